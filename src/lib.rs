@@ -1,0 +1,1 @@
+//! polytape: autodiff on WGSL compute shaders.
