@@ -1,0 +1,81 @@
+// What both matmul kernels share: arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
+// VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
+
+struct Args {
+    rows: u32, columns: u32, inner: u32,
+    a_stride: u32, b_stride: u32, c_stride: u32, out_stride: u32,
+    a_offset: u32, b_offset: u32, c_offset: u32, out_offset: u32,
+    a_batch: u32, b_batch: u32, c_batch: u32, out_batch: u32,
+    // α is multiplied by factor[factor_index] where has_factor is 1.
+    has_factor: u32, factor_index: u32,
+    alpha: f32, beta: f32, delta: f32, keep: f32,
+    // 1: the result is known to be symmetric; only its lower triangle is computed, and mirrored.
+    symmetric: u32,
+}
+
+var<immediate> args: Args;
+
+@if VECTORS {
+    fn load_a(at: u32, valid: u32) -> vec4f { return a[at / 4u]; }
+    fn load_b(at: u32, valid: u32) -> vec4f { return b[at / 4u]; }
+    fn load_c(at: u32, valid: u32) -> vec4f { return c[at / 4u]; }
+    fn load_out(at: u32, valid: u32) -> vec4f { return out[at / 4u]; }
+    fn store_out(at: u32, valid: u32, value: vec4f) { out[at / 4u] = value; }
+    fn store_one(at: u32, value: f32) { out[at / 4u][at % 4u] = value; }
+} @else {
+    // The first `valid` of four floats from `at`, and zeros.
+    fn load_a(at: u32, valid: u32) -> vec4f {
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { value[q] = a[at + q]; } }
+        return value;
+    }
+    fn load_b(at: u32, valid: u32) -> vec4f {
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { value[q] = b[at + q]; } }
+        return value;
+    }
+    fn load_c(at: u32, valid: u32) -> vec4f {
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { value[q] = c[at + q]; } }
+        return value;
+    }
+    fn load_out(at: u32, valid: u32) -> vec4f {
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { value[q] = out[at + q]; } }
+        return value;
+    }
+    fn store_out(at: u32, valid: u32, value: vec4f) {
+        @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { out[at + q] = value[q]; } }
+    }
+    fn store_one(at: u32, value: f32) { out[at] = value; }
+}
+
+// The epilogue for four outputs of one row: α·sum + β·C + δ·I + κ·out.
+fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
+    if (row >= args.rows || column >= args.columns) { return; }
+    let valid = args.columns - column;
+    var alpha = args.alpha;
+    if (args.has_factor == 1u) { alpha *= factor[args.factor_index]; }
+    var value = alpha * sum;
+    if (args.beta != 0.0) {
+        value = fma(vec4f(args.beta), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);
+    }
+    if (args.delta != 0.0) {
+        value += args.delta * vec4f(vec4u(row) == vec4u(column) + vec4u(0u, 1u, 2u, 3u));
+    }
+    let base = args.out_offset + batch * args.out_batch;
+    let at = base + row * args.out_stride + column;
+    if (args.keep != 0.0) {
+        value = fma(vec4f(args.keep), load_out(at, valid), value);
+    }
+    if (args.symmetric == 0u) {
+        store_out(at, valid, value);
+        return;
+    }
+    for (var q = 0u; q < 4u; q++) {
+        if (column + q <= row) {
+            store_one(at + q, value[q]);
+            store_one(base + (column + q) * args.out_stride + row, value[q]);
+        }
+    }
+}

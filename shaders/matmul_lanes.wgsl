@@ -1,0 +1,94 @@
+// out = α·op(A)·op(B) + β·C + δ·I + κ·out for adapters that run a subgroup as one SIMD instruction stream (lavapipe, WARP).
+//
+// A workgroup is one subgroup of LANES lanes and computes ROWS × (4·LANES·SPAN) outputs without shared memory: each lane keeps
+// SPAN vec4 of columns for all rows in registers; the values of A are spread over the lanes and broadcast by shuffles with
+// constant indices; B is read in vec4 along the columns. Per step of four along the inner dimension a lane loads ROWS / LANES
+// vec4 of A and 4·SPAN of B for 16·ROWS·SPAN multiply-adds. Each load is a scalar sequence per lane there, so the tile is as
+// large as the compiler bears.
+//
+// Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS.
+
+@group(0) @binding(0) var<storage, read> a: array<Element>;
+@group(0) @binding(1) var<storage, read> b: array<Element>;
+@group(0) @binding(2) var<storage, read> c: array<Element>;
+@group(0) @binding(3) var<storage, read> factor: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<Element>;
+
+// Rows LANES·part … of op(A) for inner indices k … k+3, one vec4 per lane. Not transposed: lane l holds row l, four inner
+// indices. Transposed: LANES / 4 neighbouring lanes hold four rows each of one inner index.
+fn load_a_part(row: u32, k: u32, lane: u32, base: u32) -> vec4f {
+    if (TRANSPOSE_A == 0u) {
+        let clamped = min(row + lane, args.rows - 1u);
+        return load_a(base + clamped * args.a_stride + k, args.inner - k);
+    }
+    let inner = k + lane / (LANES / 4u);
+    let first = row + (lane % (LANES / 4u)) * 4u;
+    if (inner >= args.inner || first >= args.rows) { return vec4f(); }
+    return load_a(base + inner * args.a_stride + first, args.rows - first);
+}
+
+// Four columns of op(B) at one inner index.
+fn load_b_row(k: u32, column: u32, base: u32) -> vec4f {
+    if (k >= args.inner || column >= args.columns) { return vec4f(); }
+    return load_b(base + k * args.b_stride + column, args.columns - column);
+}
+
+// Four inner indices of one column of op(B), where B is transposed.
+fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
+    let clamped = min(column, args.columns - 1u);
+    return load_b(base + clamped * args.b_stride + k, args.inner - k);
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * ROWS;
+    let column = group.x * (4u * LANES * SPAN) + 4u * lane;
+    let a_base = args.a_offset + group.z * args.a_batch;
+    let b_base = args.b_offset + group.z * args.b_batch;
+    if (args.symmetric == 1u && group.x * (4u * LANES * SPAN) >= row + ROWS) { return; }
+    var sum: array<vec4f, ROWS * SPAN>;
+    var a_part: array<vec4f, PARTS>;
+    var b_part: array<vec4f, 4u * SPAN>;
+    for (var k = 0u; k < args.inner; k += 4u) {
+        @unroll for (var i = 0u; i < PARTS; i++) {
+            a_part[i] = load_a_part(row + i * LANES, k, lane, a_base);
+        }
+        @unroll for (var j = 0u; j < SPAN; j++) {
+            @if TRANSPOSE_B {
+                let first = column + j * 4u * LANES;
+                let b0 = load_b_column(k, first, b_base);
+                let b1 = load_b_column(k, first + 1u, b_base);
+                let b2 = load_b_column(k, first + 2u, b_base);
+                let b3 = load_b_column(k, first + 3u, b_base);
+                b_part[4u * j] = vec4f(b0.x, b1.x, b2.x, b3.x);
+                b_part[4u * j + 1u] = vec4f(b0.y, b1.y, b2.y, b3.y);
+                b_part[4u * j + 2u] = vec4f(b0.z, b1.z, b2.z, b3.z);
+                b_part[4u * j + 3u] = vec4f(b0.w, b1.w, b2.w, b3.w);
+            } @else {
+                @unroll for (var q = 0u; q < 4; q++) {
+                    b_part[4u * j + q] = load_b_row(k + q, column + j * 4u * LANES, b_base);
+                }
+            }
+        }
+        @unroll for (var i = 0u; i < ROWS; i++) {
+            @unroll for (var q = 0u; q < 4; q++) {
+                @if TRANSPOSE_A {
+                    let x = vec4f(subgroupShuffle(a_part[i / LANES][i % 4u], q * (LANES / 4u) + (i % LANES) / 4u));
+                    @unroll for (var j = 0u; j < SPAN; j++) {
+                        sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
+                    }
+                } @else {
+                    let x = vec4f(subgroupShuffle(a_part[i / LANES][q], i % LANES));
+                    @unroll for (var j = 0u; j < SPAN; j++) {
+                        sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
+                    }
+                }
+            }
+        }
+    }
+    @unroll for (var i = 0u; i < ROWS; i++) {
+        @unroll for (var j = 0u; j < SPAN; j++) {
+            finish(row + i, column + j * 4u * LANES, group.z, sum[i * SPAN + j]);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x). One row per workgroup. dw is a column sum.
+
+struct Args { rows: u32, first: u32, columns: u32, eps: f32 }
+
+var<immediate> args: Args;
+
+@group(0) @binding(0) var<storage, read> x: array<Element>;
+@group(0) @binding(1) var<storage, read> w: array<Element>;
+@group(0) @binding(2) var<storage, read> saved_r: array<f32>;
+@group(0) @binding(2) var<storage, read_write> r: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<Element>;
+@group(0) @binding(3) var<storage, read_write> y: array<Element>;
+@group(0) @binding(4) var<storage, read_write> dx: array<Element>;
+
+@compute @workgroup_size(WORKGROUP)
+fn forward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * groups.x + group.x;
+    if (row >= args.rows) { return; }
+    let columns = args.columns / WIDTH;
+    var squares = 0.0;
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        let value = x[row * columns + c];
+        squares += total(value * value);
+    }
+    let scale = 1.0 / sqrt(workgroup_sum(squares, lane) / f32(args.columns) + args.eps);
+    if (lane == 0u) { r[row] = scale; }
+    for (var c = lane; c < columns; c += WORKGROUP) { y[row * columns + c] = w[c] * x[row * columns + c] * scale; }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * groups.x + group.x;
+    if (row >= args.rows) { return; }
+    let columns = args.columns / WIDTH;
+    var inner = 0.0;
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        inner += total(w[c] * dy[row * columns + c] * x[row * columns + c]);
+    }
+    let scale = saved_r[row];
+    let pull = scale * scale * scale * workgroup_sum(inner, lane) / f32(args.columns);
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        dx[row * columns + c] = scale * w[c] * dy[row * columns + c] - pull * x[row * columns + c];
+    }
+}

@@ -1,0 +1,68 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+/// Everything that can go wrong by a user's input or by the machine. A broken invariant of the crate itself panics with "bug:".
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Shapes that an operation cannot combine; the text shows every shape and the equation that fails.
+    #[error("{op}: {problem}")]
+    Shape {
+        /// The operation's name.
+        op: &'static str,
+        /// All shapes and what does not fit.
+        problem: String,
+    },
+    /// No adapter, or none that fits the request.
+    #[error("adapter: {0}")]
+    Adapter(String),
+    /// A shader that the compiler refused; carries the compiler's text.
+    #[error("kernel {kernel}: {problem}")]
+    Kernel {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// The compiler's text, or what does not fit the bindings.
+        problem: String,
+    },
+    /// The byte budget or the device's memory is exhausted. Nothing was allocated.
+    #[error("out of memory on the device: {requested} bytes asked for while {live} are in use and {}", budget_text(*.budget))]
+    OutOfMemory {
+        /// Size of the buffer asked for.
+        requested: u64,
+        /// Bytes in live buffers.
+        live: u64,
+        /// The budget, when one was set.
+        budget: Option<u64>,
+    },
+    /// The device was lost or reported an error outside of any call.
+    #[error("device: {0}")]
+    Device(String),
+    /// A file that cannot be read or written, or does not hold what was expected.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what was expected.
+        problem: String,
+    },
+    /// A value that an operation, optimizer or model does not accept.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn budget_text(budget: Option<u64>) -> String {
+    match budget {
+        Some(bytes) => format!("the budget is {bytes}"),
+        None => "the driver refused more".into(),
+    }
+}
+
+impl Error {
+    pub(crate) fn shape(op: &'static str, problem: impl Into<String>) -> Self {
+        Self::Shape { op, problem: problem.into() }
+    }
+}

@@ -1,0 +1,227 @@
+//! WGSL → pipeline: composition, cache, bindings, dispatch.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use super::device::{Gpu, IMMEDIATE_BYTES};
+use super::pool::Buffer;
+use super::wgsl::compose;
+use crate::error::{Error, Result};
+
+/// How a kernel uses a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A compute shader: its text, its entry point, and the storage buffers it binds, in order from `@group(0) @binding(0)`.
+///
+/// Arguments reach the shader as `var<immediate>`, at most 128 bytes. Loops marked `@unroll` are written out: naga does not
+/// unroll loops, and an array indexed by a loop variable cannot live in registers. `@if NAME { … } @else { … }` chooses text by a
+/// constant.
+#[derive(Debug)]
+pub struct Kernel {
+    name: &'static str,
+    source: &'static str,
+    entry: &'static str,
+    bindings: &'static [Access],
+    /// Stays in bounds by itself, so that release builds leave the compiler's bounds checks out.
+    trusted: bool,
+}
+
+/// A part of a buffer, in bytes.
+#[derive(Clone, Copy)]
+pub struct Slice<'a> {
+    /// The buffer.
+    pub buffer: &'a Buffer,
+    /// First byte; a multiple of 256.
+    pub offset: u64,
+    /// Number of bytes; rounded up to a multiple of 16 when bound.
+    pub size: u64,
+}
+
+/// One dispatch of a kernel.
+pub struct Launch<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Values of its `const` names; each combination is a pipeline of its own.
+    pub constants: &'a [(&'static str, u32)],
+    /// One slice per binding.
+    pub buffers: &'a [Slice<'a>],
+    /// The bytes of its `var<immediate>`.
+    pub arguments: &'a [u8],
+    /// Number of workgroups in x, y and z.
+    pub workgroups: [u32; 3],
+    /// The most loop iterations that one invocation makes, summed over its loops that are not unrolled. Old Mesa stops an
+    /// invocation silently after 65,535.
+    pub iterations: u64,
+    /// Floating-point operations, for bounding submits and for profiles; 0 when it is too small to matter.
+    pub work: u64,
+}
+
+/// Old Mesa's silent limit on the iterations of one invocation.
+const ITERATION_LIMIT: u64 = 65_535;
+
+pub(super) struct Pipeline {
+    pub(super) raw: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+}
+
+type PipelineKey = (&'static str, &'static str, Vec<(&'static str, u32)>);
+
+#[derive(Default)]
+pub(super) struct PipelineCache {
+    compiled: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+}
+
+impl Kernel {
+    /// A kernel named `name` in errors and profiles, from WGSL text, an entry point, and its bindings in order. Compiled with
+    /// bounds checks.
+    pub const fn new(name: &'static str, source: &'static str, entry: &'static str, bindings: &'static [Access]) -> Self {
+        Self { name, source, entry, bindings, trusted: false }
+    }
+
+    /// A kernel of this crate, which guards every index and bounds every loop by itself.
+    pub(crate) const fn trusted(
+        name: &'static str,
+        source: &'static str,
+        entry: &'static str,
+        bindings: &'static [Access],
+    ) -> Self {
+        Self { name, source, entry, bindings, trusted: true }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn error(&self, problem: impl Into<String>) -> Error {
+        Error::Kernel { kernel: self.name, problem: problem.into() }
+    }
+}
+
+impl Gpu {
+    /// Records one dispatch. It runs after everything recorded before it, at the latest when something is read back.
+    pub fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let kernel = launch.kernel;
+        if launch.workgroups.contains(&0) {
+            return Ok(());
+        }
+        if launch.buffers.len() != kernel.bindings.len() {
+            let problem = format!("{} buffers given, {} bindings declared", launch.buffers.len(), kernel.bindings.len());
+            return Err(kernel.error(problem));
+        }
+        self.check_limits(launch)?;
+        let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = launch
+            .buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, slice)| wgpu::BindGroupEntry { binding: binding as u32, resource: slice.resource() })
+            .collect();
+        let bind_group = self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
+        self.flush_if_due()
+    }
+
+    fn check_limits(&self, launch: &Launch<'_>) -> Result<()> {
+        let kernel = launch.kernel;
+        if self.adapter().is_software() && launch.iterations > ITERATION_LIMIT {
+            let problem = format!("{} loop iterations in one invocation, at most {ITERATION_LIMIT} are safe", launch.iterations);
+            return Err(kernel.error(problem));
+        }
+        let most = self.adapter().limits.max_compute_workgroups_per_dimension;
+        if launch.workgroups.iter().any(|&count| count > most) {
+            return Err(kernel.error(format!("{:?} workgroups, at most {most} per dimension", launch.workgroups)));
+        }
+        match launch.buffers.iter().find(|slice| slice.size > self.binding_limit()) {
+            Some(slice) => {
+                let problem = format!("a binding of {} bytes, the adapter allows {}", slice.size, self.binding_limit());
+                Err(kernel.error(problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn pipeline(&self, kernel: &Kernel, constants: &[(&'static str, u32)], argument_bytes: u32) -> Result<Arc<Pipeline>> {
+        let key = (kernel.name, kernel.entry, constants.to_vec());
+        let mut compiled = self.inner.pipelines.compiled.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(pipeline) = compiled.get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(pollster::block_on(self.compile(kernel, constants, argument_bytes))?);
+        compiled.insert(key, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    async fn compile(&self, kernel: &Kernel, constants: &[(&str, u32)], argument_bytes: u32) -> Result<Pipeline> {
+        if argument_bytes > IMMEDIATE_BYTES {
+            return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
+        }
+        let text = compose(kernel.source, constants).map_err(|problem| kernel.error(problem))?;
+        let device = &self.inner.device;
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let module = if self.inner.checked_shaders || !kernel.trusted {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: a trusted kernel is one of this crate's; they guard every index and bound every loop, and the tests run
+            // them with the checks on against the same reference.
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let layout = self.bind_group_layout(kernel);
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: argument_bytes,
+        });
+        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        match scope.pop().await {
+            Some(error) => Err(kernel.error(error.to_string())),
+            None => Ok(Pipeline { raw, layout }),
+        }
+    }
+
+    fn bind_group_layout(&self, kernel: &Kernel) -> wgpu::BindGroupLayout {
+        let entry = |(binding, access): (usize, &Access)| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = kernel.bindings.iter().enumerate().map(entry).collect();
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries };
+        self.inner.device.create_bind_group_layout(&descriptor)
+    }
+}
+
+impl<'a> Slice<'a> {
+    fn resource(&self) -> wgpu::BindingResource<'a> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: self.buffer.raw(),
+            offset: self.offset,
+            size: std::num::NonZeroU64::new(self.size.next_multiple_of(16)),
+        })
+    }
+}

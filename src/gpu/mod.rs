@@ -1,0 +1,14 @@
+//! The device: adapters, kernels, buffers, the command queue. Knows bytes and kernels, nothing of tensors.
+
+mod device;
+mod kernel;
+mod pool;
+mod profile;
+mod queue;
+mod wgsl;
+
+pub use device::{AdapterChoice, AdapterSummary, Gpu, GpuOptions, Profile, adapters};
+pub use kernel::{Access, Kernel, Launch, Slice};
+pub use pool::{Buffer, MemoryUse};
+pub use profile::{KernelTime, ProfileTable};
+pub use queue::QueueCounters;

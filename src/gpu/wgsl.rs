@@ -1,0 +1,130 @@
+//! Source composition: constants become `const` lines, and two directives are resolved in the text.
+//!
+//! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each number, where BOUND is a number
+//! or a constant: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
+//! `@if NAME { … } @else { … }` keeps the first block where the constant NAME is set and not 0, else the second (which may be
+//! absent): for declarations, types and features that a plain `if` cannot choose.
+
+/// Definitions that every kernel may use.
+const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
+
+type Constants<'a> = &'a [(&'a str, u32)];
+
+/// The complete WGSL text of a kernel: one `const` line per constant, the prelude, the source with its directives resolved.
+pub(super) fn compose(source: &str, constants: Constants<'_>) -> Result<String, String> {
+    let mut text = String::new();
+    for (name, value) in constants {
+        text.push_str(&format!("const {name}: u32 = {value}u;\n"));
+    }
+    text.push_str(&expand(PRELUDE, constants)?);
+    text.push_str(&expand(source, constants)?);
+    Ok(text)
+}
+
+fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
+    let directive = ["@unroll ", "@if "].iter().filter_map(|mark| source.find(mark).map(|at| (at, *mark))).min();
+    let Some((start, mark)) = directive else {
+        return Ok(source.to_string());
+    };
+    let (before, rest) = source.split_at(start);
+    let (header, body, after) = block(&rest[mark.len()..])?;
+    let mut text = before.to_string();
+    let mut after = after;
+    if mark == "@if " {
+        let holds = constants.iter().any(|(name, value)| *name == header && *value != 0);
+        let mut chosen = if holds { body } else { "" };
+        if let Some(tail) = after.trim_start().strip_prefix("@else") {
+            let (_, otherwise, rest) = block(tail)?;
+            after = rest;
+            chosen = if holds { body } else { otherwise };
+        }
+        text.push_str(&expand(chosen, constants)?);
+    } else {
+        let (variable, count) = loop_header(header, constants)?;
+        for i in 0..count {
+            let written = expand(&replace_word(body, variable, &format!("{i}u")), constants)?;
+            text.push_str(&format!("{{{written}}}\n"));
+        }
+    }
+    text.push_str(&expand(after, constants)?);
+    Ok(text)
+}
+
+/// Splits `HEADER { BODY } AFTER`.
+fn block(text: &str) -> Result<(&str, &str, &str), String> {
+    let open = text.find('{').ok_or("directive without a block")?;
+    let close = matching_brace(text, open).ok_or("directive whose block does not end")?;
+    Ok((text[..open].trim(), &text[open + 1..close], &text[close + 1..]))
+}
+
+/// Reads `for (var i = 0u; i < BOUND; i++)` as (`i`, BOUND's value).
+fn loop_header<'a>(header: &'a str, constants: Constants<'_>) -> Result<(&'a str, u32), String> {
+    let parse = || {
+        let inside = header.strip_prefix("for (var ")?.strip_suffix(')')?;
+        let (variable, rest) = inside.split_once(" = 0u; ")?;
+        let bound = rest.strip_prefix(variable)?.strip_prefix(" < ")?.strip_suffix("++")?.strip_suffix(variable)?;
+        let bound = bound.strip_suffix("; ")?;
+        let value = constants.iter().find(|(name, _)| *name == bound).map(|(_, value)| *value);
+        Some((variable, value.or_else(|| bound.trim_end_matches('u').parse().ok())?))
+    };
+    parse().ok_or_else(|| format!("@unroll: cannot read `{header}`"))
+}
+
+fn matching_brace(text: &str, open: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (at, byte) in text.bytes().enumerate().skip(open) {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+fn replace_word(text: &str, word: &str, with: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let end = at + word.len();
+        let alone = !rest[..at].ends_with(|c| is_word(c) || c == '.') && !rest[end..].starts_with(is_word);
+        result.push_str(&rest[..at]);
+        result.push_str(if alone { with } else { word });
+        rest = &rest[end..];
+    }
+    result.push_str(rest);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat(text: &str) -> String {
+        text.split_whitespace().collect()
+    }
+
+    #[test]
+    fn loops_are_written_out_with_nested_variables_replaced_as_words() {
+        let source = "@unroll for (var i = 0u; i < N; i++) { @unroll for (var j = 0u; j < 2; j++) { x[i] = if_i.i + j; } }";
+        let text = expand(source, &[("N", 2)]).expect("unrolls");
+        assert_eq!(flat(&text), "{{x[0u]=if_i.i+0u;}{x[0u]=if_i.i+1u;}}{{x[1u]=if_i.i+0u;}{x[1u]=if_i.i+1u;}}");
+    }
+
+    #[test]
+    fn conditions_choose_their_block() {
+        let source = "a @if X { b { c } } @else { d } e @if Y { f } g";
+        assert_eq!(flat(&expand(source, &[("X", 1)]).expect("expands")), "ab{c}eg");
+        assert_eq!(flat(&expand(source, &[("X", 0), ("Y", 2)]).expect("expands")), "adefg");
+    }
+
+    #[test]
+    fn a_loop_it_cannot_read_is_an_error() {
+        let error = expand("@unroll for (var i = 1u; i < 4u; i++) { }", &[]).expect_err("starts at one");
+        assert!(error.contains("i = 1u"), "{error}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Causal attention with grouped heads: o = softmax(q·kᵀ/√head_dim)·v per head. q [batch·queries, heads·head_dim], k and v
+//! [batch·keys, kv_heads·head_dim] → o like q. Query i sees the keys up to i + keys - queries. Saves q, k, v, o and the
+//! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists.
+
+use super::elementwise::Rows;
+use super::vectors;
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice};
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+const R: Access = Access::Read;
+const W: Access = Access::ReadWrite;
+const BACKWARD_SOURCE: &str =
+    concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_backward.wgsl"));
+
+static FORWARD: Kernel = Kernel::trusted(
+    "attention",
+    concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_forward.wgsl")),
+    "main",
+    &[R, R, R, W, W],
+);
+static DELTA: Kernel = Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]);
+static QUERY_BACKWARD: Kernel = Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]);
+static KEY_BACKWARD: Kernel = Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]);
+
+/// How the rows and columns of q, k and v divide into sequences and heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of sequences.
+    pub batch: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves heads / kv_heads query heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// The widest head whose rows fit the registers.
+const MAX_HEAD_DIM: usize = 256;
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    shape: AttentionShape,
+    queries: usize,
+    keys: usize,
+}
+
+/// Rows per lane, and the side that the lanes own.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    Forward,
+    QueryBackward,
+    KeyBackward,
+}
+
+impl AttentionShape {
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
+        let ([q_rows, q_columns], [k_rows, k_columns]) = (q.dims("attention")?, k.dims("attention")?);
+        let Self { batch, heads, kv_heads, head_dim } = *self;
+        let fail = |what: String| {
+            let problem = format!("q {:?}, k {:?}, v {:?} as {self:?}: {what}", q.shape(), k.shape(), v.shape());
+            Err(Error::shape("attention", problem))
+        };
+        if [batch, heads, kv_heads, head_dim].contains(&0) || head_dim > MAX_HEAD_DIM {
+            return fail(format!("sizes above 0 and a head_dim up to {MAX_HEAD_DIM} expected"));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return fail(format!("{heads} heads are no multiple of {kv_heads} kv_heads"));
+        }
+        if k.shape() != v.shape() || q_columns != heads * head_dim || k_columns != kv_heads * head_dim {
+            return fail(format!("q [.., {}] and k and v [.., {}] expected", heads * head_dim, kv_heads * head_dim));
+        }
+        if !q_rows.is_multiple_of(batch) || !k_rows.is_multiple_of(batch) || k_rows < q_rows {
+            return fail(format!("{batch} whole sequences with at least as many keys as queries expected"));
+        }
+        Ok(Sizes { shape: *self, queries: q_rows / batch, keys: k_rows / batch })
+    }
+}
+
+impl Sizes {
+    fn launch(&self, gpu: &Gpu, kernel: &Kernel, buffers: &[Slice<'_>], pass: Pass) -> Result<()> {
+        let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
+        let quarters = head_dim.div_ceil(4);
+        let (lanes, one_subgroup, block) = match gpu.kernels() {
+            Profile::Fallback => (gpu.lanes() as usize, 1, 4),
+            Profile::Portable => (64, 0, 8),
+        };
+        // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
+        let own = match (gpu.kernels(), pass, head_dim) {
+            (Profile::Portable, ..) | (_, _, 129..) => 1,
+            (_, Pass::Forward, ..=64) => 4,
+            _ => 2,
+        };
+        let (near, far, near_heads, far_heads) = match pass {
+            Pass::KeyBackward => (self.keys, self.queries, kv_heads, heads / kv_heads),
+            _ => (self.queries, self.keys, heads, 1),
+        };
+        let total = block * quarters;
+        let products = if pass == Pass::Forward {
+            2
+        } else if pass == Pass::QueryBackward {
+            3
+        } else {
+            4
+        };
+        let fetches = if one_subgroup == 1 { 0 } else { total.div_ceil(lanes) };
+        let arguments = [
+            self.queries as u32,
+            self.keys as u32,
+            (self.keys - self.queries) as u32,
+            heads as u32,
+            (heads / kv_heads) as u32,
+            (1.0 / (head_dim as f32).sqrt()).to_bits(),
+        ];
+        gpu.launch(&Launch {
+            kernel,
+            constants: &[
+                ("DIM", head_dim as u32),
+                ("QUARTERS", quarters as u32),
+                ("LANES", lanes as u32),
+                ("OWN", own as u32),
+                ("BLOCK", block as u32),
+                ("TOTAL", total as u32),
+                ("PARTS", total.div_ceil(lanes) as u32),
+                ("ONE_SUBGROUP", one_subgroup),
+                ("VECTORS", vectors(head_dim)),
+                ("QUERY_SIDE", u32::from(pass == Pass::QueryBackward)),
+            ],
+            buffers,
+            arguments: bytemuck::cast_slice(&arguments),
+            workgroups: [near.div_ceil(lanes * own) as u32, near_heads as u32, batch as u32],
+            iterations: (far_heads * far.div_ceil(block) * (1 + fetches)) as u64,
+            // Half of all pairs are masked.
+            work: (products * batch * heads * self.queries * self.keys * head_dim) as u64,
+        })
+    }
+}
+
+impl Tensor {
+    /// The attention of the queries self over `k` and `v`: (o, log-sum-exp).
+    pub(crate) fn attention(&self, k: &Tensor, v: &Tensor, shape: AttentionShape) -> Result<(Tensor, Tensor)> {
+        let sizes = shape.check(self, k, v)?;
+        let o = Tensor::uninitialized(self.gpu(), self.shape())?;
+        let lse = Tensor::uninitialized(self.gpu(), &[shape.batch * sizes.queries, shape.heads])?;
+        let buffers = [self, k, v, &o, &lse].map(Tensor::slice);
+        sizes.launch(self.gpu(), &FORWARD, &buffers, Pass::Forward)?;
+        Ok((o, lse))
+    }
+}
+
+impl<'t> Var<'t> {
+    /// Causal attention of the queries self over `k` and `v`; the shapes are at the head of this file and in [`AttentionShape`].
+    pub fn attention(&self, k: &Var<'t>, v: &Var<'t>, shape: AttentionShape) -> Result<Var<'t>> {
+        let (q, key, value) = (self.value().clone(), k.value().clone(), v.value().clone());
+        let sizes = shape.check(&q, &key, &value)?;
+        let (o, lse) = q.attention(&key, &value, shape)?;
+        let saved = o.clone();
+        self.tape().record("attention", o, [self, k, v], move |dy, _| {
+            let delta = delta(&saved, &dy, &lse, shape.head_dim)?;
+            drop(saved);
+            let like = |tensor: &Tensor| Tensor::uninitialized(tensor.gpu(), tensor.shape());
+            let (dq, dk, dv) = (like(&q)?, like(&key)?, like(&value)?);
+            let inputs = [&q, &key, &value, &dy, &lse, &delta].map(Tensor::slice);
+            sizes.launch(q.gpu(), &QUERY_BACKWARD, &[&inputs[..], &[dq.slice()]].concat(), Pass::QueryBackward)?;
+            sizes.launch(q.gpu(), &KEY_BACKWARD, &[&inputs[..], &[dk.slice(), dv.slice()]].concat(), Pass::KeyBackward)?;
+            Ok([Some(dq), Some(dk), Some(dv)])
+        })
+    }
+}
+
+fn delta(o: &Tensor, dy: &Tensor, lse: &Tensor, head_dim: usize) -> Result<Tensor> {
+    let delta = Tensor::uninitialized(o.gpu(), lse.shape())?;
+    let width = if head_dim.is_multiple_of(4) { 4 } else { 1 };
+    let launch = Rows {
+        kernel: &DELTA,
+        constants: &[("VECTORS", vectors(head_dim))],
+        rows: lse.len(),
+        tensors: &[(o, head_dim), (dy, head_dim), (&delta, 1)],
+        arguments: &[head_dim as u32],
+        invocations_per_row: 1.0,
+        workgroup: 64,
+        iterations: head_dim / width,
+    };
+    launch.launch(o.gpu())?;
+    Ok(delta)
+}

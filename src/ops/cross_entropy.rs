@@ -1,0 +1,95 @@
+//! Cross-entropy fused with the head: loss = mean over rows of (log Σ exp(x·wᵀ) - (x·wᵀ)[target]). x [rows, dim], w [vocab, dim]
+//! → [1]. Walks the rows in chunks, so that never more than a chunk of logits exists, and computes the gradients on the way:
+//! saves dx and dw, which the backward only scales.
+
+use super::embedding::check_ids;
+use super::gemm::{Gemm, Matrix};
+use super::{vectors, workgroup};
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Kernel, Launch};
+use crate::tape::Var;
+use crate::tensor::{Indices, Tensor};
+
+use super::reduce::Term;
+
+static CROSS_ENTROPY: Kernel = Kernel::trusted(
+    "cross_entropy",
+    include_str!("../../shaders/cross_entropy.wgsl"),
+    "main",
+    &[Access::Read, Access::ReadWrite, Access::ReadWrite],
+);
+
+/// Bytes of logits that exist at a time, where one block of rows allows it.
+const LOGIT_BYTES: usize = 32 << 20;
+
+impl<'t> Var<'t> {
+    /// Mean cross-entropy, in nats, of the logits self·weightᵀ against `targets`. self [rows, dim], weight [vocabulary, dim],
+    /// targets [rows] → [1].
+    pub fn head_cross_entropy(&self, weight: &Var<'t>, targets: &Indices) -> Result<Var<'t>> {
+        let (x, w) = (self.value(), weight.value());
+        let ([rows, dim], [vocabulary, w_dim]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
+        if dim != w_dim || targets.len() != rows {
+            let problem = format!(
+                "{:?} × {:?}ᵀ with {} targets: [rows, dim], [vocabulary, dim] and as many targets as rows expected",
+                x.shape(),
+                w.shape(),
+                targets.len()
+            );
+            return Err(Error::shape("cross_entropy", problem));
+        }
+        check_ids("cross_entropy", targets, vocabulary)?;
+        let wanted = [self, weight].map(Var::wants_gradient);
+        let (loss, gradients) = forward(x, w, targets, wanted)?;
+        self.tape().record("cross_entropy", loss, [self, weight], move |dy, _| {
+            let [dx, dw] = gradients;
+            let scale = |gradient: Option<Tensor>| gradient.map(|tensor| tensor.scaled_by(&dy, 1.0)).transpose();
+            Ok([scale(dx)?, scale(dw)?])
+        })
+    }
+}
+
+fn forward(x: &Tensor, w: &Tensor, targets: &Indices, [wants_x, wants_w]: [bool; 2]) -> Result<(Tensor, [Option<Tensor>; 2])> {
+    let gpu = x.gpu();
+    let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
+    let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
+    let step = (bytes / 4 / vocabulary / 64 * 64).max(64).min(rows);
+    let losses = Tensor::uninitialized(gpu, &[rows])?;
+    let dx = wants_x.then(|| Tensor::uninitialized(gpu, x.shape())).transpose()?;
+    let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
+    for first in (0..rows).step_by(step) {
+        let count = step.min(rows - first);
+        let x_chunk = Matrix::new(x)?.row_window(first, count);
+        let logits = Gemm::new(x_chunk, Matrix::new(w)?.t()).compute()?;
+        softmax_gradient(&logits, targets, &losses, first, wants_x || wants_w)?;
+        if let Some(dx) = &dx {
+            Gemm::new(Matrix::new(&logits)?, Matrix::new(w)?).compute_into(Matrix::new(dx)?.row_window(first, count))?;
+        }
+        if let Some(dw) = &dw {
+            let keep = if first == 0 { 0.0 } else { 1.0 };
+            Gemm { keep, ..Gemm::new(Matrix::new(&logits)?.t(), x_chunk) }.compute_into(Matrix::new(dw)?)?;
+        }
+    }
+    Ok((losses.total(Term::Plain, 1.0 / rows as f32)?, [dx, dw]))
+}
+
+/// Writes the losses of a chunk of rows and turns its logits into their gradient.
+fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, gradient: bool) -> Result<()> {
+    let gpu = logits.gpu();
+    let [count, vocabulary] = logits.dims("cross_entropy")?;
+    let (workgroup, one_subgroup) = workgroup(gpu);
+    let scale = 1.0 / losses.len() as f32;
+    gpu.launch(&Launch {
+        kernel: &CROSS_ENTROPY,
+        constants: &[
+            ("WORKGROUP", workgroup),
+            ("ONE_SUBGROUP", one_subgroup),
+            ("VECTORS", vectors(vocabulary)),
+            ("GRADIENT", u32::from(gradient)),
+        ],
+        buffers: &[targets.slice(), logits.slice(), losses.slice()],
+        arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.to_bits()]),
+        workgroups: [count as u32, 1, 1],
+        iterations: 3 * vocabulary.div_ceil(workgroup as usize) as u64,
+        work: 0,
+    })
+}

@@ -1,0 +1,302 @@
+//! The general matrix product under everything: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out, where f is a scalar on the device.
+//!
+//! Operands are [`Matrix`] views with a row stride, so that heads, row windows and column blocks need no copy. Not
+//! differentiable; [`Var::matmul`](crate::Var::matmul) is.
+
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice};
+use crate::tensor::Tensor;
+
+static LANES: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
+    "main",
+    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+);
+
+static TILED: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
+    "main",
+    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+);
+
+/// A row-major matrix, or a batch of them, inside a tensor.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    tensor: &'a Tensor,
+    /// First element.
+    offset: usize,
+    rows: usize,
+    columns: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+    /// Elements from one matrix of the batch to the next; 0 repeats the first.
+    batch_stride: usize,
+    transposed: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// A tensor of rank 2 as a matrix, or of rank 3 [batch, rows, columns] as a batch of matrices.
+    pub fn new(tensor: &'a Tensor) -> Result<Self> {
+        let (rows, columns, batch_stride) = match *tensor.shape() {
+            [rows, columns] => (rows, columns, 0),
+            [_, rows, columns] => (rows, columns, rows * columns),
+            _ => return Err(Error::shape("matmul", format!("shape {:?}: 2 or 3 dimensions expected", tensor.shape()))),
+        };
+        Ok(Self { tensor, offset: 0, rows, columns, stride: columns, batch_stride, transposed: false })
+    }
+
+    /// The transposed matrix.
+    pub fn t(self) -> Self {
+        Self { transposed: !self.transposed, ..self }
+    }
+
+    /// `count` stored rows from `first`.
+    pub fn row_window(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows, "bug: rows {first}..{} of {}", first + count, self.rows);
+        Self { offset: self.offset + first * self.stride, rows: count, ..self }
+    }
+
+    /// `count` stored columns from `first`.
+    pub fn column_window(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.columns, "bug: columns {first}..{} of {}", first + count, self.columns);
+        Self { offset: self.offset + first, columns: count, ..self }
+    }
+
+    /// Rows and columns as the product sees them.
+    fn size(&self) -> (usize, usize) {
+        if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
+    }
+
+    fn is_multiple_of_four(&self) -> bool {
+        [self.offset, self.stride, self.batch_stride].iter().all(|value| value.is_multiple_of(4))
+    }
+
+    /// The binding that holds the elements, and the place of the first in it.
+    fn binding(&self, batch: usize) -> (Slice<'a>, usize) {
+        let start = self.offset / 64 * 64;
+        let end = self.offset + (batch - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
+        (self.tensor.window(start, end - start), self.offset - start)
+    }
+}
+
+/// One product with its epilogue; see [`gemm`].
+#[derive(Clone, Copy)]
+pub struct Gemm<'a> {
+    /// The left factor.
+    pub a: Matrix<'a>,
+    /// The right factor.
+    pub b: Matrix<'a>,
+    /// α.
+    pub alpha: f32,
+    /// A vector on the device and the index of the element that multiplies α.
+    pub factor: Option<(&'a Tensor, usize)>,
+    /// C and β.
+    pub add: Option<(Matrix<'a>, f32)>,
+    /// δ, on the diagonal.
+    pub delta: f32,
+    /// κ, the multiple of the old contents of the output to keep; 0 never reads them.
+    pub keep: f32,
+    /// The result is known to be symmetric: half is computed, and mirrored.
+    pub symmetric: bool,
+}
+
+impl<'a> Gemm<'a> {
+    /// op(A)·op(B).
+    pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
+        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false }
+    }
+
+    /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
+    pub fn compute(&self) -> Result<Tensor> {
+        let (rows, columns) = (self.a.size().0, self.b.size().1);
+        let batch = batch_of(&self.a).max(batch_of(&self.b));
+        let is_batch = self.a.tensor.shape().len() == 3 || self.b.tensor.shape().len() == 3;
+        let shape: &[usize] = if is_batch { &[batch, rows, columns] } else { &[rows, columns] };
+        let out = Tensor::uninitialized(self.a.tensor.gpu(), shape)?;
+        self.compute_into(Matrix::new(&out)?)?;
+        Ok(out)
+    }
+
+    /// Computes into an existing matrix, whose tensor is none of the operands.
+    pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
+        let problem = self.problem(&out)?;
+        let gpu = self.a.tensor.gpu();
+        let limit = (gpu.binding_limit() / 4) as usize;
+        for part in split(self, out, limit)? {
+            part.0.launch(gpu, part.1, problem)?;
+        }
+        Ok(())
+    }
+
+    /// The batch size, or why the operands do not fit.
+    fn problem(&self, out: &Matrix<'_>) -> Result<usize> {
+        let ((rows, inner), (inner_b, columns)) = (self.a.size(), self.b.size());
+        let fail = |problem: String| Err(Error::shape("matmul", problem));
+        if inner != inner_b {
+            return fail(format!("[{rows}, {inner}] × [{inner_b}, {columns}]: inner dimensions {inner} and {inner_b} differ"));
+        }
+        if out.size() != (rows, columns) || out.transposed {
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give {:?}", out.size()));
+        }
+        let (batch_a, batch_b) = (batch_of(&self.a), batch_of(&self.b));
+        if batch_a != batch_b && batch_a != 1 && batch_b != 1 {
+            return fail(format!(
+                "{:?} × {:?}: batches {batch_a} and {batch_b} differ",
+                self.a.tensor.shape(),
+                self.b.tensor.shape()
+            ));
+        }
+        if let Some((c, _)) = self.add.filter(|(c, _)| c.size() != (rows, columns) || c.transposed) {
+            return fail(format!("[{rows}, {columns}] + {:?}: the shapes differ", c.size()));
+        }
+        Ok(batch_a.max(batch_b))
+    }
+
+    fn launch(&self, gpu: &Gpu, out: Matrix<'_>, batch: usize) -> Result<()> {
+        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
+        let (c, beta) = self.add.unwrap_or((self.a, 0.0));
+        let (a_slice, a_offset) = self.a.binding(batch_of(&self.a));
+        let (b_slice, b_offset) = self.b.binding(batch_of(&self.b));
+        let (c_slice, c_offset) = c.binding(batch_of(&c));
+        let (out_slice, out_offset) = out.binding(batch);
+        let (factor, factor_index) = self.factor.map_or((a_slice, 0), |(tensor, index)| (tensor.slice(), index));
+        let arguments = Arguments {
+            sizes: [rows, columns, inner].map(|size| size as u32),
+            strides: [self.a.stride, self.b.stride, c.stride, out.stride].map(|stride| stride as u32),
+            offsets: [a_offset, b_offset, c_offset, out_offset].map(|offset| offset as u32),
+            batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
+            factor: [u32::from(self.factor.is_some()), factor_index as u32],
+            epilogue: [self.alpha, beta, self.delta, self.keep],
+            symmetric: u32::from(self.symmetric),
+        };
+        let operands = [&self.a, &self.b, &c, &out];
+        let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
+            && columns.is_multiple_of(4)
+            && inner.is_multiple_of(4)
+            && (!self.a.transposed || rows.is_multiple_of(4));
+        let plan = Plan::new(gpu, rows, columns);
+        gpu.launch(&Launch {
+            kernel: plan.kernel,
+            constants: &[
+                ("LANES", plan.lanes),
+                ("ROWS", plan.rows),
+                ("PARTS", plan.rows / plan.lanes),
+                ("SPAN", plan.span),
+                ("TRANSPOSE_A", u32::from(self.a.transposed)),
+                ("TRANSPOSE_B", u32::from(self.b.transposed)),
+                ("VECTORS", u32::from(vectors)),
+            ],
+            buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
+            arguments: bytemuck::bytes_of(&arguments),
+            workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
+            iterations: inner.div_ceil(plan.depth) as u64,
+            work: 2 * (batch * rows * columns * inner) as u64 / if self.symmetric { 2 } else { 1 },
+        })
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Arguments {
+    sizes: [u32; 3],
+    strides: [u32; 4],
+    offsets: [u32; 4],
+    batches: [u32; 4],
+    factor: [u32; 2],
+    epilogue: [f32; 4],
+    symmetric: u32,
+}
+
+/// The kernel for a shape and its tile.
+struct Plan {
+    kernel: &'static Kernel,
+    lanes: u32,
+    rows: u32,
+    span: u32,
+    tile_rows: usize,
+    tile_columns: usize,
+    depth: usize,
+}
+
+impl Plan {
+    fn new(gpu: &Gpu, rows: usize, columns: usize) -> Self {
+        match gpu.kernels() {
+            Profile::Portable => Self { kernel: &TILED, lanes: 1, rows: 1, span: 1, tile_rows: 64, tile_columns: 64, depth: 16 },
+            Profile::Fallback => {
+                let lanes = gpu.lanes();
+                // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
+                let tile_rows = if rows <= 8 { 8.max(lanes) } else { 32 };
+                let span = if columns <= 4 * lanes as usize { 1 } else { 2 };
+                let tile_columns = (4 * lanes * span) as usize;
+                Self { kernel: &LANES, lanes, rows: tile_rows, span, tile_rows: tile_rows as usize, tile_columns, depth: 4 }
+            }
+        }
+    }
+}
+
+fn batch_of(matrix: &Matrix<'_>) -> usize {
+    match *matrix.tensor.shape() {
+        [batch, _, _] => batch,
+        _ => 1,
+    }
+}
+
+/// Cuts a product along its rows or columns until no operand exceeds `limit` elements of one binding.
+fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
+    let size = |matrix: &Matrix<'_>| matrix.binding(batch_of(matrix)).0.size as usize / 4;
+    let over = |matrix: &Matrix<'_>| size(matrix) > limit;
+    let (rows, columns) = (gemm.a.size().0, gemm.b.size().1);
+    let c_over = gemm.add.is_some_and(|(c, _)| over(&c));
+    if !(over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
+        return Ok(vec![(*gemm, out)]);
+    }
+    // Only cuts that take whole stored rows shrink a binding.
+    let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over;
+    let by_columns = over(&gemm.b) && gemm.b.transposed;
+    let parts = if by_rows && rows > 1 {
+        let half = rows.div_ceil(2).next_multiple_of(64).min(rows - 1);
+        let cut = |first, count| {
+            let a = if gemm.a.transposed { gemm.a.column_window(first, count) } else { gemm.a.row_window(first, count) };
+            let add = gemm.add.map(|(c, beta)| (c.row_window(first, count), beta));
+            (Gemm { a, add, ..*gemm }, out.row_window(first, count))
+        };
+        [cut(0, half), cut(half, rows - half)]
+    } else if by_columns && columns > 1 {
+        let half = columns.div_ceil(2).next_multiple_of(64).min(columns - 1);
+        let cut = |first, count| {
+            let b = gemm.b.row_window(first, count);
+            let add = gemm.add.map(|(c, beta)| (c.column_window(first, count), beta));
+            (Gemm { b, add, ..*gemm }, out.column_window(first, count))
+        };
+        [cut(0, half), cut(half, columns - half)]
+    } else {
+        return split_inner(gemm, out, limit);
+    };
+    if gemm.symmetric || gemm.delta != 0.0 {
+        return Err(Error::shape("matmul", "a symmetric product or one with a diagonal exceeds the adapter's binding limit"));
+    }
+    let [first, second] = parts;
+    let mut all = split(&first.0, first.1, limit)?;
+    all.extend(split(&second.0, second.1, limit)?);
+    Ok(all)
+}
+
+/// Cuts along the inner dimension: the second half adds to the first.
+fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
+    let inner = gemm.b.size().0;
+    let half = inner.div_ceil(2).next_multiple_of(64).min(inner - 1);
+    if half == 0 {
+        return Err(Error::shape("matmul", "one row of an operand exceeds the adapter's binding limit"));
+    }
+    let cut = |first, count| {
+        let a = if gemm.a.transposed { gemm.a.row_window(first, count) } else { gemm.a.column_window(first, count) };
+        let b = if gemm.b.transposed { gemm.b.column_window(first, count) } else { gemm.b.row_window(first, count) };
+        Gemm { a, b, ..*gemm }
+    };
+    let mut all = split(&cut(0, half), out, limit)?;
+    let rest = Gemm { add: None, delta: 0.0, keep: 1.0, ..cut(half, inner - half) };
+    all.extend(split(&rest, out, limit)?);
+    Ok(all)
+}

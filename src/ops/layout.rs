@@ -1,0 +1,170 @@
+//! reshape, transpose of the last two dimensions, slice and concat along any dimension. Save nothing; each backward is the
+//! opposite copy.
+
+use std::ops::Range;
+
+use super::elementwise::fold;
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Kernel, Launch};
+use crate::tape::Var;
+use crate::tensor::{MAX_RANK, Tensor};
+
+static COPY: Kernel =
+    Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
+
+/// A strided view of a whole tensor or a part of it, padded with dimensions of size 1 in front.
+#[derive(Clone, Copy)]
+struct View {
+    sizes: [u32; MAX_RANK],
+    strides: [u32; MAX_RANK],
+    offset: u32,
+}
+
+impl View {
+    fn new(shape: &[usize]) -> Self {
+        let mut view = Self { sizes: [1; MAX_RANK], strides: [0; MAX_RANK], offset: 0 };
+        let mut stride = 1;
+        for (dim, &size) in shape.iter().enumerate().rev() {
+            let at = dim + MAX_RANK - shape.len();
+            view.sizes[at] = size as u32;
+            view.strides[at] = stride;
+            stride *= size as u32;
+        }
+        view
+    }
+
+    fn transposed(mut self) -> Self {
+        self.sizes.swap(MAX_RANK - 1, MAX_RANK - 2);
+        self.strides.swap(MAX_RANK - 1, MAX_RANK - 2);
+        self
+    }
+
+    /// `range` of dimension `dim` of a tensor of rank `rank`.
+    fn part(mut self, rank: usize, dim: usize, range: &Range<usize>) -> Self {
+        let at = dim + MAX_RANK - rank;
+        self.offset += range.start as u32 * self.strides[at];
+        self.sizes[at] = range.len() as u32;
+        self
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Arguments {
+    sizes: [u32; MAX_RANK],
+    x_strides: [u32; MAX_RANK],
+    y_strides: [u32; MAX_RANK],
+    offsets: [u32; 2],
+}
+
+fn copy(x: &Tensor, from: View, y: &Tensor, to: View) -> Result<()> {
+    let arguments =
+        Arguments { sizes: from.sizes, x_strides: from.strides, y_strides: to.strides, offsets: [from.offset, to.offset] };
+    let elements: u64 = from.sizes.iter().map(|&size| u64::from(size)).product();
+    x.gpu().launch(&Launch {
+        kernel: &COPY,
+        constants: &[],
+        buffers: &[x.slice(), y.slice()],
+        arguments: bytemuck::bytes_of(&arguments),
+        workgroups: fold(elements.div_ceil(64)),
+        iterations: 0,
+        work: 0,
+    })
+}
+
+impl Tensor {
+    /// The last two dimensions exchanged, as a copy.
+    pub fn transpose(&self) -> Result<Tensor> {
+        let rank = self.shape().len();
+        if rank < 2 {
+            return Err(Error::shape("transpose", format!("shape {:?}: 2 or more dimensions expected", self.shape())));
+        }
+        let mut shape = self.shape().to_vec();
+        shape.swap(rank - 1, rank - 2);
+        let y = Tensor::uninitialized(self.gpu(), &shape)?;
+        copy(self, View::new(self.shape()).transposed(), &y, View::new(&shape))?;
+        Ok(y)
+    }
+
+    /// `range` of dimension `dim`, as a copy.
+    pub fn slice_dim(&self, dim: usize, range: Range<usize>) -> Result<Tensor> {
+        let rank = self.shape().len();
+        if dim >= rank || range.is_empty() || range.end > self.shape()[dim] {
+            let problem = format!("{range:?} of dimension {dim} of {:?}: a part of it expected", self.shape());
+            return Err(Error::shape("slice", problem));
+        }
+        let mut shape = self.shape().to_vec();
+        shape[dim] = range.len();
+        let y = Tensor::uninitialized(self.gpu(), &shape)?;
+        copy(self, View::new(self.shape()).part(rank, dim, &range), &y, View::new(&shape))?;
+        Ok(y)
+    }
+
+    /// Copies self over `range` of dimension `dim` of `target`.
+    fn write_to(&self, target: &Tensor, dim: usize, range: &Range<usize>) -> Result<()> {
+        let to = View::new(target.shape()).part(self.shape().len(), dim, range);
+        copy(self, View::new(self.shape()), target, to)
+    }
+}
+
+fn concat(tensors: &[Tensor], dim: usize) -> Result<(Tensor, Vec<Range<usize>>)> {
+    let Some(first) = tensors.first() else {
+        return Err(Error::shape("concat", "no tensors given"));
+    };
+    let rank = first.shape().len();
+    let fits =
+        |tensor: &Tensor| tensor.shape().len() == rank && (0..rank).all(|d| d == dim || tensor.shape()[d] == first.shape()[d]);
+    if dim >= rank || !tensors.iter().all(fits) {
+        let shapes: Vec<_> = tensors.iter().map(Tensor::shape).collect();
+        return Err(Error::shape("concat", format!("{shapes:?} along dimension {dim}: the other dimensions differ")));
+    }
+    let mut ranges = Vec::with_capacity(tensors.len());
+    let mut end = 0;
+    for tensor in tensors {
+        ranges.push(end..end + tensor.shape()[dim]);
+        end += tensor.shape()[dim];
+    }
+    let mut shape = first.shape().to_vec();
+    shape[dim] = end;
+    let y = Tensor::uninitialized(first.gpu(), &shape)?;
+    for (tensor, range) in tensors.iter().zip(&ranges) {
+        tensor.write_to(&y, dim, range)?;
+    }
+    Ok((y, ranges))
+}
+
+impl<'t> Var<'t> {
+    /// The same values in another shape of as many elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Var<'t>> {
+        let y = self.value().reshape(shape)?;
+        let before = self.shape().to_vec();
+        self.tape().record("reshape", y, [self], move |dy, _| Ok([Some(dy.reshape(&before)?)]))
+    }
+
+    /// The last two dimensions exchanged.
+    pub fn transpose(&self) -> Result<Var<'t>> {
+        let y = self.value().transpose()?;
+        self.tape().record("transpose", y, [self], |dy, _| Ok([Some(dy.transpose()?)]))
+    }
+
+    /// `range` of dimension `dim`.
+    pub fn slice(&self, dim: usize, range: Range<usize>) -> Result<Var<'t>> {
+        let y = self.value().slice_dim(dim, range.clone())?;
+        let before = self.shape().to_vec();
+        self.tape().record("slice", y, [self], move |dy, _| {
+            let dx = Tensor::zeros(dy.gpu(), &before)?;
+            dy.write_to(&dx, dim, &range)?;
+            Ok([Some(dx)])
+        })
+    }
+
+    /// Several variables one after the other along dimension `dim`; the other dimensions agree.
+    pub fn concat(parts: &[&Var<'t>], dim: usize) -> Result<Var<'t>> {
+        let values: Vec<Tensor> = parts.iter().map(|part| part.value().clone()).collect();
+        let (y, ranges) = concat(&values, dim)?;
+        parts[0].tape().record_many("concat", y, parts, move |dy, wanted| {
+            let part = |(range, &wanted): (Range<usize>, &bool)| wanted.then(|| dy.slice_dim(dim, range)).transpose();
+            ranges.into_iter().zip(wanted).map(part).collect()
+        })
+    }
+}

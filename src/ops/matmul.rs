@@ -1,0 +1,93 @@
+//! Matrix product: y = op(a)·op(b), where op transposes or not. a [m, k], b [k, n] → y [m, n]; with a leading batch dimension on
+//! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without a transposed copy; a b shared by the batch gets the sum.
+
+use super::gemm::{Gemm, Matrix};
+use crate::error::Result;
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+impl Tensor {
+    /// op(self)·op(rhs), where the flags transpose the last two dimensions.
+    pub(crate) fn product(&self, rhs: &Tensor, transposed: [bool; 2]) -> Result<Tensor> {
+        let (a, b) = flatten_batch(self, rhs, transposed[0])?;
+        let y = Gemm::new(oriented(&a, transposed[0])?, oriented(&b, transposed[1])?).compute()?;
+        match *self.shape() {
+            [batch, ..] if a.shape().len() < self.shape().len() => {
+                let (rows, columns) = y.rows_and_columns();
+                y.reshape(&[batch, rows / batch, columns])
+            }
+            _ => Ok(y),
+        }
+    }
+}
+
+fn oriented(tensor: &Tensor, transposed: bool) -> Result<Matrix<'_>> {
+    let matrix = Matrix::new(tensor)?;
+    Ok(if transposed { matrix.t() } else { matrix })
+}
+
+/// A batch [batch, m, k] times one matrix is one product [batch·m, k].
+fn flatten_batch(a: &Tensor, b: &Tensor, a_transposed: bool) -> Result<(Tensor, Tensor)> {
+    match (a.shape(), b.shape()) {
+        (&[batch, m, k], [_, _]) if !a_transposed => Ok((a.reshape(&[batch * m, k])?, b.clone())),
+        _ => Ok((a.clone(), b.clone())),
+    }
+}
+
+impl<'t> Var<'t> {
+    /// self · rhs. self [m, k] or [batch, m, k], rhs [k, n] or [batch, k, n] → [m, n] or [batch, m, n].
+    pub fn matmul(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
+        self.product(rhs, [false, false])
+    }
+
+    /// self · rhsᵀ. self [m, k], rhs [n, k] → [m, n]: a linear layer with its weight stored [out, in].
+    pub fn matmul_nt(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
+        self.product(rhs, [false, true])
+    }
+
+    /// selfᵀ · rhs. self [k, m], rhs [k, n] → [m, n].
+    pub fn matmul_tn(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
+        self.product(rhs, [true, false])
+    }
+
+    /// selfᵀ · rhsᵀ. self [k, m], rhs [n, k] → [m, n].
+    pub fn matmul_tt(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
+        self.product(rhs, [true, true])
+    }
+
+    fn product(&self, rhs: &Var<'t>, transposed: [bool; 2]) -> Result<Var<'t>> {
+        let (a, b) = (self.value().clone(), rhs.value().clone());
+        let y = a.product(&b, transposed)?;
+        self.tape().record("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed)).transpose()?;
+            let db = wants_b.then(|| gradient_b(&dy, &a, &b, transposed)).transpose()?;
+            Ok([da, db])
+        })
+    }
+}
+
+fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Result<Tensor> {
+    let full = if ta { b.product(dy, [tb, true])? } else { dy.product(b, [false, !tb])? };
+    sum_over_batch(full, a)
+}
+
+fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Result<Tensor> {
+    if let (&[batch, m, k], [_, _], false) = (a.shape(), b.shape(), ta) {
+        // One product over all rows of the batch instead of a sum of products.
+        let a = a.reshape(&[batch * m, k])?;
+        let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
+        return gradient_b(&dy, &a, b, [ta, tb]);
+    }
+    let full = if tb { dy.product(a, [true, ta])? } else { a.product(dy, [!ta, false])? };
+    sum_over_batch(full, b)
+}
+
+/// Sums the gradient of an operand that the batch shared.
+fn sum_over_batch(gradient: Tensor, operand: &Tensor) -> Result<Tensor> {
+    match *gradient.shape() {
+        [batch, rows, columns] if operand.shape().len() == 2 => {
+            gradient.reshape(&[batch, rows * columns])?.column_sum()?.reshape(&[rows, columns])
+        }
+        _ => Ok(gradient),
+    }
+}

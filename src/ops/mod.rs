@@ -1,0 +1,36 @@
+//! Differentiable operations, one file each: forward, backward, error text and documentation in one place.
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod layout;
+mod matmul;
+mod reduce;
+mod rms_norm;
+mod rotary;
+mod rows;
+mod softmax;
+mod swiglu;
+
+pub use attention::AttentionShape;
+pub(crate) use elementwise::Rows;
+pub use gemm::{Gemm, Matrix};
+pub use rotary::RotaryTable;
+
+use crate::gpu::{Gpu, Profile};
+
+/// Whether rows of `columns` floats can be read in vec4.
+fn vectors(columns: usize) -> u32 {
+    u32::from(columns.is_multiple_of(4))
+}
+
+/// The workgroup of a reducing kernel: (`WORKGROUP`, `ONE_SUBGROUP`).
+pub(crate) fn workgroup(gpu: &Gpu) -> (u32, u32) {
+    match gpu.kernels() {
+        Profile::Fallback => (gpu.lanes(), 1),
+        Profile::Portable => (256, 0),
+    }
+}

@@ -1,0 +1,102 @@
+//! sum and mean over all elements → [1]. Saves nothing; dx is dy, or dy / count, everywhere.
+
+use super::workgroup;
+use crate::error::Result;
+use crate::gpu::{Access, Kernel, Launch};
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
+
+static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::Read, Access::ReadWrite]);
+static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
+
+/// Elements that one workgroup adds.
+const CHUNK: usize = 16_384;
+
+/// What is added up.
+#[derive(Clone, Copy)]
+pub(crate) enum Term<'a> {
+    /// x
+    Plain,
+    /// x²
+    Square,
+    /// x·y, of the same shape
+    Product(&'a Tensor),
+}
+
+/// Number of partial sums of a tensor.
+pub(crate) fn partial_count(tensor: &Tensor) -> usize {
+    tensor.len().div_ceil(CHUNK)
+}
+
+/// Writes the partial sums of `x` to `partials` from index `first`.
+pub(crate) fn partial_sums(x: &Tensor, term: Term<'_>, partials: &Tensor, first: usize) -> Result<()> {
+    let gpu = x.gpu();
+    let (workgroup, one_subgroup) = workgroup(gpu);
+    // A window is a whole number of chunks, and few enough for one dimension of workgroups.
+    let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
+    let code = match term {
+        Term::Plain => 0,
+        Term::Square => 1,
+        Term::Product(_) => 2,
+    };
+    for begin in (0..x.len()).step_by(step) {
+        let count = step.min(x.len() - begin);
+        let window = x.window(begin, count);
+        gpu.launch(&Launch {
+            kernel: &PARTIAL,
+            constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("CHUNK", CHUNK as u32), ("TERM", code)],
+            buffers: &[window, if let Term::Product(y) = term { y.window(begin, count) } else { window }, partials.slice()],
+            arguments: bytemuck::cast_slice(&[count as u32, (first + begin / CHUNK) as u32, 0]),
+            workgroups: [count.div_ceil(CHUNK) as u32, 1, 1],
+            iterations: (CHUNK / 4).div_ceil(workgroup as usize) as u64,
+            work: 0,
+        })?;
+    }
+    Ok(())
+}
+
+/// out[index] = alpha · Σ partials.
+pub(crate) fn final_sum(partials: &Tensor, alpha: f32, out: &Tensor, index: usize) -> Result<()> {
+    let gpu = partials.gpu();
+    let (workgroup, one_subgroup) = workgroup(gpu);
+    gpu.launch(&Launch {
+        kernel: &FINAL,
+        constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("CHUNK", CHUNK as u32), ("TERM", 0)],
+        buffers: &[partials.slice(), out.slice()],
+        arguments: bytemuck::cast_slice(&[partials.len() as u32, index as u32, alpha.to_bits()]),
+        workgroups: [1, 1, 1],
+        iterations: partials.len().div_ceil(workgroup as usize) as u64,
+        work: 0,
+    })
+}
+
+impl Tensor {
+    /// alpha · Σ over all elements → [1].
+    pub(crate) fn total(&self, term: Term<'_>, alpha: f32) -> Result<Tensor> {
+        let partials = Tensor::uninitialized(self.gpu(), &[partial_count(self)])?;
+        partial_sums(self, term, &partials, 0)?;
+        let sum = Tensor::uninitialized(self.gpu(), &[1])?;
+        final_sum(&partials, alpha, &sum, 0)?;
+        Ok(sum)
+    }
+}
+
+impl<'t> Var<'t> {
+    /// Sum of all elements → [1].
+    pub fn sum(&self) -> Result<Var<'t>> {
+        self.reduce("sum", 1.0)
+    }
+
+    /// Mean of all elements → [1].
+    pub fn mean(&self) -> Result<Var<'t>> {
+        self.reduce("mean", 1.0 / self.value().len() as f32)
+    }
+
+    fn reduce(&self, op: &'static str, alpha: f32) -> Result<Var<'t>> {
+        let y = self.value().total(Term::Plain, alpha)?;
+        let shape = self.shape().to_vec();
+        self.tape().record(op, y, [self], move |dy, _| Ok([Some(dy.spread(&shape, alpha)?)]))
+    }
+}

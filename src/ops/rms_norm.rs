@@ -1,0 +1,62 @@
+//! RMSNorm: y = w·x·r, r = 1/√(mean(x²)+eps). x [.., cols], w [cols]. Saves x, w, r [rows]; dw is a column sum of dy·x·r.
+
+use super::elementwise::Rows;
+use super::{vectors, workgroup};
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Kernel};
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+const SOURCE: &str = include_str!("../../shaders/rms_norm.wgsl");
+
+static FORWARD: Kernel =
+    Kernel::trusted("rms_norm", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]);
+static BACKWARD: Kernel = Kernel::trusted(
+    "rms_norm backward",
+    SOURCE,
+    "backward",
+    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+);
+
+impl<'t> Var<'t> {
+    /// weight · self / √(mean(self²) + eps) along the last dimension; weight [cols].
+    pub fn rms_norm(&self, weight: &Var<'t>, eps: f32) -> Result<Var<'t>> {
+        let (x, w) = (self.value().clone(), weight.value().clone());
+        let (rows, columns) = x.rows_and_columns();
+        if w.shape() != [columns] {
+            let problem = format!("{:?} with weight {:?}: a weight of {columns} expected", x.shape(), w.shape());
+            return Err(Error::shape("rms_norm", problem));
+        }
+        let r = Tensor::uninitialized(x.gpu(), &[rows])?;
+        let y = Tensor::uninitialized(x.gpu(), x.shape())?;
+        run(&FORWARD, &x, &[(&x, columns), (&w, 0), (&r, 1), (&y, columns)], eps)?;
+        self.tape().record("rms_norm", y, [self, weight], move |dy, [wants_x, wants_w]| {
+            let dx = wants_x.then(|| backward(&x, &w, &r, &dy)).transpose()?;
+            let dw = wants_w.then(|| dy.weighted_column_sum(Some(&x), Some(&r))).transpose()?;
+            Ok([dx, dw])
+        })
+    }
+}
+
+fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let columns = x.rows_and_columns().1;
+    let dx = Tensor::uninitialized(x.gpu(), x.shape())?;
+    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], 0.0)?;
+    Ok(dx)
+}
+
+fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], eps: f32) -> Result<()> {
+    let (rows, columns) = x.rows_and_columns();
+    let (workgroup, one_subgroup) = workgroup(x.gpu());
+    let launch = Rows {
+        kernel,
+        constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(columns))],
+        rows,
+        tensors,
+        arguments: &[columns as u32, eps.to_bits()],
+        invocations_per_row: f64::from(workgroup),
+        workgroup,
+        iterations: 2 * columns.div_ceil(workgroup as usize),
+    };
+    launch.launch(x.gpu())
+}

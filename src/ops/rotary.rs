@@ -1,0 +1,78 @@
+//! Rotary position embedding, half-split order: (x[i], x[i+half]) of every head turns by position·θ^(-i/half). Saves nothing;
+//! the backward turns back.
+
+use super::elementwise::Rows;
+use super::vectors;
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Gpu, Kernel};
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+static ROTARY: Kernel = Kernel::trusted(
+    "rotary",
+    include_str!("../../shaders/rotary.wgsl"),
+    "main",
+    &[Access::Read, Access::Read, Access::ReadWrite],
+);
+
+/// The cosines and sines of all positions, computed once in float64: a shader's sine of a large angle is not good enough.
+#[derive(Debug, Clone)]
+pub struct RotaryTable {
+    /// [positions, head_dim]: half cosines, then half sines.
+    angles: Tensor,
+}
+
+impl RotaryTable {
+    /// Angles position·θ^(-i/half) for `positions` positions and i < half = head_dim / 2.
+    pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number expected")));
+        }
+        let half = head_dim / 2;
+        let mut values = Vec::with_capacity(positions * head_dim);
+        for position in 0..positions {
+            let angle = |i: usize| position as f64 * theta.powf(-(i as f64) / half as f64);
+            values.extend((0..half).map(|i| angle(i).cos() as f32));
+            values.extend((0..half).map(|i| angle(i).sin() as f32));
+        }
+        Ok(Self { angles: Tensor::from_slice(gpu, &values, &[positions, head_dim])? })
+    }
+
+    /// Turns x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
+    pub(crate) fn turn(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
+        let [rows, columns] = x.dims("rotary")?;
+        let [positions, head_dim] = self.angles.dims("rotary")?;
+        if !columns.is_multiple_of(head_dim) || sequence == 0 || !rows.is_multiple_of(sequence) {
+            let problem = format!("[{rows}, {columns}]: whole sequences of {sequence} and heads of {head_dim} expected");
+            return Err(Error::shape("rotary", problem));
+        }
+        if first + sequence > positions {
+            let problem = format!("positions {first}..{} asked for, the table holds {positions}", first + sequence);
+            return Err(Error::shape("rotary", problem));
+        }
+        let half = head_dim / 2;
+        let width = if half.is_multiple_of(4) { 4 } else { 1 };
+        let y = Tensor::uninitialized(x.gpu(), x.shape())?;
+        let launch = Rows {
+            kernel: &ROTARY,
+            constants: &[("BACKWARD", u32::from(backward)), ("VECTORS", vectors(half))],
+            rows,
+            tensors: &[(x, columns), (&self.angles, 0), (&y, columns)],
+            arguments: &[columns as u32, half as u32, sequence as u32, first as u32],
+            invocations_per_row: (columns / 2 / width) as f64,
+            workgroup: 64,
+            iterations: 0,
+        };
+        launch.launch(x.gpu())?;
+        Ok(y)
+    }
+}
+
+impl<'t> Var<'t> {
+    /// Turns self [batch·sequence, heads·head_dim], whose row r is at position r mod sequence.
+    pub fn rotary(&self, table: &RotaryTable, sequence: usize) -> Result<Var<'t>> {
+        let y = table.turn(self.value(), sequence, 0, false)?;
+        let table = table.clone();
+        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.turn(&dy, sequence, 0, true)?)]))
+    }
+}

@@ -1,0 +1,36 @@
+//! SwiGLU: y = silu(gate)·up. Saves both. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
+
+use super::elementwise::map;
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Kernel};
+use crate::tape::Var;
+use crate::tensor::Tensor;
+
+const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
+
+static FORWARD: Kernel = Kernel::trusted("swiglu", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite]);
+static BACKWARD: Kernel = Kernel::trusted(
+    "swiglu backward",
+    SOURCE,
+    "backward",
+    &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
+);
+
+impl<'t> Var<'t> {
+    /// silu(self) · up, of the same shape; self is the gate.
+    pub fn swiglu(&self, up: &Var<'t>) -> Result<Var<'t>> {
+        let (gate, up_value) = (self.value().clone(), up.value().clone());
+        if gate.shape() != up_value.shape() {
+            let problem = format!("{:?} and {:?}: the shapes differ", gate.shape(), up_value.shape());
+            return Err(Error::shape("swiglu", problem));
+        }
+        let y = Tensor::uninitialized(gate.gpu(), gate.shape())?;
+        map(&FORWARD, &[], &[&gate, &up_value, &y], None, &[])?;
+        self.tape().record("swiglu", y, [self, up], move |dy, _| {
+            let dgate = Tensor::uninitialized(gate.gpu(), gate.shape())?;
+            let dup = Tensor::uninitialized(gate.gpu(), gate.shape())?;
+            map(&BACKWARD, &[], &[&gate, &up_value, &dy, &dgate, &dup], None, &[])?;
+            Ok([Some(dgate), Some(dup)])
+        })
+    }
+}

@@ -1,0 +1,164 @@
+//! Named parameters with a [`Role`], and [`Gradients`], one accumulator for each.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::tensor::Tensor;
+
+/// What a parameter is; optimizers and decay choose by it, never by size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// A weight matrix [out, in] inside the network.
+    Matrix,
+    /// The token embedding [vocabulary, dim].
+    Embedding,
+    /// The output head [vocabulary, dim].
+    Head,
+    /// Norm weights, biases, gains.
+    Vector,
+    /// Saved and restored with the parameters but neither trained nor differentiated.
+    State,
+}
+
+/// The position of a parameter in its [`Params`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) usize);
+
+/// One parameter.
+#[derive(Debug, Clone)]
+pub struct Param {
+    /// Unique name, as in the checkpoint.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Its values.
+    pub tensor: Tensor,
+}
+
+/// An ordered set of named parameters. A clone is a snapshot: it shares the values until one of the two is updated.
+#[derive(Debug, Clone)]
+pub struct Params {
+    gpu: Gpu,
+    list: Vec<Param>,
+    by_name: HashMap<String, ParamId>,
+}
+
+impl Params {
+    /// No parameters yet.
+    pub fn new(gpu: &Gpu) -> Self {
+        Self { gpu: gpu.clone(), list: Vec::new(), by_name: HashMap::new() }
+    }
+
+    /// The device of all parameters.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Appends a parameter under a new name.
+    pub fn add(&mut self, name: impl Into<String>, role: Role, tensor: Tensor) -> Result<ParamId> {
+        let name = name.into();
+        let id = ParamId(self.list.len());
+        if self.by_name.insert(name.clone(), id).is_some() {
+            return Err(Error::Value(format!("parameter `{name}` exists already")));
+        }
+        self.list.push(Param { name, role, tensor });
+        Ok(id)
+    }
+
+    /// The parameter of an id that this set, or the set it was cloned from, gave out.
+    pub fn get(&self, id: ParamId) -> &Param {
+        &self.list[id.0]
+    }
+
+    /// The id of a name.
+    pub fn id(&self, name: &str) -> Result<ParamId> {
+        self.find(name).ok_or_else(|| Error::Value(format!("no parameter is named `{name}`")))
+    }
+
+    /// The id of a name, if there is one.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All parameters in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (ParamId, &Param)> {
+        self.list.iter().enumerate().map(|(index, param)| (ParamId(index), param))
+    }
+
+    /// Number of parameters.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Number of trained values, [`Role::State`] not counted.
+    pub fn elements(&self) -> usize {
+        self.list.iter().filter(|param| param.role != Role::State).map(|param| param.tensor.len()).sum()
+    }
+
+    /// Replaces a parameter's values by a tensor of the same shape.
+    pub fn set(&mut self, id: ParamId, tensor: Tensor) -> Result<()> {
+        let param = &mut self.list[id.0];
+        if param.tensor.shape() != tensor.shape() {
+            let problem = format!("`{}` has shape {:?}, found {:?}", param.name, param.tensor.shape(), tensor.shape());
+            return Err(Error::shape("set parameter", problem));
+        }
+        param.tensor = tensor;
+        Ok(())
+    }
+
+    /// A parameter's values for changing in place: copied first when a snapshot shares them.
+    pub(crate) fn exclusive(&mut self, id: ParamId) -> Result<&Tensor> {
+        let param = &mut self.list[id.0];
+        if !param.tensor.is_unique() {
+            param.tensor = param.tensor.duplicate()?;
+        }
+        Ok(&param.tensor)
+    }
+}
+
+/// One gradient accumulator per parameter, empty until something flows into it.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    list: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    /// No gradients yet, for any set of parameters.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The gradient of a parameter; `None` when nothing flowed into it.
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        self.list.get(id.0).and_then(Option::as_ref)
+    }
+
+    /// Takes a gradient out, leaving nothing.
+    pub fn take(&mut self, id: ParamId) -> Option<Tensor> {
+        self.list.get_mut(id.0).and_then(Option::take)
+    }
+
+    /// Adds to a parameter's gradient: in place where the accumulator is not shared.
+    pub fn add(&mut self, id: ParamId, gradient: Tensor) -> Result<()> {
+        if self.list.len() <= id.0 {
+            self.list.resize_with(id.0 + 1, || None);
+        }
+        let slot = &mut self.list[id.0];
+        *slot = Some(match slot.take() {
+            Some(sum) => sum.accumulate(gradient)?,
+            None => gradient,
+        });
+        Ok(())
+    }
+
+    /// The gradients that are there, by parameter, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Tensor)> {
+        self.list.iter().enumerate().filter_map(|(index, slot)| slot.as_ref().map(|tensor| (ParamId(index), tensor)))
+    }
+}

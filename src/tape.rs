@@ -1,0 +1,272 @@
+//! [`Tape`] and [`Var`]: record, backward, recompute. Knows no operation.
+//!
+//! A tape borrows its parameters, so a step that changes them cannot compile while the tape is alive:
+//!
+//! ```compile_fail,E0502
+//! # use polytape::{Gpu, Params, Role, Tape, Tensor, optim::Sgd};
+//! # fn step(params: &mut Params) {}
+//! # fn main() -> polytape::Result<()> {
+//! # let gpu = Gpu::open(&Default::default())?;
+//! let mut params = Params::new(&gpu);
+//! let tape = Tape::new(&params);
+//! step(&mut params); // error[E0502]: cannot borrow `params` as mutable because it is also borrowed as immutable
+//! let loss = tape.constant(Tensor::zeros(&gpu, &[1])?);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::params::{Gradients, ParamId, Params};
+use crate::tensor::Tensor;
+
+type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Tensor>>>>;
+
+/// Where parameter gradients go while a tape is walked.
+struct Sink<'a> {
+    params: &'a Params,
+    gradients: &'a mut Gradients,
+}
+
+enum Node {
+    /// A leaf whose gradient [`Leaves`] returns.
+    Leaf,
+    /// A parameter, whose gradient goes straight into the step's accumulator.
+    Param(ParamId),
+    /// An operation: its name, its parents' nodes, and the closure that turns dy into the parents' gradients.
+    Operation { op: &'static str, parents: Vec<Option<usize>>, backward: Backward },
+}
+
+/// Records operations on [`Var`]s so that [`Tape::backward`] can return gradients.
+///
+/// Nodes hold no outputs; what an operation's backward closure captures is what is kept, and it is dropped as soon as the walk
+/// has passed it.
+pub struct Tape<'p> {
+    params: &'p Params,
+    recording: bool,
+    nodes: RefCell<Vec<Node>>,
+}
+
+/// A tensor whose operations its tape records.
+#[derive(Clone)]
+pub struct Var<'t> {
+    tape: &'t Tape<'t>,
+    value: Tensor,
+    node: Option<usize>,
+}
+
+/// The gradients of a tape's leaves after a walk.
+pub struct Leaves {
+    gradients: BTreeMap<usize, Tensor>,
+}
+
+impl Leaves {
+    /// The gradient of a leaf; `None` when nothing flowed into it.
+    pub fn get(&self, leaf: &Var<'_>) -> Option<&Tensor> {
+        leaf.node.and_then(|node| self.gradients.get(&node))
+    }
+}
+
+impl<'p> Tape<'p> {
+    /// A tape over `params` that records.
+    pub fn new(params: &'p Params) -> Self {
+        Self { params, recording: true, nodes: RefCell::default() }
+    }
+
+    /// A tape over `params` that records nothing: for evaluation. Nothing is kept for a backward.
+    pub fn inference(params: &'p Params) -> Self {
+        Self { params, recording: false, nodes: RefCell::default() }
+    }
+
+    /// The parameters it reads.
+    pub fn params(&self) -> &'p Params {
+        self.params
+    }
+
+    /// Number of nodes recorded.
+    pub fn len(&self) -> usize {
+        self.nodes.borrow().len()
+    }
+
+    /// Whether nothing was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn push(&self, node: Node) -> Option<usize> {
+        self.recording.then(|| {
+            let mut nodes = self.nodes.borrow_mut();
+            nodes.push(node);
+            nodes.len() - 1
+        })
+    }
+
+    /// A parameter as a variable.
+    pub fn param(&self, id: ParamId) -> Var<'_> {
+        Var { tape: self, value: self.params.get(id).tensor.clone(), node: self.push(Node::Param(id)) }
+    }
+
+    /// A variable whose gradient [`Tape::backward`] returns.
+    pub fn leaf(&self, value: Tensor) -> Var<'_> {
+        Var { tape: self, value, node: self.push(Node::Leaf) }
+    }
+
+    /// A variable without gradient.
+    pub fn constant(&self, value: Tensor) -> Var<'_> {
+        Var { tape: self, value, node: None }
+    }
+
+    /// The only way to record an operation: its name, its value, its parents, and a closure from dy to one gradient per parent.
+    ///
+    /// The closure's second argument says which parents want a gradient; for the others `None` saves the work. It returns
+    /// gradients and never adds them: the tape alone accumulates. Nothing is recorded when no parent wants a gradient.
+    pub fn record<const N: usize>(
+        &self,
+        op: &'static str,
+        value: Tensor,
+        parents: [&Var<'_>; N],
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + 'static,
+    ) -> Result<Var<'_>> {
+        self.record_many(op, value, &parents, move |dy, wanted| {
+            let wanted = std::array::from_fn(|i| wanted[i]);
+            Ok(backward(dy, wanted)?.into())
+        })
+    }
+
+    /// [`Tape::record`] for a number of parents that is known only at run time.
+    pub fn record_many(
+        &self,
+        op: &'static str,
+        value: Tensor,
+        parents: &[&Var<'_>],
+        backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
+    ) -> Result<Var<'_>> {
+        self.record_node(op, value, parents, Box::new(move |dy, wanted, _| backward(dy, wanted)))
+    }
+
+    fn record_node(&self, op: &'static str, value: Tensor, parents: &[&Var<'_>], backward: Backward) -> Result<Var<'_>> {
+        if parents.iter().any(|parent| !std::ptr::addr_eq(parent.tape, self)) {
+            return Err(Error::Value(format!("{op}: its inputs are variables of different tapes")));
+        }
+        let parents: Vec<Option<usize>> = parents.iter().map(|parent| parent.node).collect();
+        let wanted = parents.iter().any(Option::is_some);
+        let node = if wanted { self.push(Node::Operation { op, parents, backward }) } else { None };
+        Ok(Var { tape: self, value, node })
+    }
+
+    /// Runs `f` on `inputs` keeping only the inputs; the backward runs `f` again. The gradients have the same bits as without.
+    ///
+    /// `f` may read parameters from the tape it is given.
+    pub fn checkpoint<F>(&self, inputs: &[&Var<'_>], f: F) -> Result<Var<'_>>
+    where
+        F: for<'a> Fn(&'a Tape<'a>, &[Var<'a>]) -> Result<Var<'a>> + 'static,
+    {
+        let kept: Vec<Tensor> = inputs.iter().map(|input| input.value.clone()).collect();
+        let value = {
+            let plain = Tape::inference(self.params);
+            let variables: Vec<Var<'_>> = kept.iter().map(|value| plain.constant(value.clone())).collect();
+            f(&plain, &variables)?.value
+        };
+        if !self.recording {
+            return Ok(self.constant(value));
+        }
+        let backward = move |dy: Tensor, wanted: &[bool], sink: &mut Sink<'_>| {
+            let inner = Tape::new(sink.params);
+            let lift = |(value, &wanted)| if wanted { inner.leaf(value) } else { inner.constant(value) };
+            let variables: Vec<Var<'_>> = kept.into_iter().zip(wanted).map(lift).collect();
+            let output = f(&inner, &variables)?;
+            let mut leaves = inner.walk(vec![(output.node, dy)], sink)?;
+            let take = |variable: &Var<'_>| variable.node.and_then(|node| leaves.gradients.remove(&node));
+            Ok(variables.iter().map(take).collect())
+        };
+        // Recorded even when no input wants a gradient: parameters inside may.
+        let parents = inputs.iter().map(|input| input.node).collect();
+        let node = self.push(Node::Operation { op: "checkpoint", parents, backward: Box::new(backward) });
+        Ok(Var { tape: self, value, node })
+    }
+
+    /// Walks the tape from a scalar, adding parameter gradients to `gradients` and returning those of the leaves.
+    pub fn backward(&self, loss: &Var<'_>, gradients: &mut Gradients) -> Result<Leaves> {
+        if loss.value.len() != 1 {
+            let problem = format!("shape {:?}: a scalar expected; backward_from takes any shape", loss.shape());
+            return Err(Error::shape("backward", problem));
+        }
+        let one = Tensor::from_slice(loss.value.gpu(), &[1.0], loss.shape())?;
+        self.backward_from(&[(loss, one)], gradients)
+    }
+
+    /// Walks the tape from given gradients of given variables.
+    pub fn backward_from(&self, seeds: &[(&Var<'_>, Tensor)], gradients: &mut Gradients) -> Result<Leaves> {
+        for (var, gradient) in seeds {
+            if var.shape() != gradient.shape() {
+                let problem = format!("a variable of shape {:?} and a gradient of shape {:?}", var.shape(), gradient.shape());
+                return Err(Error::shape("backward_from", problem));
+            }
+        }
+        let seeds = seeds.iter().map(|(var, gradient)| (var.node, gradient.clone())).collect();
+        self.walk(seeds, &mut Sink { params: self.params, gradients })
+    }
+
+    fn walk(&self, seeds: Vec<(Option<usize>, Tensor)>, sink: &mut Sink<'_>) -> Result<Leaves> {
+        let mut nodes = self.nodes.take();
+        let mut pending: Vec<Option<Tensor>> = (0..nodes.len()).map(|_| None).collect();
+        for (node, gradient) in seeds {
+            if let Some(node) = node {
+                let slot =
+                    pending.get_mut(node).ok_or_else(|| Error::Value("backward: this tape has been walked already".into()))?;
+                add_to(slot, gradient)?;
+            }
+        }
+        let mut leaves = Leaves { gradients: BTreeMap::new() };
+        while let Some(node) = nodes.pop() {
+            let Some(dy) = pending[nodes.len()].take() else { continue };
+            match node {
+                Node::Leaf => drop(leaves.gradients.insert(nodes.len(), dy)),
+                Node::Param(id) => sink.gradients.add(id, dy)?,
+                Node::Operation { op, parents, backward } => {
+                    let wanted: Vec<bool> = parents.iter().map(Option::is_some).collect();
+                    let produced = backward(dy, &wanted, sink)?;
+                    assert_eq!(produced.len(), parents.len(), "bug: {op} returns one gradient per parent");
+                    for (parent, gradient) in parents.into_iter().zip(produced) {
+                        if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                            add_to(&mut pending[parent], gradient)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(leaves)
+    }
+}
+
+fn add_to(slot: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
+    *slot = Some(match slot.take() {
+        Some(sum) => sum.accumulate(gradient)?,
+        None => gradient,
+    });
+    Ok(())
+}
+
+impl<'t> Var<'t> {
+    /// The tape that records its operations.
+    pub fn tape(&self) -> &'t Tape<'t> {
+        self.tape
+    }
+
+    /// Its value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Sizes of its dimensions.
+    pub fn shape(&self) -> &[usize] {
+        self.value.shape()
+    }
+
+    /// Whether a gradient will flow into it.
+    pub fn wants_gradient(&self) -> bool {
+        self.node.is_some()
+    }
+}

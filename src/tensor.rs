@@ -1,0 +1,205 @@
+//! [`Tensor`]: a shape and a buffer of f32, row-major and contiguous. [`Indices`]: the same for u32. No gradients here.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, Gpu, Slice};
+
+/// The most dimensions a tensor has.
+pub const MAX_RANK: usize = 4;
+
+/// f32 values on a device, row-major and contiguous, of rank 1 to 4. Cheap to clone: clones share the values, and no method of
+/// a shared tensor changes them.
+#[derive(Clone)]
+pub struct Tensor {
+    gpu: Gpu,
+    buffer: Arc<Buffer>,
+    shape: Vec<usize>,
+}
+
+/// u32 values on a device, with a copy on the host: token ids, class labels, row numbers.
+#[derive(Clone)]
+pub struct Indices {
+    gpu: Gpu,
+    buffer: Arc<Buffer>,
+    host: Arc<[u32]>,
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({:?})", self.shape)
+    }
+}
+
+impl fmt::Debug for Indices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Indices({})", self.len())
+    }
+}
+
+fn check_shape(shape: &[usize]) -> Result<usize> {
+    if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
+        let problem = format!("shape {shape:?}: a tensor has 1 to {MAX_RANK} dimensions, none of them 0");
+        return Err(Error::shape("tensor", problem));
+    }
+    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    // Kernels count elements in u32.
+    let fits = elements.filter(|&count| count <= u32::MAX as usize);
+    fits.ok_or_else(|| Error::shape("tensor", format!("shape {shape:?}: more than {} elements", u32::MAX)))
+}
+
+impl Tensor {
+    /// A tensor whose values are arbitrary until a kernel writes them.
+    pub fn uninitialized(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
+        let elements = check_shape(shape)?;
+        let buffer = Arc::new(gpu.allocate(4 * elements as u64)?);
+        Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
+    }
+
+    /// All zeros.
+    pub fn zeros(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
+        let tensor = Self::uninitialized(gpu, shape)?;
+        gpu.clear(&tensor.buffer);
+        Ok(tensor)
+    }
+
+    /// Copies `values`, row-major, to the device.
+    pub fn from_slice(gpu: &Gpu, values: &[f32], shape: &[usize]) -> Result<Self> {
+        let elements = check_shape(shape)?;
+        if values.len() != elements {
+            let problem = format!("{} values for shape {shape:?}, which has {elements} elements", values.len());
+            return Err(Error::shape("from_slice", problem));
+        }
+        let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
+        Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
+    }
+
+    /// Waits for the device and copies the values, row-major, to the host.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let [values] = read_all([self])?;
+        Ok(values)
+    }
+
+    /// The one value of a tensor of one element.
+    pub fn item(&self) -> Result<f32> {
+        match self.to_vec()?.as_slice() {
+            [value] => Ok(*value),
+            _ => Err(Error::shape("item", format!("shape {:?}: one element expected", self.shape))),
+        }
+    }
+
+    /// The device that holds it.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Sizes of its dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Never: a tensor has at least one element.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Number of bytes of its values.
+    pub fn bytes(&self) -> u64 {
+        4 * self.len() as u64
+    }
+
+    /// Its shape as exactly `N` sizes, or an error under the name of the operation that wants them.
+    pub fn dims<const N: usize>(&self, op: &'static str) -> Result<[usize; N]> {
+        let found = self.shape.as_slice();
+        found.try_into().map_err(|_| Error::shape(op, format!("shape {found:?}: {N} dimensions expected")))
+    }
+
+    /// Its shape as (rows, columns), where the columns are the last dimension and the rows all others together.
+    pub fn rows_and_columns(&self) -> (usize, usize) {
+        let columns = *self.shape.last().expect("bug: a tensor has a dimension");
+        (self.len() / columns, columns)
+    }
+
+    /// The same values in another shape of as many elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        if check_shape(shape)? != self.len() {
+            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numbers of elements differ", self.shape)));
+        }
+        Ok(Self { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// A copy with a buffer of its own.
+    pub fn duplicate(&self) -> Result<Self> {
+        let copy = Self::uninitialized(&self.gpu, &self.shape)?;
+        self.gpu.copy(Slice { size: self.bytes(), ..self.slice() }, &copy.buffer, 0);
+        Ok(copy)
+    }
+
+    /// The whole tensor as a kernel's binding.
+    pub fn slice(&self) -> Slice<'_> {
+        Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
+    }
+
+    /// `count` elements from `first` as a kernel's binding; `first` is a multiple of 64.
+    pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
+        assert!(first.is_multiple_of(64), "bug: a window starts at a multiple of 256 bytes");
+        Slice { buffer: &self.buffer, offset: 4 * first as u64, size: 4 * count as u64 }
+    }
+
+    /// Whether no other tensor shares the values, so that they may change in place.
+    pub(crate) fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.buffer) == 1
+    }
+}
+
+/// Waits for the device once and copies the values of several tensors to the host.
+pub fn read_all<const N: usize>(tensors: [&Tensor; N]) -> Result<[Vec<f32>; N]> {
+    let slices = tensors.map(Tensor::slice);
+    let Some(first) = tensors.first() else {
+        return Ok(std::array::from_fn(|_| Vec::new()));
+    };
+    let mut bytes = first.gpu.read(&slices)?.into_iter();
+    Ok(std::array::from_fn(|_| bytemuck::pod_collect_to_vec(&bytes.next().unwrap_or_default())))
+}
+
+impl Indices {
+    /// Copies `values` to the device.
+    pub fn from_slice(gpu: &Gpu, values: &[u32]) -> Result<Self> {
+        if values.is_empty() {
+            return Err(Error::shape("indices", "no values given"));
+        }
+        let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
+        Ok(Self { gpu: gpu.clone(), buffer, host: values.into() })
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.host.len()
+    }
+
+    /// The values, of which the host keeps a copy.
+    pub fn values(&self) -> &[u32] {
+        &self.host
+    }
+
+    /// Never: there is at least one value.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The device that holds them.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The whole as a kernel's binding.
+    pub fn slice(&self) -> Slice<'_> {
+        Slice { buffer: &self.buffer, offset: 0, size: 4 * self.len() as u64 }
+    }
+}
