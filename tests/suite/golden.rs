@@ -14,7 +14,8 @@ use crate::reference::pc::{Pc, PowerVectors};
 use crate::reference::schedule::{Decay, Schedule, Shape};
 use crate::reference::training::{Recipe, Rule, Trainer};
 
-/// `u0`, `v0` → `u`, `v` after 10 iterations; sigma = uᵀWv without eps; `y` = W_eff; `dw`, `dgamma` for the gradient `dy`.
+/// `u0`, `v0` → `u`, `v` after 10 iterations, rounded to f32; from these sigma = uᵀWv + eps, `y` = W_eff, and `dw`, `dgamma`
+/// for the gradient `dy`.
 #[derive(Deserialize)]
 pub struct PcCase {
     pub rows: usize,
@@ -180,7 +181,7 @@ pub fn expected_runs() -> Vec<ExpectedRun> {
     json("llama_tiny/expected.json")
 }
 
-/// Inputs were float32 and are printed with 12 digits: rounding to f32 gives back every bit.
+/// An array that was float32 when it was printed, with 12 digits: rounding to f32 gives back every bit.
 pub fn f32_array(shape: &[usize], printed: &[f64]) -> Array {
     Array::new(
         shape,
