@@ -181,6 +181,11 @@ pub fn expected_runs() -> Vec<ExpectedRun> {
     json("llama_tiny/expected.json")
 }
 
+pub fn expected_run(name: &str) -> ExpectedRun {
+    let run = expected_runs().into_iter().find(|run| run.name == name);
+    run.unwrap_or_else(|| panic!("no golden run {name}"))
+}
+
 /// An array that was float32 when it was printed, with 12 digits: rounding to f32 gives back every bit.
 pub fn f32_array(shape: &[usize], printed: &[f64]) -> Array {
     Array::new(

@@ -4,6 +4,7 @@
 use rand::rngs::ChaCha8Rng;
 
 use super::array::Array;
+use super::layout::{concat, slice};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Norm {
@@ -175,6 +176,50 @@ fn horner(gram: &Array, coefficients: &[f64]) -> Vec<Array> {
     }
     q.reverse();
     q
+}
+
+/// Per head: every block of W's rows is a matrix of its own, with its own γ, u and v.
+pub fn forward_per_head(w: &Array, gamma: &[f64], vectors: &[PowerVectors], pc: &Pc) -> Array {
+    let block = |(head, vectors)| {
+        forward(
+            &rows_of_head(w, head, gamma.len()),
+            gamma[head],
+            vectors,
+            pc,
+        )
+    };
+    let blocks: Vec<Array> = vectors.iter().enumerate().map(block).collect();
+    concat(&blocks.iter().collect::<Vec<_>>(), 0)
+}
+
+/// Returns dw and dgamma [heads].
+pub fn vjp_per_head(
+    w: &Array,
+    gamma: &[f64],
+    vectors: &[PowerVectors],
+    pc: &Pc,
+    dy: &Array,
+) -> [Array; 2] {
+    let (mut dw, mut dgamma) = (Vec::new(), Vec::new());
+    for (head, vectors) in vectors.iter().enumerate() {
+        let block = |x| rows_of_head(x, head, gamma.len());
+        let [of_w, of_gamma] = vjp(&block(w), gamma[head], vectors, pc, &block(dy));
+        dw.push(of_w);
+        dgamma.push(of_gamma);
+    }
+    [dw, dgamma].map(|blocks| concat(&blocks.iter().collect::<Vec<_>>(), 0))
+}
+
+pub fn refresh_per_head(w: &Array, vectors: &mut [PowerVectors], pc: &Pc) {
+    let heads = vectors.len();
+    for (head, vectors) in vectors.iter_mut().enumerate() {
+        refresh(&rows_of_head(w, head, heads), vectors, pc);
+    }
+}
+
+fn rows_of_head(w: &Array, head: usize, heads: usize) -> Array {
+    let head_dim = w.shape[0] / heads;
+    slice(w, 0, head * head_dim..(head + 1) * head_dim)
 }
 
 #[cfg(test)]

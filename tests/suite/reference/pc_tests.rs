@@ -179,3 +179,23 @@ fn power_iteration_approaches_the_norm_from_below() {
     (0..40).for_each(|_| refresh(&w, &mut vectors, &pc));
     assert!((estimate(&vectors) / largest - 1.0).abs() < 1e-6);
 }
+
+#[test]
+fn heads_are_preconditioned_apart() {
+    let (pc, gamma, mut rng) = (Pc::of_level(2), [1.3, 0.8], seeded(102));
+    let w = Array::random(&[6, 5], &mut rng);
+    let dy = Array::random(&[6, 5], &mut rng);
+    let mut vectors = [(); 2].map(|()| PowerVectors::random(3, 5, &mut rng));
+    refresh_per_head(&w, &mut vectors, &pc);
+    let y = forward_per_head(&w, &gamma, &vectors, &pc);
+    let [dw, dgamma] = vjp_per_head(&w, &gamma, &vectors, &pc, &dy);
+    for head in 0..2 {
+        let block = |x: &Array| slice(x, 0, 3 * head..3 * head + 3);
+        assert_eq!(
+            block(&y),
+            forward(&block(&w), gamma[head], &vectors[head], &pc)
+        );
+        let [of_w, of_gamma] = vjp(&block(&w), gamma[head], &vectors[head], &pc, &block(&dy));
+        assert_eq!((block(&dw), dgamma.data[head]), (of_w, of_gamma.item()));
+    }
+}
