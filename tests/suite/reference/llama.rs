@@ -326,8 +326,12 @@ mod tests {
             inputs: vec![1, 4, 2, 0, 1, 1],
             targets: vec![4, 2, 3, 1, 1, 0],
         };
+        let logits = logits(config, &named(&arrays), &batch.inputs, batch.seq);
+        let of_logits =
+            cross_entropy_head(&logits, &Array::identity(config.vocab), &batch.targets).item();
         let (value, gradients) = loss_and_gradients(config, &named(&arrays), &batch);
         assert_eq!(value, loss(config, &named(&arrays), &batch));
+        assert!((value - of_logits).abs() < 1e-14 * value);
         assert_eq!(gradients.len(), names.len());
         for (which, name) in names.iter().enumerate() {
             let forward = |arrays: &[Array]| Array::scalar(loss(config, &named(arrays), &batch));

@@ -85,4 +85,26 @@ mod tests {
         assert!((product(5, 3) - product(9, 7)).abs() < 1e-13);
         assert_eq!(at(&q, 0), q);
     }
+
+    #[test]
+    fn a_row_is_turned_by_its_position_in_its_sequence() {
+        let settings = Rotary {
+            seq: 3,
+            head_dim: 4,
+            offset: 5,
+            theta: 100.0,
+        };
+        let y = rotary(
+            &Array::from_fn(&[6, 4], |index| [1.0, 1.0, 0.0, 0.0][index % 4]),
+            settings,
+        );
+        let (slow, fast) = (0.6_f64, 6.0_f64); // row 4 has position 4 % 3 + 5, and 100^(−2/4) is a tenth
+        for (got, want) in y
+            .row(4)
+            .iter()
+            .zip([fast.cos(), slow.cos(), fast.sin(), slow.sin()])
+        {
+            assert!((got - want).abs() < 1e-14);
+        }
+    }
 }
