@@ -1,0 +1,6 @@
+//! The test suite: one binary, so that the library is linked once.
+
+mod golden;
+mod reference;
+#[allow(dead_code)] // until the tests of the device use every entry
+mod tolerance;
