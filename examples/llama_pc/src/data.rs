@@ -1,0 +1,4 @@
+//! From text on disk to batches of tokens.
+
+pub mod tokens;
+pub mod windows;
