@@ -7,6 +7,7 @@ mod config;
 #[allow(dead_code, reason = "train, eval and sample are still to come")]
 mod data;
 mod failure;
+mod progress;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Config::load(args.config.as_deref(), &args.settings())?;
             Err(Failure::other("train is not part of this build yet"))
         }
+        Command::Prepare(args) => data::prepare::run(&args),
         _ => Err(Failure::other("this command is not part of this build yet")),
     }
 }
