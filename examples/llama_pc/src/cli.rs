@@ -12,6 +12,7 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What to do.
 #[derive(Subcommand)]
 pub enum Command {
     /// List the adapters: index, name, kind, driver, limits, features and the kernel profile each would get
@@ -26,6 +27,7 @@ pub enum Command {
     Sample(Sample),
 }
 
+/// Arguments of `prepare`.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("source").required(true).multiple(true).args(["text", "cargo_sources"])))]
 #[command(group(clap::ArgGroup::new("vocabulary").required(true).args(["tokenizer", "train_bpe"])))]
@@ -59,13 +61,14 @@ pub struct Prepare {
     pub seed: u64,
 }
 
+/// Arguments of `train`.
 #[derive(Args)]
 pub struct Train {
     /// Configuration; without one, every key has its default
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override a key of the configuration; may be repeated
-    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    /// Override keys of the configuration; may be repeated
+    #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// Run folder to create; without it, the next free runs/NAME-N after the configuration's name
     #[arg(long, value_name = "RUN")]
@@ -83,6 +86,7 @@ pub struct Train {
     pub profile: bool,
 }
 
+/// Arguments of `eval`.
 #[derive(Args)]
 pub struct Eval {
     /// A run or an exported folder
@@ -100,6 +104,7 @@ pub struct Eval {
     pub device: Device,
 }
 
+/// Arguments of `sample`.
 #[derive(Args)]
 pub struct Sample {
     /// A run or an exported folder
@@ -123,6 +128,7 @@ pub struct Sample {
     pub device: Device,
 }
 
+/// Where to run.
 #[derive(Args)]
 pub struct Device {
     /// Adapter to run on: an index of `devices`, a part of a name, or cpu
@@ -158,7 +164,6 @@ mod tests {
             "3",
             "--set",
             "train.steps=9",
-            "--set",
             "seed=2",
         ]);
         let Ok(Cli {

@@ -13,13 +13,18 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Seeds the weights, the power iteration's vectors and the order of the data.
     pub seed: u64,
+    /// The model's shape.
     pub model: Model,
     /// `None` trains a plain model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pc: Option<Pc>,
+    /// The rule that turns gradients into steps.
     pub optimizer: Optimizer,
+    /// The learning rate over time.
     pub schedule: Schedule,
+    /// Where the tokens are.
     pub data: Data,
+    /// Length and rhythm.
     pub train: Train,
 }
 
@@ -30,8 +35,11 @@ pub struct Model {
     /// Name of a published size; absent once the configuration is resolved, because the keys below say it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
+    /// Width of the residual stream.
     pub dim: usize,
+    /// Blocks.
     pub layers: usize,
+    /// Query heads, of dim/heads each.
     pub heads: usize,
     /// Key and value heads; fewer than `heads` is grouped-query attention. Default: `heads`.
     pub kv_heads: usize,
@@ -40,7 +48,9 @@ pub struct Model {
     /// Tokens in the vocabulary; `None` until [`Config::resolve_vocab`] has asked the tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
+    /// RMSNorm's guard, added to the mean square.
     pub norm_eps: f64,
+    /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Whether the output head shares the embedding's weights.
     pub tied: bool,
@@ -59,13 +69,17 @@ pub struct Pc {
     /// a0, a1, … of P(G) = a0·I + a1·G + …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coefficients: Option<Vec<f64>>,
+    /// What a matrix is divided by before the polynomial.
     pub norm: Norm,
     /// Rounds of the power iteration after every optimizer step.
     pub power_iterations: usize,
+    /// Added to the norm, and to those of the power iteration.
     pub eps: f64,
     /// Whether W_eff gets the norm of W back, as a factor without gradient.
     pub recover_norm: bool,
+    /// Whether each preconditioned matrix has a trained scale γ.
     pub learnable_gamma: bool,
+    /// Where γ starts.
     pub gamma_init: f64,
     /// Whether q, k and v are preconditioned head by head.
     pub per_head: bool,
@@ -84,7 +98,7 @@ pub enum Target {
     Down,
 }
 
-/// What a matrix is divided by before the polynomial.
+/// The norm of a matrix that preconditioning divides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
@@ -97,21 +111,29 @@ pub enum Norm {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Optimizer {
+    /// AdamW for everything, or Muon for matrices.
     pub kind: OptimizerKind,
     /// Peak learning rate.
     pub lr: f64,
+    /// Memory of the first and second moment.
     pub betas: [f64; 2],
+    /// Guard of Adam's division.
     pub eps: f64,
+    /// Decoupled: each step shrinks a weight by lr·weight_decay.
     pub weight_decay: f64,
     /// Which parameters decay.
     pub decay: Decay,
+    /// Memory of Muon's momentum.
     pub momentum: f64,
     /// Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
     pub ns_steps: usize,
+    /// Coefficients of those steps.
     pub ns_coefficients: NsCoefficients,
+    /// Scale of the learning rate by a matrix's shape.
     pub lr_ratio: LrRatio,
 }
 
+/// The rule that turns gradients into steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
@@ -150,7 +172,9 @@ pub enum LrRatio {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Schedule {
+    /// Shape after the warm-up.
     pub kind: ScheduleKind,
+    /// Steps of linear rise.
     pub warmup_steps: u64,
     /// Final learning rate over its peak, for `cosine`.
     pub end_ratio: f64,
@@ -160,6 +184,7 @@ pub struct Schedule {
     pub decay: DecayShape,
 }
 
+/// The shape of the learning rate after its linear warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
@@ -169,6 +194,7 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// How `wsd` falls from 1 to 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayShape {
@@ -181,13 +207,17 @@ pub enum DecayShape {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Data {
+    /// Path of the training tokens: a folder of shards or one `.bin`.
     pub train: String,
+    /// Path of the validation tokens.
     pub val: String,
     /// Tokens in a window, S.
     pub seq_len: usize,
+    /// Order of the training windows.
     pub order: DataOrder,
 }
 
+/// Windows in a seeded order, or in file order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataOrder {
@@ -199,24 +229,33 @@ pub enum DataOrder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Train {
+    /// Optimizer steps.
     pub steps: u64,
     /// Sequences in a micro-batch.
     pub batch_size: usize,
     /// Micro-batches in a step.
     pub grad_accumulation: usize,
+    /// Global L2 norm that gradients are clipped to.
     pub max_grad_norm: f64,
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_activations: bool,
+    /// The arithmetic of the run.
     pub precision: Precision,
+    /// Between validations.
     pub val_every: u64,
+    /// Micro-batches in a validation.
     pub val_batches: usize,
     /// 0: only at the end, which always writes one.
     pub checkpoint_every: u64,
+    /// The newest so many stay.
     pub keep_checkpoints: usize,
+    /// Between lines of metrics.
     pub log_every: u64,
+    /// Between measurements of the condition numbers.
     pub log_spectrum_every: u64,
 }
 
+/// The arithmetic of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

@@ -1,13 +1,19 @@
 //! llama_pc: pre-trains Llama models with PC layers on any GPU.
 
-#[allow(dead_code, reason = "train, eval and sample are still to come")]
+#![allow(
+    dead_code,
+    reason = "train, eval and sample, which use the rest, are still to come"
+)]
+
 mod cli;
-#[allow(dead_code, reason = "train, eval and sample are still to come")]
 mod config;
-#[allow(dead_code, reason = "train, eval and sample are still to come")]
 mod data;
 mod failure;
+mod output;
+mod picture;
 mod progress;
+mod run;
+mod sampling;
 
 use std::process::ExitCode;
 
@@ -18,16 +24,16 @@ use config::Config;
 use failure::Failure;
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            output::note(&format!("error: {failure}"));
             ExitCode::from(failure.status)
         }
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Train(args) => {
             Config::load(args.config.as_deref(), &args.settings())?;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output::note;
+
 /// Time between plain lines, so that a log of hours stays readable.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,8 @@ impl Progress {
             .printed
             .is_none_or(|printed| printed.elapsed() >= EVERY);
         if due || position == self.total {
-            eprintln!("{} {position}/{}  {message}{left}", self.label, self.total);
+            let (label, total) = (self.label, self.total);
+            note(&format!("{label} {position}/{total}  {message}{left}"));
             self.printed = Some(Instant::now());
         }
     }
@@ -65,8 +68,8 @@ impl Progress {
     /// Prints a line of its own, above the bar.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| note(line)),
+            None => note(line),
         }
     }
 

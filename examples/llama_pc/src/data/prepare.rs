@@ -12,6 +12,7 @@ use super::survey::Survey;
 use super::tokenizer::{MIN_VOCAB, Tokenizer};
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::{note, print};
 use crate::progress::{Progress, grouped};
 
 /// Bytes of text that are encoded together, spread over all cores.
@@ -59,10 +60,11 @@ pub fn run(args: &cli::Prepare) -> Result<(), Failure> {
     for (name, part) in [("train", train), ("val", val)] {
         let (documents, tokens) = (grouped(part.documents), grouped(part.tokens));
         let ratio = part.bytes as f64 / part.tokens as f64;
-        eprintln!("{name}: {documents} documents, {tokens} tokens, {ratio:.2} bytes a token");
+        note(&format!(
+            "{name}: {documents} documents, {tokens} tokens, {ratio:.2} bytes a token"
+        ));
     }
-    println!("{}", args.out.display());
-    Ok(())
+    print(&format!("{}\n", args.out.display()))
 }
 
 /// What can be refused before any text is read.
@@ -93,28 +95,31 @@ fn check(args: &cli::Prepare) -> Result<(), Failure> {
 
 fn report(survey: &Survey) {
     for path in &survey.skipped {
-        eprintln!("note: {} is not UTF-8 text and was skipped", path.display());
+        note(&format!(
+            "note: {} is not UTF-8 text and was skipped",
+            path.display()
+        ));
     }
     let megabytes = survey.bytes as f64 / 1e6;
-    eprintln!(
+    note(&format!(
         "{} documents, {megabytes:.1} MB of text",
         grouped(survey.documents)
-    );
+    ));
 }
 
 fn train(survey: &Survey, vocab: usize) -> Result<Tokenizer, Failure> {
     let megabytes = survey.sample.iter().map(String::len).sum::<usize>() as f64 / 1e6;
-    eprintln!(
+    note(&format!(
         "training a tokenizer of {} tokens on {megabytes:.1} MB",
         grouped(vocab as u64)
-    );
+    ));
     let tokenizer = Tokenizer::train(&survey.sample, vocab)?;
     let found = tokenizer.vocab_size();
     if found < vocab {
-        eprintln!(
+        note(&format!(
             "note: the text has pairs for {} tokens only",
             grouped(found as u64)
-        );
+        ));
     }
     Ok(tokenizer)
 }

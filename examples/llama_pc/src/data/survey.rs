@@ -59,7 +59,7 @@ impl Survey {
         let skipped = skipped.into_iter().map(PathBuf::from).collect();
         if lowest >= highest {
             return Err(Failure::other(format!(
-                "found {documents} documents with text, expected at least 2: one to train on and one for validation"
+                "documents with text: found {documents}, expected at least 2, one to train on and one for validation"
             ))
             .hint("a file is one document, and so is a line of .jsonl or a row of .parquet; --max-bytes may be too small"));
         }
@@ -208,7 +208,7 @@ mod tests {
         assert!(
             failure
                 .to_string()
-                .starts_with("found 1 documents with text, expected at least 2")
+                .starts_with("documents with text: found 1, expected at least 2")
         );
         write("b.txt");
         for fraction in [1e-9, 0.999_999] {
