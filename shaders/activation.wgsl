@@ -18,10 +18,10 @@ const LOG: u32 = 5u;
 
 fn sigmoid(v: vec4f) -> vec4f { return 1.0 / (1.0 + exp(-v)); }
 
-// 1 - 2/(e^2v + 1) loses all digits near 0, where the series takes over; large |v| would overflow.
+// With e = exp(-2|v|): ±(1 - e)/(1 + e). That loses all digits near 0, where the series takes over.
 fn safe_tanh(v: vec4f) -> vec4f {
-    let bounded = clamp(v, vec4f(-15.0), vec4f(15.0));
-    let large = 1.0 - 2.0 / (exp(2.0 * bounded) + 1.0);
+    let e = exp(-2.0 * abs(v));
+    let large = sign(v) * (1.0 - e) / (1.0 + e);
     let square = v * v;
     let small = v * (1.0 + square * (-0.33333333 + square * (0.13333333 + square * (-0.05396825 + square * 0.02186949))));
     return select(large, small, abs(v) < vec4f(0.3));
@@ -52,9 +52,9 @@ fn derivative(v: vec4f) -> vec4f {
     }
     if (FUNCTION == GELU) { return normal_cdf(v) + v * 0.39894228 * exp(-0.5 * v * v); }
     if (FUNCTION == RELU) { return select(vec4f(0.0), vec4f(1.0), v > vec4f(0.0)); }
-    if (FUNCTION == TANH) {
-        let t = safe_tanh(v);
-        return 1.0 - t * t;
+    if (FUNCTION == TANH) { // 1/cosh²; 1 - tanh² would lose all digits where tanh is flat
+        let e = exp(-2.0 * abs(v));
+        return 4.0 * e / ((1.0 + e) * (1.0 + e));
     }
     if (FUNCTION == EXP) { return exp(v); }
     return 1.0 / v;

@@ -1,5 +1,5 @@
 // sums[chunk, c] = Σ over the rows r of a chunk of x[r, c], times y[r, c] with WITH_FACTOR, times scale[r] with WITH_SCALE.
-// One Element of columns per invocation, one chunk of rows per workgroup in y: a fixed order, whatever the adapter.
+// One Element of columns and one chunk of rows per invocation: a fixed order, whatever the adapter.
 
 struct Args { rows: u32, columns: u32, chunk: u32 }
 
@@ -10,12 +10,14 @@ var<immediate> args: Args;
 @group(0) @binding(2) var<storage, read> scale: array<f32>;
 @group(0) @binding(3) var<storage, read_write> sums: array<Element>;
 
-@compute @workgroup_size(16)
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
+    let i = linear_index(group, groups, local, 64u);
     let columns = args.columns / WIDTH;
-    let column = group.x * 16u + local;
-    if (column >= columns) { return; }
-    let first = group.y * args.chunk;
+    let chunk = i / columns;
+    let column = i % columns;
+    let first = chunk * args.chunk;
+    if (first >= args.rows) { return; }
     let last = min(first + args.chunk, args.rows);
     var sum = Element();
     for (var row = first; row < last; row++) {
@@ -24,5 +26,5 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         if (WITH_SCALE == 1u) { term *= scale[row]; }
         sum += term;
     }
-    sums[group.y * columns + column] = sum;
+    sums[i] = sum;
 }

@@ -13,7 +13,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     let s = args.sizes;
     if (i >= s.x * s.y * s.z * s.w) { return; }
     let at = vec4u(i / (s.y * s.z * s.w), i / (s.z * s.w) % s.y, i / s.w % s.z, i % s.w);
-    let from = at * args.x_strides;
-    let to = at * args.y_strides;
-    y[args.y_offset + to.x + to.y + to.z + to.w] = x[args.x_offset + from.x + from.y + from.z + from.w];
+    let read = at * args.x_strides;
+    let written = at * args.y_strides;
+    y[args.y_offset + written.x + written.y + written.z + written.w] = x[args.x_offset + read.x + read.y + read.z + read.w];
 }

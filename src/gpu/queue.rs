@@ -1,7 +1,8 @@
 //! One open encoder and compute pass, submits of bounded length, copies, read-back.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
+use std::time::Duration;
 
 use super::device::Gpu;
 use super::kernel::{Launch, Slice};
@@ -44,6 +45,8 @@ pub(super) struct Recorder {
 const DISPATCHES_PER_SUBMIT: u32 = 128;
 /// Submits that may wait in the driver before recording pauses; bounds the memory that the driver holds for them.
 const SUBMITS_IN_FLIGHT: usize = 3;
+/// How long another thread may take to call a callback whose work is done.
+const CALLBACK_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Recorder {
     /// `software` bounds a submit at about a tenth of a second of CPU work; a GPU does a hundred times as much in that time.
@@ -235,17 +238,14 @@ impl Gpu {
     }
 
     async fn map(&self, staging: &wgpu::Buffer) -> Result<()> {
-        let outcome = Arc::new(std::sync::Mutex::new(None));
-        let slot = outcome.clone();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            *slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(result);
-        });
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         self.wait(None)?;
-        let outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        match outcome {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(Error::Device(format!("read-back: {error}"))),
-            None => Err(Error::Device("read-back: the device did not answer".into())),
+        // Another thread's poll may have taken the callback and be about to call it, after this thread's poll has returned.
+        match receiver.recv_timeout(CALLBACK_PATIENCE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::Device(format!("read-back: {error}"))),
+            Err(_) => Err(Error::Device("read-back: the device did not answer".into())),
         }
     }
 }

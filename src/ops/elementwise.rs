@@ -115,7 +115,11 @@ fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
 impl Tensor {
     /// alpha·self + beta·rhs.
     pub fn weighted_sum(&self, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
-        same_shape("add", self, rhs)?;
+        self.weighted_sum_as("weighted_sum", alpha, rhs, beta)
+    }
+
+    fn weighted_sum_as(&self, op: &'static str, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
+        same_shape(op, self, rhs)?;
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         map(&WEIGHTED_SUM, &[], &[self, rhs, &y], None, &[alpha, beta])?;
         Ok(y)
@@ -165,13 +169,13 @@ impl Tensor {
 impl<'t> Var<'t> {
     /// self + rhs, of the same shape.
     pub fn add(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
-        let y = self.value().weighted_sum(1.0, rhs.value(), 1.0)?;
+        let y = self.value().weighted_sum_as("add", 1.0, rhs.value(), 1.0)?;
         self.tape().record("add", y, [self, rhs], |dy, _| Ok([Some(dy.clone()), Some(dy)]))
     }
 
     /// self - rhs, of the same shape.
     pub fn sub(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
-        let y = self.value().weighted_sum(1.0, rhs.value(), -1.0)?;
+        let y = self.value().weighted_sum_as("sub", 1.0, rhs.value(), -1.0)?;
         self.tape().record("sub", y, [self, rhs], |dy, [_, wants_b]| {
             let db = wants_b.then(|| dy.scaled(-1.0)).transpose()?;
             Ok([Some(dy), db])

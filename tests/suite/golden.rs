@@ -87,9 +87,7 @@ pub struct ScheduleCase {
 impl ScheduleFields {
     pub fn to_schedule(&self) -> Schedule {
         let shape = match self.kind.as_str() {
-            "cosine" => Shape::Cosine {
-                end_ratio: self.end_ratio.expect("end_ratio"),
-            },
+            "cosine" => Shape::Cosine { end_ratio: self.end_ratio.expect("end_ratio") },
             "linear" => Shape::Linear,
             "wsd" => Shape::WarmupStableDecay {
                 decay_steps: self.decay_steps.expect("decay_steps"),
@@ -102,11 +100,7 @@ impl ScheduleFields {
             },
             other => panic!("unknown schedule {other}"),
         };
-        Schedule {
-            total: self.total,
-            warmup: self.warmup,
-            shape,
-        }
+        Schedule { total: self.total, warmup: self.warmup, shape }
     }
 }
 
@@ -188,16 +182,11 @@ pub fn expected_run(name: &str) -> ExpectedRun {
 
 /// An array that was float32 when it was printed, with 12 digits: rounding to f32 gives back every bit.
 pub fn f32_array(shape: &[usize], printed: &[f64]) -> Array {
-    Array::new(
-        shape,
-        printed.iter().map(|&x| f64::from(x as f32)).collect(),
-    )
+    Array::new(shape, printed.iter().map(|&x| f64::from(x as f32)).collect())
 }
 
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn bytes(name: &str) -> Vec<u8> {
@@ -227,46 +216,24 @@ pub fn llama_tiny() -> LlamaTiny {
     for name in config.parameter_names() {
         let stored = hugging_face_name(&name);
         weights.insert(name.clone(), take(&mut arrays, &stored));
-        let Some(matrix) = stored
-            .strip_suffix(".weight")
-            .filter(|_| LlamaConfig::is_matrix(&name))
-        else {
+        let Some(matrix) = stored.strip_suffix(".weight").filter(|_| LlamaConfig::is_matrix(&name)) else {
             continue;
         };
-        weights.insert(
-            format!("{name}.gamma"),
-            take(&mut arrays, &format!("{matrix}.pc_gamma")),
-        );
+        weights.insert(format!("{name}.gamma"), take(&mut arrays, &format!("{matrix}.pc_gamma")));
         let mut vector = |suffix| take(&mut arrays, &format!("{matrix}.{suffix}"));
-        vectors.insert(
-            name,
-            PowerVectors {
-                u: vector("pc_u"),
-                v: vector("pc_v"),
-            },
-        );
+        vectors.insert(name, PowerVectors { u: vector("pc_u"), v: vector("pc_v") });
     }
     assert!(arrays.is_empty(), "unread tensors: {:?}", arrays.keys());
-    LlamaTiny {
-        config,
-        weights,
-        vectors,
-        tokens: tokens(),
-    }
+    LlamaTiny { config, weights, vectors, tokens: tokens() }
 }
 
 fn take(arrays: &mut BTreeMap<String, Array>, name: &str) -> Array {
-    arrays
-        .remove(name)
-        .unwrap_or_else(|| panic!("no tensor {name}"))
+    arrays.remove(name).unwrap_or_else(|| panic!("no tensor {name}"))
 }
 
 /// `layers.0.wq` → `model.layers.0.self_attn.q_proj.weight`
 pub fn hugging_face_name(name: &str) -> String {
-    let Some((layer, part)) = name
-        .strip_prefix("layers.")
-        .and_then(|rest| rest.split_once('.'))
-    else {
+    let Some((layer, part)) = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
         return match name {
             "tok_embeddings" => "model.embed_tokens.weight",
             "norm" => "model.norm.weight",
@@ -293,8 +260,7 @@ pub fn hugging_face_name(name: &str) -> String {
 /// Every tensor of a float32 file.
 pub fn safetensors(name: &str) -> BTreeMap<String, Array> {
     let bytes = bytes(name);
-    let file = safetensors::SafeTensors::deserialize(&bytes)
-        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
     let array = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
         assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
         let data: Vec<f32> = little_endian(view.data(), f32::from_le_bytes);
@@ -320,47 +286,21 @@ fn little_endian<const N: usize, T>(bytes: &[u8], decode: impl Fn([u8; N]) -> T)
 impl LlamaTiny {
     /// The float64 trainer at the start of a golden run.
     pub fn trainer(&self, run: &ExpectedRun) -> Trainer {
-        let is_pc = |name: &str| {
-            run.pc
-                .iter()
-                .any(|part| name.ends_with(&format!(".{part}")))
-        };
+        let is_pc = |name: &str| run.pc.iter().any(|part| name.ends_with(&format!(".{part}")));
         let kept = |name: &str| name.strip_suffix(".gamma").is_none_or(is_pc);
-        let params = self
-            .weights
-            .iter()
-            .filter(|(name, _)| kept(name))
-            .map(|(n, w)| (n.clone(), w.clone()));
-        let vectors = self
-            .vectors
-            .iter()
-            .filter(|(name, _)| is_pc(name))
-            .map(|(n, v)| (n.clone(), v.clone()));
-        Trainer::new(
-            self.config,
-            run.recipe(),
-            params.collect(),
-            vectors.collect(),
-        )
+        let params = self.weights.iter().filter(|(name, _)| kept(name)).map(|(n, w)| (n.clone(), w.clone()));
+        let vectors = self.vectors.iter().filter(|(name, _)| is_pc(name)).map(|(n, v)| (n.clone(), v.clone()));
+        Trainer::new(self.config, run.recipe(), params.collect(), vectors.collect())
     }
 
     /// The micro-batches of one step, counted from 0. Window j is tokens[j·seq..][..seq], its targets one token later.
     pub fn batches(&self, run: &ExpectedRun, step: usize) -> Vec<Batch> {
-        let ExpectedRun {
-            seq_len: seq,
-            batch_size,
-            grad_accumulation,
-            ..
-        } = *run;
+        let ExpectedRun { seq_len: seq, batch_size, grad_accumulation, .. } = *run;
         let size = batch_size * seq; // consecutive windows are consecutive tokens
         let batch = |micro| {
             let start = (step * grad_accumulation + micro) * size;
             let tokens = |start: usize| self.tokens[start..][..size].to_vec();
-            Batch {
-                seq,
-                inputs: tokens(start),
-                targets: tokens(start + 1),
-            }
+            Batch { seq, inputs: tokens(start), targets: tokens(start + 1) }
         };
         (0..grad_accumulation).map(batch).collect()
     }

@@ -1,6 +1,9 @@
 //! The test suite: one binary, so that the library is linked once.
 
+mod check;
+mod device;
 mod golden;
+mod ops;
 mod reference;
 #[allow(dead_code)] // until the tests of the device use every entry
 mod tolerance;

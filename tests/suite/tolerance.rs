@@ -18,26 +18,17 @@ pub struct Tolerance {
 
 impl Tolerance {
     const fn of_roundings(count: f64, reason: &'static str) -> Self {
-        Self {
-            relative: count * ROUNDING,
-            reason,
-        }
+        Self { relative: count * ROUNDING, reason }
     }
 
     /// For a test that chains several operations: their tolerances add.
     pub fn and(self, other: Self) -> Self {
-        Self {
-            relative: self.relative + other.relative,
-            reason: "a chain of operations, each with its own tolerance",
-        }
+        Self { relative: self.relative + other.relative, reason: "a chain of operations, each with its own tolerance" }
     }
 
     /// For a test with an amplification of its own; say why beside the call.
     pub fn times(self, factor: f64) -> Self {
-        Self {
-            relative: self.relative * factor,
-            ..self
-        }
+        Self { relative: self.relative * factor, ..self }
     }
 }
 
@@ -45,10 +36,8 @@ impl Tolerance {
 pub const EXACT: Tolerance = Tolerance::of_roundings(0.0, "values are moved, not computed");
 
 /// add, sub, mul, scale, add_row, mul_row, and optimizer updates without a matmul.
-pub const ELEMENTWISE: Tolerance = Tolerance::of_roundings(
-    16.0,
-    "a few operations; WGSL lets a division be 2.5 ulp off and a square root more",
-);
+pub const ELEMENTWISE: Tolerance =
+    Tolerance::of_roundings(16.0, "a few operations; WGSL lets a division be 2.5 ulp off and a square root more");
 
 /// exp, log, tanh, silu, swiglu, gelu and their gradients, for inputs within ±5.
 pub const TRANSCENDENTAL: Tolerance = Tolerance::of_roundings(
@@ -58,15 +47,13 @@ pub const TRANSCENDENTAL: Tolerance = Tolerance::of_roundings(
 
 /// Angles up to `largest_angle` radians, from f32 frequencies.
 pub fn rotary(largest_angle: f64) -> Tolerance {
-    let reason =
-        "an angle in f32 is off by some roundings of itself, and so are its sine and cosine";
+    let reason = "an angle in f32 is off by some roundings of itself, and so are its sine and cosine";
     Tolerance::of_roundings(16.0 + 4.0 * largest_angle, reason)
 }
 
 /// Sums of `terms` numbers: sum, mean, matmul, column sums, gradients of broadcast rows and of embeddings.
 pub fn reduction(terms: usize) -> Tolerance {
-    let reason =
-        "roundings of a sum add up like a random walk, as √terms; measured 1.5·√terms of them";
+    let reason = "roundings of a sum add up like a random walk, as √terms; measured 1.5·√terms of them";
     Tolerance::of_roundings(8.0 + 4.0 * (terms as f64).sqrt(), reason)
 }
 
@@ -78,18 +65,12 @@ pub fn normalize(cols: usize) -> Tolerance {
 /// Forward and gradients. `seq` keys at most.
 pub fn attention(seq: usize, head_dim: usize) -> Tolerance {
     // The absolute error of a score is the relative error of its probability, and scores are a few times their rms.
-    reduction(head_dim)
-        .times(4.0)
-        .and(reduction(seq))
-        .and(TRANSCENDENTAL)
+    reduction(head_dim).times(4.0).and(reduction(seq)).and(TRANSCENDENTAL)
 }
 
 /// The loss and both gradients: scores over `dim`, a softmax over `vocab`, sums over `rows` in dweight.
 pub fn cross_entropy(rows: usize, dim: usize, vocab: usize) -> Tolerance {
-    reduction(dim)
-        .times(4.0)
-        .and(normalize(vocab))
-        .and(reduction(rows))
+    reduction(dim).times(4.0).and(normalize(vocab)).and(reduction(rows))
 }
 
 /// W_eff, dW and dγ, with the device's own u and v given to the reference; with a smaller side of `n` and a larger of `long`.
@@ -113,32 +94,21 @@ pub fn newton_schulz(steps: usize, n: usize, long: usize) -> Tolerance {
 
 /// Loss, gradient norm and γ along the golden runs of llama_tiny. Noise of 1e-6 of every gradient's rms and parameters
 /// rounded to f32 moved the loss by up to 2e-6 and the norm by 1e-6, without growing over the 20 steps.
-pub const TRAINING: Tolerance = Tolerance {
-    relative: 2e-5,
-    reason: "20 steps, each with gradients that are off by about 1e-6 of their rms",
-};
+pub const TRAINING: Tolerance =
+    Tolerance { relative: 2e-5, reason: "20 steps, each with gradients that are off by about 1e-6 of their rms" };
 
 /// Norms of single gradients of the whole model.
-pub const GRADIENT_NORM: Tolerance = Tolerance {
-    relative: 2e-5,
-    reason: "errors of all layers behind a gradient, averaged over its elements",
-};
+pub const GRADIENT_NORM: Tolerance =
+    Tolerance { relative: 2e-5, reason: "errors of all layers behind a gradient, averaged over its elements" };
 
 /// dγ = ⟨E, Y⟩ of the whole model.
-pub const GAMMA_GRADIENT: Tolerance = Tolerance {
-    relative: 1e-3,
-    reason: "a sum over a matrix that cancels to about a hundredth of its terms' norm",
-};
+pub const GAMMA_GRADIENT: Tolerance =
+    Tolerance { relative: 1e-3, reason: "a sum over a matrix that cancels to about a hundredth of its terms' norm" };
 
 /// Panics with the worst element unless every |got − want| / max(|want|, rms of want) is within the tolerance.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f32], want: &Array, tolerance: Tolerance) {
-    assert_eq!(
-        got.len(),
-        want.len(),
-        "{name}: elements, where the reference has shape {:?}",
-        want.shape
-    );
+    assert_eq!(got.len(), want.len(), "{name}: elements, where the reference has shape {:?}", want.shape);
     let Some(worst) = worst_element(got, want) else {
         return;
     };
@@ -175,22 +145,11 @@ struct Worst {
 /// The element with the largest relative error; a NaN or an infinity is the worst there is.
 fn worst_element(got: &[f32], want: &Array) -> Option<Worst> {
     let rms = want.norm() / (want.len() as f64).sqrt();
-    let errors = got
-        .iter()
-        .zip(&want.data)
-        .enumerate()
-        .map(|(index, (&got, &want))| {
-            let difference = (f64::from(got) - want).abs();
-            let error = if difference == 0.0 {
-                0.0
-            } else {
-                difference / want.abs().max(rms)
-            };
-            Worst {
-                index,
-                error: if error.is_nan() { f64::INFINITY } else { error },
-            }
-        });
+    let errors = got.iter().zip(&want.data).enumerate().map(|(index, (&got, &want))| {
+        let difference = (f64::from(got) - want).abs();
+        let error = if difference == 0.0 { 0.0 } else { difference / want.abs().max(rms) };
+        Worst { index, error: if error.is_nan() { f64::INFINITY } else { error } }
+    });
     errors.max_by(|a, b| a.error.total_cmp(&b.error))
 }
 
@@ -222,9 +181,7 @@ mod tests {
             assert_close("f32 product", &got, &want, reduction(k));
             let scale = want.norm() / 12.0;
             got[77] += (2.0 * reduction(k).relative * scale.max(want.data[77].abs())) as f32;
-            assert!(
-                worst_element(&got, &want).is_some_and(|worst| worst.error > reduction(k).relative)
-            );
+            assert!(worst_element(&got, &want).is_some_and(|worst| worst.error > reduction(k).relative));
         }
     }
 
@@ -232,12 +189,7 @@ mod tests {
     #[should_panic(expected = "y: element [1, 2] of [2, 3] is NaN, should be 5")]
     fn a_nan_is_reported_with_its_place() {
         let want = Array::from_fn(&[2, 3], |index| index as f64);
-        assert_close(
-            "y",
-            &[0.0, 1.0, 2.0, 3.0, 4.0, f32::NAN],
-            &want,
-            ELEMENTWISE,
-        );
+        assert_close("y", &[0.0, 1.0, 2.0, 3.0, 4.0, f32::NAN], &want, ELEMENTWISE);
     }
 
     #[test]

@@ -17,15 +17,8 @@ pub fn seeded(seed: u64) -> ChaCha8Rng {
 impl Array {
     pub fn new(shape: &[usize], data: Vec<f64>) -> Self {
         let elements: usize = shape.iter().product();
-        assert_eq!(
-            data.len(),
-            elements,
-            "shape {shape:?} holds {elements} elements"
-        );
-        Self {
-            shape: shape.to_vec(),
-            data,
-        }
+        assert_eq!(data.len(), elements, "shape {shape:?} holds {elements} elements");
+        Self { shape: shape.to_vec(), data }
     }
 
     pub fn zeros(shape: &[usize]) -> Self {
@@ -41,10 +34,7 @@ impl Array {
     }
 
     pub fn identity(n: usize) -> Self {
-        Self::from_fn(
-            &[n, n],
-            |index| if index / n == index % n { 1.0 } else { 0.0 },
-        )
+        Self::from_fn(&[n, n], |index| if index / n == index % n { 1.0 } else { 0.0 })
     }
 
     pub fn from_fn(shape: &[usize], f: impl FnMut(usize) -> f64) -> Self {
@@ -134,24 +124,13 @@ impl Array {
     /// [m, k] × [k, n] → [m, n]
     pub fn matmul(&self, other: &Self) -> Self {
         let (&[m, k], &[other_k, n]) = (&self.shape[..], &other.shape[..]) else {
-            panic!(
-                "matmul of {:?} and {:?}: both must be matrices",
-                self.shape, other.shape
-            )
+            panic!("matmul of {:?} and {:?}: both must be matrices", self.shape, other.shape)
         };
-        assert_eq!(
-            k, other_k,
-            "matmul of {:?} and {:?}",
-            self.shape, other.shape
-        );
+        assert_eq!(k, other_k, "matmul of {:?} and {:?}", self.shape, other.shape);
         let mut y = Self::zeros(&[m, n]);
         for i in 0..m {
             for l in 0..k {
-                add_scaled(
-                    &mut y.data[i * n..][..n],
-                    self.data[i * k + l],
-                    &other.data[l * n..][..n],
-                );
+                add_scaled(&mut y.data[i * n..][..n], self.data[i * k + l], &other.data[l * n..][..n]);
             }
         }
         y

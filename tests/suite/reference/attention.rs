@@ -23,13 +23,7 @@ struct Query {
 
 impl AttentionShape {
     fn queries(self) -> impl Iterator<Item = Query> {
-        let Self {
-            batch,
-            seq,
-            heads,
-            kv_heads,
-            head_dim,
-        } = self;
+        let Self { batch, seq, heads, kv_heads, head_dim } = self;
         (0..batch * seq).flat_map(move |row| {
             (0..heads).map(move |head| Query {
                 row,
@@ -82,44 +76,23 @@ pub fn attention(q: &Array, k: &Array, v: &Array, shape: AttentionShape) -> Arra
 }
 
 /// dv = pᵀ·dy; with dp = dy·vᵀ the scores get ds = p·(dp − ⟨dp, p⟩), and dq = scale·ds·k, dk = scale·dsᵀ·q.
-pub fn attention_vjp(
-    q: &Array,
-    k: &Array,
-    v: &Array,
-    shape: AttentionShape,
-    dy: &Array,
-) -> [Array; 3] {
+pub fn attention_vjp(q: &Array, k: &Array, v: &Array, shape: AttentionShape, dy: &Array) -> [Array; 3] {
     shape.check(q, k, v);
     let head = shape.head_dim;
-    let (mut dq, mut dk, mut dv) = (
-        Array::zeros(&q.shape),
-        Array::zeros(&k.shape),
-        Array::zeros(&v.shape),
-    );
+    let (mut dq, mut dk, mut dv) = (Array::zeros(&q.shape), Array::zeros(&k.shape), Array::zeros(&v.shape));
     for query in shape.queries() {
         let mut p = query.probabilities(q, k, shape);
         let dy = &dy.row(query.row)[query.q_start..][..head];
         for (p, key) in p.iter().zip(query.keys()) {
             add_scaled(&mut dv.row_mut(key)[query.kv_start..][..head], *p, dy);
         }
-        let dp: Vec<f64> = query
-            .keys()
-            .map(|key| dot(dy, &v.row(key)[query.kv_start..][..head]))
-            .collect();
+        let dp: Vec<f64> = query.keys().map(|key| dot(dy, &v.row(key)[query.kv_start..][..head])).collect();
         softmax_row_vjp(&mut p, &dp);
         let q = &q.row(query.row)[query.q_start..][..head];
         let dq = &mut dq.row_mut(query.row)[query.q_start..][..head];
         for (ds, key) in p.iter().zip(query.keys()) {
-            add_scaled(
-                dq,
-                shape.scale() * ds,
-                &k.row(key)[query.kv_start..][..head],
-            );
-            add_scaled(
-                &mut dk.row_mut(key)[query.kv_start..][..head],
-                shape.scale() * ds,
-                q,
-            );
+            add_scaled(dq, shape.scale() * ds, &k.row(key)[query.kv_start..][..head]);
+            add_scaled(&mut dk.row_mut(key)[query.kv_start..][..head], shape.scale() * ds, q);
         }
     }
     [dq, dk, dv]
@@ -133,13 +106,7 @@ mod tests {
     #[test]
     fn vjp_matches_finite_differences() {
         for kv_heads in [1, 2, 4] {
-            let shape = AttentionShape {
-                batch: 2,
-                seq: 3,
-                heads: 4,
-                kv_heads,
-                head_dim: 2,
-            };
+            let shape = AttentionShape { batch: 2, seq: 3, heads: 4, kv_heads, head_dim: 2 };
             let inputs = random_arrays(61, [&[6, 8], &[6, 2 * kv_heads], &[6, 2 * kv_heads]]);
             check_vjp(
                 &format!("attention with {kv_heads} key heads"),
@@ -152,13 +119,7 @@ mod tests {
 
     #[test]
     fn a_query_sees_neither_the_future_nor_other_sequences() {
-        let shape = AttentionShape {
-            batch: 2,
-            seq: 3,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 4,
-        };
+        let shape = AttentionShape { batch: 2, seq: 3, heads: 2, kv_heads: 1, head_dim: 4 };
         let [q, k, v] = random_arrays(62, [&[6, 8], &[6, 4], &[6, 4]]);
         let y = attention(&q, &k, &v, shape);
         let mut changed = v.clone();

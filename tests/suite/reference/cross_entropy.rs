@@ -17,12 +17,7 @@ pub fn cross_entropy_head(x: &Array, weight: &Array, targets: &[u32]) -> Array {
 }
 
 /// dlogits = (softmax − one_hot(target))·dy/rows; dx = dlogits·weight, dweight = dlogitsᵀ·x.
-pub fn cross_entropy_head_vjp(
-    x: &Array,
-    weight: &Array,
-    targets: &[u32],
-    dy: &Array,
-) -> [Array; 2] {
+pub fn cross_entropy_head_vjp(x: &Array, weight: &Array, targets: &[u32], dy: &Array) -> [Array; 2] {
     let mut dlogits = softmax(&x.matmul(&weight.transpose()));
     for (row, &target) in targets.iter().enumerate() {
         dlogits.row_mut(row)[target as usize] -= 1.0;

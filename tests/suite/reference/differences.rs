@@ -8,33 +8,18 @@ pub fn relative_error(got: &Array, want: &Array) -> f64 {
     assert_eq!(got.shape, want.shape);
     let rms = want.norm() / (want.len() as f64).sqrt();
     let scale = |want: f64| want.abs().max(rms).max(f64::MIN_POSITIVE);
-    let errors = got
-        .data
-        .iter()
-        .zip(&want.data)
-        .map(|(g, w)| (g - w).abs() / scale(*w));
+    let errors = got.data.iter().zip(&want.data).map(|(g, w)| (g - w).abs() / scale(*w));
     // Not f64::max: it would drop a NaN.
-    errors.fold(
-        0.0,
-        |worst, error| if error <= worst { worst } else { error },
-    )
+    errors.fold(0.0, |worst, error| if error <= worst { worst } else { error })
 }
 
 pub fn assert_near(name: &str, got: &Array, want: &Array, tolerance: f64) {
     let error = relative_error(got, want);
-    assert!(
-        error <= tolerance,
-        "{name}: relative error {error:e} exceeds {tolerance:e}"
-    );
+    assert!(error <= tolerance, "{name}: relative error {error:e} exceeds {tolerance:e}");
 }
 
 /// The gradient of ⟨dy, forward(inputs)⟩ in every coordinate of `inputs[which]`.
-pub fn numerical_gradient(
-    inputs: &[Array],
-    which: usize,
-    dy: &Array,
-    forward: impl Fn(&[Array]) -> Array,
-) -> Array {
+pub fn numerical_gradient(inputs: &[Array], which: usize, dy: &Array, forward: impl Fn(&[Array]) -> Array) -> Array {
     let step = 1e-5; // truncation h²·f''' and cancellation 2⁻⁵³/h are both near 1e-10
     Array::from_fn(&inputs[which].shape, |index| {
         let moved = |by: f64| {

@@ -172,11 +172,7 @@ mod tests {
     #[test]
     fn erf_has_all_its_digits() {
         // Abramowitz and Stegun, table 7.1, and its complement at 3.
-        let known = [
-            (0.5, 0.5204998778130465),
-            (1.0, 0.8427007929497149),
-            (2.0, 0.9953222650189527),
-        ];
+        let known = [(0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (2.0, 0.9953222650189527)];
         for (x, want) in known {
             assert!((erf(x) - want).abs() < 1e-15, "erf({x}) = {}", erf(x));
             assert_eq!(erf(-x), -erf(x));
@@ -190,42 +186,17 @@ mod tests {
         let pair = || random_arrays(1, [&[3, 5], &[3, 5]]);
         check_vjp("add", pair(), |x| add(&x[0], &x[1]), |_, dy| add_vjp(dy));
         check_vjp("sub", pair(), |x| sub(&x[0], &x[1]), |_, dy| sub_vjp(dy));
-        check_vjp(
-            "mul",
-            pair(),
-            |x| mul(&x[0], &x[1]),
-            |x, dy| mul_vjp(&x[0], &x[1], dy),
-        );
-        check_vjp(
-            "swiglu",
-            pair(),
-            |x| swiglu(&x[0], &x[1]),
-            |x, dy| swiglu_vjp(&x[0], &x[1], dy),
-        );
+        check_vjp("mul", pair(), |x| mul(&x[0], &x[1]), |x, dy| mul_vjp(&x[0], &x[1], dy));
+        check_vjp("swiglu", pair(), |x| swiglu(&x[0], &x[1]), |x, dy| swiglu_vjp(&x[0], &x[1], dy));
         let with_row = || random_arrays(2, [&[2, 3, 5], &[5]]);
-        check_vjp(
-            "add_row",
-            with_row(),
-            |x| add_row(&x[0], &x[1]),
-            |_, dy| add_row_vjp(dy),
-        );
-        check_vjp(
-            "mul_row",
-            with_row(),
-            |x| mul_row(&x[0], &x[1]),
-            |x, dy| mul_row_vjp(&x[0], &x[1], dy),
-        );
+        check_vjp("add_row", with_row(), |x| add_row(&x[0], &x[1]), |_, dy| add_row_vjp(dy));
+        check_vjp("mul_row", with_row(), |x| mul_row(&x[0], &x[1]), |x, dy| mul_row_vjp(&x[0], &x[1], dy));
     }
 
     #[test]
     fn vjps_of_one_operand_match_finite_differences() {
         let one = || random_arrays(3, [&[4, 6]]);
-        check_vjp(
-            "scale",
-            one(),
-            |x| scale(&x[0], -1.7),
-            |_, dy| scale_vjp(-1.7, dy),
-        );
+        check_vjp("scale", one(), |x| scale(&x[0], -1.7), |_, dy| scale_vjp(-1.7, dy));
         check_vjp("sum", one(), |x| sum(&x[0]), |x, dy| sum_vjp(&x[0], dy));
         check_vjp("mean", one(), |x| mean(&x[0]), |x, dy| mean_vjp(&x[0], dy));
         check_vjp("relu", one(), |x| relu(&x[0]), |x, dy| relu_vjp(&x[0], dy));

@@ -4,9 +4,7 @@ use super::array::{Array, add_scaled};
 
 pub fn embedding(table: &Array, ids: &[u32]) -> Array {
     let (_, dim) = table.rows_and_cols();
-    let rows = ids
-        .iter()
-        .flat_map(|&id| table.row(id as usize).iter().copied());
+    let rows = ids.iter().flat_map(|&id| table.row(id as usize).iter().copied());
     Array::new(&[ids.len(), dim], rows.collect())
 }
 
@@ -28,11 +26,6 @@ mod tests {
     fn vjp_matches_finite_differences_with_repeated_ids() {
         let ids = [2, 0, 2, 4, 2];
         let table = random_arrays(51, [&[5, 3]]);
-        check_vjp(
-            "embedding",
-            table,
-            |x| embedding(&x[0], &ids),
-            |x, dy| embedding_vjp(&x[0], &ids, dy),
-        );
+        check_vjp("embedding", table, |x| embedding(&x[0], &ids), |x, dy| embedding_vjp(&x[0], &ids, dy));
     }
 }

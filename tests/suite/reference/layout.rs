@@ -26,15 +26,8 @@ pub fn slice(x: &Array, dim: usize, range: Range<usize>) -> Array {
     let (outer, inner) = outer_and_inner(&x.shape, dim);
     let mut shape = x.shape.clone();
     shape[dim] = range.len();
-    let block = |outer: usize| {
-        &x.data[(outer * x.shape[dim] + range.start) * inner..][..range.len() * inner]
-    };
-    Array::new(
-        &shape,
-        (0..outer)
-            .flat_map(|outer| block(outer).iter().copied())
-            .collect(),
-    )
+    let block = |outer: usize| &x.data[(outer * x.shape[dim] + range.start) * inner..][..range.len() * inner];
+    Array::new(&shape, (0..outer).flat_map(|outer| block(outer).iter().copied()).collect())
 }
 
 pub fn slice_vjp(x: &Array, dim: usize, range: Range<usize>, dy: &Array) -> [Array; 1] {
@@ -74,10 +67,7 @@ pub fn concat_vjp(parts: &[&Array], dim: usize, dy: &Array) -> Vec<Array> {
 }
 
 fn outer_and_inner(shape: &[usize], dim: usize) -> (usize, usize) {
-    (
-        shape[..dim].iter().product(),
-        shape[dim + 1..].iter().product(),
-    )
+    (shape[..dim].iter().product(), shape[dim + 1..].iter().product())
 }
 
 #[cfg(test)]
@@ -88,28 +78,14 @@ mod tests {
     #[test]
     fn vjps_match_finite_differences() {
         let one = || random_arrays(21, [&[2, 3, 4]]);
-        check_vjp(
-            "reshape",
-            one(),
-            |x| reshape(&x[0], &[6, 4]),
-            |x, dy| reshape_vjp(&x[0], dy),
-        );
-        check_vjp(
-            "transpose",
-            one(),
-            |x| transpose(&x[0]),
-            |_, dy| transpose_vjp(dy),
-        );
+        check_vjp("reshape", one(), |x| reshape(&x[0], &[6, 4]), |x, dy| reshape_vjp(&x[0], dy));
+        check_vjp("transpose", one(), |x| transpose(&x[0]), |_, dy| transpose_vjp(dy));
         for (dim, range) in [(0, 1..2), (1, 0..2), (2, 1..4)] {
             let forward = |x: &[Array]| slice(&x[0], dim, range.clone());
-            check_vjp("slice", one(), forward, |x, dy| {
-                slice_vjp(&x[0], dim, range.clone(), dy)
-            });
+            check_vjp("slice", one(), forward, |x, dy| slice_vjp(&x[0], dim, range.clone(), dy));
         }
         let parts = random_arrays(22, [&[2, 1, 3], &[2, 4, 3]]);
-        let vjp = |x: &[Array], dy: &Array| {
-            <[Array; 2]>::try_from(concat_vjp(&[&x[0], &x[1]], 1, dy)).unwrap()
-        };
+        let vjp = |x: &[Array], dy: &Array| <[Array; 2]>::try_from(concat_vjp(&[&x[0], &x[1]], 1, dy)).unwrap();
         check_vjp("concat", parts, |x| concat(&[&x[0], &x[1]], 1), vjp);
     }
 

@@ -38,17 +38,7 @@ pub struct Batch {
     pub targets: Vec<u32>,
 }
 
-const LAYER_PARAMETERS: [&str; 9] = [
-    "wq",
-    "wk",
-    "wv",
-    "wo",
-    "w1",
-    "w2",
-    "w3",
-    "attention_norm",
-    "ffn_norm",
-];
+const LAYER_PARAMETERS: [&str; 9] = ["wq", "wk", "wv", "wo", "w1", "w2", "w3", "attention_norm", "ffn_norm"];
 
 impl LlamaConfig {
     pub fn head_dim(&self) -> usize {
@@ -57,20 +47,13 @@ impl LlamaConfig {
 
     pub fn parameter_names(&self) -> Vec<String> {
         let of_layer = |layer| LAYER_PARAMETERS.map(|part| format!("layers.{layer}.{part}"));
-        let ends = ["tok_embeddings", "norm", "output"]
-            .into_iter()
-            .filter(|name| !(self.tied && *name == "output"));
-        (0..self.layers)
-            .flat_map(of_layer)
-            .chain(ends.map(String::from))
-            .collect()
+        let ends = ["tok_embeddings", "norm", "output"].into_iter().filter(|name| !(self.tied && *name == "output"));
+        (0..self.layers).flat_map(of_layer).chain(ends.map(String::from)).collect()
     }
 
     /// Whether the parameter is a matrix of a block: what Muon updates and what a PC layer may precondition.
     pub fn is_matrix(name: &str) -> bool {
-        name.rsplit('.')
-            .next()
-            .is_some_and(|part| LAYER_PARAMETERS[..7].contains(&part))
+        name.rsplit('.').next().is_some_and(|part| LAYER_PARAMETERS[..7].contains(&part))
     }
 
     pub fn shape_of(&self, name: &str) -> Vec<usize> {
@@ -86,31 +69,16 @@ impl LlamaConfig {
     }
 
     fn head_name(&self) -> &'static str {
-        if self.tied {
-            "tok_embeddings"
-        } else {
-            "output"
-        }
+        if self.tied { "tok_embeddings" } else { "output" }
     }
 
     fn attention_shape(&self, rows: usize, seq: usize) -> AttentionShape {
         let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim());
-        AttentionShape {
-            batch: rows / seq,
-            seq,
-            heads,
-            kv_heads,
-            head_dim,
-        }
+        AttentionShape { batch: rows / seq, seq, heads, kv_heads, head_dim }
     }
 
     fn rotary(&self, seq: usize) -> Rotary {
-        Rotary {
-            seq,
-            head_dim: self.head_dim(),
-            offset: 0,
-            theta: self.theta,
-        }
+        Rotary { seq, head_dim: self.head_dim(), offset: 0, theta: self.theta }
     }
 }
 
@@ -169,12 +137,7 @@ impl Block<'_> {
         let q = rotary(&self.linear(&attention_input, "wq"), turn);
         let k = rotary(&self.linear(&attention_input, "wk"), turn);
         let v = self.linear(&attention_input, "wv");
-        let attended = attention(
-            &q,
-            &k,
-            &v,
-            self.config.attention_shape(x.shape[0], self.seq),
-        );
+        let attended = attention(&q, &k, &v, self.config.attention_shape(x.shape[0], self.seq));
         let middle = x.plus(&self.linear(&attended, "wo"));
         let ffn_input = rms_norm(&middle, self.weight("ffn_norm"), self.config.norm_eps);
         let gate = self.linear(&ffn_input, "w1");
@@ -182,22 +145,7 @@ impl Block<'_> {
         let hidden = swiglu(&gate, &up);
         let y = middle.plus(&self.linear(&hidden, "w2"));
         let x = x.clone();
-        (
-            y,
-            Saved {
-                x,
-                attention_input,
-                q,
-                k,
-                v,
-                attended,
-                middle,
-                ffn_input,
-                gate,
-                up,
-                hidden,
-            },
-        )
+        (y, Saved { x, attention_input, q, k, v, attended, middle, ffn_input, gate, up, hidden })
     }
 
     fn backward(&self, saved: &Saved, dy: &Array, gradients: &mut Weights) -> Array {
@@ -214,10 +162,7 @@ impl Block<'_> {
     }
 
     fn attention_backward(&self, saved: &Saved, dy: &Array, gradients: &mut Weights) -> Array {
-        let (shape, turn) = (
-            self.config.attention_shape(dy.shape[0], self.seq),
-            self.config.rotary(self.seq),
-        );
+        let (shape, turn) = (self.config.attention_shape(dy.shape[0], self.seq), self.config.rotary(self.seq));
         let dattended = self.linear_vjp(&saved.attended, "wo", dy, gradients);
         let [dq, dk, dv] = attention_vjp(&saved.q, &saved.k, &saved.v, shape, &dattended);
         let ([dq], [dk]) = (rotary_vjp(turn, &dq), rotary_vjp(turn, &dk));
@@ -240,13 +185,7 @@ fn trunk(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Tr
     let mut last = embedding(&weights["tok_embeddings"], ids);
     let mut saved = Vec::new();
     for layer in 0..config.layers {
-        let (y, of_block) = Block {
-            config,
-            weights,
-            layer,
-            seq,
-        }
-        .forward(&last);
+        let (y, of_block) = Block { config, weights, layer, seq }.forward(&last);
         saved.push(of_block);
         last = y;
     }
@@ -256,12 +195,7 @@ fn trunk(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Tr
 
 /// ids [batch·seq] → [batch·seq, vocab]
 pub fn logits(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Array {
-    matmul(
-        &trunk(config, weights, ids, seq).y,
-        &weights[config.head_name()],
-        false,
-        true,
-    )
+    matmul(&trunk(config, weights, ids, seq).y, &weights[config.head_name()], false, true)
 }
 
 /// The mean cross-entropy over all positions.
@@ -271,11 +205,7 @@ pub fn loss(config: &LlamaConfig, weights: &Weights, batch: &Batch) -> f64 {
 }
 
 /// The loss and its gradient in every parameter.
-pub fn loss_and_gradients(
-    config: &LlamaConfig,
-    weights: &Weights,
-    batch: &Batch,
-) -> (f64, Weights) {
+pub fn loss_and_gradients(config: &LlamaConfig, weights: &Weights, batch: &Batch) -> (f64, Weights) {
     let Trunk { saved, last, y } = trunk(config, weights, &batch.inputs, batch.seq);
     let head = &weights[config.head_name()];
     let loss = cross_entropy_head(&y, head, &batch.targets).item();
@@ -283,13 +213,7 @@ pub fn loss_and_gradients(
     let [mut dx, dnorm] = rms_norm_vjp(&last, &weights["norm"], config.norm_eps, &dy);
     let mut gradients = Weights::from([("norm".to_string(), dnorm)]);
     for (layer, saved) in saved.iter().enumerate().rev() {
-        dx = Block {
-            config,
-            weights,
-            layer,
-            seq: batch.seq,
-        }
-        .backward(saved, &dx, &mut gradients);
+        dx = Block { config, weights, layer, seq: batch.seq }.backward(saved, &dx, &mut gradients);
     }
     let [dtable] = embedding_vjp(&weights["tok_embeddings"], &batch.inputs, &dx);
     if config.tied {
@@ -310,25 +234,11 @@ mod tests {
     fn check(config: &LlamaConfig) {
         let mut rng = seeded(121);
         let names = config.parameter_names();
-        let arrays: Vec<Array> = names
-            .iter()
-            .map(|name| Array::random(&config.shape_of(name), &mut rng).times(0.5))
-            .collect();
-        let named = |arrays: &[Array]| {
-            names
-                .iter()
-                .cloned()
-                .zip(arrays.iter().cloned())
-                .collect::<Weights>()
-        };
-        let batch = Batch {
-            seq: 3,
-            inputs: vec![1, 4, 2, 0, 1, 1],
-            targets: vec![4, 2, 3, 1, 1, 0],
-        };
+        let arrays: Vec<Array> = names.iter().map(|name| Array::random(&config.shape_of(name), &mut rng).times(0.5)).collect();
+        let named = |arrays: &[Array]| names.iter().cloned().zip(arrays.iter().cloned()).collect::<Weights>();
+        let batch = Batch { seq: 3, inputs: vec![1, 4, 2, 0, 1, 1], targets: vec![4, 2, 3, 1, 1, 0] };
         let logits = logits(config, &named(&arrays), &batch.inputs, batch.seq);
-        let of_logits =
-            cross_entropy_head(&logits, &Array::identity(config.vocab), &batch.targets).item();
+        let of_logits = cross_entropy_head(&logits, &Array::identity(config.vocab), &batch.targets).item();
         let (value, gradients) = loss_and_gradients(config, &named(&arrays), &batch);
         assert_eq!(value, loss(config, &named(&arrays), &batch));
         assert!((value - of_logits).abs() < 1e-14 * value);
@@ -354,11 +264,6 @@ mod tests {
             tied: false,
         };
         check(&config);
-        check(&LlamaConfig {
-            layers: 1,
-            kv_heads: 1,
-            tied: true,
-            ..config
-        });
+        check(&LlamaConfig { layers: 1, kv_heads: 1, tied: true, ..config });
     }
 }

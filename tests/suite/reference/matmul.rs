@@ -5,40 +5,22 @@ use super::array::Array;
 
 pub fn matmul(a: &Array, b: &Array, transpose_a: bool, transpose_b: bool) -> Array {
     let (a, b) = (transpose_if(transpose_a, a), transpose_if(transpose_b, b));
-    let products: Vec<Array> = (0..batch_of(&a))
-        .map(|i| matrix(&a, i).matmul(&matrix(&b, i)))
-        .collect();
+    let products: Vec<Array> = (0..batch_of(&a)).map(|i| matrix(&a, i).matmul(&matrix(&b, i))).collect();
     stack(&products, a.shape.len())
 }
 
 /// With A = op(a), B = op(b): dA = dy·Bᵀ, dB = Aᵀ·dy, each turned back as its operand was.
-pub fn matmul_vjp(
-    a: &Array,
-    b: &Array,
-    transpose_a: bool,
-    transpose_b: bool,
-    dy: &Array,
-) -> [Array; 2] {
+pub fn matmul_vjp(a: &Array, b: &Array, transpose_a: bool, transpose_b: bool, dy: &Array) -> [Array; 2] {
     let (op_a, op_b) = (transpose_if(transpose_a, a), transpose_if(transpose_b, b));
     let batch = 0..batch_of(&op_a);
-    let da: Vec<Array> = batch
-        .clone()
-        .map(|i| matrix(dy, i).matmul(&matrix(&op_b, i).transpose()))
-        .collect();
-    let db: Vec<Array> = batch
-        .map(|i| matrix(&op_a, i).transpose().matmul(&matrix(dy, i)))
-        .collect();
+    let da: Vec<Array> = batch.clone().map(|i| matrix(dy, i).matmul(&matrix(&op_b, i).transpose())).collect();
+    let db: Vec<Array> = batch.map(|i| matrix(&op_a, i).transpose().matmul(&matrix(dy, i))).collect();
     let db = if b.shape.len() == 2 {
-        db.into_iter()
-            .reduce(|sum, db| sum.plus(&db))
-            .expect("a batch of at least one")
+        db.into_iter().reduce(|sum, db| sum.plus(&db)).expect("a batch of at least one")
     } else {
         stack(&db, b.shape.len())
     };
-    [
-        transpose_if(transpose_a, &stack(&da, a.shape.len())),
-        transpose_if(transpose_b, &db),
-    ]
+    [transpose_if(transpose_a, &stack(&da, a.shape.len())), transpose_if(transpose_b, &db)]
 }
 
 fn transpose_if(transpose: bool, x: &Array) -> Array {
@@ -62,13 +44,7 @@ fn stack(matrices: &[Array], rank: usize) -> Array {
     if rank == 3 {
         shape.insert(0, matrices.len());
     }
-    Array::new(
-        &shape,
-        matrices
-            .iter()
-            .flat_map(|m| m.data.iter().copied())
-            .collect(),
-    )
+    Array::new(&shape, matrices.iter().flat_map(|m| m.data.iter().copied()).collect())
 }
 
 #[cfg(test)]
@@ -78,17 +54,10 @@ mod tests {
 
     fn check(transpose_a: bool, transpose_b: bool, batch_a: Option<usize>, batch_b: Option<usize>) {
         let shape = |batch: Option<usize>, transpose: bool, rows: usize, cols: usize| {
-            let matrix = if transpose {
-                [cols, rows]
-            } else {
-                [rows, cols]
-            };
+            let matrix = if transpose { [cols, rows] } else { [rows, cols] };
             batch.into_iter().chain(matrix).collect::<Vec<usize>>()
         };
-        let (a, b) = (
-            shape(batch_a, transpose_a, 3, 4),
-            shape(batch_b, transpose_b, 4, 5),
-        );
+        let (a, b) = (shape(batch_a, transpose_a, 3, 4), shape(batch_b, transpose_b, 4, 5));
         check_vjp(
             &format!("matmul {a:?} × {b:?}"),
             random_arrays(11, [&a, &b]),
@@ -114,9 +83,7 @@ mod tests {
         let plain = matmul(&a, &b, false, false);
         assert_eq!(plain, matmul(&a.transpose(), &b, true, false));
         assert_eq!(plain, matmul(&a, &b.transpose(), false, true));
-        let entry: f64 = (0..4)
-            .map(|k| a.data[12 + 2 * 4 + k] * b.data[20 + k * 5 + 3])
-            .sum();
+        let entry: f64 = (0..4).map(|k| a.data[12 + 2 * 4 + k] * b.data[20 + k * 5 + 3]).sum();
         assert!((plain.data[15 + 2 * 5 + 3] - entry).abs() < 1e-14);
     }
 }

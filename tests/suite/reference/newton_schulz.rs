@@ -28,12 +28,8 @@ const POLAR_EXPRESS: &[[f64; 3]] = &[
     [2.1715, -1.5246, 0.3885],
     [1.8648, -1.2224, 0.3577],
 ];
-const AOL: &[[f64; 3]] = &[
-    [4.0098, -7.0585, 2.4635],
-    [3.4585, -5.5479, 2.5959],
-    [2.7573, -3.2939, 1.4254],
-    [2.7215, -3.0494, 1.3169],
-];
+const AOL: &[[f64; 3]] =
+    &[[4.0098, -7.0585, 2.4635], [3.4585, -5.5479, 2.5959], [2.7573, -3.2939, 1.4254], [2.7215, -3.0494, 1.3169]];
 
 impl Coefficients {
     pub fn from_name(name: &str) -> Option<Self> {
@@ -89,11 +85,7 @@ mod tests {
         for case in golden::newton_schulz() {
             let shape = [case.rows, case.cols];
             let coefficients = Coefficients::from_name(&case.coefficients).expect("a known set");
-            let got = newton_schulz(
-                &golden::f32_array(&shape, &case.x),
-                coefficients,
-                case.steps,
-            );
+            let got = newton_schulz(&golden::f32_array(&shape, &case.x), coefficients, case.steps);
             let name = format!("{} {shape:?}", case.coefficients);
             // 12 printed digits
             assert_near(&name, &got, &Array::new(&shape, case.y), 1e-11);
@@ -111,12 +103,7 @@ mod tests {
                     x * (a + b * x.powi(2) + c * x.powi(4))
                 })
             });
-            assert_near(
-                "newton_schulz",
-                &newton_schulz(&d, Coefficients::Quintic, 7),
-                &mapped,
-                1e-11,
-            );
+            assert_near("newton_schulz", &newton_schulz(&d, Coefficients::Quintic, 7), &mapped, 1e-11);
         }
     }
 

@@ -36,12 +36,8 @@ pub fn softmax_row_vjp(y: &mut [f64], dy: &[f64]) {
 pub fn rms_norm(x: &Array, w: &Array, eps: f64) -> Array {
     let (rows, cols) = x.rows_and_cols();
     assert_eq!(w.shape, [cols]);
-    let r: Vec<f64> = (0..rows)
-        .map(|row| reciprocal_rms(x.row(row), eps))
-        .collect();
-    Array::from_fn(&x.shape, |index| {
-        x.data[index] * r[index / cols] * w.data[index % cols]
-    })
+    let r: Vec<f64> = (0..rows).map(|row| reciprocal_rms(x.row(row), eps)).collect();
+    Array::from_fn(&x.shape, |index| x.data[index] * r[index / cols] * w.data[index % cols])
 }
 
 /// With g = w·dy: dx = r·(g − x·r²·⟨g, x⟩/cols), dw = Σ over rows of dy·x·r.
@@ -73,19 +69,12 @@ mod tests {
     #[test]
     fn vjps_match_finite_differences() {
         let one = random_arrays(31, [&[2, 3, 5]]);
-        check_vjp(
-            "softmax",
-            one,
-            |x| softmax(&x[0]),
-            |x, dy| softmax_vjp(&x[0], dy),
-        );
+        check_vjp("softmax", one, |x| softmax(&x[0]), |x, dy| softmax_vjp(&x[0], dy));
         // An eps of the size of x² shows whether it enters the gradient.
         for eps in [1e-5, 0.5] {
             let inputs = random_arrays(32, [&[4, 6], &[6]]);
             let forward = |x: &[Array]| rms_norm(&x[0], &x[1], eps);
-            check_vjp("rms_norm", inputs, forward, |x, dy| {
-                rms_norm_vjp(&x[0], &x[1], eps, dy)
-            });
+            check_vjp("rms_norm", inputs, forward, |x, dy| rms_norm_vjp(&x[0], &x[1], eps, dy));
         }
     }
 

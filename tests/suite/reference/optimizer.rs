@@ -14,11 +14,7 @@ pub struct Adam {
 
 impl Default for Adam {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-        }
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8 }
     }
 }
 
@@ -32,11 +28,7 @@ pub struct Moments {
 
 impl Moments {
     pub fn zeros(shape: &[usize]) -> Self {
-        Self {
-            m: Array::zeros(shape),
-            v: Array::zeros(shape),
-            steps: 0,
-        }
+        Self { m: Array::zeros(shape), v: Array::zeros(shape), steps: 0 }
     }
 
     /// Takes in one gradient and returns the two bias corrections 1 − βᵗ.
@@ -52,25 +44,14 @@ impl Moments {
 /// w ← w·(1 − lr·decay) − lr·(m/c1)/(√(v/c2) + eps)
 pub fn adamw(w: &mut Array, g: &Array, moments: &mut Moments, adam: Adam, lr: f64, decay: f64) {
     let (c1, c2) = moments.update(g, adam);
-    let direction = moments
-        .m
-        .zip(&moments.v, |m, v| m / c1 / ((v / c2).sqrt() + adam.eps));
+    let direction = moments.m.zip(&moments.v, |m, v| m / c1 / ((v / c2).sqrt() + adam.eps));
     descend(w, &direction, lr, lr * decay);
 }
 
 /// The rule beside Muon, with eps inside the bias correction: w ← w·(1 − lr·decay) − lr·(√c2/c1)·m/(√v + eps)
-pub fn auxiliary_adam(
-    w: &mut Array,
-    g: &Array,
-    moments: &mut Moments,
-    adam: Adam,
-    lr: f64,
-    decay: f64,
-) {
+pub fn auxiliary_adam(w: &mut Array, g: &Array, moments: &mut Moments, adam: Adam, lr: f64, decay: f64) {
     let (c1, c2) = moments.update(g, adam);
-    let direction = moments.m.zip(&moments.v, |m, v| {
-        c2.sqrt() / c1 * m / (v.sqrt() + adam.eps)
-    });
+    let direction = moments.m.zip(&moments.v, |m, v| c2.sqrt() / c1 * m / (v.sqrt() + adam.eps));
     descend(w, &direction, lr, lr * decay);
 }
 
@@ -109,12 +90,7 @@ pub struct Muon {
 
 impl Muon {
     pub fn new(coefficients: Coefficients, ratio: Ratio) -> Self {
-        Self {
-            momentum: 0.95,
-            coefficients,
-            steps: coefficients.default_steps(),
-            ratio,
-        }
+        Self { momentum: 0.95, coefficients, steps: coefficients.default_steps(), ratio }
     }
 }
 
@@ -123,12 +99,7 @@ pub fn muon(w: &mut Array, g: &Array, m: &mut Array, muon: Muon, lr: f64, decay:
     *m = m.zip(g, |m, g| muon.momentum * m + g);
     let d = g.zip(m, |g, m| g + muon.momentum * m);
     let x = newton_schulz(&d, muon.coefficients, muon.steps);
-    descend(
-        w,
-        &x,
-        lr * muon.ratio.of(w.shape[0], w.shape[1]),
-        lr * decay,
-    );
+    descend(w, &x, lr * muon.ratio.of(w.shape[0], w.shape[1]), lr * decay);
 }
 
 pub fn global_norm(gradients: &BTreeMap<String, Array>) -> f64 {
@@ -153,28 +124,19 @@ mod tests {
     type Update = Box<dyn FnMut(&mut Array, &Array, f64)>;
 
     fn update_of(case: &OptimizerCase) -> Update {
-        let adam = Adam {
-            beta1: case.betas[0],
-            beta2: case.betas[1],
-            eps: case.eps,
-        };
+        let adam = Adam { beta1: case.betas[0], beta2: case.betas[1], eps: case.eps };
         let (decay, mut moments) = (case.weight_decay, Moments::zeros(&case.shape));
         let (coefficients, ratio) = match case.rule.as_str() {
             "adamw" => return Box::new(move |w, g, lr| adamw(w, g, &mut moments, adam, lr, decay)),
             "muon_auxiliary_adamw" => {
-                return Box::new(move |w, g, lr| {
-                    auxiliary_adam(w, g, &mut moments, adam, lr, decay)
-                });
+                return Box::new(move |w, g, lr| auxiliary_adam(w, g, &mut moments, adam, lr, decay));
             }
             "muon_simple_moonlight" => (Coefficients::Simple, Ratio::Moonlight),
             "muon_polar_express_spectral_mup" => (Coefficients::PolarExpress, Ratio::SpectralMup),
             "muon_quintic_keller_jordan" => (Coefficients::Quintic, Ratio::KellerJordan),
             rule => panic!("unknown rule {rule}"),
         };
-        let settings = Muon {
-            momentum: case.momentum,
-            ..Muon::new(coefficients, ratio)
-        };
+        let settings = Muon { momentum: case.momentum, ..Muon::new(coefficients, ratio) };
         let mut momentum = Array::zeros(&case.shape);
         Box::new(move |w, g, lr| muon(w, g, &mut momentum, settings, lr, decay))
     }

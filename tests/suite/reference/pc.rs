@@ -60,10 +60,7 @@ pub struct PowerVectors {
 impl PowerVectors {
     pub fn random(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Self {
         let unit = |x: Array| x.times(1.0 / x.norm());
-        Self {
-            u: unit(Array::random(&[rows], rng)),
-            v: unit(Array::random(&[cols], rng)),
-        }
+        Self { u: unit(Array::random(&[rows], rng)), v: unit(Array::random(&[cols], rng)) }
     }
 }
 
@@ -105,13 +102,7 @@ pub fn forward(w: &Array, gamma: f64, vectors: &PowerVectors, pc: &Pc) -> Array 
 }
 
 /// The forward with stop(s) given as a number: finite differences must hold it fixed.
-pub fn forward_recovering(
-    w: &Array,
-    gamma: f64,
-    stopped: f64,
-    vectors: &PowerVectors,
-    pc: &Pc,
-) -> Array {
+pub fn forward_recovering(w: &Array, gamma: f64, stopped: f64, vectors: &PowerVectors, pc: &Pc) -> Array {
     let n = w.times(1.0 / divisor(w, vectors, pc));
     odd_polynomial(&n, &pc.coefficients).times(gamma * recovery(stopped, pc))
 }
@@ -132,10 +123,7 @@ pub fn vjp(w: &Array, gamma: f64, vectors: &PowerVectors, pc: &Pc, dy: &Array) -
         Some(ds) => ds.times(m.dot(&n)),
         None => Array::zeros(&w.shape),
     };
-    [
-        m.minus(&through_divisor).times(1.0 / s),
-        Array::scalar(dgamma),
-    ]
+    [m.minus(&through_divisor).times(1.0 / s), Array::scalar(dgamma)]
 }
 
 /// N·P(NᵀN) if N is tall, P(NNᵀ)·N if it is wide: one and the same matrix.
@@ -180,26 +168,13 @@ fn horner(gram: &Array, coefficients: &[f64]) -> Vec<Array> {
 
 /// Per head: every block of W's rows is a matrix of its own, with its own γ, u and v.
 pub fn forward_per_head(w: &Array, gamma: &[f64], vectors: &[PowerVectors], pc: &Pc) -> Array {
-    let block = |(head, vectors)| {
-        forward(
-            &rows_of_head(w, head, gamma.len()),
-            gamma[head],
-            vectors,
-            pc,
-        )
-    };
+    let block = |(head, vectors)| forward(&rows_of_head(w, head, gamma.len()), gamma[head], vectors, pc);
     let blocks: Vec<Array> = vectors.iter().enumerate().map(block).collect();
     concat(&blocks.iter().collect::<Vec<_>>(), 0)
 }
 
 /// Returns dw and dgamma [heads].
-pub fn vjp_per_head(
-    w: &Array,
-    gamma: &[f64],
-    vectors: &[PowerVectors],
-    pc: &Pc,
-    dy: &Array,
-) -> [Array; 2] {
+pub fn vjp_per_head(w: &Array, gamma: &[f64], vectors: &[PowerVectors], pc: &Pc, dy: &Array) -> [Array; 2] {
     let (mut dw, mut dgamma) = (Vec::new(), Vec::new());
     for (head, vectors) in vectors.iter().enumerate() {
         let block = |x| rows_of_head(x, head, gamma.len());

@@ -21,26 +21,15 @@ fn layer(rows: usize, cols: usize, pc: &Pc) -> (Array, PowerVectors, Array) {
 #[test]
 fn golden_cases_are_reproduced() {
     for case in golden::pc() {
-        let (shape, pc) = (
-            [case.rows, case.cols],
-            Pc {
-                eps: case.eps,
-                ..Pc::of_level(case.level)
-            },
-        );
+        let (shape, pc) = ([case.rows, case.cols], Pc { eps: case.eps, ..Pc::of_level(case.level) });
         let name = |what| format!("{what} of level {} {shape:?}", case.level);
         let w = golden::f32_array(&shape, &case.w);
         let dy = golden::f32_array(&shape, &case.dy);
-        let mut vectors = PowerVectors {
-            u: golden::f32_array(&[case.rows], &case.u0),
-            v: golden::f32_array(&[case.cols], &case.v0),
-        };
+        let mut vectors =
+            PowerVectors { u: golden::f32_array(&[case.rows], &case.u0), v: golden::f32_array(&[case.cols], &case.v0) };
         refresh(&w, &mut vectors, &pc);
         // The golden u and v were rounded to f32, and everything after them was computed from the rounded vectors.
-        let (u, v) = (
-            golden::f32_array(&[case.rows], &case.u),
-            golden::f32_array(&[case.cols], &case.v),
-        );
+        let (u, v) = (golden::f32_array(&[case.rows], &case.u), golden::f32_array(&[case.cols], &case.v));
         let half_ulp = 2f64.powi(-24);
         assert_near(&name("u"), &vectors.u, &u, half_ulp);
         assert_near(&name("v"), &vectors.v, &v, half_ulp);
@@ -62,15 +51,7 @@ fn vjp_matches_finite_differences_for_every_norm_and_level() {
         for recover_norm in [true, false] {
             for level in 0..=4 {
                 for (rows, cols) in SHAPES {
-                    check_differences(
-                        rows,
-                        cols,
-                        &Pc {
-                            norm,
-                            recover_norm,
-                            ..Pc::of_level(level)
-                        },
-                    );
+                    check_differences(rows, cols, &Pc { norm, recover_norm, ..Pc::of_level(level) });
                 }
             }
         }
@@ -85,18 +66,8 @@ fn check_differences(rows: usize, cols: usize, pc: &Pc) {
     let effective = |x: &[Array]| forward_recovering(&x[0], x[1].item(), stopped, &vectors, pc);
     let inputs = [w.clone(), Array::scalar(GAMMA)];
     let name = format!("{rows}×{cols} {pc:?}");
-    assert_near(
-        &format!("dw {name}"),
-        &dw,
-        &numerical_gradient(&inputs, 0, &dy, effective),
-        1e-6,
-    );
-    assert_near(
-        &format!("dgamma {name}"),
-        &dgamma,
-        &numerical_gradient(&inputs, 1, &dy, effective),
-        1e-6,
-    );
+    assert_near(&format!("dw {name}"), &dw, &numerical_gradient(&inputs, 0, &dy, effective), 1e-6);
+    assert_near(&format!("dgamma {name}"), &dgamma, &numerical_gradient(&inputs, 1, &dy, effective), 1e-6);
 }
 
 #[test]
@@ -105,17 +76,10 @@ fn the_gradient_is_orthogonal_to_the_weight() {
         for level in 0..=4 {
             for (rows, cols) in SHAPES {
                 // Scaling W changes nothing but stop(s); what is left is the share of eps in s.
-                let pc = Pc {
-                    norm,
-                    eps: 0.0,
-                    ..Pc::of_level(level)
-                };
+                let pc = Pc { norm, eps: 0.0, ..Pc::of_level(level) };
                 let (w, vectors, dy) = layer(rows, cols, &pc);
                 let [dw, _] = vjp(&w, GAMMA, &vectors, &pc, &dy);
-                assert!(
-                    dw.dot(&w).abs() < 1e-12 * dw.norm() * w.norm(),
-                    "{norm:?} level {level}"
-                );
+                assert!(dw.dot(&w).abs() < 1e-12 * dw.norm() * w.norm(), "{norm:?} level {level}");
             }
         }
     }
@@ -141,13 +105,7 @@ fn the_singular_values_go_through_the_polynomial() {
             let pc = Pc::of_level(level);
             let (w, vectors, _) = layer(rows, cols, &pc);
             let s = divisor(&w, &vectors, &pc);
-            let polynomial = |x: f64| {
-                pc.coefficients
-                    .iter()
-                    .rev()
-                    .fold(0.0, |sum, a| a + x * x * sum)
-                    * x
-            };
+            let polynomial = |x: f64| pc.coefficients.iter().rev().fold(0.0, |sum, a| a + x * x * sum) * x;
             let want = svd(&w).with_values(|sigma| GAMMA * s * polynomial(sigma / s));
             assert_near("W_eff", &forward(&w, GAMMA, &vectors, &pc), &want, 1e-12);
         }
@@ -161,10 +119,7 @@ fn level_zero_with_recovery_keeps_the_weight_but_not_the_gradient() {
     assert!(relative_error(&forward(&w, 1.0, &vectors, &pc), &w) < 1e-14);
     let [dw, _] = vjp(&w, 1.0, &vectors, &pc, &dy);
     let lost = dy.dot(&w) / divisor(&w, &vectors, &pc);
-    let outer = vectors
-        .u
-        .reshape(&[6, 1])
-        .matmul(&vectors.v.reshape(&[1, 4]));
+    let outer = vectors.u.reshape(&[6, 1]).matmul(&vectors.v.reshape(&[1, 4]));
     assert_near("dw", &dw, &dy.minus(&outer.times(lost)), 1e-13);
 }
 
@@ -172,9 +127,7 @@ fn level_zero_with_recovery_keeps_the_weight_but_not_the_gradient() {
 fn power_iteration_approaches_the_norm_from_below() {
     let pc = Pc::of_level(2);
     let (w, mut vectors, _) = layer(9, 6, &pc);
-    let (largest, estimate) = (svd(&w).sigma[0], |v: &PowerVectors| {
-        v.u.dot(&apply(&w, &v.v))
-    });
+    let (largest, estimate) = (svd(&w).sigma[0], |v: &PowerVectors| v.u.dot(&apply(&w, &v.v)));
     assert!(estimate(&vectors) <= largest);
     (0..40).for_each(|_| refresh(&w, &mut vectors, &pc));
     assert!((estimate(&vectors) / largest - 1.0).abs() < 1e-6);
@@ -191,10 +144,7 @@ fn heads_are_preconditioned_apart() {
     let [dw, dgamma] = vjp_per_head(&w, &gamma, &vectors, &pc, &dy);
     for head in 0..2 {
         let block = |x: &Array| slice(x, 0, 3 * head..3 * head + 3);
-        assert_eq!(
-            block(&y),
-            forward(&block(&w), gamma[head], &vectors[head], &pc)
-        );
+        assert_eq!(block(&y), forward(&block(&w), gamma[head], &vectors[head], &pc));
         let [of_w, of_gamma] = vjp(&block(&w), gamma[head], &vectors[head], &pc, &block(&dy));
         assert_eq!((block(&dw), dgamma.data[head]), (of_w, of_gamma.item()));
     }

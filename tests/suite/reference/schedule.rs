@@ -31,19 +31,13 @@ pub struct Schedule {
 
 impl Schedule {
     pub fn factor(&self, step: usize) -> f64 {
-        let Self {
-            total,
-            warmup,
-            shape,
-        } = *self;
+        let Self { total, warmup, shape } = *self;
         if step < warmup {
             return (step + 1) as f64 / (warmup + 1) as f64;
         }
         let t = (step - warmup) as f64 / (total - warmup) as f64;
         match shape {
-            Shape::Cosine { end_ratio } => {
-                end_ratio + (1.0 - end_ratio) * 0.5 * (1.0 + (PI * t).cos())
-            }
+            Shape::Cosine { end_ratio } => end_ratio + (1.0 - end_ratio) * 0.5 * (1.0 + (PI * t).cos()),
             Shape::Linear => 1.0 - t,
             Shape::WarmupStableDecay { decay_steps, decay } => {
                 let p = (step + decay_steps).saturating_sub(total) as f64 / decay_steps as f64;
@@ -68,10 +62,7 @@ mod tests {
             assert_eq!(case.factor.len(), schedule.total);
             for (step, want) in case.factor.iter().enumerate() {
                 let got = schedule.factor(step);
-                assert!(
-                    (got - want).abs() < 1e-14,
-                    "{schedule:?} at {step}: {got} for {want}"
-                );
+                assert!((got - want).abs() < 1e-14, "{schedule:?} at {step}: {got} for {want}");
             }
         }
     }

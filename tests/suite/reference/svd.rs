@@ -18,21 +18,13 @@ pub fn svd(w: &Array) -> Svd {
     // Columns are kept as rows here. Rotating pairs of them until all are orthogonal leaves (w·v)ᵀ = diag(sigma)·uᵀ.
     let (mut wv, mut v) = (w.transpose(), Array::identity(cols));
     while sweep(&mut wv, &mut v) {}
-    let mut order: Vec<(f64, usize)> = (0..cols)
-        .map(|j| (dot(wv.row(j), wv.row(j)).sqrt(), j))
-        .collect();
+    let mut order: Vec<(f64, usize)> = (0..cols).map(|j| (dot(wv.row(j), wv.row(j)).sqrt(), j)).collect();
     order.sort_by(|a, b| b.0.total_cmp(&a.0));
     let sorted = |x: &Array, scale: &dyn Fn(f64) -> f64| {
-        let rows = order
-            .iter()
-            .flat_map(|&(sigma, j)| x.row(j).iter().map(move |x| (sigma, *x)));
+        let rows = order.iter().flat_map(|&(sigma, j)| x.row(j).iter().map(move |x| (sigma, *x)));
         Array::new(&x.shape, rows.map(|(sigma, x)| x * scale(sigma)).collect()).transpose()
     };
-    Svd {
-        u: sorted(&wv, &|sigma| 1.0 / sigma),
-        v: sorted(&v, &|_| 1.0),
-        sigma: order.iter().map(|&(sigma, _)| sigma).collect(),
-    }
+    Svd { u: sorted(&wv, &|sigma| 1.0 / sigma), v: sorted(&v, &|_| 1.0), sigma: order.iter().map(|&(sigma, _)| sigma).collect() }
 }
 
 /// Rotates every pair once; false when all pairs were orthogonal to rounding.
@@ -40,11 +32,7 @@ fn sweep(wv: &mut Array, v: &mut Array) -> bool {
     let mut rotated = false;
     for i in 0..wv.shape[0] {
         for j in i + 1..wv.shape[0] {
-            let (a, b, c) = (
-                dot(wv.row(i), wv.row(i)),
-                dot(wv.row(j), wv.row(j)),
-                dot(wv.row(i), wv.row(j)),
-            );
+            let (a, b, c) = (dot(wv.row(i), wv.row(i)), dot(wv.row(j), wv.row(j)), dot(wv.row(i), wv.row(j)));
             if c.abs() <= 1e-14 * (a * b).sqrt() {
                 continue;
             }
@@ -72,9 +60,7 @@ impl Svd {
     /// u·diag(f(sigma))·vᵀ
     pub fn with_values(&self, f: impl Fn(f64) -> f64) -> Array {
         let n = self.sigma.len();
-        let scaled = Array::from_fn(&self.u.shape, |index| {
-            self.u.data[index] * f(self.sigma[index % n])
-        });
+        let scaled = Array::from_fn(&self.u.shape, |index| self.u.data[index] * f(self.sigma[index % n]));
         scaled.matmul(&self.v.transpose())
     }
 
@@ -97,31 +83,15 @@ mod tests {
             let svd = svd(&w);
             assert_near("u·σ·vᵀ", &svd.with_values(|sigma| sigma), &w, 1e-13);
             let n = rows.min(cols);
-            assert_near(
-                "uᵀu",
-                &svd.u.transpose().matmul(&svd.u),
-                &Array::identity(n),
-                1e-13,
-            );
-            assert_near(
-                "vᵀv",
-                &svd.v.transpose().matmul(&svd.v),
-                &Array::identity(n),
-                1e-13,
-            );
+            assert_near("uᵀu", &svd.u.transpose().matmul(&svd.u), &Array::identity(n), 1e-13);
+            assert_near("vᵀv", &svd.v.transpose().matmul(&svd.v), &Array::identity(n), 1e-13);
             assert!(svd.sigma.is_sorted_by(|a, b| a >= b));
         }
     }
 
     #[test]
     fn the_modified_condition_number_averages_the_smallest_tenth() {
-        let w = Array::from_fn(&[11, 11], |index| {
-            if index % 12 == 0 {
-                1.0 + index as f64 / 12.0
-            } else {
-                0.0
-            }
-        });
+        let w = Array::from_fn(&[11, 11], |index| if index % 12 == 0 { 1.0 + index as f64 / 12.0 } else { 0.0 });
         assert!((svd(&w).modified_condition_number() - 11.0 / 1.5).abs() < 1e-13); // values 1 to 11, ⌈1.1⌉ = 2
     }
 }

@@ -49,22 +49,9 @@ pub struct StepReport {
 
 impl Trainer {
     /// A fresh run: u and v are refreshed once before the first step.
-    pub fn new(
-        config: LlamaConfig,
-        recipe: Recipe,
-        params: Weights,
-        vectors: BTreeMap<String, PowerVectors>,
-    ) -> Self {
+    pub fn new(config: LlamaConfig, recipe: Recipe, params: Weights, vectors: BTreeMap<String, PowerVectors>) -> Self {
         let (moments, momenta) = (BTreeMap::new(), BTreeMap::new());
-        let mut trainer = Self {
-            config,
-            recipe,
-            params,
-            vectors,
-            step: 0,
-            moments,
-            momenta,
-        };
+        let mut trainer = Self { config, recipe, params, vectors, step: 0, moments, momenta };
         trainer.refresh();
         trainer
     }
@@ -83,12 +70,7 @@ impl Trainer {
     pub fn effective_weights(&self) -> Weights {
         let mut weights = self.params.clone();
         for (name, vectors) in &self.vectors {
-            let effective = pc::forward(
-                &self.params[name],
-                self.gamma(name),
-                vectors,
-                &self.recipe.pc,
-            );
+            let effective = pc::forward(&self.params[name], self.gamma(name), vectors, &self.recipe.pc);
             weights.insert(name.clone(), effective);
             weights.remove(&format!("{name}.gamma"));
         }
@@ -104,9 +86,7 @@ impl Trainer {
             let (loss, of_batch) = loss_and_gradients(&self.config, &weights, batch);
             mean_loss += share * loss;
             for (name, gradient) in of_batch {
-                let sum = gradients
-                    .entry(name)
-                    .or_insert_with(|| Array::zeros(&gradient.shape));
+                let sum = gradients.entry(name).or_insert_with(|| Array::zeros(&gradient.shape));
                 *sum = sum.plus(&gradient.times(share));
             }
         }
@@ -122,22 +102,14 @@ impl Trainer {
     /// Clips, updates every parameter, refreshes u and v.
     pub fn apply(&mut self, mut gradients: Weights) -> StepReport {
         let grad_norm = clip(&mut gradients, self.recipe.clip);
-        let Recipe {
-            rule,
-            adam,
-            weight_decay,
-            ..
-        } = self.recipe;
+        let Recipe { rule, adam, weight_decay, .. } = self.recipe;
         let lr = self.recipe.lr * self.recipe.schedule.factor(self.step);
         for (name, w) in &mut self.params {
             let g = &gradients[name];
             let moments = || Moments::zeros(&g.shape);
             match rule {
                 Rule::Muon(settings) if LlamaConfig::is_matrix(name) => {
-                    let m = self
-                        .momenta
-                        .entry(name.clone())
-                        .or_insert_with(|| Array::zeros(&g.shape));
+                    let m = self.momenta.entry(name.clone()).or_insert_with(|| Array::zeros(&g.shape));
                     muon(w, g, m, settings, lr, weight_decay);
                 }
                 Rule::Muon(_) => {

@@ -8,10 +8,7 @@ const RELATIVE: f64 = 1e-12;
 
 fn assert_relative(name: &str, got: f64, want: f64) {
     let error = (got - want).abs() / want.abs();
-    assert!(
-        error <= RELATIVE,
-        "{name}: {got} for {want}, relative error {error:e}"
-    );
+    assert!(error <= RELATIVE, "{name}: {got} for {want}, relative error {error:e}");
 }
 
 fn check_run(name: &str) {
@@ -31,16 +28,8 @@ fn check_run(name: &str) {
         }
         let report = trainer.apply(gradients);
         assert_relative(&format!("loss of step {}", want.step), loss, want.loss);
-        assert_relative(
-            &format!("gradient norm of step {}", want.step),
-            report.grad_norm,
-            want.grad_norm,
-        );
-        assert_relative(
-            &format!("learning rate of step {}", want.step),
-            report.lr,
-            want.lr,
-        );
+        assert_relative(&format!("gradient norm of step {}", want.step), report.grad_norm, want.grad_norm);
+        assert_relative(&format!("learning rate of step {}", want.step), report.lr, want.lr);
     }
     for (name, want) in &run.final_gamma {
         assert_relative(name, trainer.params[name].item(), *want);

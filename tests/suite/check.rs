@@ -1,0 +1,90 @@
+//! One call per operation and shape: the value and every gradient on every device against the float64 reference, twice and
+//! through a checkpoint with the same bits.
+
+use std::rc::Rc;
+
+use polytape::{Gpu, Gradients, Params, Result, Tape, Tensor, Var};
+
+use crate::device;
+use crate::reference::Array;
+use crate::reference::array::seeded;
+use crate::tolerance::{Tolerance, assert_close};
+
+/// Records the operation on `inputs` as leaves and walks back from a random gradient of its value. `forward` and `vjp` are the
+/// reference. The tolerances are the value's and then one per gradient; the last stands for those that are not given.
+#[track_caller]
+pub fn check<const N: usize>(
+    name: &str,
+    inputs: [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
+    forward: impl Fn(&[Array]) -> Array,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    tolerances: &[Tolerance],
+) {
+    let value = forward(&inputs);
+    let dy = Array::random(&value.shape, &mut seeded(977));
+    let gradients = vjp(&inputs, &dy);
+    let wanted: Vec<&Array> = [&value].into_iter().chain(&gradients).collect();
+    let shapes: Vec<&[usize]> = inputs.iter().map(|input| &input.shape[..]).collect();
+    let record = Rc::new(record);
+    for gpu in device::all() {
+        let context = format!("{name} of {shapes:?} with {} kernels", gpu.kernels());
+        let run = |checkpointed| match run(gpu, &inputs, &dy, &record, checkpointed) {
+            Ok(results) => results,
+            Err(error) => panic!("{context}: {error}"),
+        };
+        let results = run(false);
+        for (index, (result, want)) in results.iter().zip(&wanted).enumerate() {
+            let part = if index == 0 { "value".into() } else { format!("gradient {}", index - 1) };
+            assert_eq!(result.shape(), want.shape, "{context}: shape of the {part}");
+            let tolerance = tolerances[index.min(tolerances.len() - 1)];
+            assert_close(&format!("{context}, {part}"), &values(result), want, tolerance);
+        }
+        assert!(bits(&results) == bits(&run(false)), "{context}: a second run gives other bits");
+        assert!(bits(&results) == bits(&run(true)), "{context}: a checkpoint gives other bits");
+    }
+}
+
+/// The value, then the gradient of every input.
+fn run<const N: usize, F>(gpu: &Gpu, inputs: &[Array; N], dy: &Array, record: &Rc<F>, checkpointed: bool) -> Result<Vec<Tensor>>
+where
+    F: for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
+{
+    let params = Params::new(gpu);
+    let tape = Tape::new(&params);
+    let leaves = inputs.iter().map(|input| Ok(tape.leaf(upload(gpu, input)?))).collect::<Result<Vec<Var<'_>>>>()?;
+    let y = if checkpointed {
+        let record = record.clone();
+        tape.checkpoint(&leaves.iter().collect::<Vec<_>>(), move |_, inputs| record(inputs))?
+    } else {
+        record(&leaves)?
+    };
+    let gradients = tape.backward_from(&[(&y, upload(gpu, dy)?)], &mut Gradients::new())?;
+    let gradient = |leaf: &Var<'_>| gradients.get(leaf).cloned().expect("a gradient flows into every input");
+    Ok([y.value().clone()].into_iter().chain(leaves.iter().map(gradient)).collect())
+}
+
+pub fn upload(gpu: &Gpu, array: &Array) -> Result<Tensor> {
+    Tensor::from_slice(gpu, &array.to_f32(), &array.shape)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_vec().unwrap_or_else(|error| panic!("read-back: {error}"))
+}
+
+fn bits(tensors: &[Tensor]) -> Vec<Vec<u32>> {
+    tensors.iter().map(|tensor| values(tensor).into_iter().map(f32::to_bits).collect()).collect()
+}
+
+/// Demands that the operation refuses leaves of these shapes with exactly this text.
+#[track_caller]
+pub fn assert_refused(shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>, text: &str) {
+    let gpu = device::default();
+    let params = Params::new(gpu);
+    let tape = Tape::new(&params);
+    let leaves: Result<Vec<Var<'_>>> = shapes.iter().map(|shape| Ok(tape.leaf(Tensor::zeros(gpu, shape)?))).collect();
+    match leaves.and_then(|leaves| record(&leaves)) {
+        Ok(y) => panic!("{shapes:?} gave {:?}, an error expected: {text}", y.shape()),
+        Err(error) => assert_eq!(error.to_string(), text),
+    }
+}

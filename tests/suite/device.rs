@@ -1,0 +1,34 @@
+//! The devices that the tests run on: one per kernel profile, opened once for the whole process.
+
+use std::sync::OnceLock;
+
+use polytape::gpu::Profile;
+use polytape::{Error, Gpu, GpuOptions};
+
+/// The best adapter with its own kernels, then the same adapter with the other profile, where it can run that. No adapter is a
+/// failed test: nothing here is skipped.
+pub fn all() -> &'static [Gpu] {
+    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
+        let other = match own.kernels() {
+            Profile::Fallback => Profile::Portable,
+            Profile::Portable => Profile::Fallback,
+        };
+        match open(&GpuOptions { kernels: Some(other), ..Default::default() }) {
+            Ok(gpu) => vec![own, gpu],
+            Err(Error::Adapter(problem)) if problem.contains("cannot run the fallback kernels") => vec![own],
+            Err(error) => panic!("{other} kernels: {error}"),
+        }
+    })
+}
+
+/// The best adapter with its own kernels.
+pub fn default() -> &'static Gpu {
+    &all()[0]
+}
+
+/// A device of the test's own, without the warning about a software adapter in every test's output.
+pub fn open(options: &GpuOptions) -> polytape::Result<Gpu> {
+    Gpu::open(&GpuOptions { warn: |_| (), ..options.clone() })
+}

@@ -1,0 +1,10 @@
+//! Every differentiable operation on the device, against the float64 reference.
+
+mod activation;
+mod elementwise;
+mod layout;
+mod normalize;
+mod rows;
+
+/// One element; primes; just over a workgroup; several workgroups and a multiple of four.
+const SHAPES: [&[usize]; 5] = [&[1], &[7, 13], &[3, 5, 2, 11], &[65, 33], &[130, 260]];
