@@ -12,10 +12,12 @@ mod random;
 pub mod spectral;
 mod tape;
 mod tensor;
+mod trainer;
 
 pub use error::{Error, Result};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
 pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use tape::{Leaves, Tape, Var};
+pub use trainer::{StepOutcome, Trainer};
 pub use tensor::{Indices, MAX_RANK, Tensor, read_all};
