@@ -12,3 +12,6 @@ pub use kernel::{Access, Kernel, Launch, Slice};
 pub use pool::{Buffer, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
+
+/// Names of what adapters can do and allow.
+pub use wgpu::{Backend, DeviceType, Features, Limits};
