@@ -78,8 +78,8 @@ pub(super) fn adam(
         unreachable!("bug: both moments were made just now");
     };
     let correction = config.betas.map(|beta| (1.0 - beta.powf(step as f64)) as f32);
-    let [beta1, beta2] = config.betas.map(|beta| beta as f32);
-    let numbers = [rate, decay, beta1, beta2, config.eps as f32, correction[0], correction[1]];
+    let shares = config.betas.map(|beta| (1.0 - beta) as f32);
+    let numbers = [rate, decay, shares[0], shares[1], config.eps as f32, correction[0], correction[1]];
     map(&ADAM, &[("AUXILIARY", u32::from(auxiliary))], &[gradient, clip.values(), w, m, v], Some(1), &numbers)
 }
 
