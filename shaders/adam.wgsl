@@ -1,11 +1,12 @@
 // One Adam step on a whole parameter, in place. g is scaled by clip[1], the factor of the global norm clipping.
 //   m ← m + (1 - β1)(g - m),  v ← v + (1 - β2)(g² - v),  c1 = 1 - β1ᵗ,  c2 = 1 - β2ᵗ
+//   (1 - β comes from the host: taken in f32 from 0.999 it would be off by 1e-5)
 //   AdamW:      w ← w(1 - lr·decay) - lr·(m/c1) / (√(v/c2) + eps)
 //   AUXILIARY:  w ← w(1 - lr·decay) - lr·(√c2/c1)·m / (√v + eps)
 
 struct Args {
     count: u32, first: u32,
-    rate: f32, decay: f32, beta1: f32, beta2: f32, eps: f32, correction1: f32, correction2: f32,
+    rate: f32, decay: f32, share1: f32, share2: f32, eps: f32, correction1: f32, correction2: f32,
 }
 
 var<immediate> args: Args;
@@ -21,8 +22,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     let i = linear_index(group, groups, local, 64u);
     if (i * 4u >= args.count) { return; }
     let gradient = g[i] * clip[1];
-    let first = m[i] + (1.0 - args.beta1) * (gradient - m[i]);
-    let second = v[i] + (1.0 - args.beta2) * (gradient * gradient - v[i]);
+    let first = m[i] + args.share1 * (gradient - m[i]);
+    let second = v[i] + args.share2 * (gradient * gradient - v[i]);
     m[i] = first;
     v[i] = second;
     var step = vec4f();

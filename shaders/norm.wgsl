@@ -13,7 +13,10 @@ var<immediate> args: Args;
 fn clip() {
     let norm = sqrt(squares[0]);
     out[0] = norm;
-    out[1] = min(1.0, args.most / (norm + 1e-6));
+    var factor = min(1.0, args.most / (norm + 1e-6));
+    // By its bits: compilers may assume that a float is finite, and min(1, NaN) may be 1.
+    if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) { factor = norm; }
+    out[1] = factor;
 }
 
 @compute @workgroup_size(1)

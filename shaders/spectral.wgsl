@@ -16,7 +16,8 @@ const INVERSE: u32 = 1u;     // 1/s
 const INVERSE2: u32 = 2u;    // 1/s²
 const OUTPUT: u32 = 3u;      // γ·stop(s)/s, or γ/s without recovery
 const GAMMA_SCALE: u32 = 4u; // stop(s), or 1 without recovery: dγ = this·⟨E, N·P⟩
-const PULL: u32 = 5u;        // the coefficient of u·vᵀ (spectral) or w (frobenius) in dw: ⟨M', N⟩, over s - eps for frobenius
+const PULL: u32 = 5u;        // the coefficient of u·vᵀ (spectral) or w (frobenius) in dw: ⟨M', N⟩, over ‖w‖ for frobenius
+const NORM: u32 = 6u;        // ‖w‖ (frobenius): s without eps, which s - eps would not give back
 const SCALARS: u32 = 8u;
 
 @group(0) @binding(0) var<storage, read> w: array<Element>;
@@ -105,6 +106,7 @@ fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     made[base + OUTPUT] = gamma[group.x] * select(1.0 / s, 1.0, args.recover == 1u);
     made[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
     made[base + PULL] = 0.0;
+    made[base + NORM] = sqrt(max(sum, 0.0));
 }
 
 // dgamma = GAMMA_SCALE·Σ numbers, where numbers are the row sums of P∘(NᵀE).
@@ -125,7 +127,14 @@ fn pull(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let base = group.x * SCALARS;
     let s = others[base + S];
     if (lane == 0u) {
-        scalars[base + PULL] = select(sum / s, sum / (s * (s - args.eps)), args.norm == FROBENIUS);
+        var pull = sum / s;
+        if (args.norm == FROBENIUS) {
+            // ‖w‖ has no gradient at 0; 0 is as good as any. This also takes in a w whose squares underflow: its pull is below
+            // the last digit of M', as ‖w‖ is far below eps.
+            let norm = others[base + NORM];
+            pull = select(0.0, pull / norm, norm > 0.0);
+        }
+        scalars[base + PULL] = pull;
         scalars[base + OUTPUT] = others[base + OUTPUT];
     }
 }

@@ -1,10 +1,10 @@
 //! AdamW in one pass per parameter, and the auxiliary Adam rule that Muon uses for everything that is not a matrix.
 
 use super::{Clip, Optimizer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};
 use crate::ops::map;
-use crate::params::{Gradients, ParamId, Params, Role};
+use crate::params::{Gradients, Param, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
 static ADAM: Kernel = Kernel::trusted(
@@ -78,9 +78,34 @@ pub(super) fn adam(
         unreachable!("bug: both moments were made just now");
     };
     let correction = config.betas.map(|beta| (1.0 - beta.powf(step as f64)) as f32);
-    let [beta1, beta2] = config.betas.map(|beta| beta as f32);
-    let numbers = [rate, decay, beta1, beta2, config.eps as f32, correction[0], correction[1]];
+    let shares = config.betas.map(|beta| (1.0 - beta) as f32);
+    let numbers = [rate, decay, shares[0], shares[1], config.eps as f32, correction[0], correction[1]];
     map(&ADAM, &[("AUXILIARY", u32::from(auxiliary))], &[gradient, clip.values(), w, m, v], Some(1), &numbers)
+}
+
+impl Moments {
+    /// Zeros for a parameter that no gradient has reached: a state has an entry for every trained parameter.
+    pub(super) fn fill(&mut self, like: &Tensor, second: bool) -> Result<()> {
+        for moment in [&mut self.m].into_iter().chain(second.then_some(&mut self.v)) {
+            if moment.is_none() {
+                *moment = Some(Tensor::zeros(like.gpu(), like.shape())?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The moments of a parameter from a saved state.
+    pub(super) fn load(param: &Param, second: bool, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<Self> {
+        let mut moment = |suffix: &str| {
+            let tensor = state(&format!("{}.{suffix}", param.name))?;
+            if tensor.shape() == param.tensor.shape() {
+                return Ok(Some(tensor));
+            }
+            let (found, expected) = (tensor.shape(), param.tensor.shape());
+            Err(Error::shape("load state", format!("`{}.{suffix}` has shape {found:?}, {expected:?} expected", param.name)))
+        };
+        Ok(Self { m: moment("m")?, v: if second { moment("v")? } else { None } })
+    }
 }
 
 /// Makes a state tensor fit for changing in place: zeros at first, a copy where a snapshot shares it.
@@ -113,9 +138,10 @@ impl Optimizer for AdamW {
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
         for id in params.trained() {
-            if let Some(gradient) = gradients.take(id) {
-                let moments = &mut self.moments[id.0];
-                adam(&self.config, false, (params, id), moments, &gradient, clip, (self.steps, rate))?;
+            let moments = &mut self.moments[id.0];
+            match gradients.take(id) {
+                Some(gradient) => adam(&self.config, false, (params, id), moments, &gradient, clip, (self.steps, rate))?,
+                None => moments.fill(&params.get(id).tensor, true)?,
             }
         }
         Ok(())
@@ -137,15 +163,14 @@ impl Optimizer for AdamW {
             return Ok(());
         }
         for id in params.trained() {
-            let name = &params.get(id).name;
-            self.moments[id.0] = Moments { m: Some(state(&format!("{name}.m"))?), v: Some(state(&format!("{name}.v"))?) };
+            self.moments[id.0] = Moments::load(params.get(id), true, state)?;
         }
         Ok(())
     }
 }
 
 pub(super) fn named_state(moments: &[Moments], params: &Params) -> Vec<(String, Tensor)> {
-    let named = |(moments, (_, param)): (&Moments, (ParamId, &crate::params::Param))| {
+    let named = |(moments, (_, param)): (&Moments, (ParamId, &Param))| {
         let with = |suffix, tensor: &Option<Tensor>| tensor.clone().map(|tensor| (format!("{}.{suffix}", param.name), tensor));
         [with("m", &moments.m), with("v", &moments.v)]
     };

@@ -105,12 +105,12 @@ impl Optimizer for Muon {
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
         for id in params.trained() {
-            let Some(gradient) = gradients.take(id) else { continue };
-            if params.get(id).role == Role::Matrix {
-                self.step_matrix(params, id, gradient, clip, rate)?;
-            } else {
-                let moments = &mut self.moments[id.0];
-                adam(&self.config.adam, true, (params, id), moments, &gradient, clip, (self.steps, rate))?;
+            let is_matrix = params.get(id).role == Role::Matrix;
+            let moments = &mut self.moments[id.0];
+            match gradients.take(id) {
+                None => moments.fill(&params.get(id).tensor, !is_matrix)?,
+                Some(gradient) if is_matrix => self.step_matrix(params, id, gradient, clip, rate)?,
+                Some(gradient) => adam(&self.config.adam, true, (params, id), moments, &gradient, clip, (self.steps, rate))?,
             }
         }
         Ok(())
@@ -133,12 +133,7 @@ impl Optimizer for Muon {
         }
         for id in params.trained() {
             let param = params.get(id);
-            let m = Some(state(&format!("{}.m", param.name))?);
-            let v = match param.role {
-                Role::Matrix => None,
-                _ => Some(state(&format!("{}.v", param.name))?),
-            };
-            self.moments[id.0] = Moments { m, v };
+            self.moments[id.0] = Moments::load(param, param.role != Role::Matrix, state)?;
         }
         Ok(())
     }

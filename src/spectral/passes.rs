@@ -146,14 +146,14 @@ pub(super) fn gamma_gradient(numbers: &Tensor, scalars: &Tensor) -> Result<Tenso
 }
 
 /// dw = OUTPUT·(m − PULL·direction), where PULL comes from ⟨m, w⟩ and the direction is u·vᵀ or w.
-pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &Tensor, norm: Norm, eps: f32) -> Result<Tensor> {
+pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &Tensor, norm: Norm) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
     let numbers = row_products(m, w)?;
     let factors = Tensor::uninitialized(w.gpu(), scalars.shape())?;
     let buffers = [&numbers, scalars, &factors].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
     let norm_code = norm as u32;
-    Pass { kernel: &PULL, rows, eps, norm: norm_code, buffers: &buffers, workgroups, iterations: rows, ..NEUTRAL }.launch(w)?;
+    Pass { kernel: &PULL, rows, norm: norm_code, buffers: &buffers, workgroups, iterations: rows, ..NEUTRAL }.launch(w)?;
     let dw = Tensor::uninitialized(w.gpu(), w.shape())?;
     let right = if norm == Norm::Frobenius { w } else { v };
     let buffers = [m, &factors, u, right, &dw].map(Tensor::slice);

@@ -120,7 +120,7 @@ impl Layer {
 
     /// OUTPUT·a0·W: the same pass as a backward's end, with nothing to pull.
     fn times_identity(&self, a0: f32, scalars: &Tensor) -> Result<Tensor> {
-        passes::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None, 0.0)
+        passes::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None)
     }
 
     /// (dW, dγ) for E = ∂L/∂W_eff.
@@ -141,7 +141,7 @@ impl Layer {
             }
             None => self.backward_of_identity(scalars, e, config.coefficients[0])?,
         };
-        let dw = passes::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm, config.eps)?;
+        let dw = passes::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm)?;
         Ok((dw, dgamma))
     }
 

@@ -5,6 +5,7 @@ mod device;
 mod golden;
 mod ops;
 mod reference;
+mod spectral;
 #[allow(dead_code)] // until the tests of the device use every entry
 mod tolerance;
 mod training;

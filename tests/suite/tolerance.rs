@@ -5,7 +5,6 @@
 //! the same arithmetic in f32 on a CPU with sequential sums; the entry leaves three to six times that.
 
 use crate::reference::Array;
-use crate::reference::pc::level_coefficients;
 
 /// Half a unit in the last place, relative: what one correctly rounded f32 operation may lose.
 const ROUNDING: f64 = 1.0 / 16_777_216.0; // 2⁻²⁴
@@ -74,10 +73,10 @@ pub fn cross_entropy(rows: usize, dim: usize, vocab: usize) -> Tolerance {
 }
 
 /// W_eff, dW and dγ, with the device's own u and v given to the reference; with a smaller side of `n` and a larger of `long`.
-pub fn pc(level: usize, n: usize, long: usize) -> Tolerance {
+pub fn pc(coefficients: &[f64], n: usize, long: usize) -> Tolerance {
     // The terms a_i·Gⁱ are large and cancel: Σ|a_i| is 40 at level 4, where P(1) is 1. Their errors are independent, hence
     // the root. Measured at level 4: 6.5·√n roundings forward, 8·√n backward.
-    let cancellation: f64 = level_coefficients(level).iter().map(|a| a.abs()).sum();
+    let cancellation: f64 = coefficients.iter().map(|a| a.abs()).sum();
     reduction(n).and(reduction(long)).times(cancellation.sqrt())
 }
 

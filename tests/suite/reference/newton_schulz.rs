@@ -57,13 +57,18 @@ impl Coefficients {
     }
 }
 
-/// X = d/(‖d‖_F + 1e-7), wide; then A = XXᵀ, X ← a·X + (b·A + c·A²)·X, `steps` times.
+/// X = d/(‖d‖_F + 1e-7), then `steps` steps of the quintic.
 pub fn newton_schulz(d: &Array, coefficients: Coefficients, steps: usize) -> Array {
-    let (rows, cols) = d.rows_and_cols();
+    iterate(&d.times(1.0 / (d.norm() + 1e-7)), coefficients, steps)
+}
+
+/// A = XXᵀ of a wide X, X ← a·X + (b·A + c·A²)·X, `steps` times.
+pub fn iterate(x: &Array, coefficients: Coefficients, steps: usize) -> Array {
+    let (rows, cols) = x.rows_and_cols();
     if rows > cols {
-        return newton_schulz(&d.transpose(), coefficients, steps).transpose();
+        return iterate(&x.transpose(), coefficients, steps).transpose();
     }
-    let mut x = d.times(1.0 / (d.norm() + 1e-7));
+    let mut x = x.clone();
     for step in 0..steps {
         let [a, b, c] = coefficients.at(step);
         let gram = x.matmul(&x.transpose());
