@@ -169,7 +169,6 @@ impl<'a> Gemm<'a> {
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
             factor: [u32::from(self.factor.is_some()), factor_index as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
-            symmetric: u32::from(self.symmetric),
         };
         let operands = [&self.a, &self.b, &c, &out];
         let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
@@ -187,6 +186,10 @@ impl<'a> Gemm<'a> {
                 ("TRANSPOSE_A", u32::from(self.a.transposed)),
                 ("TRANSPOSE_B", u32::from(self.b.transposed)),
                 ("VECTORS", u32::from(vectors)),
+                ("ADD", u32::from(beta != 0.0)),
+                ("DIAGONAL", u32::from(self.delta != 0.0)),
+                ("KEEP", u32::from(self.keep != 0.0)),
+                ("SYMMETRIC", u32::from(self.symmetric)),
             ],
             buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
             arguments: bytemuck::bytes_of(&arguments),
@@ -206,7 +209,6 @@ struct Arguments {
     batches: [u32; 4],
     factor: [u32; 2],
     epilogue: [f32; 4],
-    symmetric: u32,
 }
 
 /// The kernel for a shape and its tile.
