@@ -10,8 +10,8 @@ struct Args {
     a_stride: u32, b_stride: u32, c_stride: u32, out_stride: u32,
     a_offset: u32, b_offset: u32, c_offset: u32, out_offset: u32,
     a_batch: u32, b_batch: u32, c_batch: u32, out_batch: u32,
-    // α is multiplied by factor[factor_index] where has_factor is 1.
-    has_factor: u32, factor_index: u32,
+    // α is multiplied by factor[factor_index + batch·factor_batch] where has_factor is 1.
+    has_factor: u32, factor_index: u32, factor_batch: u32,
     alpha: f32, beta: f32, delta: f32, keep: f32,
 }
 
@@ -57,7 +57,7 @@ fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
     if (row >= args.rows || column >= args.columns) { return; }
     let valid = args.columns - column;
     var alpha = args.alpha;
-    if (args.has_factor == 1u) { alpha *= factor[args.factor_index]; }
+    if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
     var value = alpha * sum;
     if (ADD == 1u) {
         value = fma(vec4f(args.beta), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);

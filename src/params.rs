@@ -86,6 +86,11 @@ impl Params {
         self.list.iter().enumerate().map(|(index, param)| (ParamId(index), param))
     }
 
+    /// The ids of all parameters but [`Role::State`], in order.
+    pub fn trained(&self) -> Vec<ParamId> {
+        self.iter().filter(|(_, param)| param.role != Role::State).map(|(id, _)| id).collect()
+    }
+
     /// Number of parameters.
     pub fn len(&self) -> usize {
         self.list.len()

@@ -81,7 +81,18 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// One product with its epilogue; see [`gemm`].
+/// A scalar in a tensor on the device: element `index`, and `batch_stride` elements further for each next matrix of a batch.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    /// The tensor that holds it.
+    pub tensor: &'a Tensor,
+    /// Its element for the first matrix.
+    pub index: usize,
+    /// From one matrix's element to the next.
+    pub batch_stride: usize,
+}
+
+/// One product with its epilogue: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out.
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
     /// The left factor.
@@ -90,8 +101,8 @@ pub struct Gemm<'a> {
     pub b: Matrix<'a>,
     /// α.
     pub alpha: f32,
-    /// A vector on the device and the index of the element that multiplies α.
-    pub factor: Option<(&'a Tensor, usize)>,
+    /// A factor of α on the device.
+    pub factor: Option<Factor<'a>>,
     /// C and β.
     pub add: Option<(Matrix<'a>, f32)>,
     /// δ, on the diagonal.
@@ -161,13 +172,14 @@ impl<'a> Gemm<'a> {
         let (b_slice, b_offset) = self.b.binding(batch_of(&self.b));
         let (c_slice, c_offset) = c.binding(batch_of(&c));
         let (out_slice, out_offset) = out.binding(batch);
-        let (factor, factor_index) = self.factor.map_or((a_slice, 0), |(tensor, index)| (tensor.slice(), index));
+        let (factor, factor_index, factor_batch) =
+            self.factor.map_or((a_slice, 0, 0), |factor| (factor.tensor.slice(), factor.index, factor.batch_stride));
         let arguments = Arguments {
             sizes: [rows, columns, inner].map(|size| size as u32),
             strides: [self.a.stride, self.b.stride, c.stride, out.stride].map(|stride| stride as u32),
             offsets: [a_offset, b_offset, c_offset, out_offset].map(|offset| offset as u32),
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
-            factor: [u32::from(self.factor.is_some()), factor_index as u32],
+            factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
         };
         let operands = [&self.a, &self.b, &c, &out];
@@ -207,7 +219,7 @@ struct Arguments {
     strides: [u32; 4],
     offsets: [u32; 4],
     batches: [u32; 4],
-    factor: [u32; 2],
+    factor: [u32; 3],
     epilogue: [f32; 4],
 }
 
@@ -251,6 +263,9 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
     let over = |matrix: &Matrix<'_>| size(matrix) > limit;
     let (rows, columns) = (gemm.a.size().0, gemm.b.size().1);
     let c_over = gemm.add.is_some_and(|(c, _)| over(&c));
+    if batch_of(&gemm.a).max(batch_of(&gemm.b)) > 1 && (over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
+        return Err(Error::shape("matmul", "a batch of matrices exceeds the adapter's binding limit"));
+    }
     if !(over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
         return Ok(vec![(*gemm, out)]);
     }

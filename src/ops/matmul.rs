@@ -45,6 +45,18 @@ impl<'t> Var<'t> {
         self.product(rhs, [false, true])
     }
 
+    /// self · rhsᵀ + residual, in one pass. self [m, k], rhs [n, k], residual [m, n] → [m, n].
+    pub fn matmul_nt_add(&self, rhs: &Var<'t>, residual: &Var<'t>) -> Result<Var<'t>> {
+        let (a, b) = (self.value().clone(), rhs.value().clone());
+        let add = Some((Matrix::new(residual.value())?, 1.0));
+        let y = Gemm { add, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
+        self.tape().record("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true])).transpose()?;
+            let db = wants_b.then(|| gradient_b(&dy, &a, &b, [false, true])).transpose()?;
+            Ok([da, db, Some(dy)])
+        })
+    }
+
     /// selfᵀ · rhs. self [k, m], rhs [k, n] → [m, n].
     pub fn matmul_tn(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         self.product(rhs, [true, false])

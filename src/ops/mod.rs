@@ -16,14 +16,15 @@ mod softmax;
 mod swiglu;
 
 pub use attention::AttentionShape;
-pub(crate) use elementwise::Rows;
-pub use gemm::{Gemm, Matrix};
+pub(crate) use elementwise::{fold, map};
+pub use gemm::{Factor, Gemm, Matrix};
+pub(crate) use reduce::{Term, final_sum, partial_count, partial_sums};
 pub use rotary::RotaryTable;
 
 use crate::gpu::{Gpu, Profile};
 
 /// Whether rows of `columns` floats can be read in vec4.
-fn vectors(columns: usize) -> u32 {
+pub(crate) fn vectors(columns: usize) -> u32 {
     u32::from(columns.is_multiple_of(4))
 }
 

@@ -7,3 +7,4 @@ mod ops;
 mod reference;
 #[allow(dead_code)] // until the tests of the device use every entry
 mod tolerance;
+mod training;

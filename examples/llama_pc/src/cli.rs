@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Pre-trains Llama models with PC layers on any GPU.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// List the adapters: index, name, kind, driver, limits, features and the kernel profile each would get
+    Devices,
+    /// Turn text into token shards for training and validation
+    Prepare(Prepare),
+    /// Train a model
+    Train(Train),
+    /// Measure loss, perplexity and bits per byte of a run or an exported folder
+    Eval(Eval),
+    /// Write text with a run or an exported folder
+    Sample(Sample),
+}
+
+/// Arguments of `prepare`.
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("source").required(true).multiple(true).args(["text", "cargo_sources"])))]
+#[command(group(clap::ArgGroup::new("vocabulary").required(true).args(["tokenizer", "train_bpe"])))]
+pub struct Prepare {
+    /// Files and folders of text: .jsonl has a document a line, .parquet one a row, any other file is one document
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub text: Vec<PathBuf>,
+    /// Also take the Rust sources that cargo has unpacked for the crates in this Cargo.lock
+    #[arg(long, value_name = "LOCKFILE")]
+    pub cargo_sources: Option<PathBuf>,
+    /// A tokenizer.json or a SentencePiece .model
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Train a byte-level BPE tokenizer of N tokens on the training documents
+    #[arg(long, value_name = "N")]
+    pub train_bpe: Option<usize>,
+    /// Field of .jsonl lines and column of .parquet rows that holds the text
+    #[arg(long, default_value = "text", value_name = "F")]
+    pub text_field: String,
+    /// Folder to create
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Share of the documents that go to validation
+    #[arg(long, default_value_t = 0.05, value_name = "X")]
+    pub val_fraction: f64,
+    /// Stop before the document that would exceed so many bytes of text
+    #[arg(long, value_name = "N")]
+    pub max_bytes: Option<u64>,
+    /// Chooses the validation documents
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+/// Arguments of `train`.
+#[derive(Args)]
+pub struct Train {
+    /// Configuration; without one, every key has its default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override keys of the configuration; may be repeated
+    #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Run folder to create; without it, the next free runs/NAME-N after the configuration's name
+    #[arg(long, value_name = "RUN")]
+    pub out: Option<PathBuf>,
+    /// Start from the weights of this folder
+    #[arg(long, value_name = "DIR")]
+    pub init: Option<PathBuf>,
+    /// Short for --set train.steps=N
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    #[command(flatten)]
+    pub device: Device,
+    /// Print the time of every kernel at the end
+    #[arg(long)]
+    pub profile: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Args)]
+pub struct Eval {
+    /// A run or an exported folder
+    pub path: PathBuf,
+    /// Tokens to measure on: a folder of shards or one .bin; without it, the run's data.val
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Tokens in a window; without it, the run's data.seq_len
+    #[arg(long, value_name = "S")]
+    pub seq_len: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// Arguments of `sample`.
+#[derive(Args)]
+pub struct Sample {
+    /// A run or an exported folder
+    pub path: PathBuf,
+    /// Text to go on from
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub prompt: String,
+    /// How many tokens to write at most
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub tokens: usize,
+    /// 0 always takes the likeliest token, 1 draws as the model predicts
+    #[arg(long, default_value_t = 0.8, value_name = "X")]
+    pub temperature: f32,
+    /// Draw among the K likeliest tokens only; 0 means all
+    #[arg(long, default_value_t = 40, value_name = "K")]
+    pub top_k: usize,
+    /// The same seed writes the same text
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// Where to run.
+#[derive(Args)]
+pub struct Device {
+    /// Adapter to run on: an index of `devices`, a part of a name, or cpu
+    #[arg(long, value_name = "X")]
+    pub adapter: Option<String>,
+}
+
+impl Train {
+    /// The `--set` list, with `--steps` as its last entry.
+    pub fn settings(&self) -> Vec<String> {
+        let steps = self.steps.map(|steps| format!("train.steps={steps}"));
+        self.set.iter().cloned().chain(steps).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn steps_come_after_every_set() {
+        let cli = Cli::try_parse_from([
+            "llama_pc",
+            "train",
+            "--steps",
+            "3",
+            "--set",
+            "train.steps=9",
+            "seed=2",
+        ]);
+        let Ok(Cli {
+            command: Command::Train(train),
+        }) = cli
+        else {
+            panic!("a good command line")
+        };
+        assert_eq!(
+            train.settings(),
+            ["train.steps=9", "seed=2", "train.steps=3"]
+        );
+    }
+}

@@ -1,0 +1,276 @@
+//! From TOML and `--set` to a checked [`Config`].
+//!
+//! Each source is checked against the schema while its name is still known; then the sources are merged, the defaults that
+//! depend on other keys are filled in, and what concerns several keys at once is checked last.
+
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer};
+use toml::{Table, Value};
+
+use super::schema::{self, SECTIONS};
+use super::{Config, NsCoefficients, PRESET_VOCAB, PRESETS, ScheduleKind, Target, default_hidden};
+use crate::failure::Failure;
+
+impl Config {
+    /// Reads the file, if one is given, applies each `section.key=value` in order, and checks the result.
+    pub fn load(file: Option<&Path>, sets: &[String]) -> Result<Self, Failure> {
+        let mut table = match file {
+            Some(path) => read(path)?,
+            None => Table::new(),
+        };
+        for set in sets {
+            apply(&mut table, set)?;
+        }
+        resolve(table).map_err(Failure::usage)
+    }
+
+    /// Settles the vocabulary: the key, else the tokenizer's, else a preset's 32,000. From here on the configuration
+    /// is resolved.
+    pub fn resolve_vocab(&mut self, tokenizer: Option<usize>) -> Result<usize, Failure> {
+        let preset = self.model.preset.take().map(|_| PRESET_VOCAB);
+        let vocab = self.model.vocab.or(tokenizer).or(preset).ok_or_else(|| {
+            Failure::usage("model.vocab is not set and there is no tokenizer.json beside data.train to take it from")
+        })?;
+        if let Some(tokens) = tokenizer.filter(|tokens| *tokens > vocab) {
+            return Err(Failure::usage(format!(
+                "model.vocab: found {vocab}, expected at least the tokenizer's {tokens}"
+            )));
+        }
+        self.model.vocab = Some(vocab);
+        Ok(vocab)
+    }
+
+    /// The configuration as TOML, with every key that has a value.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("bug: the configuration does not serialise")
+    }
+}
+
+fn read(path: &Path) -> Result<Table, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let line = error
+            .span()
+            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        let reason = error.message().replace('\n', ", ");
+        Failure::usage(format!("{}: line {line}: {reason}", path.display()))
+    })?;
+    check_table(&table).map_err(|failure| failure.within(&path.display().to_string()))?;
+    Ok(table)
+}
+
+/// Every key of the table against the schema.
+fn check_table(table: &Table) -> Result<(), KeyError> {
+    for (name, value) in table {
+        match value {
+            Value::Table(section) if SECTIONS.contains(&name.as_str()) => {
+                for (key, value) in section {
+                    check_key(name, key, value)?;
+                }
+            }
+            Value::Table(_) if schema::find("", name).is_none() => {
+                let nearest = schema::nearest_section(name);
+                return Err(KeyError::unknown(
+                    format!("unknown section [{name}]"),
+                    format!("[{nearest}]"),
+                ));
+            }
+            _ if SECTIONS.contains(&name.as_str()) => {
+                return Err(KeyError::value(format!(
+                    "{name}: found {value}, expected a section [{name}]"
+                )));
+            }
+            _ => check_key("", name, value)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_key(section: &str, name: &str, value: &Value) -> Result<(), KeyError> {
+    match schema::find(section, name) {
+        Some(key) => key.check(value).map_err(KeyError::value),
+        None => {
+            let place = if section.is_empty() {
+                "at the top level".to_owned()
+            } else {
+                format!("in [{section}]")
+            };
+            let nearest = schema::nearest(section, name);
+            Err(KeyError::unknown(
+                format!("unknown key \"{name}\" {place}"),
+                nearest,
+            ))
+        }
+    }
+}
+
+/// What is wrong with a key, before the name of its source is put in front.
+struct KeyError {
+    message: String,
+    meant: Option<String>,
+}
+
+impl KeyError {
+    fn value(message: String) -> Self {
+        Self {
+            message,
+            meant: None,
+        }
+    }
+
+    fn unknown(message: String, meant: String) -> Self {
+        Self {
+            message,
+            meant: Some(meant),
+        }
+    }
+
+    fn within(self, source: &str) -> Failure {
+        let failure = Failure::usage(format!("{source}: {}", self.message));
+        match self.meant {
+            Some(meant) => failure.hint(format!("did you mean {meant}?")),
+            None => failure,
+        }
+    }
+}
+
+/// Applies one `section.key=value`. The value is read as TOML; what TOML cannot read is a string.
+fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
+    let source = format!("--set {set}");
+    let (path, text) = set.split_once('=').ok_or_else(|| {
+        Failure::usage(format!(
+            "{source}: found no \"=\", expected section.key=value"
+        ))
+    })?;
+    let (section, name) = path.trim().rsplit_once('.').unwrap_or(("", path.trim()));
+    let text = text.trim();
+    let value = format!("value = {text}")
+        .parse::<Table>()
+        .ok()
+        .filter(|parsed| parsed.len() == 1)
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    let checked = if section.is_empty() || SECTIONS.contains(&section) {
+        check_key(section, name, &value)
+    } else {
+        let nearest = schema::nearest_section(section);
+        Err(KeyError::unknown(
+            format!("unknown section [{section}]"),
+            format!("[{nearest}]"),
+        ))
+    };
+    checked.map_err(|error| error.within(&source))?;
+    if section.is_empty() {
+        table.insert(name.to_owned(), value);
+    } else if let Value::Table(keys) = table
+        .entry(section)
+        .or_insert_with(|| Value::Table(Table::new()))
+    {
+        for displaced in displaced(section, name) {
+            keys.remove(*displaced);
+        }
+        keys.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// Keys that a `--set` of this one makes void, because it says the same in another way.
+fn displaced(section: &str, name: &str) -> &'static [&'static str] {
+    match (section, name) {
+        ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "hidden"],
+        ("pc", "level") => &["coefficients"],
+        ("pc", "coefficients") => &["level"],
+        _ => &[],
+    }
+}
+
+/// Fills in what depends on other keys, then checks what concerns several.
+fn resolve(mut table: Table) -> Result<Config, String> {
+    let has = |section: &str, name: &str| {
+        table
+            .get(section)
+            .is_some_and(|keys| keys.get(name).is_some())
+    };
+    let (kv_heads, hidden) = (has("model", "kv_heads"), has("model", "hidden"));
+    let ns_steps = has("optimizer", "ns_steps");
+    if let Some(Value::Table(model)) = table.get_mut("model") {
+        fill_preset(model);
+    }
+    let mut config = Config::deserialize(table).map_err(|error| error.message().to_owned())?;
+    if !kv_heads {
+        config.model.kv_heads = config.model.heads;
+    }
+    if !hidden {
+        config.model.hidden = default_hidden(config.model.dim);
+    }
+    if !ns_steps && config.optimizer.ns_coefficients == NsCoefficients::PolarExpress {
+        config.optimizer.ns_steps = 8;
+    }
+    if let Some(pc) = &mut config.pc {
+        match (pc.level, &pc.coefficients) {
+            (Some(_), Some(_)) => {
+                return Err("pc: found level and coefficients, expected one of them".to_owned());
+            }
+            (None, None) => pc.level = Some(4),
+            _ => {}
+        }
+    }
+    check_whole(&config)?;
+    Ok(config)
+}
+
+/// The preset's sizes, where the table does not give its own.
+fn fill_preset(model: &mut Table) {
+    let preset = model.get("preset").and_then(Value::as_str);
+    if let Some((_, dim, layers, heads)) = PRESETS.iter().find(|(name, ..)| preset == Some(name)) {
+        for (name, size) in [("dim", dim), ("layers", layers), ("heads", heads)] {
+            model.entry(name).or_insert(Value::Integer(*size as i64));
+        }
+    }
+}
+
+fn check_whole(config: &Config) -> Result<(), String> {
+    let model = &config.model;
+    let (dim, heads, kv_heads) = (model.dim, model.heads, model.kv_heads);
+    if !dim.is_multiple_of(2 * heads) {
+        return Err(format!(
+            "model.dim: found {dim}, expected a multiple of 2·heads = {} (rotary turns pairs within a head)",
+            2 * heads
+        ));
+    }
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(format!(
+            "model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"
+        ));
+    }
+    let (decay, steps) = (config.schedule.decay_steps, config.train.steps);
+    if config.schedule.kind == ScheduleKind::Wsd && decay > steps {
+        return Err(format!(
+            "schedule.decay_steps: found {decay}, expected at most train.steps = {steps}"
+        ));
+    }
+    Ok(())
+}
+
+/// Takes the groups of `pc.targets` apart.
+pub(super) fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Target>, D::Error> {
+    let mut targets = Vec::new();
+    for name in Vec::<String>::deserialize(deserializer)? {
+        match name.as_str() {
+            "qk" => targets.extend([Target::Q, Target::K]),
+            "ffn" => targets.extend([Target::Gate, Target::Up, Target::Down]),
+            single => {
+                use serde::de::IntoDeserializer;
+                targets.push(Target::deserialize(single.into_deserializer())?);
+            }
+        }
+    }
+    targets.sort();
+    targets.dedup();
+    Ok(targets)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,13 @@
+//! From text on disk to batches of tokens.
+
+mod cargo_sources;
+mod documents;
+pub mod meta;
+pub mod prepare;
+mod protobuf;
+mod sentencepiece;
+mod shards;
+mod survey;
+pub mod tokenizer;
+pub mod tokens;
+pub mod windows;

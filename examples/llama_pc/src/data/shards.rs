@@ -1,0 +1,134 @@
+//! Writing token shards: `.bin` of little-endian u32 tokens and `.idx` of i64 document offsets, the last one the total.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// Tokens after which a new shard is begun: files of 256 MiB.
+pub const SHARD_TOKENS: u64 = 64 << 20;
+
+/// Writes documents into the shards of a folder as they come.
+pub struct ShardWriter {
+    folder: PathBuf,
+    shard_tokens: u64,
+    shards: usize,
+    open: Option<OpenShard>,
+}
+
+struct OpenShard {
+    bin: Output,
+    idx: Output,
+    tokens: u64,
+}
+
+impl ShardWriter {
+    /// Makes the folder. A shard ends with the document that brings it to `shard_tokens` or more.
+    pub fn create(folder: &Path, shard_tokens: u64) -> Result<Self, Failure> {
+        std::fs::create_dir(folder).map_err(|error| Failure::io("create", folder, &error))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            shard_tokens,
+            shards: 0,
+            open: None,
+        })
+    }
+
+    /// Appends a document, whole.
+    pub fn write(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+        let mut shard = match self.open.take() {
+            Some(shard) => shard,
+            None => self.begin()?,
+        };
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
+        shard.bin.write(&bytes)?;
+        shard.idx.write(&shard.tokens.to_le_bytes())?;
+        shard.tokens += tokens.len() as u64;
+        if shard.tokens < self.shard_tokens {
+            self.open = Some(shard);
+            return Ok(());
+        }
+        shard.finish()
+    }
+
+    /// Closes the last shard.
+    pub fn finish(self) -> Result<(), Failure> {
+        self.open.map_or(Ok(()), OpenShard::finish)
+    }
+
+    fn begin(&mut self) -> Result<OpenShard, Failure> {
+        let stem = self.folder.join(format!("{:05}", self.shards));
+        self.shards += 1;
+        Ok(OpenShard {
+            bin: Output::create(stem.with_extension("bin"))?,
+            idx: Output::create(stem.with_extension("idx"))?,
+            tokens: 0,
+        })
+    }
+}
+
+impl OpenShard {
+    fn finish(mut self) -> Result<(), Failure> {
+        self.idx.write(&self.tokens.to_le_bytes())?;
+        self.bin.finish()?;
+        self.idx.finish()
+    }
+}
+
+/// A buffered file whose errors name it.
+struct Output {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Output {
+    fn create(path: PathBuf) -> Result<Self, Failure> {
+        let file = File::create(&path).map_err(|error| Failure::io("create", &path, &error))?;
+        Ok(Self {
+            path,
+            file: BufWriter::with_capacity(1 << 16, file),
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Failure::io("write", &self.path, &error))
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        self.file
+            .flush()
+            .map_err(|error| Failure::io("write", &self.path, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokens::TokenStream;
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_over_shard_ends() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("train");
+        let mut writer = ShardWriter::create(&path, 4).expect("a writer");
+        for document in [&[1, 2, 3][..], &[4, 5], &[6], &[7, 8, 9, 10]] {
+            writer.write(document).expect("tokens are written");
+        }
+        writer.finish().expect("the last shard closes");
+        let idx = std::fs::read(path.join("00000.idx")).expect("an index");
+        assert_eq!(idx, [0i64, 3, 5].map(i64::to_le_bytes).concat());
+        assert_eq!(std::fs::read_dir(&path).expect("a folder").count(), 4);
+        let stream = TokenStream::open(&path, 11).expect("good shards");
+        let mut tokens = Vec::new();
+        stream
+            .read(0..stream.len(), &mut tokens)
+            .expect("good tokens");
+        assert_eq!(tokens, (1..=10).collect::<Vec<_>>());
+    }
+}

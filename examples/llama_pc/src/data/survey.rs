@@ -1,0 +1,226 @@
+//! The first pass over the documents: how much there is, who goes to validation, and a sample for the tokenizer.
+//!
+//! A document goes to validation if its hash lies below a threshold, so that the choice depends on the document and the
+//! seed alone. Where few documents leave a side empty, the threshold moves just enough to give it one.
+
+use std::path::PathBuf;
+
+use super::documents::{Corpus, Document};
+use super::windows::mix;
+use crate::failure::Failure;
+
+/// Text kept for training a tokenizer, and how much of it one document may give.
+const SAMPLE_BYTES: usize = 64 << 20;
+const DOCUMENT_BYTES: usize = 1 << 20;
+
+/// What the first pass found.
+pub struct Survey {
+    pub documents: u64,
+    pub bytes: u64,
+    /// Files that are not UTF-8.
+    pub skipped: Vec<PathBuf>,
+    pub split: Split,
+    /// Beginnings of training documents, in order; empty if nobody wanted a sample.
+    pub sample: Vec<String>,
+}
+
+/// Decides a document's side.
+pub struct Split {
+    seed: u64,
+    /// Hashes below it go to validation.
+    threshold: u64,
+}
+
+impl Survey {
+    /// Reads all documents once.
+    pub fn take(
+        corpus: &Corpus,
+        seed: u64,
+        val_fraction: f64,
+        want_sample: bool,
+    ) -> Result<Self, Failure> {
+        let mut split = Split {
+            seed,
+            threshold: (val_fraction * 2f64.powi(64)) as u64,
+        };
+        let (mut documents, mut bytes) = (0, 0);
+        let (mut lowest, mut highest) = (u64::MAX, 0);
+        let mut sample = Sample::new(SAMPLE_BYTES);
+        let skipped = corpus.for_each(|document| {
+            let hash = split.hash(&document);
+            documents += 1;
+            bytes += document.text.len() as u64;
+            (lowest, highest) = (lowest.min(hash), highest.max(hash));
+            if want_sample {
+                sample.offer(hash, document.text);
+            }
+            Ok(())
+        })?;
+        let skipped = skipped.into_iter().map(PathBuf::from).collect();
+        if lowest >= highest {
+            return Err(Failure::other(format!(
+                "documents with text: found {documents}, expected at least 2, one to train on and one for validation"
+            ))
+            .hint("a file is one document, and so is a line of .jsonl or a row of .parquet; --max-bytes may be too small"));
+        }
+        split.threshold = split.threshold.clamp(lowest + 1, highest);
+        let sample = sample.texts(&split);
+        Ok(Self {
+            documents,
+            bytes,
+            skipped,
+            split,
+            sample,
+        })
+    }
+}
+
+impl Split {
+    /// Whether the document is for validation.
+    pub fn is_val(&self, document: &Document) -> bool {
+        self.hash(document) < self.threshold
+    }
+
+    /// FNV-1a over name and text, keyed by the seed and mixed, because FNV's high bits alone are poor.
+    fn hash(&self, document: &Document) -> u64 {
+        let bytes = document
+            .name
+            .bytes()
+            .chain([0xff])
+            .chain(document.text.bytes());
+        let fnv = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        mix(fnv ^ mix(self.seed))
+    }
+}
+
+/// An even sample of bounded size: those with the lowest ranks, halving the bar whenever the bound is crossed.
+struct Sample {
+    limit: usize,
+    bar: u64,
+    bytes: usize,
+    /// Hash and text.
+    kept: Vec<(u64, String)>,
+}
+
+impl Sample {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            bar: u64::MAX,
+            bytes: 0,
+            kept: Vec::new(),
+        }
+    }
+
+    fn offer(&mut self, hash: u64, mut text: String) {
+        if rank(hash) > self.bar {
+            return;
+        }
+        text.truncate(text.floor_char_boundary(DOCUMENT_BYTES));
+        text.shrink_to_fit();
+        self.bytes += text.len();
+        self.kept.push((hash, text));
+        while self.bytes > self.limit {
+            self.bar /= 2;
+            self.kept.retain(|(hash, _)| rank(*hash) <= self.bar);
+            self.bytes = self.kept.iter().map(|(_, text)| text.len()).sum();
+        }
+    }
+
+    /// The sampled texts that are not for validation.
+    fn texts(self, split: &Split) -> Vec<String> {
+        let train = self
+            .kept
+            .into_iter()
+            .filter(|(hash, _)| *hash >= split.threshold);
+        train.map(|(_, text)| text).collect()
+    }
+}
+
+/// Another hash of the hash, because the hash itself decides the split.
+fn rank(hash: u64) -> u64 {
+    mix(hash ^ 0x7361_6d70_6c65)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(i: usize) -> Document {
+        Document {
+            name: format!("d{i}"),
+            text: format!("text {i}"),
+        }
+    }
+
+    #[test]
+    fn the_split_is_fair_and_follows_the_seed() {
+        let split = |seed| Split {
+            seed,
+            threshold: u64::MAX / 10,
+        };
+        let chosen = |seed| -> Vec<usize> {
+            (0..10_000)
+                .filter(|i| split(seed).is_val(&document(*i)))
+                .collect()
+        };
+        // 1000 expected, standard deviation 30.
+        assert!(chosen(1).len().abs_diff(1000) < 150);
+        assert_eq!(chosen(1), chosen(1));
+        assert_ne!(chosen(1), chosen(2));
+    }
+
+    #[test]
+    fn the_sample_is_bounded_and_even() {
+        let mut sample = Sample::new(10_000);
+        for i in 0..5000u64 {
+            sample.offer(mix(i), format!("{i:>10}"));
+        }
+        assert!(
+            sample.bytes <= 10_000 && sample.bytes > 4_000,
+            "{}",
+            sample.bytes
+        );
+        let early = sample
+            .kept
+            .iter()
+            .filter(|(_, text)| text.trim() < "2500" && text.trim().len() == 4)
+            .count();
+        assert!(early > 0 && early < sample.kept.len());
+    }
+
+    #[test]
+    fn few_documents_still_have_both_sides() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let corpus = || {
+            Corpus::find(&[folder.path().to_owned()], None, "text", None)
+                .expect("the folder is there")
+        };
+        let write = |name: &str| {
+            std::fs::write(folder.path().join(name), name).expect("the file is written")
+        };
+        write("a.txt");
+        let failure = Survey::take(&corpus(), 1, 0.05, false)
+            .err()
+            .expect("one document cannot be split");
+        assert!(
+            failure
+                .to_string()
+                .starts_with("documents with text: found 1, expected at least 2")
+        );
+        write("b.txt");
+        for fraction in [1e-9, 0.999_999] {
+            let survey = Survey::take(&corpus(), 1, fraction, true).expect("two documents");
+            let mut val = 0;
+            corpus()
+                .for_each(|document| {
+                    val += usize::from(survey.split.is_val(&document));
+                    Ok(())
+                })
+                .expect("good text");
+            assert_eq!((survey.documents, val, survey.sample.len()), (2, 1, 1));
+        }
+    }
+}

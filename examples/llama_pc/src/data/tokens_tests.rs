@@ -1,0 +1,193 @@
+//! Tests of the shard reader.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn u32s(tokens: &[u32]) -> Vec<u8> {
+    tokens
+        .iter()
+        .flat_map(|token| token.to_le_bytes())
+        .collect()
+}
+
+fn i64s(offsets: &[i64]) -> Vec<u8> {
+    offsets
+        .iter()
+        .flat_map(|offset| offset.to_le_bytes())
+        .collect()
+}
+
+fn llm_c(magic: u32, version: u32, count: u32, tokens: &[u8]) -> Vec<u8> {
+    let mut bytes = u32s(&[magic, version, count]);
+    bytes.resize(HEADER, 0);
+    bytes.extend_from_slice(tokens);
+    bytes
+}
+
+/// A folder with these files.
+fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).expect("the file is written");
+    }
+    folder
+}
+
+fn all(path: &Path, vocab: usize) -> Result<Vec<u32>, Failure> {
+    let stream = TokenStream::open(path, vocab)?;
+    let mut tokens = Vec::new();
+    stream.read(0..stream.len(), &mut tokens)?;
+    Ok(tokens)
+}
+
+fn error(files: &[(&str, Vec<u8>)]) -> String {
+    let folder = folder(files);
+    let failure = all(folder.path(), 100).expect_err("data that must be refused");
+    assert_eq!(failure.status, 1);
+    failure
+        .to_string()
+        .replace(&format!("{}", folder.path().display()), "data")
+        .replace('\\', "/")
+}
+
+#[test]
+fn shards_read_as_one_stream() {
+    let folder = folder(&[
+        ("b.bin", u32s(&[4, 5])),
+        ("a.bin", u32s(&[1, 2, 3])),
+        ("y.idx", i64s(&[0, 2])),
+        ("x.idx", i64s(&[0, 1, 3])),
+        ("c.bin", Vec::new()),
+        ("z.idx", i64s(&[0])),
+        ("note.txt", vec![0]),
+    ]);
+    let stream = TokenStream::open(folder.path(), 6).expect("good shards");
+    assert_eq!(stream.len(), 5);
+    for from in 0..=5 {
+        for to in from..=5 {
+            let mut tokens = vec![9];
+            stream.read(from..to, &mut tokens).expect("good tokens");
+            let expected: Vec<u32> = (from..to).map(|token| token as u32 + 1).collect();
+            assert_eq!(tokens[1..], expected);
+        }
+    }
+}
+
+#[test]
+fn a_single_file_needs_no_index() {
+    let folder = folder(&[
+        ("a.bin", u32s(&[7])),
+        ("b.bin", u32s(&[8, 9])),
+        ("b.idx", i64s(&[3])),
+    ]);
+    assert_eq!(
+        all(&folder.path().join("a.bin"), 10).expect("a good file"),
+        [7]
+    );
+    assert!(
+        all(&folder.path().join("b.bin"), 10).is_err(),
+        "the index beside it counts another total"
+    );
+}
+
+#[test]
+fn llm_c_files_are_read() {
+    let folder = folder(&[
+        ("gpt2.bin", llm_c(20_240_520, 1, 3, &[1, 0, 2, 0, 3, 1])),
+        ("llama3.bin", llm_c(20_240_801, 7, 2, &u32s(&[4, 5]))),
+    ]);
+    assert_eq!(
+        all(folder.path(), 300).expect("good files"),
+        [1, 2, 259, 4, 5]
+    );
+}
+
+#[test]
+fn broken_files_name_file_place_found_and_expected() {
+    assert_eq!(
+        error(&[]),
+        "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare"
+    );
+    assert_eq!(
+        error(&[("a.bin", vec![])]),
+        "data: found no tokens, expected at least one"
+    );
+    assert_eq!(
+        error(&[("a.bin", vec![1; 6])]),
+        "data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4"
+    );
+    assert_eq!(
+        error(&[
+            ("a.bin", u32s(&[1])),
+            ("b.bin", u32s(&[1])),
+            ("a.idx", i64s(&[1]))
+        ]),
+        "data: found 2 .bin and 1 .idx files, expected pairs"
+    );
+    assert_eq!(
+        error(&[("a.bin", u32s(&[1, 2])), ("a.idx", i64s(&[0, 3]))]),
+        "data/a.idx: at byte 8: found a total of 3 tokens, expected the 2 tokens of data/a.bin"
+    );
+    assert_eq!(
+        error(&[("a.bin", u32s(&[1, 2])), ("a.idx", i64s(&[0, 2, 1, 2]))]),
+        "data/a.idx: at byte 16: found document offset 1, expected at least 2, because offsets never fall"
+    );
+    assert_eq!(
+        error(&[("a.bin", u32s(&[1])), ("a.idx", vec![0; 7])]),
+        "data/a.idx: at byte 0: found 7 bytes, expected a multiple of 8, and at least 8"
+    );
+    assert_eq!(
+        error(&[("a.bin", u32s(&[1, 100]))]),
+        "data/a.bin: at byte 4: found token 100, expected one below the vocabulary of 100"
+    );
+    assert_eq!(
+        error(&[("a.bin", llm_c(20_240_520, 2, 0, &[]))]),
+        "data/a.bin: at byte 4: found version 2, expected version 1 after magic 20240520"
+    );
+    assert_eq!(
+        error(&[("a.bin", llm_c(20_240_801, 7, 2, &[0; 4]))]),
+        "data/a.bin: at byte 8: found 1028 bytes, expected the 1032 bytes that the header counts"
+    );
+}
+
+#[test]
+fn a_missing_path_is_named() {
+    let failure = TokenStream::open(Path::new("no/such"), 10)
+        .err()
+        .expect("no such folder");
+    assert_eq!(
+        (failure.status, failure.to_string().as_str()),
+        (1, "cannot read no/such: no such file or folder")
+    );
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        bin in proptest::collection::vec(any::<u8>(), 0..1100),
+        idx in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40)),
+        magic in proptest::option::of(0usize..2),
+    ) {
+        let mut bin = bin;
+        if let (Some(which), true) = (magic, bin.len() >= 8) {
+            bin[..4].copy_from_slice(&LLM_C[which].0.to_le_bytes());
+            bin[4..8].copy_from_slice(&LLM_C[which].1.to_le_bytes());
+        }
+        let mut files = vec![("a.bin", bin)];
+        files.extend(idx.map(|idx| ("a.idx", idx)));
+        let folder = folder(&files);
+        if let Ok(tokens) = all(folder.path(), 1 << 16) {
+            prop_assert!(tokens.iter().all(|token| *token < 1 << 16));
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read(shards in proptest::collection::vec(proptest::collection::vec(0u32..50, 1..20), 1..5)) {
+        let files: Vec<(String, Vec<u8>)> =
+            shards.iter().enumerate().map(|(i, shard)| (format!("{i}.bin"), u32s(shard))).collect();
+        let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+        let folder = folder(&files);
+        prop_assert_eq!(all(folder.path(), 50).expect("good shards"), shards.concat());
+    }
+}

@@ -1,0 +1,32 @@
+// The elementwise halves of a Muon step; the Newton–Schulz iteration stands between them.
+//   momentum:  m ← μ·m + g,  d = g + μ·m,  where g is scaled by clip[1]
+//   update:    w ← w(1 - lr·decay) - lr·ratio·x
+
+struct Args { count: u32, first: u32, momentum: f32, rate: f32, decay: f32, ratio: f32 }
+
+var<immediate> args: Args;
+
+@group(0) @binding(0) var<storage, read> g: array<vec4f>;
+@group(0) @binding(1) var<storage, read> clip: array<f32>;
+@group(0) @binding(2) var<storage, read_write> m: array<vec4f>;
+@group(0) @binding(3) var<storage, read_write> d: array<vec4f>;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read_write> w: array<vec4f>;
+
+@compute @workgroup_size(64)
+fn momentum(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
+    let i = linear_index(group, groups, local, 64u);
+    if (i * 4u >= args.count) { return; }
+    let gradient = g[i] * clip[1];
+    let next = args.momentum * m[i] + gradient;
+    m[i] = next;
+    d[i] = gradient + args.momentum * next;
+}
+
+@compute @workgroup_size(64)
+fn update(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
+    let i = linear_index(group, groups, local, 64u);
+    if (i * 4u >= args.count) { return; }
+    w[i] = w[i] * (1.0 - args.rate * args.decay) - args.rate * args.ratio * x[i];
+}

@@ -1,0 +1,152 @@
+// The vector passes of the PC layer over a batch of matrices w [batch, rows, columns]. Each entry point says what it computes.
+// The batch is workgroup z (or x, where there is one workgroup per matrix).
+
+struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32 }
+
+var<immediate> args: Args;
+
+const CHUNK: u32 = 64u; // rows that `multiply_transposed` adds in one invocation
+
+const SPECTRAL: u32 = 0u;
+const FROBENIUS: u32 = 1u;
+
+// The scalars of one matrix, computed by `divide`.
+const S: u32 = 0u;           // s
+const INVERSE: u32 = 1u;     // 1/s
+const INVERSE2: u32 = 2u;    // 1/s²
+const OUTPUT: u32 = 3u;      // γ·stop(s)/s, or γ/s without recovery
+const GAMMA_SCALE: u32 = 4u; // stop(s), or 1 without recovery: dγ = this·⟨E, N·P⟩
+const PULL: u32 = 5u;        // the coefficient of u·vᵀ (spectral) or w (frobenius) in dw: ⟨M', N⟩, over s - eps for frobenius
+const SCALARS: u32 = 8u;
+
+@group(0) @binding(0) var<storage, read> w: array<Element>;
+@group(0) @binding(1) var<storage, read> x: array<Element>;
+@group(0) @binding(1) var<storage, read> scale: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y_elements: array<Element>;
+
+// y = w·x: one row per workgroup.
+@compute @workgroup_size(WORKGROUP)
+fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let columns = args.columns / WIDTH;
+    let row = (group.z * args.rows + group.x) * columns;
+    var product = 0.0;
+    for (var c = lane; c < columns; c += WORKGROUP) { product += total(w[row + c] * x[group.z * columns + c]); }
+    product = workgroup_sum(product, lane);
+    if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
+}
+
+// y[chunk] = Σ over the rows r of a chunk of w[r]·scale[r]: one Element of columns per invocation, chunks along y.
+@compute @workgroup_size(16)
+fn multiply_transposed(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+    let columns = args.columns / WIDTH;
+    let column = group.x * 16u + local;
+    if (column >= columns) { return; }
+    var sum = Element();
+    for (var row = group.y * CHUNK; row < min((group.y + 1u) * CHUNK, args.rows); row++) {
+        sum += w[(group.z * args.rows + row) * columns + column] * scale[group.z * args.rows + row];
+    }
+    y_elements[(group.z * args.chunks + group.y) * columns + column] = sum;
+}
+
+// y[r] = Σ_c w[r, c]·x[r, c]: one row per workgroup.
+@compute @workgroup_size(WORKGROUP)
+fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let columns = args.columns / WIDTH;
+    let row = (group.z * args.rows + group.x) * columns;
+    var product = 0.0;
+    for (var c = lane; c < columns; c += WORKGROUP) { product += total(w[row + c] * x[row + c]); }
+    product = workgroup_sum(product, lane);
+    if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
+}
+
+@group(0) @binding(0) var<storage, read> parts: array<f32>;
+@group(0) @binding(1) var<storage, read_write> vector: array<f32>;
+
+// vector = Σ over the chunks of parts, divided by (its norm + eps): one workgroup per matrix. Here `columns` is the vector's length.
+@compute @workgroup_size(WORKGROUP)
+fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let base = group.x * args.columns;
+    var square = 0.0;
+    for (var c = lane; c < args.columns; c += WORKGROUP) {
+        var sum = 0.0;
+        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += parts[(group.x * args.chunks + chunk) * args.columns + c]; }
+        vector[base + c] = sum;
+        square += sum * sum;
+    }
+    let scale = 1.0 / (sqrt(workgroup_sum(square, lane)) + args.eps);
+    for (var c = lane; c < args.columns; c += WORKGROUP) { vector[base + c] *= scale; }
+}
+
+@group(0) @binding(0) var<storage, read> numbers: array<f32>;
+@group(0) @binding(1) var<storage, read> others: array<f32>;
+@group(0) @binding(2) var<storage, read> gamma: array<f32>;
+@group(0) @binding(2) var<storage, read_write> scalars: array<f32>;
+@group(0) @binding(3) var<storage, read_write> made: array<f32>;
+@group(0) @binding(2) var<storage, read_write> dgamma: array<f32>;
+
+// The scalars of a matrix: s = Σ numbers·others + eps (w·v and u; spectral), √Σ numbers + eps (squares of rows; frobenius), or 1.
+@compute @workgroup_size(WORKGROUP)
+fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    var sum = 0.0;
+    for (var r = lane; r < args.rows; r += WORKGROUP) {
+        let number = numbers[group.x * args.rows + r];
+        sum += select(number, number * others[group.x * args.rows + r], args.norm == SPECTRAL);
+    }
+    sum = workgroup_sum(sum, lane);
+    if (lane != 0u) { return; }
+    var s = 1.0;
+    if (args.norm == SPECTRAL) { s = sum + args.eps; }
+    if (args.norm == FROBENIUS) { s = sqrt(sum) + args.eps; }
+    let base = group.x * SCALARS;
+    made[base + S] = s;
+    made[base + INVERSE] = 1.0 / s;
+    made[base + INVERSE2] = 1.0 / (s * s);
+    made[base + OUTPUT] = gamma[group.x] * select(1.0 / s, 1.0, args.recover == 1u);
+    made[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
+    made[base + PULL] = 0.0;
+}
+
+// dgamma = GAMMA_SCALE·Σ numbers, where numbers are the row sums of P∘(NᵀE).
+@compute @workgroup_size(WORKGROUP)
+fn gamma_gradient(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    var sum = 0.0;
+    for (var r = lane; r < args.rows; r += WORKGROUP) { sum += numbers[group.x * args.rows + r]; }
+    sum = workgroup_sum(sum, lane);
+    if (lane == 0u) { dgamma[group.x] = others[group.x * SCALARS + GAMMA_SCALE] * sum; }
+}
+
+// The coefficient PULL from Σ numbers = ⟨M', w⟩, into a copy of the scalars.
+@compute @workgroup_size(WORKGROUP)
+fn pull(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    var sum = 0.0;
+    for (var r = lane; r < args.rows; r += WORKGROUP) { sum += numbers[group.x * args.rows + r]; }
+    sum = workgroup_sum(sum, lane);
+    let base = group.x * SCALARS;
+    let s = others[base + S];
+    if (lane == 0u) {
+        scalars[base + PULL] = select(sum / s, sum / (s * (s - args.eps)), args.norm == FROBENIUS);
+        scalars[base + OUTPUT] = others[base + OUTPUT];
+    }
+}
+
+@group(0) @binding(0) var<storage, read> m: array<Element>;
+@group(0) @binding(1) var<storage, read> factors: array<f32>;
+@group(0) @binding(2) var<storage, read> left: array<f32>;
+@group(0) @binding(3) var<storage, read> right: array<Element>;
+@group(0) @binding(4) var<storage, read_write> dw: array<Element>;
+
+// dw = OUTPUT·(m - PULL·u·vᵀ), or w itself instead of u·vᵀ for frobenius, where `right` is w. One Element per invocation.
+@compute @workgroup_size(64)
+fn finish(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
+    let columns = args.columns / WIDTH;
+    let i = linear_index(group, groups, local, 64u);
+    if (i >= args.chunks * args.rows * columns) { return; } // chunks: the number of matrices
+    let row = i / columns;
+    let matrix = row / args.rows;
+    let base = matrix * SCALARS;
+    var pulled = Element();
+    if (args.norm == SPECTRAL) { pulled = left[row] * right[matrix * columns + i % columns]; }
+    if (args.norm == FROBENIUS) { pulled = right[i]; }
+    dw[i] = factors[base + OUTPUT] * (m[i] - factors[base + PULL] * pulled);
+}

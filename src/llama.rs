@@ -1,0 +1,321 @@
+//! Llama: pre-norm blocks without biases, RMSNorm, rotary positions, causal attention with grouped key and value heads, SwiGLU.
+//!
+//! Parameters carry Hugging Face's names and order (rotary in half-split form). The model reads them from the tape it is given,
+//! so the same code runs on raw parameters and on the effective weights of a [`Preconditioner`](crate::spectral::Preconditioner).
+
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::rngs::ChaCha12Rng;
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::{AttentionShape, RotaryTable};
+use crate::params::{ParamId, Params, Role};
+use crate::random::normals;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Indices, Tensor};
+
+/// Sizes of a Llama.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaConfig {
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads; dim / heads is the head's width.
+    pub heads: usize,
+    /// Key and value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of the SwiGLU's inner side.
+    pub hidden: usize,
+    /// Number of tokens.
+    pub vocab: usize,
+    /// Longest sequence.
+    pub max_seq_len: usize,
+    /// Added to the mean square under RMSNorm's root.
+    pub norm_eps: f32,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// The head is the embedding's matrix.
+    pub tied: bool,
+    /// Keep only the input of each block for the backward, which then computes the block again.
+    pub checkpoint_activations: bool,
+}
+
+/// Published sizes: name, dim, layers, heads.
+const PRESETS: [(&str, usize, usize, usize); 6] = [
+    ("20M", 256, 4, 4),
+    ("35M", 384, 6, 6),
+    ("60M", 512, 8, 8),
+    ("134M", 768, 12, 12),
+    ("271M", 1024, 16, 16),
+    ("1B", 2048, 18, 16),
+];
+
+impl LlamaConfig {
+    /// A configuration of the given width with the usual choices for the rest.
+    pub fn new(dim: usize, layers: usize, heads: usize, vocab: usize) -> Self {
+        Self {
+            dim,
+            layers,
+            heads,
+            kv_heads: heads,
+            hidden: Self::usual_hidden(dim),
+            vocab,
+            max_seq_len: 8192,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            tied: false,
+            checkpoint_activations: false,
+        }
+    }
+
+    /// One of the published sizes: 20M, 35M, 60M, 134M, 271M, 1B, with 32000 tokens.
+    pub fn preset(name: &str) -> Result<Self> {
+        let found = PRESETS.iter().find(|preset| preset.0 == name);
+        let names: Vec<&str> = PRESETS.iter().map(|preset| preset.0).collect();
+        let &(_, dim, layers, heads) =
+            found.ok_or_else(|| Error::Value(format!("preset `{name}`: one of {} expected", names.join(", "))))?;
+        Ok(Self::new(dim, layers, heads, 32_000))
+    }
+
+    /// ⌊2·4·dim/3⌋ rounded up to a multiple of 256.
+    pub fn usual_hidden(dim: usize) -> usize {
+        (8 * dim / 3).next_multiple_of(256)
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.dim / self.heads
+    }
+
+    /// Whether the sizes go together.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.hidden, self.vocab, self.max_seq_len];
+        let problem = if sizes.contains(&0) {
+            "sizes above 0".to_string()
+        } else if !self.dim.is_multiple_of(2 * self.heads) {
+            format!("a dim of {} divided by {} heads into heads of even width", self.dim, self.heads)
+        } else if !self.heads.is_multiple_of(self.kv_heads) {
+            format!("{} heads to be a multiple of {} kv_heads", self.heads, self.kv_heads)
+        } else {
+            return Ok(());
+        };
+        Err(Error::Value(format!("llama: found {self:?}, expected {problem}")))
+    }
+
+    /// Every parameter: name, role, shape, and the standard deviation of its initial values (0 means all ones).
+    fn parameters(&self) -> Vec<(String, Role, Vec<usize>, f64)> {
+        let (dim, kv_dim) = (self.dim, self.kv_heads * self.head_dim());
+        let mut list = vec![("model.embed_tokens.weight".to_string(), Role::Embedding, vec![self.vocab, dim], 1.0)];
+        for layer in 0..self.layers {
+            let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
+            let mut matrix = |name: &str, rows, columns, deviation| {
+                list.push((format!("model.layers.{layer}.{name}.weight"), Role::Matrix, vec![rows, columns], deviation));
+            };
+            matrix("self_attn.q_proj", dim, dim, 0.02);
+            matrix("self_attn.k_proj", kv_dim, dim, 0.02);
+            matrix("self_attn.v_proj", kv_dim, dim, 0.02);
+            matrix("self_attn.o_proj", dim, dim, small);
+            matrix("mlp.gate_proj", self.hidden, dim, 0.02);
+            matrix("mlp.up_proj", self.hidden, dim, small);
+            matrix("mlp.down_proj", dim, self.hidden, small);
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                list.push((format!("model.layers.{layer}.{norm}.weight"), Role::Vector, vec![dim], 0.0));
+            }
+        }
+        list.push(("model.norm.weight".to_string(), Role::Vector, vec![dim], 0.0));
+        if !self.tied {
+            list.push(("lm_head.weight".to_string(), Role::Head, vec![self.vocab, dim], (dim as f64).powf(-0.5)));
+        }
+        list
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    attention_norm: ParamId,
+    q: ParamId,
+    k: ParamId,
+    v: ParamId,
+    o: ParamId,
+    ffn_norm: ParamId,
+    gate: ParamId,
+    up: ParamId,
+    down: ParamId,
+}
+
+/// A Llama's structure over the ids of its parameters. Cheap to clone; holds no weights.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    config: Arc<LlamaConfig>,
+    rotary: RotaryTable,
+    embedding: ParamId,
+    blocks: Vec<Block>,
+    norm: ParamId,
+    head: ParamId,
+}
+
+/// Keys and values of the tokens so far, for generating one token after another.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Per block: keys and values [tokens, kv_heads·head_dim].
+    blocks: Vec<Option<(Tensor, Tensor)>>,
+    tokens: usize,
+}
+
+impl Llama {
+    /// A model with initial weights drawn from `seed`.
+    pub fn init(gpu: &Gpu, config: LlamaConfig, seed: u64) -> Result<(Self, Params)> {
+        config.check()?;
+        let mut params = Params::new(gpu);
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        for (name, role, shape, deviation) in config.parameters() {
+            let count = shape.iter().product();
+            let cut = if role == Role::Head { 3.0 } else { f64::INFINITY };
+            let values = if deviation == 0.0 { vec![1.0; count] } else { normals(&mut rng, count, deviation, cut) };
+            params.add(name, role, Tensor::from_slice(gpu, &values, &shape)?)?;
+        }
+        Ok((Self::bind(config, &params)?, params))
+    }
+
+    /// A model over existing parameters, which `tensor` returns by name and expected shape.
+    pub fn load(
+        gpu: &Gpu,
+        config: LlamaConfig,
+        mut tensor: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<(Self, Params)> {
+        config.check()?;
+        let mut params = Params::new(gpu);
+        for (name, role, shape, _) in config.parameters() {
+            let loaded = tensor(&name, &shape)?;
+            if loaded.shape() != shape {
+                return Err(Error::shape("load", format!("`{name}` has shape {:?}, {shape:?} expected", loaded.shape())));
+            }
+            params.add(name, role, loaded)?;
+        }
+        Ok((Self::bind(config, &params)?, params))
+    }
+
+    fn bind(config: LlamaConfig, params: &Params) -> Result<Self> {
+        let block = |layer: usize| {
+            let id = |name: &str| params.id(&format!("model.layers.{layer}.{name}.weight"));
+            Ok(Block {
+                attention_norm: id("input_layernorm")?,
+                q: id("self_attn.q_proj")?,
+                k: id("self_attn.k_proj")?,
+                v: id("self_attn.v_proj")?,
+                o: id("self_attn.o_proj")?,
+                ffn_norm: id("post_attention_layernorm")?,
+                gate: id("mlp.gate_proj")?,
+                up: id("mlp.up_proj")?,
+                down: id("mlp.down_proj")?,
+            })
+        };
+        let embedding = params.id("model.embed_tokens.weight")?;
+        Ok(Self {
+            rotary: RotaryTable::new(params.gpu(), config.max_seq_len, config.head_dim(), config.rope_theta)?,
+            embedding,
+            blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
+            norm: params.id("model.norm.weight")?,
+            head: if config.tied { embedding } else { params.id("lm_head.weight")? },
+            config: Arc::new(config),
+        })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Mean cross-entropy, in nats, of predicting `targets` after `inputs`, both [batch·seq_len] → [1].
+    pub fn loss<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, targets: &Indices, seq_len: usize) -> Result<Var<'t>> {
+        let x = self.hidden(tape, inputs, seq_len)?;
+        x.head_cross_entropy(&tape.param(self.head), targets)
+    }
+
+    /// Logits [batch·seq_len, vocab] after each of `inputs` [batch·seq_len].
+    pub fn logits<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, seq_len: usize) -> Result<Var<'t>> {
+        self.hidden(tape, inputs, seq_len)?.matmul_nt(&tape.param(self.head))
+    }
+
+    /// The normalised residual stream [batch·seq_len, dim] after the last block.
+    pub fn hidden<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, seq_len: usize) -> Result<Var<'t>> {
+        if seq_len == 0 || !inputs.len().is_multiple_of(seq_len) {
+            let problem = format!("{} tokens: whole sequences of {seq_len} expected", inputs.len());
+            return Err(Error::shape("llama", problem));
+        }
+        let mut x = tape.param(self.embedding).embedding(inputs)?;
+        for &block in &self.blocks {
+            x = if self.config.checkpoint_activations {
+                let model = self.clone();
+                tape.checkpoint(&[&x], move |tape, inputs| model.block(tape, block, &inputs[0], seq_len))?
+            } else {
+                self.block(tape, block, &x, seq_len)?
+            };
+        }
+        x.rms_norm(&tape.param(self.norm), self.config.norm_eps)
+    }
+
+    fn block<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>, seq_len: usize) -> Result<Var<'t>> {
+        let config = &*self.config;
+        let shape = self.attention_shape(x.shape()[0] / seq_len);
+        let h = x.rms_norm(&tape.param(block.attention_norm), config.norm_eps)?;
+        let q = h.matmul_nt(&tape.param(block.q))?.rotary(&self.rotary, seq_len)?;
+        let k = h.matmul_nt(&tape.param(block.k))?.rotary(&self.rotary, seq_len)?;
+        let v = h.matmul_nt(&tape.param(block.v))?;
+        let x = q.attention(&k, &v, shape)?.matmul_nt_add(&tape.param(block.o), x)?;
+        self.feed_forward(tape, block, &x)
+    }
+
+    fn feed_forward<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>) -> Result<Var<'t>> {
+        let h = x.rms_norm(&tape.param(block.ffn_norm), self.config.norm_eps)?;
+        let gate = h.matmul_nt(&tape.param(block.gate))?;
+        let up = h.matmul_nt(&tape.param(block.up))?;
+        gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down), x)
+    }
+
+    fn attention_shape(&self, batch: usize) -> AttentionShape {
+        let config = &*self.config;
+        AttentionShape { batch, heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim() }
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> KvCache {
+        KvCache { blocks: self.blocks.iter().map(|_| None).collect(), tokens: 0 }
+    }
+
+    /// The logits [vocab] after the last of `tokens`, which continue the one sequence in `cache`.
+    pub fn next_logits(&self, params: &Params, tokens: &Indices, cache: &mut KvCache) -> Result<Tensor> {
+        let tape = Tape::inference(params);
+        let count = tokens.len();
+        let mut x = tape.param(self.embedding).embedding(tokens)?;
+        for (block, slot) in self.blocks.iter().zip(&mut cache.blocks) {
+            let h = x.rms_norm(&tape.param(block.attention_norm), self.config.norm_eps)?;
+            let turn = |var: Var<'_>| self.rotary.turn(var.value(), count, cache.tokens, false);
+            let q = tape.constant(turn(h.matmul_nt(&tape.param(block.q))?)?);
+            let k = tape.constant(turn(h.matmul_nt(&tape.param(block.k))?)?);
+            let v = h.matmul_nt(&tape.param(block.v))?;
+            let (k, v) = match slot.take() {
+                None => (k, v),
+                Some((old_k, old_v)) => {
+                    (Var::concat(&[&tape.constant(old_k), &k], 0)?, Var::concat(&[&tape.constant(old_v), &v], 0)?)
+                }
+            };
+            *slot = Some((k.value().clone(), v.value().clone()));
+            x = q.attention(&k, &v, self.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
+            x = self.feed_forward(&tape, *block, &x)?;
+        }
+        cache.tokens += count;
+        let last = x.slice(0, count - 1..count)?.rms_norm(&tape.param(self.norm), self.config.norm_eps)?;
+        last.matmul_nt(&tape.param(self.head))?.value().reshape(&[self.config.vocab])
+    }
+}
+
+impl KvCache {
+    /// Number of tokens in it.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}

@@ -1,0 +1,30 @@
+//! Optimizers as shader passes: [`AdamW`], [`Muon`], global-norm clipping, learning-rate schedules. Nothing is read back.
+
+mod adamw;
+mod clip;
+mod muon;
+mod schedule;
+
+pub use adamw::{AdamConfig, AdamW, Decay};
+pub use clip::Clip;
+pub use muon::{LrRatio, Muon, MuonConfig};
+pub use schedule::{DecayShape, Schedule, ScheduleKind};
+
+use crate::error::Result;
+use crate::params::{Gradients, Params};
+use crate::tensor::Tensor;
+
+/// An update rule with its state on the device.
+pub trait Optimizer {
+    /// Updates every parameter that has a gradient, scaled by `clip`'s factor, at the learning rate `rate`.
+    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, rate: f32) -> Result<()>;
+
+    /// Steps taken so far.
+    fn steps(&self) -> u64;
+
+    /// The state by name, `<parameter>.m` and `<parameter>.v`, for a checkpoint.
+    fn state(&self, params: &Params) -> Vec<(String, Tensor)>;
+
+    /// Takes over a state that [`Optimizer::state`] returned after `steps` steps.
+    fn load_state(&mut self, params: &Params, steps: u64, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()>;
+}

@@ -1,0 +1,10 @@
+//! Odd matrix polynomials, the streaming estimate of the largest singular value, and the PC layer built from the two.
+
+mod passes;
+mod pc;
+mod polynomial;
+mod preconditioner;
+
+pub use pc::{Norm, PcConfig, level_coefficients};
+pub use polynomial::{NewtonSchulz, newton_schulz};
+pub use preconditioner::{Effective, Preconditioner};

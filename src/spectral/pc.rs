@@ -1,0 +1,158 @@
+//! The PC layer: W_eff = γ·stop(s)·N·P(NᵀN), N = W/s, s = uᵀ(Wv) + eps (for a tall W; mirrored for a wide one), and its
+//! backward, after arXiv 2606.06470.
+//!
+//! Everything is a batch [heads, rows, columns]: one matrix, or the blocks of a matrix that is preconditioned per head. N is
+//! never formed: 1/s, 1/s² and γ·stop(s)/s multiply inside the products. With M' = E·P + N·(D + Dᵀ), where D is the
+//! polynomial's backward of R = NᵀE:
+//!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
+
+use super::passes::{self, INVERSE, INVERSE_SQUARE, OUTPUT, factor};
+use super::polynomial::{Polynomial, beside, gram, sides};
+use crate::error::{Error, Result};
+use crate::ops::{Gemm, Matrix};
+use crate::tensor::Tensor;
+
+/// What W is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Norm {
+    /// The streaming estimate of the largest singular value.
+    #[default]
+    Spectral,
+    /// ‖W‖_F + eps, with its full gradient.
+    Frobenius,
+    /// 1
+    None,
+}
+
+/// Settings of a PC layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PcConfig {
+    /// a0, a1, … of P(G) = a0·I + a1·G + …
+    pub coefficients: Vec<f32>,
+    /// What W is divided by.
+    pub norm: Norm,
+    /// Iterations of a refresh of u and v.
+    pub power_iterations: usize,
+    /// Added to s and to norms.
+    pub eps: f32,
+    /// Multiply by stop(s), so that the scale of W is kept.
+    pub recover_norm: bool,
+    /// A trained factor γ per matrix.
+    pub learnable_gamma: bool,
+    /// γ at the start, and throughout where it is not trained.
+    pub gamma_init: f32,
+}
+
+impl Default for PcConfig {
+    fn default() -> Self {
+        Self {
+            coefficients: LEVELS[4].to_vec(),
+            norm: Norm::Spectral,
+            power_iterations: 10,
+            eps: 1e-7,
+            recover_norm: true,
+            learnable_gamma: true,
+            gamma_init: 1.0,
+        }
+    }
+}
+
+const LEVELS: [&[f32]; 5] = [
+    &[1.0],
+    &[1.507, -0.507],
+    &[2.083, -1.643, 0.560],
+    &[2.909, -4.649, 4.023, -1.283],
+    &[3.625, -9.261, 14.097, -10.351, 2.890],
+];
+
+/// The published coefficients of a level from 0 to 4.
+pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
+    let found = LEVELS.get(level).map(|coefficients| coefficients.to_vec());
+    found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))
+}
+
+/// The tensors of one layer: w [heads, rows, columns], u [heads, rows], v [heads, columns], gamma [heads].
+pub(super) struct Layer {
+    pub(super) w: Tensor,
+    pub(super) u: Tensor,
+    pub(super) v: Tensor,
+    pub(super) gamma: Tensor,
+}
+
+impl Layer {
+    /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps): the new u and v.
+    pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
+        let (mut u, mut v) = (self.u.clone(), self.v.clone());
+        for _ in 0..config.power_iterations {
+            v = passes::multiply_transposed(&self.w, &u, config.eps)?;
+            let [heads, rows] = u.dims("pc")?;
+            u = passes::multiply(&self.w, &v)?.reshape(&[heads, 1, rows])?;
+            u = passes::normalize(&u, config.eps)?;
+        }
+        Ok((u, v))
+    }
+
+    /// s and what is made of it.
+    fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
+        let (numbers, others) = match config.norm {
+            Norm::Spectral => (passes::multiply(&self.w, &self.v)?, self.u.clone()),
+            Norm::Frobenius => {
+                let squares = passes::row_products(&self.w, &self.w)?;
+                (squares.clone(), squares)
+            }
+            Norm::None => (self.u.clone(), self.u.clone()),
+        };
+        passes::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
+    }
+
+    /// W_eff, and the scalars that the backward needs.
+    pub(super) fn forward(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
+        let scalars = self.scalars(config)?;
+        let gram = gram(&self.w, Some(factor(&scalars, INVERSE_SQUARE)))?;
+        let polynomial = Polynomial::new(&gram, &config.coefficients)?;
+        let output = Some(factor(&scalars, OUTPUT));
+        let effective = match polynomial.value() {
+            Some(p) => Gemm { factor: output, ..beside(&self.w, p)? }.compute()?,
+            None => self.times_identity(config.coefficients[0], &scalars)?,
+        };
+        Ok((effective, scalars))
+    }
+
+    /// OUTPUT·a0·W: the same pass as a backward's end, with nothing to pull.
+    fn times_identity(&self, a0: f32, scalars: &Tensor) -> Result<Tensor> {
+        passes::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None, 0.0)
+    }
+
+    /// (dW, dγ) for E = ∂L/∂W_eff.
+    pub(super) fn backward(&self, scalars: &Tensor, e: &Tensor, config: &PcConfig) -> Result<(Tensor, Tensor)> {
+        let gram = gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)))?;
+        let polynomial = Polynomial::new(&gram, &config.coefficients)?;
+        let inverse = Some(factor(scalars, INVERSE));
+        let (left, right) = sides(&self.w, e)?;
+        let (m, dgamma) = match polynomial.value() {
+            Some(p) => {
+                let r = Gemm { factor: inverse, ..Gemm::new(left, right) }.compute()?;
+                let dgamma = passes::gamma_gradient(&passes::row_products(p, &r)?, scalars)?;
+                let m = beside(e, p)?.compute()?;
+                if let Some(d) = polynomial.backward(&r)? {
+                    Gemm { factor: inverse, keep: 1.0, ..beside(&self.w, &d)? }.compute_into(Matrix::new(&m)?)?;
+                }
+                (m, dgamma)
+            }
+            None => self.backward_of_identity(scalars, e, config.coefficients[0])?,
+        };
+        let dw = passes::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm, config.eps)?;
+        Ok((dw, dgamma))
+    }
+
+    /// Degree 0: M' = a0·E and ⟨E, N·P⟩ = a0·⟨E, W⟩/s.
+    fn backward_of_identity(&self, scalars: &Tensor, e: &Tensor, a0: f32) -> Result<(Tensor, Tensor)> {
+        let m = e.scaled(a0)?;
+        let [heads, rows] = self.u.dims("pc")?;
+        let products = passes::row_products(&m, &self.w)?.reshape(&[heads, rows, 1])?;
+        let ones = Tensor::from_slice(e.gpu(), &vec![1.0; heads], &[heads, 1, 1])?;
+        let scaled = Gemm { factor: Some(factor(scalars, INVERSE)), ..Gemm::new(Matrix::new(&products)?, Matrix::new(&ones)?) };
+        let dgamma = passes::gamma_gradient(&scaled.compute()?.reshape(&[heads, rows])?, scalars)?;
+        Ok((m, dgamma))
+    }
+}

@@ -1,0 +1,96 @@
+//! [`Trainer`]: one optimizer step over several micro-batches, for any model.
+//!
+//! The effective weights are computed once per step and used by every micro-batch; the accumulated gradient goes back through
+//! the polynomial once. Nothing is read back: the outcome's scalars stay on the device until asked for.
+
+use crate::error::Result;
+use crate::optim::{Clip, Optimizer};
+use crate::params::{Gradients, Params};
+use crate::spectral::Preconditioner;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, read_all};
+
+/// Parameters with the rule that trains them.
+pub struct Trainer {
+    /// The raw parameters.
+    pub params: Params,
+    /// The PC layers among them.
+    pub preconditioner: Option<Preconditioner>,
+    /// The update rule.
+    pub optimizer: Box<dyn Optimizer>,
+    /// Gradients are clipped to this global norm; infinite for none.
+    pub max_grad_norm: f32,
+}
+
+/// What a step measured, still on the device.
+#[derive(Debug, Clone)]
+pub struct StepOutcome {
+    loss: Tensor,
+    clip: Clip,
+}
+
+impl StepOutcome {
+    /// Waits for the device: (mean loss of the micro-batches, gradient norm before clipping).
+    pub fn read(&self) -> Result<(f32, f32)> {
+        let [loss, clip] = read_all([&self.loss, self.clip.values()])?;
+        Ok((loss[0], clip[0]))
+    }
+}
+
+impl Trainer {
+    /// A trainer at the start of a fresh run: brings u and v up to the weights.
+    pub fn new(
+        mut params: Params,
+        preconditioner: Option<Preconditioner>,
+        optimizer: Box<dyn Optimizer>,
+        max_grad_norm: f32,
+    ) -> Result<Self> {
+        if let Some(preconditioner) = &preconditioner {
+            preconditioner.refresh(&mut params)?;
+        }
+        Ok(Self { params, preconditioner, optimizer, max_grad_norm })
+    }
+
+    /// One optimizer step at learning rate `rate` on the mean of `loss(tape, i)` over the micro-batches i < `micro_batches`.
+    pub fn step<F>(&mut self, micro_batches: usize, rate: f32, loss: F) -> Result<StepOutcome>
+    where
+        F: for<'t> Fn(&'t Tape<'t>, usize) -> Result<Var<'t>>,
+    {
+        let (total, gradients) = self.gradients(micro_batches, loss)?;
+        let clip = Clip::new(self.params.gpu(), &gradients, self.max_grad_norm)?;
+        self.optimizer.step(&mut self.params, gradients, &clip, rate)?;
+        if let Some(preconditioner) = &self.preconditioner {
+            preconditioner.refresh(&mut self.params)?;
+        }
+        Ok(StepOutcome { loss: total, clip })
+    }
+
+    /// The mean loss and its gradients with respect to the raw parameters, before clipping.
+    pub fn gradients<F>(&self, micro_batches: usize, loss: F) -> Result<(Tensor, Gradients)>
+    where
+        F: for<'t> Fn(&'t Tape<'t>, usize) -> Result<Var<'t>>,
+    {
+        let effective = self.preconditioner.as_ref().map(|pc| pc.effective(&self.params)).transpose()?;
+        let weights = effective.as_ref().map_or(&self.params, |effective| &effective.params);
+        let mut gradients = Gradients::new();
+        let mut total = Tensor::zeros(self.params.gpu(), &[1])?;
+        for index in 0..micro_batches {
+            let tape = Tape::new(weights);
+            let share = loss(&tape, index)?.scale(1.0 / micro_batches as f32)?;
+            total = total.accumulate(share.value().duplicate()?)?;
+            tape.backward(&share, &mut gradients)?;
+        }
+        if let (Some(preconditioner), Some(effective)) = (&self.preconditioner, &effective) {
+            gradients = preconditioner.backward(&self.params, effective, gradients)?;
+        }
+        Ok((total, gradients))
+    }
+
+    /// The weights for evaluation: effective ones where there are PC layers.
+    pub fn effective_params(&self) -> Result<Params> {
+        match &self.preconditioner {
+            Some(preconditioner) => Ok(preconditioner.effective(&self.params)?.params),
+            None => Ok(self.params.clone()),
+        }
+    }
+}
