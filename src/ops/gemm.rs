@@ -149,20 +149,31 @@ impl<'a> Gemm<'a> {
             return fail(format!("[{rows}, {inner}] × [{inner_b}, {columns}]: inner dimensions {inner} and {inner_b} differ"));
         }
         if out.size() != (rows, columns) || out.transposed {
-            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give {:?}", out.size()));
+            let (out_rows, out_columns) = out.size();
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give [{out_rows}, {out_columns}]"));
         }
         let (batch_a, batch_b) = (batch_of(&self.a), batch_of(&self.b));
-        if batch_a != batch_b && batch_a != 1 && batch_b != 1 {
-            return fail(format!(
-                "{:?} × {:?}: batches {batch_a} and {batch_b} differ",
-                self.a.tensor.shape(),
-                self.b.tensor.shape()
-            ));
+        let are_batches = [&self.a, &self.b].map(|matrix| matrix.tensor.shape().len() == 3);
+        if batch_a != batch_b && are_batches == [true, true] {
+            let (a, b) = (self.a.tensor.shape(), self.b.tensor.shape());
+            return fail(format!("{a:?} × {b:?}: batches {batch_a} and {batch_b} differ"));
         }
-        if let Some((c, _)) = self.add.filter(|(c, _)| c.size() != (rows, columns) || c.transposed) {
-            return fail(format!("[{rows}, {columns}] + {:?}: the shapes differ", c.size()));
+        let batch = batch_a.max(batch_b);
+        if batch_of(out) != batch {
+            return fail(format!("a batch of {batch} does not give {:?}", out.tensor.shape()));
         }
-        Ok(batch_a.max(batch_b))
+        if let Some((c, _)) = self.add {
+            if c.size() != (rows, columns) || c.transposed {
+                return fail(format!("[{rows}, {columns}] + [{}, {}]: the shapes differ", c.size().0, c.size().1));
+            }
+            if c.tensor.shape().len() == 3 && batch_of(&c) != batch {
+                return fail(format!("a batch of {batch} + {:?}: the batches differ", c.tensor.shape()));
+            }
+        }
+        if self.symmetric && rows != columns {
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result is square"));
+        }
+        Ok(batch)
     }
 
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>, batch: usize) -> Result<()> {
