@@ -2,7 +2,9 @@
 
 mod activation;
 mod elementwise;
+mod gemm;
 mod layout;
+mod matmul;
 mod normalize;
 mod rows;
 
