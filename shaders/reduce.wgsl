@@ -1,5 +1,5 @@
-// Sums over whole buffers in two passes of fixed order: `partial` gives one number per chunk of CHUNK elements, Σ x, Σ x² or
-// Σ x·y by the constant TERM; `final_sum` adds the numbers and multiplies by α.
+// Sums over whole buffers in two passes of fixed order: `partial` gives one number per chunk of CHUNK elements, Σ x or Σ x²
+// by the constant TERM; `final_sum` adds the numbers and multiplies by α.
 
 struct Args { count: u32, first: u32, alpha: f32 }
 
@@ -7,13 +7,11 @@ var<immediate> args: Args;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4f>;
 @group(0) @binding(0) var<storage, read> numbers: array<f32>;
-@group(0) @binding(1) var<storage, read> y: array<vec4f>;
 @group(0) @binding(1) var<storage, read_write> sum: array<f32>;
-@group(0) @binding(2) var<storage, read_write> partials: array<f32>;
+@group(0) @binding(1) var<storage, read_write> partials: array<f32>;
 
 const PLAIN: u32 = 0u;
 const SQUARE: u32 = 1u;
-const PRODUCT: u32 = 2u;
 
 @compute @workgroup_size(WORKGROUP)
 fn partial(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -23,7 +21,6 @@ fn partial(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index)
     for (var at = begin + 4u * lane; at < end; at += 4u * WORKGROUP) {
         var term = x[at / 4u];
         if (TERM == SQUARE) { term *= term; }
-        if (TERM == PRODUCT) { term *= y[at / 4u]; }
         // The last vector may hang over into padding.
         mine += select(vec4f(), term, vec4u(at) + vec4u(0u, 1u, 2u, 3u) < vec4u(end));
     }

@@ -62,7 +62,8 @@ fn budget_text(budget: Option<u64>) -> String {
 }
 
 impl Error {
-    pub(crate) fn shape(op: &'static str, problem: impl Into<String>) -> Self {
+    /// Shapes that the operation `op` cannot combine: all of them, and the equation that fails.
+    pub fn shape(op: &'static str, problem: impl Into<String>) -> Self {
         Self::Shape { op, problem: problem.into() }
     }
 }

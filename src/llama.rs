@@ -44,7 +44,7 @@ pub struct LlamaConfig {
 }
 
 /// Published sizes: name, dim, layers, heads.
-const PRESETS: [(&str, usize, usize, usize); 6] = [
+pub const PRESETS: [(&str, usize, usize, usize); 6] = [
     ("20M", 256, 4, 4),
     ("35M", 384, 6, 6),
     ("60M", 512, 8, 8),
@@ -52,6 +52,9 @@ const PRESETS: [(&str, usize, usize, usize); 6] = [
     ("271M", 1024, 16, 16),
     ("1B", 2048, 18, 16),
 ];
+
+/// Number of tokens of the published sizes.
+pub const PRESET_VOCAB: usize = 32_000;
 
 impl LlamaConfig {
     /// A configuration of the given width with the usual choices for the rest.
@@ -77,11 +80,11 @@ impl LlamaConfig {
         let names: Vec<&str> = PRESETS.iter().map(|preset| preset.0).collect();
         let &(_, dim, layers, heads) =
             found.ok_or_else(|| Error::Value(format!("preset `{name}`: one of {} expected", names.join(", "))))?;
-        Ok(Self::new(dim, layers, heads, 32_000))
+        Ok(Self::new(dim, layers, heads, PRESET_VOCAB))
     }
 
     /// ⌊2·4·dim/3⌋ rounded up to a multiple of 256.
-    pub fn usual_hidden(dim: usize) -> usize {
+    pub const fn usual_hidden(dim: usize) -> usize {
         (8 * dim / 3).next_multiple_of(256)
     }
 

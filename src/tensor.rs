@@ -3,8 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rand::SeedableRng;
+use rand::rngs::ChaCha12Rng;
+
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Slice};
+use crate::random::normals;
 
 /// The most dimensions a tensor has.
 pub const MAX_RANK: usize = 4;
@@ -73,6 +77,12 @@ impl Tensor {
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
         Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
+    }
+
+    /// Draws from N(0, deviation²), the same for the same seed on every device.
+    pub fn normal(gpu: &Gpu, shape: &[usize], deviation: f64, seed: u64) -> Result<Self> {
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        Self::from_slice(gpu, &normals(&mut rng, check_shape(shape)?, deviation, f64::INFINITY), shape)
     }
 
     /// Waits for the device and copies the values, row-major, to the host.

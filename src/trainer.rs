@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::optim::{Clip, Optimizer};
-use crate::params::{Gradients, Params};
+use crate::params::{Gradients, ParamId, Params};
 use crate::spectral::Preconditioner;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, read_all};
@@ -34,6 +34,11 @@ impl StepOutcome {
     pub fn read(&self) -> Result<(f32, f32)> {
         let [loss, clip] = read_all([&self.loss, self.clip.values()])?;
         Ok((loss[0], clip[0]))
+    }
+
+    /// Waits for the device: the first parameter whose gradient held an infinity or a NaN.
+    pub fn first_non_finite(&self) -> Result<Option<ParamId>> {
+        self.clip.first_non_finite()
     }
 }
 

@@ -21,7 +21,8 @@ pub enum Access {
 ///
 /// Arguments reach the shader as `var<immediate>`, at most 128 bytes. Loops marked `@unroll` are written out: naga does not
 /// unroll loops, and an array indexed by a loop variable cannot live in registers. `@if NAME { … } @else { … }` chooses text by a
-/// constant.
+/// constant. Before the source stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index`
+/// beside [`grid`].
 #[derive(Debug)]
 pub struct Kernel {
     name: &'static str,
@@ -64,6 +65,17 @@ pub struct Launch<'a> {
 
 /// Old Mesa's silent limit on the iterations of one invocation.
 const ITERATION_LIMIT: u64 = 65_535;
+
+/// Workgroups along x; the rest goes to y.
+const GROUPS_X: u64 = 32_768;
+
+/// The workgroups that hold `invocations`, `size` in each, folded over x and y, as one dimension has at most 65,535. The shader
+/// calls `linear_index(workgroup_id, num_workgroups, local_invocation_index, size)` and returns where that is out of range.
+pub fn grid(invocations: u64, size: u32) -> [u32; 3] {
+    let count = invocations.div_ceil(u64::from(size));
+    let x = count.min(GROUPS_X);
+    [x as u32, count.div_ceil(x.max(1)) as u32, 1]
+}
 
 pub(super) struct Pipeline {
     pub(super) raw: wgpu::ComputePipeline,

@@ -8,7 +8,10 @@ mod queue;
 mod wgsl;
 
 pub use device::{AdapterChoice, AdapterSummary, Gpu, GpuOptions, Profile, adapters};
-pub use kernel::{Access, Kernel, Launch, Slice};
+pub use kernel::{Access, Kernel, Launch, Slice, grid};
 pub use pool::{Buffer, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
+
+/// Names of what adapters can do and allow.
+pub use wgpu::{Backend, DeviceType, Features, Limits};

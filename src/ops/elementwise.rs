@@ -1,7 +1,7 @@
 //! add, sub, mul, scale, and accumulation. Same shapes on both sides; mul saves both, the others nothing.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Slice};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, grid};
 use crate::tape::Var;
 use crate::tensor::Tensor;
 
@@ -40,14 +40,6 @@ pub(crate) struct Rows<'a> {
 
 /// Windows start at multiples of this many rows, so that every offset is aligned.
 const WINDOW: usize = 64;
-/// Workgroups along x; the rest goes to y.
-const GROUPS_X: u32 = 32_768;
-
-/// `count` workgroups folded over x and y.
-pub(crate) fn fold(count: u64) -> [u32; 3] {
-    let x = count.min(u64::from(GROUPS_X)) as u32;
-    [x, count.div_ceil(u64::from(x.max(1))) as u32, 1]
-}
 
 impl Rows<'_> {
     /// Records the dispatches.
@@ -70,7 +62,7 @@ impl Rows<'_> {
                 constants: self.constants,
                 buffers: &buffers,
                 arguments: bytemuck::cast_slice(&arguments),
-                workgroups: fold(invocations.div_ceil(u64::from(self.workgroup))),
+                workgroups: grid(invocations, self.workgroup),
                 iterations: self.iterations as u64,
                 work: 0,
             })?;

@@ -1,10 +1,9 @@
 //! Embedding: y[t] = table[ids[t]]. table [vocabulary, dim], ids [n] → [n, dim]. Saves ids; the gradient of the table adds the
 //! rows of dy that share an id in the order of their positions. The table is bound in windows of rows.
 
-use super::elementwise::fold;
 use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, Slice};
+use crate::gpu::{Access, Kernel, Launch, Slice, grid};
 use crate::tape::Var;
 use crate::tensor::{Indices, Tensor};
 
@@ -90,7 +89,7 @@ fn launch(
         constants: &[("VECTORS", vectors(columns))],
         buffers,
         arguments: bytemuck::cast_slice(&[count as u32, columns as u32, first as u32, rows as u32]),
-        workgroups: fold((count * (columns / width)).div_ceil(64) as u64),
+        workgroups: grid((count * (columns / width)) as u64, 64),
         iterations: u64::from(iterations),
         work: 0,
     })

@@ -3,9 +3,8 @@
 
 use std::ops::Range;
 
-use super::elementwise::fold;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch};
+use crate::gpu::{Access, Kernel, Launch, grid};
 use crate::tape::Var;
 use crate::tensor::{MAX_RANK, Tensor};
 
@@ -66,7 +65,7 @@ fn copy(x: &Tensor, from: View, y: &Tensor, to: View) -> Result<()> {
         constants: &[],
         buffers: &[x.slice(), y.slice()],
         arguments: bytemuck::bytes_of(&arguments),
-        workgroups: fold(elements.div_ceil(64)),
+        workgroups: grid(elements, 64),
         iterations: 0,
         work: 0,
     })

@@ -16,7 +16,7 @@ mod softmax;
 mod swiglu;
 
 pub use attention::AttentionShape;
-pub(crate) use elementwise::{fold, map};
+pub(crate) use elementwise::map;
 pub use gemm::{Factor, Gemm, Matrix};
 pub(crate) use reduce::{Term, final_sum, partial_count, partial_sums};
 pub use rotary::RotaryTable;

@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 
-static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::Read, Access::ReadWrite]);
+static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
 static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
 
 /// Elements that one workgroup adds.
@@ -16,13 +16,11 @@ const CHUNK: usize = 16_384;
 
 /// What is added up.
 #[derive(Clone, Copy)]
-pub(crate) enum Term<'a> {
+pub(crate) enum Term {
     /// x
     Plain,
     /// x²
     Square,
-    /// x·y, of the same shape
-    Product(&'a Tensor),
 }
 
 /// Number of partial sums of a tensor.
@@ -31,7 +29,7 @@ pub(crate) fn partial_count(tensor: &Tensor) -> usize {
 }
 
 /// Writes the partial sums of `x` to `partials` from index `first`.
-pub(crate) fn partial_sums(x: &Tensor, term: Term<'_>, partials: &Tensor, first: usize) -> Result<()> {
+pub(crate) fn partial_sums(x: &Tensor, term: Term, partials: &Tensor, first: usize) -> Result<()> {
     let gpu = x.gpu();
     let (workgroup, one_subgroup) = workgroup(gpu);
     // A window is a whole number of chunks, and few enough for one dimension of workgroups.
@@ -39,7 +37,6 @@ pub(crate) fn partial_sums(x: &Tensor, term: Term<'_>, partials: &Tensor, first:
     let code = match term {
         Term::Plain => 0,
         Term::Square => 1,
-        Term::Product(_) => 2,
     };
     for begin in (0..x.len()).step_by(step) {
         let count = step.min(x.len() - begin);
@@ -47,7 +44,7 @@ pub(crate) fn partial_sums(x: &Tensor, term: Term<'_>, partials: &Tensor, first:
         gpu.launch(&Launch {
             kernel: &PARTIAL,
             constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("CHUNK", CHUNK as u32), ("TERM", code)],
-            buffers: &[window, if let Term::Product(y) = term { y.window(begin, count) } else { window }, partials.slice()],
+            buffers: &[window, partials.slice()],
             arguments: bytemuck::cast_slice(&[count as u32, (first + begin / CHUNK) as u32, 0]),
             workgroups: [count.div_ceil(CHUNK) as u32, 1, 1],
             iterations: (CHUNK / 4).div_ceil(workgroup as usize) as u64,
@@ -74,7 +71,7 @@ pub(crate) fn final_sum(partials: &Tensor, alpha: f32, out: &Tensor, index: usiz
 
 impl Tensor {
     /// alpha · Σ over all elements → [1].
-    pub(crate) fn total(&self, term: Term<'_>, alpha: f32) -> Result<Tensor> {
+    pub(crate) fn total(&self, term: Term, alpha: f32) -> Result<Tensor> {
         let partials = Tensor::uninitialized(self.gpu(), &[partial_count(self)])?;
         partial_sums(self, term, &partials, 0)?;
         let sum = Tensor::uninitialized(self.gpu(), &[1])?;

@@ -1,9 +1,9 @@
 //! Broadcasts of a row [columns] over x [.., columns]: y = x + row and y = x·row. drow is a column sum of dy, or of dy·x.
 
-use super::elementwise::{Rows, fold};
+use super::elementwise::Rows;
 use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch};
+use crate::gpu::{Access, Kernel, Launch, grid};
 use crate::tape::Var;
 use crate::tensor::Tensor;
 
@@ -70,7 +70,7 @@ impl Tensor {
                 sums.slice(),
             ],
             arguments: bytemuck::cast_slice(&[rows as u32, columns as u32, ROWS_PER_CHUNK as u32]),
-            workgroups: fold((chunks * (columns / width)).div_ceil(64) as u64),
+            workgroups: grid((chunks * (columns / width)) as u64, 64),
             iterations: ROWS_PER_CHUNK as u64,
             work: 0,
         })?;

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, Launch};
 use crate::ops::{Term, final_sum, partial_count, partial_sums};
-use crate::params::Gradients;
+use crate::params::{Gradients, ParamId};
 use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/norm.wgsl");
@@ -16,15 +16,35 @@ static INVERSE: Kernel = Kernel::trusted("inverse norm", SOURCE, "inverse", &[Ac
 pub struct Clip {
     /// [norm, factor]
     values: Tensor,
+    /// Partial sums of squares of all gradients, one after the other.
+    partials: Tensor,
+    /// Which gradient owns how many of them.
+    owners: Vec<(ParamId, usize)>,
 }
 
 impl Clip {
     /// Measures `gradients`; `max_norm` may be infinite.
     pub fn new(gpu: &Gpu, gradients: &Gradients, max_norm: f32) -> Result<Self> {
         let tensors: Vec<&Tensor> = gradients.iter().map(|(_, tensor)| tensor).collect();
+        let partials = partial_squares(gpu, &tensors)?;
         let values = Tensor::uninitialized(gpu, &[2])?;
-        scalar(gpu, &CLIP, &sum_of_squares(gpu, &tensors)?, &values, max_norm.min(f32::MAX))?;
-        Ok(Self { values })
+        scalar(gpu, &CLIP, &partials, &values, max_norm.min(f32::MAX))?;
+        let owners = gradients.iter().map(|(id, tensor)| (id, partial_count(tensor))).collect();
+        Ok(Self { values, partials, owners })
+    }
+
+    /// Waits for the device: the first parameter whose gradient holds an infinity or a NaN.
+    pub fn first_non_finite(&self) -> Result<Option<ParamId>> {
+        let partials = self.partials.to_vec()?;
+        let mut rest = partials.as_slice();
+        for &(id, count) in &self.owners {
+            let (own, others) = rest.split_at(count);
+            if own.iter().any(|square| !square.is_finite()) {
+                return Ok(Some(id));
+            }
+            rest = others;
+        }
+        Ok(None)
     }
 
     /// [norm before clipping, factor], still on the device.
@@ -33,8 +53,8 @@ impl Clip {
     }
 }
 
-/// Σ over all tensors of their squared elements → [1].
-fn sum_of_squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
+/// Partial sums of the squared elements of all tensors.
+fn partial_squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
     let count: usize = tensors.iter().map(|tensor| partial_count(tensor)).sum();
     let partials = Tensor::zeros(gpu, &[count.max(1)])?;
     let mut first = 0;
@@ -42,19 +62,20 @@ fn sum_of_squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
         partial_sums(tensor, Term::Square, &partials, first)?;
         first += partial_count(tensor);
     }
-    let sum = Tensor::uninitialized(gpu, &[1])?;
-    final_sum(&partials, 1.0, &sum, 0)?;
-    Ok(sum)
+    Ok(partials)
 }
 
 /// 1 / (‖x‖_F + 1e-7) → [1].
 pub(super) fn inverse_norm(x: &Tensor) -> Result<Tensor> {
     let out = Tensor::uninitialized(x.gpu(), &[1])?;
-    scalar(x.gpu(), &INVERSE, &sum_of_squares(x.gpu(), &[x])?, &out, 0.0)?;
+    scalar(x.gpu(), &INVERSE, &partial_squares(x.gpu(), &[x])?, &out, 0.0)?;
     Ok(out)
 }
 
-fn scalar(gpu: &Gpu, kernel: &Kernel, squares: &Tensor, out: &Tensor, argument: f32) -> Result<()> {
+/// One of the kernels on the sum of `partials`.
+fn scalar(gpu: &Gpu, kernel: &Kernel, partials: &Tensor, out: &Tensor, argument: f32) -> Result<()> {
+    let squares = Tensor::uninitialized(gpu, &[1])?;
+    final_sum(partials, 1.0, &squares, 0)?;
     gpu.launch(&Launch {
         kernel,
         constants: &[],

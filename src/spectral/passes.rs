@@ -1,8 +1,8 @@
 //! The vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, Slice};
-use crate::ops::{fold, vectors, workgroup};
+use crate::gpu::{Access, Kernel, Launch, Slice, grid};
+use crate::ops::{vectors, workgroup};
 use crate::tensor::Tensor;
 
 use super::pc::Norm;
@@ -158,7 +158,7 @@ pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &T
     let right = if norm == Norm::Frobenius { w } else { v };
     let buffers = [m, &factors, u, right, &dw].map(Tensor::slice);
     let width = if columns.is_multiple_of(4) { 4 } else { 1 };
-    let workgroups = fold((w.len() / width).div_ceil(64) as u64);
+    let workgroups = grid((w.len() / width) as u64, 64);
     Pass { kernel: &FINISH, rows, columns, chunks: batch, norm: norm_code, buffers: &buffers, workgroups, ..NEUTRAL }
         .launch(w)?;
     Ok(dw)

@@ -5,8 +5,8 @@
 //! where Horner takes one less than the degree. The identity, α and β are epilogues of the product.
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch};
-use crate::ops::{Gemm, Matrix, fold};
+use crate::gpu::{Access, Kernel, Launch, grid};
+use crate::ops::{Gemm, Matrix};
 use crate::tensor::Tensor;
 
 static COMBINE: Kernel = Kernel::trusted(
@@ -26,7 +26,7 @@ fn combine(a: &Tensor, alpha: f32, b: &Tensor, beta: f32, transposed: bool, delt
         constants: &[("TRANSPOSED", u32::from(transposed))],
         buffers: &[a.slice(), b.slice(), out.slice()],
         arguments: bytemuck::cast_slice(&arguments),
-        workgroups: fold(a.len().div_ceil(64) as u64),
+        workgroups: grid(a.len() as u64, 64),
         iterations: 0,
         work: 0,
     })?;

@@ -157,24 +157,8 @@ mod tests {
 
     #[test]
     fn steps_come_after_every_set() {
-        let cli = Cli::try_parse_from([
-            "llama_pc",
-            "train",
-            "--steps",
-            "3",
-            "--set",
-            "train.steps=9",
-            "seed=2",
-        ]);
-        let Ok(Cli {
-            command: Command::Train(train),
-        }) = cli
-        else {
-            panic!("a good command line")
-        };
-        assert_eq!(
-            train.settings(),
-            ["train.steps=9", "seed=2", "train.steps=3"]
-        );
+        let cli = Cli::try_parse_from(["llama_pc", "train", "--steps", "3", "--set", "train.steps=9", "seed=2"]);
+        let Ok(Cli { command: Command::Train(train) }) = cli else { panic!("a good command line") };
+        assert_eq!(train.settings(), ["train.steps=9", "seed=2", "train.steps=3"]);
     }
 }

@@ -5,6 +5,7 @@
 mod load;
 mod schema;
 
+use polytape::llama::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a run. Written back, resolved, as the run's `config.toml`.
@@ -43,7 +44,7 @@ pub struct Model {
     pub heads: usize,
     /// Key and value heads; fewer than `heads` is grouped-query attention. Default: `heads`.
     pub kv_heads: usize,
-    /// Width of the feed-forward block. Default: [`default_hidden`].
+    /// Width of the feed-forward block. Default: [`LlamaConfig::usual_hidden`].
     pub hidden: usize,
     /// Tokens in the vocabulary; `None` until [`Config::resolve_vocab`] has asked the tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,24 +263,6 @@ pub enum Precision {
     F32,
 }
 
-/// The published sizes: name, dim, layers, heads.
-pub const PRESETS: [(&str, usize, usize, usize); 6] = [
-    ("20M", 256, 4, 4),
-    ("35M", 384, 6, 6),
-    ("60M", 512, 8, 8),
-    ("134M", 768, 12, 12),
-    ("271M", 1024, 16, 16),
-    ("1B", 2048, 18, 16),
-];
-
-/// Vocabulary of the published sizes, for a preset without a tokenizer.
-const PRESET_VOCAB: usize = 32_000;
-
-/// Llama's feed-forward width: two thirds of 4·dim, rounded up to a multiple of 256.
-pub const fn default_hidden(dim: usize) -> usize {
-    (2 * 4 * dim / 3).next_multiple_of(256)
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -302,7 +285,7 @@ impl Default for Model {
             layers: 4,
             heads: 4,
             kv_heads: 4,
-            hidden: default_hidden(256),
+            hidden: LlamaConfig::usual_hidden(256),
             vocab: None,
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
@@ -347,24 +330,13 @@ impl Default for Optimizer {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Cosine,
-            warmup_steps: 100,
-            end_ratio: 0.1,
-            decay_steps: 0,
-            decay: DecayShape::Linear,
-        }
+        Self { kind: ScheduleKind::Cosine, warmup_steps: 100, end_ratio: 0.1, decay_steps: 0, decay: DecayShape::Linear }
     }
 }
 
 impl Default for Data {
     fn default() -> Self {
-        Self {
-            train: "data/train".to_owned(),
-            val: "data/val".to_owned(),
-            seq_len: 256,
-            order: DataOrder::Shuffled,
-        }
+        Self { train: "data/train".to_owned(), val: "data/val".to_owned(), seq_len: 256, order: DataOrder::Shuffled }
     }
 }
 

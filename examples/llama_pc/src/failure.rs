@@ -16,20 +16,12 @@ pub struct Failure {
 impl Failure {
     /// The user asked for something that cannot be: a bad flag, a bad key, an output that exists already.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self {
-            status: 2,
-            message: message.into(),
-            hint: None,
-        }
+        Self { status: 2, message: message.into(), hint: None }
     }
 
     /// Anything else: a file that is missing, cut or foreign, a device that fails.
     pub fn other(message: impl Into<String>) -> Self {
-        Self {
-            status: 1,
-            message: message.into(),
-            hint: None,
-        }
+        Self { status: 1, message: message.into(), hint: None }
     }
 
     /// An input or output error. There is no `From<std::io::Error>`, because such an error must always name its file.
@@ -66,10 +58,7 @@ mod tests {
     #[test]
     fn the_hint_has_its_own_line() {
         let failure = Failure::usage("runs/a exists already").hint("choose another --out");
-        assert_eq!(
-            failure.to_string(),
-            "runs/a exists already\nhint: choose another --out"
-        );
+        assert_eq!(failure.to_string(), "runs/a exists already\nhint: choose another --out");
         assert_eq!(failure.status, 2);
     }
 
@@ -77,10 +66,7 @@ mod tests {
     fn an_io_error_names_its_file() {
         let error = std::io::Error::from(std::io::ErrorKind::NotFound);
         let failure = Failure::io("read", Path::new("a/b.bin"), &error);
-        assert_eq!(
-            failure.to_string(),
-            "cannot read a/b.bin: no such file or folder"
-        );
+        assert_eq!(failure.to_string(), "cannot read a/b.bin: no such file or folder");
         assert_eq!(failure.status, 1);
     }
 }

@@ -1,26 +1,26 @@
 //! llama_pc: pre-trains Llama models with PC layers on any GPU.
 
-#![allow(
-    dead_code,
-    reason = "train, eval and sample, which use the rest, are still to come"
-)]
-
 mod cli;
 mod config;
 mod data;
+mod devices;
+mod engine;
+mod evaluate;
 mod failure;
 mod output;
 mod picture;
 mod progress;
 mod run;
+mod sample;
 mod sampling;
+mod train;
+mod weights;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use cli::{Cli, Command};
-use config::Config;
 use failure::Failure;
 
 fn main() -> ExitCode {
@@ -35,11 +35,10 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Train(args) => {
-            Config::load(args.config.as_deref(), &args.settings())?;
-            Err(Failure::other("train is not part of this build yet"))
-        }
+        Command::Devices => devices::run(),
         Command::Prepare(args) => data::prepare::run(&args),
-        _ => Err(Failure::other("this command is not part of this build yet")),
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => evaluate::run(&args),
+        Command::Sample(args) => sample::run(&args),
     }
 }

@@ -7,9 +7,7 @@ use crate::failure::Failure;
 /// Writes results to standard output, at once; a line ends only where the text has its end.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     written.map_err(|error| Failure::other(format!("cannot write to standard output: {error}")))
 }
 

@@ -16,8 +16,7 @@ const ORANGE: RGBColor = RGBColor(217, 119, 54);
 
 /// Writes the picture of a run's metrics.
 pub fn save(rows: &[Metrics], path: &Path) -> Result<(), Failure> {
-    let svg = loss_curve(rows)
-        .map_err(|error| Failure::other(format!("cannot draw {}: {error}", path.display())))?;
+    let svg = loss_curve(rows).map_err(|error| Failure::other(format!("cannot draw {}: {error}", path.display())))?;
     std::fs::write(path, svg).map_err(|error| Failure::io("write", path, &error))
 }
 
@@ -32,10 +31,7 @@ fn loss_curve(rows: &[Metrics]) -> Result<String, Box<dyn std::error::Error>> {
     Ok(svg)
 }
 
-fn draw(
-    rows: &[Metrics],
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(rows: &[Metrics], area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>> {
     let train: Vec<(f64, f64)> = points(rows, |row| Some(row.loss));
     let val: Vec<(f64, f64)> = points(rows, |row| row.val_loss);
     let text = |size: u32| ("sans-serif", size).into_font().color(&GREY);
@@ -65,10 +61,7 @@ fn draw(
     if !val.is_empty() {
         chart.draw_series(LineSeries::new(val.iter().copied(), ORANGE.mix(0.5)))?;
         chart
-            .draw_series(
-                val.iter()
-                    .map(|point| Circle::new(*point, 4, ORANGE.filled())),
-            )?
+            .draw_series(val.iter().map(|point| Circle::new(*point, 4, ORANGE.filled())))?
             .label("validation")
             .legend(|(x, y)| Circle::new((x + 8, y), 4, ORANGE.filled()));
     }
@@ -83,8 +76,7 @@ fn draw(
 
 /// (step, value) of the rows that have a finite one.
 fn points(rows: &[Metrics], value: impl Fn(&Metrics) -> Option<f64>) -> Vec<(f64, f64)> {
-    let point =
-        |row: &Metrics| Some((row.step as f64, value(row).filter(|loss| loss.is_finite())?));
+    let point = |row: &Metrics| Some((row.step as f64, value(row).filter(|loss| loss.is_finite())?));
     rows.iter().filter_map(point).collect()
 }
 
@@ -95,13 +87,8 @@ fn steps(train: &[(f64, f64)]) -> std::ops::Range<f64> {
 
 /// The y axis: all losses and a margin.
 fn losses<'a>(points: impl Iterator<Item = &'a (f64, f64)> + Clone) -> std::ops::Range<f64> {
-    let low = points
-        .clone()
-        .map(|(_, loss)| *loss)
-        .fold(f64::INFINITY, f64::min);
-    let high = points
-        .map(|(_, loss)| *loss)
-        .fold(f64::NEG_INFINITY, f64::max);
+    let low = points.clone().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
+    let high = points.map(|(_, loss)| *loss).fold(f64::NEG_INFINITY, f64::max);
     if low > high {
         return 0.0..1.0;
     }
@@ -117,11 +104,7 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let near = &points[i - reach..=i + reach];
         near.iter().map(|(_, loss)| loss).sum::<f64>() / near.len() as f64
     };
-    points
-        .iter()
-        .enumerate()
-        .map(|(i, (step, _))| (*step, mean(i)))
-        .collect()
+    points.iter().enumerate().map(|(i, (step, _))| (*step, mean(i))).collect()
 }
 
 #[cfg(test)]
@@ -138,9 +121,7 @@ mod tests {
             tokens_per_second: 1.0,
             seconds: 1.0,
             memory_bytes: 0,
-            val_loss: step
-                .is_multiple_of(100)
-                .then(|| 3.1 + 5.0 / (step as f64).sqrt()),
+            val_loss: step.is_multiple_of(100).then(|| 3.1 + 5.0 / (step as f64).sqrt()),
         };
         (1..=count).map(row).collect()
     }
@@ -152,11 +133,7 @@ mod tests {
         for label in ["step", "loss (nats per token)", "training", "validation"] {
             assert!(svg.contains(label), "no {label}");
         }
-        assert_eq!(
-            svg.matches("<circle").count(),
-            10 + 1,
-            "ten points and the legend's"
-        );
+        assert_eq!(svg.matches("<circle").count(), 10 + 1, "ten points and the legend's");
     }
 
     #[test]
@@ -170,14 +147,7 @@ mod tests {
 
     #[test]
     fn smoothing_keeps_a_straight_line() {
-        let line: Vec<(f64, f64)> = (0..500)
-            .map(|step| (f64::from(step), 9.0 - 0.01 * f64::from(step)))
-            .collect();
-        assert!(
-            smoothed(&line)
-                .iter()
-                .zip(&line)
-                .all(|(smooth, raw)| (smooth.1 - raw.1).abs() < 1e-12)
-        );
+        let line: Vec<(f64, f64)> = (0..500).map(|step| (f64::from(step), 9.0 - 0.01 * f64::from(step))).collect();
+        assert!(smoothed(&line).iter().zip(&line).all(|(smooth, raw)| (smooth.1 - raw.1).abs() < 1e-12));
     }
 }

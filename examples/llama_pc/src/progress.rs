@@ -27,23 +27,13 @@ impl Progress {
     pub fn new(label: &'static str, position: u64, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3}% {msg}");
-            let bar = ProgressBar::new(total)
-                .with_prefix(label)
-                .with_position(position);
+            let bar = ProgressBar::new(total).with_prefix(label).with_position(position);
             match style {
                 Ok(style) => bar.with_style(style),
                 Err(_) => bar,
             }
         });
-        Self {
-            label,
-            total,
-            position,
-            first: position,
-            started: Instant::now(),
-            bar,
-            printed: None,
-        }
+        Self { label, total, position, first: position, started: Instant::now(), bar, printed: None }
     }
 
     /// Moves to `position` and shows `message` with it.
@@ -55,9 +45,7 @@ impl Progress {
             bar.set_message(format!("{message}{left}"));
             return;
         }
-        let due = self
-            .printed
-            .is_none_or(|printed| printed.elapsed() >= EVERY);
+        let due = self.printed.is_none_or(|printed| printed.elapsed() >= EVERY);
         if due || position == self.total {
             let (label, total) = (self.label, self.total);
             note(&format!("{label} {position}/{total}  {message}{left}"));
@@ -121,17 +109,11 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        assert_eq!(
-            [4.4, 65.0, 3599.6, 7620.0].map(duration),
-            ["4s", "1m05s", "1h00m", "2h07m"]
-        );
+        assert_eq!([4.4, 65.0, 3599.6, 7620.0].map(duration), ["4s", "1m05s", "1h00m", "2h07m"]);
     }
 
     #[test]
     fn counts_are_grouped() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(grouped),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -38,10 +38,7 @@ impl Metrics {
     pub fn summary(&self) -> String {
         let speed = grouped(self.tokens_per_second.round() as u64);
         match self.val_loss {
-            Some(val_loss) => format!(
-                "loss {:.4}  validation {val_loss:.4}  {speed} tokens/s",
-                self.loss
-            ),
+            Some(val_loss) => format!("loss {:.4}  validation {val_loss:.4}  {speed} tokens/s", self.loss),
             None => format!("loss {:.4}  {speed} tokens/s", self.loss),
         }
     }
@@ -59,33 +56,25 @@ impl Run {
     /// is a usage error.
     pub fn create(path: &Path, config: &Config, tokenizer: Option<&Path>) -> Result<Self, Failure> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|error| Failure::io("create", parent, &error))?;
+            std::fs::create_dir_all(parent).map_err(|error| Failure::io("create", parent, &error))?;
         }
         std::fs::create_dir(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => Failure::usage(format!(
-                "--out {}: found it exists already, expected a new folder",
-                path.display()
-            )),
+            std::io::ErrorKind::AlreadyExists => {
+                Failure::usage(format!("--out {}: found it exists already, expected a new folder", path.display()))
+            }
             _ => Failure::io("create", path, &error),
         })?;
         let file = path.join("config.toml");
-        std::fs::write(&file, config.to_toml())
-            .map_err(|error| Failure::io("write", &file, &error))?;
+        std::fs::write(&file, config.to_toml()).map_err(|error| Failure::io("write", &file, &error))?;
         if let Some(tokenizer) = tokenizer {
             let copy = path.join("tokenizer.json");
-            std::fs::copy(tokenizer, &copy)
-                .map_err(|error| Failure::io("copy", tokenizer, &error))?;
+            std::fs::copy(tokenizer, &copy).map_err(|error| Failure::io("copy", tokenizer, &error))?;
         }
         let create = |name: &str| {
             let file = path.join(name);
             File::create(&file).map_err(|error| Failure::io("create", &file, &error))
         };
-        Ok(Self {
-            path: path.to_owned(),
-            metrics: create("metrics.jsonl")?,
-            log: create("log.txt")?,
-        })
+        Ok(Self { path: path.to_owned(), metrics: create("metrics.jsonl")?, log: create("log.txt")? })
     }
 
     /// The folder.
@@ -106,8 +95,7 @@ impl Run {
 }
 
 fn append(file: &mut File, line: &str, path: &Path) -> Result<(), Failure> {
-    file.write_all(format!("{line}\n").as_bytes())
-        .map_err(|error| Failure::io("write", path, &error))
+    file.write_all(format!("{line}\n").as_bytes()).map_err(|error| Failure::io("write", path, &error))
 }
 
 /// Where the checkpoint after `step` steps lies.
@@ -128,10 +116,7 @@ pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
     for (number, line) in (1..).zip(BufReader::new(file).lines()) {
         let line = line.map_err(|error| Failure::io("read", &path, &error))?;
         let row = serde_json::from_str(&line).map_err(|error| {
-            Failure::other(format!(
-                "{}: line {number}: found {error}, expected a line of metrics",
-                path.display()
-            ))
+            Failure::other(format!("{}: line {number}: found {error}, expected a line of metrics", path.display()))
         })?;
         rows.push(row);
     }
@@ -140,17 +125,13 @@ pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
 
 /// The next free `runs/NAME-N`, NAME after the configuration's file.
 pub fn next_path(config: Option<&Path>) -> PathBuf {
-    let name = config
-        .and_then(Path::file_stem)
-        .map_or("run".into(), |stem| stem.to_string_lossy());
+    let name = config.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy());
     next_numbered(Path::new("runs"), &name)
 }
 
 /// `folder/NAME-N`, N one above the highest that is there.
 pub fn next_numbered(folder: &Path, name: &str) -> PathBuf {
-    let next = numbered(folder, &format!("{name}-"))
-        .last()
-        .map_or(1, |highest| highest + 1);
+    let next = numbered(folder, &format!("{name}-")).last().map_or(1, |highest| highest + 1);
     folder.join(format!("{name}-{next}"))
 }
 
@@ -158,9 +139,7 @@ pub fn next_numbered(folder: &Path, name: &str) -> PathBuf {
 fn numbered(folder: &Path, prefix: &str) -> Vec<u64> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let number = |name: &str| name.strip_prefix(prefix)?.parse().ok();
-    let mut numbers: Vec<u64> = entries
-        .filter_map(|entry| number(entry.file_name().to_str()?))
-        .collect();
+    let mut numbers: Vec<u64> = entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
     numbers.sort();
     numbers
 }
@@ -189,29 +168,17 @@ mod tests {
         let tokenizer = folder.path().join("given.json");
         std::fs::write(&tokenizer, "{}").expect("it is written");
         let path = folder.path().join("runs").join("demo-1");
-        let mut run =
-            Run::create(&path, &Config::default(), Some(&tokenizer)).expect("a new folder");
+        let mut run = Run::create(&path, &Config::default(), Some(&tokenizer)).expect("a new folder");
         let rows = [row(1, None), row(2, Some(5.5))];
         for row in &rows {
             run.record(row).expect("it is written");
         }
         run.log("begun").expect("it is written");
         assert_eq!(read_metrics(run.path()).expect("metrics"), rows);
-        assert_eq!(
-            Config::load(Some(&path.join("config.toml")), &[]).expect("a configuration"),
-            Config::default()
-        );
-        assert_eq!(
-            std::fs::read_to_string(path.join("tokenizer.json")).expect("a copy"),
-            "{}"
-        );
-        assert_eq!(
-            std::fs::read_to_string(path.join("log.txt")).expect("a log"),
-            "begun\n"
-        );
-        let failure = Run::create(&path, &Config::default(), None)
-            .err()
-            .expect("it exists already");
+        assert_eq!(Config::load(Some(&path.join("config.toml")), &[]).expect("a configuration"), Config::default());
+        assert_eq!(std::fs::read_to_string(path.join("tokenizer.json")).expect("a copy"), "{}");
+        assert_eq!(std::fs::read_to_string(path.join("log.txt")).expect("a log"), "begun\n");
+        let failure = Run::create(&path, &Config::default(), None).err().expect("it exists already");
         assert_eq!(failure.status, 2);
     }
 
@@ -219,32 +186,12 @@ mod tests {
     fn a_line_of_metrics_has_the_published_keys() {
         let keys = |row: &Metrics| -> Vec<String> {
             let value = serde_json::to_value(row).expect("JSON");
-            value
-                .as_object()
-                .expect("an object")
-                .keys()
-                .cloned()
-                .collect()
+            value.as_object().expect("an object").keys().cloned().collect()
         };
-        let always = [
-            "grad_norm",
-            "loss",
-            "lr",
-            "memory_bytes",
-            "seconds",
-            "step",
-            "tokens",
-            "tokens_per_second",
-        ];
+        let always = ["grad_norm", "loss", "lr", "memory_bytes", "seconds", "step", "tokens", "tokens_per_second"];
         assert_eq!(keys(&row(1, None)), always);
-        assert_eq!(
-            keys(&row(1, Some(1.0))).last().map(String::as_str),
-            Some("val_loss")
-        );
-        assert_eq!(
-            row(1, Some(6.0)).summary(),
-            "loss 5.2500  validation 6.0000  12,346 tokens/s"
-        );
+        assert_eq!(keys(&row(1, Some(1.0))).last().map(String::as_str), Some("val_loss"));
+        assert_eq!(row(1, Some(6.0)).summary(), "loss 5.2500  validation 6.0000  12,346 tokens/s");
     }
 
     #[test]

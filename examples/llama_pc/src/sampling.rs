@@ -16,28 +16,17 @@ impl Sampler {
     /// `temperature` 0 always takes the likeliest token; `top_k` 0 leaves all tokens in.
     pub fn new(temperature: f32, top_k: usize, seed: u64) -> Result<Self, Failure> {
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Failure::usage(format!(
-                "--temperature: found {temperature}, expected a number from 0 up"
-            )));
+            return Err(Failure::usage(format!("--temperature: found {temperature}, expected a number from 0 up")));
         }
-        Ok(Self {
-            temperature,
-            top_k,
-            rng: ChaCha12Rng::seed_from_u64(seed),
-        })
+        Ok(Self { temperature, top_k, rng: ChaCha12Rng::seed_from_u64(seed) })
     }
 
     /// Chooses one of `logits` [vocab]. The draw is made in f64 over the tokens from the likeliest down, so that it does
     /// not depend on how a sum of many small probabilities is rounded.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, Failure> {
-        if let Some(token) = logits
-            .iter()
-            .position(|logit| logit.is_nan() || *logit == f32::INFINITY)
-        {
+        if let Some(token) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             let found = logits[token];
-            return Err(Failure::other(format!(
-                "the model's logit of token {token} is {found}, expected a finite number"
-            )));
+            return Err(Failure::other(format!("the model's logit of token {token} is {found}, expected a finite number")));
         }
         let mut tokens: Vec<usize> = (0..logits.len()).collect();
         let likelier = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
@@ -51,15 +40,11 @@ impl Sampler {
             tokens.truncate(kept);
         }
         tokens.sort_unstable_by(likelier);
-        let best = *tokens
-            .first()
-            .ok_or_else(|| Failure::other("the model gave no logits, expected one a token"))?;
+        let best = *tokens.first().ok_or_else(|| Failure::other("the model gave no logits, expected one a token"))?;
         if kept == 1 {
             return Ok(best as u32);
         }
-        let weight = |token: &usize| {
-            (f64::from(logits[*token] - logits[best]) / f64::from(self.temperature)).exp()
-        };
+        let weight = |token: &usize| (f64::from(logits[*token] - logits[best]) / f64::from(self.temperature)).exp();
         let total: f64 = tokens.iter().map(weight).sum();
         let mut left = self.rng.random::<f64>() * total;
         for token in &tokens {
@@ -85,19 +70,11 @@ pub struct TextStream {
 impl TextStream {
     /// Goes on after tokens whose text is shown already.
     pub fn after(context: &[u32]) -> Self {
-        Self {
-            tokens: context.to_vec(),
-            start: 0,
-            shown: context.len(),
-        }
+        Self { tokens: context.to_vec(), start: 0, shown: context.len() }
     }
 
     /// Adds a token and returns the text that is whole with it, if any.
-    pub fn push(
-        &mut self,
-        token: u32,
-        decode: impl Fn(&[u32]) -> Result<String, Failure>,
-    ) -> Result<String, Failure> {
+    pub fn push(&mut self, token: u32, decode: impl Fn(&[u32]) -> Result<String, Failure>) -> Result<String, Failure> {
         self.tokens.push(token);
         let text = self.pending(decode)?;
         if text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER) {
@@ -109,17 +86,11 @@ impl TextStream {
     }
 
     /// The rest at the end, whole or not.
-    pub fn finish(
-        self,
-        decode: impl Fn(&[u32]) -> Result<String, Failure>,
-    ) -> Result<String, Failure> {
+    pub fn finish(self, decode: impl Fn(&[u32]) -> Result<String, Failure>) -> Result<String, Failure> {
         self.pending(decode)
     }
 
-    fn pending(
-        &self,
-        decode: impl Fn(&[u32]) -> Result<String, Failure>,
-    ) -> Result<String, Failure> {
+    fn pending(&self, decode: impl Fn(&[u32]) -> Result<String, Failure>) -> Result<String, Failure> {
         let known = decode(&self.tokens[self.start..self.shown])?;
         let all = decode(&self.tokens[self.start..])?;
         Ok(all.get(known.len()..).unwrap_or_default().to_owned())
@@ -138,10 +109,7 @@ mod tests {
     fn temperature_zero_takes_the_likeliest() {
         let mut sampler = sampler(0.0, 0, 1);
         assert_eq!(sampler.choose(&[0.0, 3.0, -1.0, 3.0]).expect("a token"), 1);
-        assert_eq!(
-            sampler.choose(&[f32::NEG_INFINITY, -5.0]).expect("a token"),
-            1
-        );
+        assert_eq!(sampler.choose(&[f32::NEG_INFINITY, -5.0]).expect("a token"), 1);
     }
 
     #[test]
@@ -158,19 +126,12 @@ mod tests {
         for (temperature, top_k) in [(1.0, 0), (0.5, 0), (1.0, 2), (2.0, 9)] {
             let kept = |i: usize| top_k != 2 || i == 0 || i == 2;
             let weight = |i: usize| {
-                if kept(i) {
-                    (f64::from(logits[i]) / f64::from(temperature)).exp()
-                } else {
-                    0.0
-                }
+                if kept(i) { (f64::from(logits[i]) / f64::from(temperature)).exp() } else { 0.0 }
             };
             let total: f64 = (0..4).map(weight).sum();
             for (i, share) in draws(temperature, top_k).into_iter().enumerate() {
                 // Four standard deviations of a share at 20,000 draws are at most 0.015.
-                assert!(
-                    (share - weight(i) / total).abs() < 0.015,
-                    "temperature {temperature}, top-k {top_k}: {share}"
-                );
+                assert!((share - weight(i) / total).abs() < 0.015, "temperature {temperature}, top-k {top_k}: {share}");
             }
         }
     }
@@ -179,9 +140,7 @@ mod tests {
     fn the_seed_decides() {
         let tokens = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, 0, seed);
-            (0..50)
-                .map(|_| sampler.choose(&[0.0; 100]).expect("a token"))
-                .collect()
+            (0..50).map(|_| sampler.choose(&[0.0; 100]).expect("a token")).collect()
         };
         assert_eq!(tokens(3), tokens(3));
         assert_ne!(tokens(3), tokens(4));
@@ -189,18 +148,10 @@ mod tests {
 
     #[test]
     fn bad_settings_and_logits_are_refused() {
-        assert_eq!(
-            Sampler::new(-1.0, 0, 1).err().map(|failure| failure.status),
-            Some(2)
-        );
+        assert_eq!(Sampler::new(-1.0, 0, 1).err().map(|failure| failure.status), Some(2));
         assert!(Sampler::new(f32::NAN, 0, 1).is_err());
-        let failure = sampler(1.0, 0, 1)
-            .choose(&[0.0, f32::NAN])
-            .expect_err("not a number");
-        assert_eq!(
-            failure.to_string(),
-            "the model's logit of token 1 is NaN, expected a finite number"
-        );
+        let failure = sampler(1.0, 0, 1).choose(&[0.0, f32::NAN]).expect_err("not a number");
+        assert_eq!(failure.to_string(), "the model's logit of token 1 is NaN, expected a finite number");
         assert!(sampler(1.0, 0, 1).choose(&[]).is_err());
     }
 

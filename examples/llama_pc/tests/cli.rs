@@ -10,11 +10,7 @@ use tempfile::TempDir;
 /// Runs the program in a folder.
 fn llama_pc(folder: &Path, args: &[&str]) -> Output {
     let mut command = Command::cargo_bin("llama_pc").expect("the program is built");
-    command
-        .current_dir(folder)
-        .args(args)
-        .output()
-        .expect("the program runs")
+    command.current_dir(folder).args(args).output().expect("the program runs")
 }
 
 /// A folder with some short Rust files below `src` and a file of JSON lines.
@@ -22,13 +18,10 @@ fn corpus() -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::create_dir(folder.path().join("src")).expect("a folder");
     for i in 0..40 {
-        let text =
-            format!("//! Module {i}.\n\npub fn value_{i}() -> usize {{\n    {i}\n}}\n").repeat(5);
+        let text = format!("//! Module {i}.\n\npub fn value_{i}() -> usize {{\n    {i}\n}}\n").repeat(5);
         fs::write(folder.path().join(format!("src/m{i:02}.rs")), text).expect("a file");
     }
-    let lines: String = (0..20)
-        .map(|i| format!("{{\"text\": \"line {i} größer\"}}\n"))
-        .collect();
+    let lines: String = (0..20).map(|i| format!("{{\"text\": \"line {i} größer\"}}\n")).collect();
     fs::write(folder.path().join("lines.jsonl"), lines).expect("a file");
     folder
 }
@@ -51,31 +44,13 @@ fn bad_command_lines_are_usage_errors() {
         &["train", "--no-such-flag"],
         &["prepare", "--out", "d"],
         &["prepare", "--text", "src", "--out", "d"],
-        &[
-            "prepare",
-            "--text",
-            "src",
-            "--out",
-            "d",
-            "--train-bpe",
-            "300",
-            "--tokenizer",
-            "t.json",
-        ],
+        &["prepare", "--text", "src", "--out", "d", "--train-bpe", "300", "--tokenizer", "t.json"],
         &["sample"],
     ] {
-        assert_eq!(
-            llama_pc(folder.path(), args).status.code(),
-            Some(2),
-            "{args:?}"
-        );
+        assert_eq!(llama_pc(folder.path(), args).status.code(), Some(2), "{args:?}");
     }
     for args in [&["--help"][..], &["--version"], &["train", "--help"]] {
-        assert_eq!(
-            llama_pc(folder.path(), args).status.code(),
-            Some(0),
-            "{args:?}"
-        );
+        assert_eq!(llama_pc(folder.path(), args).status.code(), Some(0), "{args:?}");
     }
 }
 
@@ -88,18 +63,13 @@ fn configuration_errors_name_file_key_and_range() {
         path,
         &["train", "--config", "bad.toml"],
         2,
-        &[
-            "error: bad.toml: unknown key \"step\" in [train]",
-            "hint: did you mean train.steps?",
-        ],
+        &["error: bad.toml: unknown key \"step\" in [train]", "hint: did you mean train.steps?"],
     );
     refused(
         path,
         &["train", "--set", "optimizer.lr=fast"],
         2,
-        &[
-            "error: --set optimizer.lr=fast: optimizer.lr: found \"fast\", expected a number from 0 up",
-        ],
+        &["error: --set optimizer.lr=fast: optimizer.lr: found \"fast\", expected a number from 0 up"],
     );
     refused(
         path,
@@ -107,12 +77,7 @@ fn configuration_errors_name_file_key_and_range() {
         2,
         &["error: --set train.steps=0: train.steps: found 0, expected a whole number from 1 up"],
     );
-    refused(
-        path,
-        &["train", "--config", "none.toml"],
-        1,
-        &["error: cannot read none.toml: no such file or folder"],
-    );
+    refused(path, &["train", "--config", "none.toml"], 1, &["error: cannot read none.toml: no such file or folder"]);
 }
 
 #[test]
@@ -131,9 +96,7 @@ fn prepare_refuses_before_it_reads() {
         path,
         &prepare(&["--train-bpe", "100", "--out", "d"]),
         2,
-        &[
-            "error: --train-bpe: found 100, expected 258 (the bytes and two special tokens) to 1048576",
-        ],
+        &["error: --train-bpe: found 100, expected 258 (the bytes and two special tokens) to 1048576"],
     );
     refused(
         path,
@@ -149,15 +112,7 @@ fn prepare_refuses_before_it_reads() {
     );
     refused(
         path,
-        &[
-            "prepare",
-            "--text",
-            "nowhere",
-            "--train-bpe",
-            "300",
-            "--out",
-            "d",
-        ],
+        &["prepare", "--text", "nowhere", "--train-bpe", "300", "--out", "d"],
         1,
         &["error: cannot read nowhere: no such file or folder"],
     );
@@ -168,89 +123,40 @@ fn prepare_refuses_before_it_reads() {
 fn prepare_writes_shards_that_its_tokenizer_reads_back() {
     let folder = corpus();
     let path = folder.path();
-    let args = [
-        "prepare",
-        "--text",
-        "src",
-        "lines.jsonl",
-        "--train-bpe",
-        "320",
-        "--val-fraction",
-        "0.2",
-        "--out",
-    ];
+    let args = ["prepare", "--text", "src", "lines.jsonl", "--train-bpe", "320", "--val-fraction", "0.2", "--out"];
     let output = llama_pc(path, &[&args[..], &["data/new"]].concat());
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.stdout, b"data/new\n");
 
     let meta = fs::read_to_string(path.join("data/new/meta.json")).expect("meta.json");
     let meta: serde_json::Value = serde_json::from_str(&meta).expect("JSON");
-    let tokenizer = tokenizers::Tokenizer::from_file(path.join("data/new/tokenizer.json"))
-        .expect("a tokenizer");
+    let tokenizer = tokenizers::Tokenizer::from_file(path.join("data/new/tokenizer.json")).expect("a tokenizer");
     assert_eq!(meta["vocab"], tokenizer.get_vocab_size(true));
     let mut documents = 0;
     for part in ["train", "val"] {
         let texts = decoded(&path.join("data/new").join(part), &tokenizer);
         assert_eq!(meta[part]["documents"], texts.len());
-        assert_eq!(
-            meta[part]["bytes"],
-            texts.iter().map(String::len).sum::<usize>()
-        );
-        assert!(
-            texts
-                .iter()
-                .all(|text| text.starts_with("//! Module") || text.starts_with("line "))
-        );
+        assert_eq!(meta[part]["bytes"], texts.iter().map(String::len).sum::<usize>());
+        assert!(texts.iter().all(|text| text.starts_with("//! Module") || text.starts_with("line ")));
         documents += texts.len();
     }
     assert_eq!(documents, 40 + 20);
 
     let again = llama_pc(path, &[&args[..], &["data/again"]].concat());
     assert_eq!(again.status.code(), Some(0));
-    for file in [
-        "meta.json",
-        "tokenizer.json",
-        "train/00000.bin",
-        "train/00000.idx",
-        "val/00000.bin",
-    ] {
+    for file in ["meta.json", "tokenizer.json", "train/00000.bin", "train/00000.idx", "val/00000.bin"] {
         let read = |folder: &str| fs::read(path.join(folder).join(file)).expect("a file");
-        assert_eq!(
-            read("data/new"),
-            read("data/again"),
-            "{file} differs between two runs"
-        );
+        assert_eq!(read("data/new"), read("data/again"), "{file} differs between two runs");
     }
-    assert_eq!(
-        fs::read_dir(path.join("data")).expect("a folder").count(),
-        2,
-        "a temporary folder is left"
-    );
+    assert_eq!(fs::read_dir(path.join("data")).expect("a folder").count(), 2, "a temporary folder is left");
 }
 
 /// The documents of a folder's only shard, each checked to lie between its special tokens.
 fn decoded(folder: &Path, tokenizer: &tokenizers::Tokenizer) -> Vec<String> {
     let bin = fs::read(folder.join("00000.bin")).expect("tokens");
     let idx = fs::read(folder.join("00000.idx")).expect("an index");
-    let tokens: Vec<u32> = bin
-        .as_chunks()
-        .0
-        .iter()
-        .copied()
-        .map(u32::from_le_bytes)
-        .collect();
-    let offsets: Vec<i64> = idx
-        .as_chunks()
-        .0
-        .iter()
-        .copied()
-        .map(i64::from_le_bytes)
-        .collect();
+    let tokens: Vec<u32> = bin.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect();
+    let offsets: Vec<i64> = idx.as_chunks().0.iter().copied().map(i64::from_le_bytes).collect();
     let document = |ends: &[i64]| {
         let tokens = &tokens[ends[0] as usize..ends[1] as usize];
         assert_eq!((tokens.first(), tokens.last()), (Some(&0), Some(&1)));
@@ -265,69 +171,26 @@ fn prepare_takes_a_tokenizer_and_reports_foreign_files() {
     let path = folder.path();
     fs::write(path.join("src/picture.png"), [0xff, 0xd8, 0xff]).expect("a file");
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bpe.model");
-    let output = llama_pc(
-        path,
-        &[
-            "prepare",
-            "--text",
-            "src",
-            "--tokenizer",
-            model,
-            "--out",
-            "d",
-        ],
-    );
+    let output = llama_pc(path, &["prepare", "--text", "src", "--tokenizer", model, "--out", "d"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(
-        stderr.contains("note: src/picture.png is not UTF-8 text and was skipped"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("note: src/picture.png is not UTF-8 text and was skipped"), "{stderr}");
     let meta = fs::read_to_string(path.join("d/meta.json")).expect("meta.json");
-    assert!(
-        meta.contains("\"tokenizer\": \"bpe.model\"") && meta.contains("\"vocab\": 420"),
-        "{meta}"
-    );
-    let copied = llama_pc(
-        path,
-        &[
-            "prepare",
-            "--text",
-            "src",
-            "--tokenizer",
-            "d/tokenizer.json",
-            "--out",
-            "e",
-        ],
-    );
+    assert!(meta.contains("\"tokenizer\": \"bpe.model\"") && meta.contains("\"vocab\": 420"), "{meta}");
+    let copied = llama_pc(path, &["prepare", "--text", "src", "--tokenizer", "d/tokenizer.json", "--out", "e"]);
     assert_eq!(copied.status.code(), Some(0));
     let shard = |folder: &str| fs::read(path.join(folder).join("train/00000.bin")).expect("tokens");
-    assert!(
-        shard("d") == shard("e"),
-        "the converted tokenizer encodes differently"
-    );
+    assert!(shard("d") == shard("e"), "the converted tokenizer encodes differently");
 }
 
 #[test]
 fn a_failed_preparation_leaves_nothing() {
     let folder = corpus();
     let path = folder.path();
-    fs::write(
-        path.join("bad.jsonl"),
-        "{\"text\": \"fine\"}\n{\"body\": 1}\n",
-    )
-    .expect("a file");
+    fs::write(path.join("bad.jsonl"), "{\"text\": \"fine\"}\n{\"body\": 1}\n").expect("a file");
     refused(
         path,
-        &[
-            "prepare",
-            "--text",
-            "bad.jsonl",
-            "--train-bpe",
-            "300",
-            "--out",
-            "d",
-        ],
+        &["prepare", "--text", "bad.jsonl", "--train-bpe", "300", "--out", "d"],
         1,
         &[
             "error: bad.jsonl: line 2: found no string \"text\", expected the text there",
@@ -335,24 +198,10 @@ fn a_failed_preparation_leaves_nothing() {
         ],
     );
     fs::write(path.join("one.txt"), "alone").expect("a file");
-    let output = llama_pc(
-        path,
-        &[
-            "prepare",
-            "--text",
-            "one.txt",
-            "--train-bpe",
-            "300",
-            "--out",
-            "d",
-        ],
-    );
+    let output = llama_pc(path, &["prepare", "--text", "one.txt", "--train-bpe", "300", "--out", "d"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr.starts_with("error: documents with text: found 1, expected at least 2"),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("error: documents with text: found 1, expected at least 2"), "{stderr}");
     let left = fs::read_dir(path).expect("a folder").count();
     assert_eq!(left, 4, "more than src and the three files");
 }
@@ -365,27 +214,14 @@ fn cargo_sources_are_a_corpus() {
     fs::write(path.join("Cargo.lock"), lock).expect("a file");
     let run = || {
         let mut command = Command::cargo_bin("llama_pc").expect("the program is built");
-        command
-            .current_dir(path)
-            .env("CARGO_HOME", path.join("home"));
-        command.args([
-            "prepare",
-            "--cargo-sources",
-            "Cargo.lock",
-            "--train-bpe",
-            "300",
-            "--out",
-            "d",
-        ]);
+        command.current_dir(path).env("CARGO_HOME", path.join("home"));
+        command.args(["prepare", "--cargo-sources", "Cargo.lock", "--train-bpe", "300", "--out", "d"]);
         command.output().expect("the program runs")
     };
     let output = run();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr.ends_with("hint: run `cargo fetch` first\n"),
-        "{stderr}"
-    );
+    assert!(stderr.ends_with("hint: run `cargo fetch` first\n"), "{stderr}");
 
     let sources = path.join("home/registry/src/index/a-1.0.0/src");
     fs::create_dir_all(&sources).expect("a folder");
@@ -395,11 +231,5 @@ fn cargo_sources_are_a_corpus() {
     assert_eq!(run().status.code(), Some(0));
     let meta = fs::read_to_string(path.join("d/meta.json")).expect("meta.json");
     let meta: serde_json::Value = serde_json::from_str(&meta).expect("JSON");
-    assert_eq!(
-        (
-            meta["train"]["documents"].as_u64(),
-            meta["val"]["documents"].as_u64()
-        ),
-        (Some(1), Some(1))
-    );
+    assert_eq!((meta["train"]["documents"].as_u64(), meta["val"]["documents"].as_u64()), (Some(1), Some(1)));
 }

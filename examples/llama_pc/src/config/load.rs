@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
+use polytape::llama::{LlamaConfig, PRESET_VOCAB, PRESETS};
 use serde::de::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use super::schema::{self, SECTIONS};
-use super::{Config, NsCoefficients, PRESET_VOCAB, PRESETS, ScheduleKind, Target, default_hidden};
+use super::{Config, NsCoefficients, ScheduleKind, Target};
 use crate::failure::Failure;
 
 impl Config {
@@ -33,9 +34,7 @@ impl Config {
             Failure::usage("model.vocab is not set and there is no tokenizer.json beside data.train to take it from")
         })?;
         if let Some(tokens) = tokenizer.filter(|tokens| *tokens > vocab) {
-            return Err(Failure::usage(format!(
-                "model.vocab: found {vocab}, expected at least the tokenizer's {tokens}"
-            )));
+            return Err(Failure::usage(format!("model.vocab: found {vocab}, expected at least the tokenizer's {tokens}")));
         }
         self.model.vocab = Some(vocab);
         Ok(vocab)
@@ -50,9 +49,7 @@ impl Config {
 fn read(path: &Path) -> Result<Table, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error
-            .span()
-            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         let reason = error.message().replace('\n', ", ");
         Failure::usage(format!("{}: line {line}: {reason}", path.display()))
     })?;
@@ -71,15 +68,10 @@ fn check_table(table: &Table) -> Result<(), KeyError> {
             }
             Value::Table(_) if schema::find("", name).is_none() => {
                 let nearest = schema::nearest_section(name);
-                return Err(KeyError::unknown(
-                    format!("unknown section [{name}]"),
-                    format!("[{nearest}]"),
-                ));
+                return Err(KeyError::unknown(format!("unknown section [{name}]"), format!("[{nearest}]")));
             }
             _ if SECTIONS.contains(&name.as_str()) => {
-                return Err(KeyError::value(format!(
-                    "{name}: found {value}, expected a section [{name}]"
-                )));
+                return Err(KeyError::value(format!("{name}: found {value}, expected a section [{name}]")));
             }
             _ => check_key("", name, value)?,
         }
@@ -91,16 +83,9 @@ fn check_key(section: &str, name: &str, value: &Value) -> Result<(), KeyError> {
     match schema::find(section, name) {
         Some(key) => key.check(value).map_err(KeyError::value),
         None => {
-            let place = if section.is_empty() {
-                "at the top level".to_owned()
-            } else {
-                format!("in [{section}]")
-            };
+            let place = if section.is_empty() { "at the top level".to_owned() } else { format!("in [{section}]") };
             let nearest = schema::nearest(section, name);
-            Err(KeyError::unknown(
-                format!("unknown key \"{name}\" {place}"),
-                nearest,
-            ))
+            Err(KeyError::unknown(format!("unknown key \"{name}\" {place}"), nearest))
         }
     }
 }
@@ -113,17 +98,11 @@ struct KeyError {
 
 impl KeyError {
     fn value(message: String) -> Self {
-        Self {
-            message,
-            meant: None,
-        }
+        Self { message, meant: None }
     }
 
     fn unknown(message: String, meant: String) -> Self {
-        Self {
-            message,
-            meant: Some(meant),
-        }
+        Self { message, meant: Some(meant) }
     }
 
     fn within(self, source: &str) -> Failure {
@@ -138,11 +117,8 @@ impl KeyError {
 /// Applies one `section.key=value`. The value is read as TOML; what TOML cannot read is a string.
 fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
     let source = format!("--set {set}");
-    let (path, text) = set.split_once('=').ok_or_else(|| {
-        Failure::usage(format!(
-            "{source}: found no \"=\", expected section.key=value"
-        ))
-    })?;
+    let (path, text) =
+        set.split_once('=').ok_or_else(|| Failure::usage(format!("{source}: found no \"=\", expected section.key=value")))?;
     let (section, name) = path.trim().rsplit_once('.').unwrap_or(("", path.trim()));
     let text = text.trim();
     let value = format!("value = {text}")
@@ -155,18 +131,12 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
         check_key(section, name, &value)
     } else {
         let nearest = schema::nearest_section(section);
-        Err(KeyError::unknown(
-            format!("unknown section [{section}]"),
-            format!("[{nearest}]"),
-        ))
+        Err(KeyError::unknown(format!("unknown section [{section}]"), format!("[{nearest}]")))
     };
     checked.map_err(|error| error.within(&source))?;
     if section.is_empty() {
         table.insert(name.to_owned(), value);
-    } else if let Value::Table(keys) = table
-        .entry(section)
-        .or_insert_with(|| Value::Table(Table::new()))
-    {
+    } else if let Value::Table(keys) = table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
         for displaced in displaced(section, name) {
             keys.remove(*displaced);
         }
@@ -187,11 +157,7 @@ fn displaced(section: &str, name: &str) -> &'static [&'static str] {
 
 /// Fills in what depends on other keys, then checks what concerns several.
 fn resolve(mut table: Table) -> Result<Config, String> {
-    let has = |section: &str, name: &str| {
-        table
-            .get(section)
-            .is_some_and(|keys| keys.get(name).is_some())
-    };
+    let has = |section: &str, name: &str| table.get(section).is_some_and(|keys| keys.get(name).is_some());
     let (kv_heads, hidden) = (has("model", "kv_heads"), has("model", "hidden"));
     let ns_steps = has("optimizer", "ns_steps");
     if let Some(Value::Table(model)) = table.get_mut("model") {
@@ -202,7 +168,7 @@ fn resolve(mut table: Table) -> Result<Config, String> {
         config.model.kv_heads = config.model.heads;
     }
     if !hidden {
-        config.model.hidden = default_hidden(config.model.dim);
+        config.model.hidden = LlamaConfig::usual_hidden(config.model.dim);
     }
     if !ns_steps && config.optimizer.ns_coefficients == NsCoefficients::PolarExpress {
         config.optimizer.ns_steps = 8;
@@ -240,15 +206,11 @@ fn check_whole(config: &Config) -> Result<(), String> {
         ));
     }
     if !heads.is_multiple_of(kv_heads) {
-        return Err(format!(
-            "model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"
-        ));
+        return Err(format!("model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"));
     }
     let (decay, steps) = (config.schedule.decay_steps, config.train.steps);
     if config.schedule.kind == ScheduleKind::Wsd && decay > steps {
-        return Err(format!(
-            "schedule.decay_steps: found {decay}, expected at most train.steps = {steps}"
-        ));
+        return Err(format!("schedule.decay_steps: found {decay}, expected at most train.steps = {steps}"));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use toml::Value;
 
-use super::PRESETS;
+use polytape::llama::PRESETS;
 
 /// A key of the configuration. Top-level keys have the section "".
 pub struct Key {
@@ -49,11 +49,7 @@ const PRESET_NAMES: [&str; PRESETS.len()] = {
 };
 
 const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
-    Key {
-        section,
-        name,
-        kind,
-    }
+    Key { section, name, kind }
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
@@ -69,31 +65,15 @@ pub static KEYS: [Key; 52] = [
     key("model", "norm_eps", POSITIVE),
     key("model", "rope_theta", POSITIVE),
     key("model", "tied", FLAG),
-    key(
-        "pc",
-        "targets",
-        Kind::Choices(&["q", "k", "v", "o", "gate", "up", "down", "qk", "ffn"]),
-    ),
+    key("pc", "targets", Kind::Choices(&["q", "k", "v", "o", "gate", "up", "down", "qk", "ffn"])),
     key("pc", "level", Kind::Integer(0..=4)),
-    key(
-        "pc",
-        "coefficients",
-        Kind::Numbers(1..=16, Range(Unbounded, Unbounded)),
-    ),
-    key(
-        "pc",
-        "norm",
-        Kind::Choice(&["spectral", "frobenius", "none"]),
-    ),
+    key("pc", "coefficients", Kind::Numbers(1..=16, Range(Unbounded, Unbounded))),
+    key("pc", "norm", Kind::Choice(&["spectral", "frobenius", "none"])),
     key("pc", "power_iterations", Kind::Integer(1..=1000)),
     key("pc", "eps", POSITIVE),
     key("pc", "recover_norm", FLAG),
     key("pc", "learnable_gamma", FLAG),
-    key(
-        "pc",
-        "gamma_init",
-        Kind::Number(Range(Unbounded, Unbounded)),
-    ),
+    key("pc", "gamma_init", Kind::Number(Range(Unbounded, Unbounded))),
     key("pc", "per_head", FLAG),
     key("optimizer", "kind", Kind::Choice(&["adamw", "muon"])),
     key("optimizer", "lr", NOT_NEGATIVE),
@@ -103,33 +83,13 @@ pub static KEYS: [Key; 52] = [
     key("optimizer", "decay", Kind::Choice(&["all", "matrices"])),
     key("optimizer", "momentum", Kind::Number(MEMORY)),
     key("optimizer", "ns_steps", Kind::Integer(1..=100)),
-    key(
-        "optimizer",
-        "ns_coefficients",
-        Kind::Choice(&["simple", "quintic", "polar_express", "aol"]),
-    ),
-    key(
-        "optimizer",
-        "lr_ratio",
-        Kind::Choice(&["moonlight", "spectral_mup", "keller_jordan"]),
-    ),
-    key(
-        "schedule",
-        "kind",
-        Kind::Choice(&["cosine", "linear", "wsd", "constant"]),
-    ),
+    key("optimizer", "ns_coefficients", Kind::Choice(&["simple", "quintic", "polar_express", "aol"])),
+    key("optimizer", "lr_ratio", Kind::Choice(&["moonlight", "spectral_mup", "keller_jordan"])),
+    key("schedule", "kind", Kind::Choice(&["cosine", "linear", "wsd", "constant"])),
     key("schedule", "warmup_steps", COUNT_OR_NEVER),
-    key(
-        "schedule",
-        "end_ratio",
-        Kind::Number(Range(Included(0.0), Included(1.0))),
-    ),
+    key("schedule", "end_ratio", Kind::Number(Range(Included(0.0), Included(1.0)))),
     key("schedule", "decay_steps", COUNT_OR_NEVER),
-    key(
-        "schedule",
-        "decay",
-        Kind::Choice(&["linear", "sqrt", "cosine"]),
-    ),
+    key("schedule", "decay", Kind::Choice(&["linear", "sqrt", "cosine"])),
     key("data", "train", TEXT),
     key("data", "val", TEXT),
     key("data", "seq_len", Kind::Integer(1..=1 << 20)),
@@ -153,17 +113,12 @@ pub const SECTIONS: [&str; 6] = ["model", "pc", "optimizer", "schedule", "data",
 
 /// The key of that name in the section, if there is one.
 pub fn find(section: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter()
-        .find(|key| key.section == section && key.name == name)
+    KEYS.iter().find(|key| key.section == section && key.name == name)
 }
 
 /// The full name of a key: `section.name`, or the name alone at the top level.
 pub fn full_name(section: &str, name: &str) -> String {
-    if section.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{section}.{name}")
-    }
+    if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }
 }
 
 /// The known key or section that a wrong name most likely meant: the same name elsewhere, or else the nearest one in
@@ -172,24 +127,15 @@ pub fn nearest(section: &str, name: &str) -> String {
     if let Some(key) = KEYS.iter().find(|key| key.name == name) {
         return full_name(key.section, key.name);
     }
-    let siblings = KEYS
-        .iter()
-        .filter(|key| key.section == section)
-        .map(|key| key.name);
+    let siblings = KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
     let sections = SECTIONS.iter().copied().filter(|_| section.is_empty());
-    let best = siblings
-        .chain(sections)
-        .min_by_key(|known| edit_distance(name, known));
+    let best = siblings.chain(sections).min_by_key(|known| edit_distance(name, known));
     full_name(section, best.unwrap_or("seed"))
 }
 
 /// The section that a wrong section name most likely meant.
 pub fn nearest_section(name: &str) -> &'static str {
-    SECTIONS
-        .iter()
-        .copied()
-        .min_by_key(|known| edit_distance(name, known))
-        .unwrap_or("model")
+    SECTIONS.iter().copied().min_by_key(|known| edit_distance(name, known)).unwrap_or("model")
 }
 
 /// Levenshtein's distance: insertions, deletions and replacements, one row of the table at a time.
@@ -216,22 +162,17 @@ impl Key {
             Kind::Text => value.as_str().is_some_and(|text| !text.is_empty()),
             Kind::Integer(range) => value.as_integer().is_some_and(|n| range.contains(&n)),
             Kind::Number(range) => range.holds(value),
-            Kind::Numbers(count, range) => value.as_array().is_some_and(|list| {
-                count.contains(&list.len()) && list.iter().all(|v| range.holds(v))
-            }),
+            Kind::Numbers(count, range) => {
+                value.as_array().is_some_and(|list| count.contains(&list.len()) && list.iter().all(|v| range.holds(v)))
+            }
             Kind::Choice(names) => one_of(value, names),
-            Kind::Choices(names) => value
-                .as_array()
-                .is_some_and(|list| list.iter().all(|v| one_of(v, names))),
+            Kind::Choices(names) => value.as_array().is_some_and(|list| list.iter().all(|v| one_of(v, names))),
         };
         if fits {
             return Ok(());
         }
         let name = full_name(self.section, self.name);
-        Err(format!(
-            "{name}: found {value}, expected {}",
-            self.kind.expected()
-        ))
+        Err(format!("{name}: found {value}, expected {}", self.kind.expected()))
     }
 }
 
@@ -242,9 +183,7 @@ fn one_of(value: &Value, names: &[&str]) -> bool {
 impl Range {
     fn holds(&self, value: &Value) -> bool {
         use std::ops::RangeBounds;
-        let number = value
-            .as_float()
-            .or_else(|| value.as_integer().map(|n| n as f64));
+        let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
         number.is_some_and(|n| n.is_finite() && (self.0, self.1).contains(&n))
     }
 
@@ -260,11 +199,7 @@ impl Range {
             Unbounded if low.starts_with("from") => "up".to_owned(),
             Unbounded => String::new(),
         };
-        [low, high]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
+        [low, high].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -279,20 +214,14 @@ impl Kind {
             Self::Integer(range) => {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
-            Self::Number(range) => format!("a number {}", range.expected())
-                .trim_end()
-                .to_owned(),
+            Self::Number(range) => format!("a number {}", range.expected()).trim_end().to_owned(),
             Self::Numbers(count, range) => {
                 let count = match (count.start(), count.end()) {
                     (low, high) if low == high => low.to_string(),
                     (low, high) => format!("{low} to {high}"),
                 };
                 let range = range.expected();
-                let each = if range.is_empty() {
-                    String::new()
-                } else {
-                    format!(", each {range}")
-                };
+                let each = if range.is_empty() { String::new() } else { format!(", each {range}") };
                 format!("a list of {count} numbers{each}")
             }
             Self::Choice(names) => format!("one of {}", names.join(", ")),
@@ -322,9 +251,6 @@ mod tests {
 
     #[test]
     fn every_key_has_a_known_section() {
-        assert!(
-            KEYS.iter()
-                .all(|key| key.section.is_empty() || SECTIONS.contains(&key.section))
-        );
+        assert!(KEYS.iter().all(|key| key.section.is_empty() || SECTIONS.contains(&key.section)));
     }
 }

@@ -10,9 +10,7 @@ fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     Config::load(Some(&path), &sets).map_err(|failure| {
         assert_eq!(failure.status, 2);
-        failure
-            .to_string()
-            .replace(&format!("{}", path.display()), "test.toml")
+        failure.to_string().replace(&format!("{}", path.display()), "test.toml")
     })
 }
 
@@ -23,18 +21,13 @@ fn error(text: &str) -> String {
 #[test]
 fn an_empty_file_is_the_default() {
     assert_eq!(parse("", &[]), Ok(Config::default()));
-    assert_eq!(
-        parse("[pc]\n", &[]),
-        Ok(Config {
-            pc: Some(Pc::default()),
-            ..Config::default()
-        })
-    );
+    assert_eq!(parse("[pc]\n", &[]), Ok(Config { pc: Some(Pc::default()), ..Config::default() }));
 }
 
 #[test]
 fn the_resolved_file_reads_back_the_same() {
-    let text = "seed = 9\n[model]\npreset = \"1B\"\n[pc]\ntargets = [\"qk\", \"down\"]\nlevel = 2\n[optimizer]\nkind = \"muon\"\nlr = 1";
+    let text =
+        "seed = 9\n[model]\npreset = \"1B\"\n[pc]\ntargets = [\"qk\", \"down\"]\nlevel = 2\n[optimizer]\nkind = \"muon\"\nlr = 1";
     let mut config = parse(text, &[]).expect("a good file");
     assert_eq!(config.resolve_vocab(None).expect("the preset's"), 32_000);
     let written = config.to_toml();
@@ -44,21 +37,12 @@ fn the_resolved_file_reads_back_the_same() {
 
 #[test]
 fn the_schema_lists_exactly_the_written_keys() {
-    let pc = Pc {
-        coefficients: Some(vec![1.0]),
-        ..Pc::default()
-    };
-    let mut config = Config {
-        pc: Some(pc),
-        ..Config::default()
-    };
+    let pc = Pc { coefficients: Some(vec![1.0]), ..Pc::default() };
+    let mut config = Config { pc: Some(pc), ..Config::default() };
     config.model.preset = Some("20M".to_owned());
     config.model.vocab = Some(7);
     let table: Table = config.to_toml().parse().expect("TOML");
-    let written: usize = table
-        .values()
-        .map(|value| value.as_table().map_or(1, Table::len))
-        .sum();
+    let written: usize = table.values().map(|value| value.as_table().map_or(1, Table::len)).sum();
     assert_eq!(written, schema::KEYS.len());
     assert!(check_table(&table).is_ok());
 }
@@ -67,28 +51,13 @@ fn the_schema_lists_exactly_the_written_keys() {
 fn presets_give_sizes_and_keys_override_them() {
     let config = parse("[model]\npreset = \"60M\"\nlayers = 3", &[]).expect("a good file");
     let model = &config.model;
-    assert_eq!(
-        (
-            model.dim,
-            model.layers,
-            model.heads,
-            model.kv_heads,
-            model.hidden
-        ),
-        (512, 3, 8, 8, 1536)
-    );
-    assert_eq!(
-        parse(&config.to_toml(), &["model.preset=20M"]).map(|config| config.model.dim),
-        Ok(256)
-    );
+    assert_eq!((model.dim, model.layers, model.heads, model.kv_heads, model.hidden), (512, 3, 8, 8, 1536));
+    assert_eq!(parse(&config.to_toml(), &["model.preset=20M"]).map(|config| config.model.dim), Ok(256));
 }
 
 #[test]
 fn the_published_hidden_sizes_follow_the_formula() {
-    assert_eq!(
-        [256, 384, 512, 768, 1024, 2048].map(default_hidden),
-        [768, 1024, 1536, 2048, 2816, 5632]
-    );
+    assert_eq!([256, 384, 512, 768, 1024, 2048].map(LlamaConfig::usual_hidden), [768, 1024, 1536, 2048, 2816, 5632]);
 }
 
 #[test]
@@ -97,42 +66,24 @@ fn an_unknown_key_names_its_section_and_the_nearest_key() {
         error("[train]\nbatchsize = 4"),
         "test.toml: unknown key \"batchsize\" in [train]\nhint: did you mean train.batch_size?"
     );
-    assert_eq!(
-        error("sed = 4"),
-        "test.toml: unknown key \"sed\" at the top level\nhint: did you mean seed?"
-    );
+    assert_eq!(error("sed = 4"), "test.toml: unknown key \"sed\" at the top level\nhint: did you mean seed?");
 }
 
 #[test]
 fn an_unknown_section_names_the_nearest_one() {
-    assert_eq!(
-        error("[optimiser]\nlr = 1"),
-        "test.toml: unknown section [optimiser]\nhint: did you mean [optimizer]?"
-    );
-    assert_eq!(
-        error("train = 3"),
-        "test.toml: train: found 3, expected a section [train]"
-    );
+    assert_eq!(error("[optimiser]\nlr = 1"), "test.toml: unknown section [optimiser]\nhint: did you mean [optimizer]?");
+    assert_eq!(error("train = 3"), "test.toml: train: found 3, expected a section [train]");
 }
 
 #[test]
 fn a_wrong_type_says_what_was_found_and_expected() {
-    assert_eq!(
-        error("[optimizer]\nlr = \"big\""),
-        "test.toml: optimizer.lr: found \"big\", expected a number from 0 up"
-    );
-    assert_eq!(
-        error("[model]\ntied = 1"),
-        "test.toml: model.tied: found 1, expected true or false"
-    );
+    assert_eq!(error("[optimizer]\nlr = \"big\""), "test.toml: optimizer.lr: found \"big\", expected a number from 0 up");
+    assert_eq!(error("[model]\ntied = 1"), "test.toml: model.tied: found 1, expected true or false");
     assert_eq!(
         error("[optimizer]\nbetas = [0.9]"),
         "test.toml: optimizer.betas: found [0.9], expected a list of 2 numbers, each from 0 to below 1"
     );
-    assert_eq!(
-        error("[optimizer]\nkind = \"sgd\""),
-        "test.toml: optimizer.kind: found \"sgd\", expected one of adamw, muon"
-    );
+    assert_eq!(error("[optimizer]\nkind = \"sgd\""), "test.toml: optimizer.kind: found \"sgd\", expected one of adamw, muon");
 }
 
 #[test]
@@ -156,31 +107,19 @@ fn values_out_of_range_are_refused() {
         "[train]\nprecision = \"f64\"",
     ] {
         let message = error(text);
-        assert!(
-            message.contains(": found ") && message.contains(", expected "),
-            "{text}: {message}"
-        );
+        assert!(message.contains(": found ") && message.contains(", expected "), "{text}: {message}");
     }
 }
 
 #[test]
 fn keys_that_do_not_fit_together_are_refused() {
-    assert!(
-        error("[model]\ndim = 250")
-            .starts_with("model.dim: found 250, expected a multiple of 2·heads = 8")
-    );
-    assert_eq!(
-        error("[model]\nkv_heads = 3"),
-        "model.kv_heads: found 3, expected a divisor of heads = 4"
-    );
+    assert!(error("[model]\ndim = 250").starts_with("model.dim: found 250, expected a multiple of 2·heads = 8"));
+    assert_eq!(error("[model]\nkv_heads = 3"), "model.kv_heads: found 3, expected a divisor of heads = 4");
     assert_eq!(
         error("[schedule]\nkind = \"wsd\"\ndecay_steps = 2000"),
         "schedule.decay_steps: found 2000, expected at most train.steps = 1000"
     );
-    assert_eq!(
-        error("[pc]\nlevel = 1\ncoefficients = [1]"),
-        "pc: found level and coefficients, expected one of them"
-    );
+    assert_eq!(error("[pc]\nlevel = 1\ncoefficients = [1]"), "pc: found level and coefficients, expected one of them");
 }
 
 #[test]
@@ -198,38 +137,20 @@ fn set_reads_every_type() {
         "pc.coefficients=[1.5, -0.5]",
     ];
     let config = parse("[pc]\nlevel = 2", &sets).expect("good settings");
-    assert_eq!(
-        (config.seed, config.model.tied, config.optimizer.lr),
-        (7, true, 1e-3)
-    );
-    assert_eq!(
-        (config.optimizer.betas, config.optimizer.kind),
-        ([0.8, 0.9], OptimizerKind::Muon)
-    );
+    assert_eq!((config.seed, config.model.tied, config.optimizer.lr), (7, true, 1e-3));
+    assert_eq!((config.optimizer.betas, config.optimizer.kind), ([0.8, 0.9], OptimizerKind::Muon));
     assert_eq!((config.optimizer.ns_steps, config.train.steps), (8, 12));
     assert_eq!(config.data.train, "some/folder");
     let pc = config.pc.expect("a [pc] section");
-    assert_eq!(
-        (pc.targets, pc.level, pc.coefficients),
-        (vec![Target::Q, Target::K], None, Some(vec![1.5, -0.5]))
-    );
+    assert_eq!((pc.targets, pc.level, pc.coefficients), (vec![Target::Q, Target::K], None, Some(vec![1.5, -0.5])));
 }
 
 #[test]
 fn set_errors_quote_the_setting() {
     let refused = |set: &str| parse("", &[set]).expect_err("a setting that must be refused");
-    assert_eq!(
-        refused("train.steps"),
-        "--set train.steps: found no \"=\", expected section.key=value"
-    );
-    assert_eq!(
-        refused("train.step=3"),
-        "--set train.step=3: unknown key \"step\" in [train]\nhint: did you mean train.steps?"
-    );
-    assert_eq!(
-        refused("trian.steps=3"),
-        "--set trian.steps=3: unknown section [trian]\nhint: did you mean [train]?"
-    );
+    assert_eq!(refused("train.steps"), "--set train.steps: found no \"=\", expected section.key=value");
+    assert_eq!(refused("train.step=3"), "--set train.step=3: unknown key \"step\" in [train]\nhint: did you mean train.steps?");
+    assert_eq!(refused("trian.steps=3"), "--set trian.steps=3: unknown section [trian]\nhint: did you mean [train]?");
     assert_eq!(
         refused("train.steps=many"),
         "--set train.steps=many: train.steps: found \"many\", expected a whole number from 1 up"
@@ -239,28 +160,18 @@ fn set_errors_quote_the_setting() {
 #[test]
 fn bad_toml_names_the_line_in_one_sentence() {
     let message = error("seed = 1\n[train\n");
-    assert!(
-        message.starts_with("test.toml: line 2: ") && !message.contains('\n'),
-        "{message}"
-    );
+    assert!(message.starts_with("test.toml: line 2: ") && !message.contains('\n'), "{message}");
 }
 
 #[test]
 fn a_missing_file_is_not_a_usage_error() {
     let failure = Config::load(Some(Path::new("no/such.toml")), &[]).expect_err("no such file");
-    assert_eq!(
-        (failure.status, failure.to_string().as_str()),
-        (1, "cannot read no/such.toml: no such file or folder")
-    );
+    assert_eq!((failure.status, failure.to_string().as_str()), (1, "cannot read no/such.toml: no such file or folder"));
 }
 
 #[test]
 fn the_vocabulary_comes_from_key_tokenizer_or_preset() {
-    let vocab = |text: &str, tokenizer| {
-        parse(text, &[])?
-            .resolve_vocab(tokenizer)
-            .map_err(|failure| failure.to_string())
-    };
+    let vocab = |text: &str, tokenizer| parse(text, &[])?.resolve_vocab(tokenizer).map_err(|failure| failure.to_string());
     assert_eq!(vocab("[model]\nvocab = 500", Some(400)), Ok(500));
     assert_eq!(vocab("[model]\npreset = \"20M\"", Some(400)), Ok(400));
     assert_eq!(vocab("[model]\npreset = \"20M\"", None), Ok(32_000));

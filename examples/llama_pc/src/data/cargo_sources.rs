@@ -15,10 +15,7 @@ pub fn find(lockfile: &Path) -> Result<Vec<TextFile>, Failure> {
     let registries = folders(&sources);
     let mut files = Vec::new();
     for name in crates(lockfile)? {
-        let unpacked = registries
-            .iter()
-            .map(|registry| registry.join(&name))
-            .find(|path| path.is_dir());
+        let unpacked = registries.iter().map(|registry| registry.join(&name)).find(|path| path.is_dir());
         if let Some(path) = unpacked {
             walk(&path, &name, &mut |file| files.push(file))?;
         }
@@ -37,26 +34,16 @@ pub fn find(lockfile: &Path) -> Result<Vec<TextFile>, Failure> {
 
 /// `NAME-VERSION` of every crate that comes from a registry.
 fn crates(lockfile: &Path) -> Result<Vec<String>, Failure> {
-    let text =
-        std::fs::read_to_string(lockfile).map_err(|error| Failure::io("read", lockfile, &error))?;
+    let text = std::fs::read_to_string(lockfile).map_err(|error| Failure::io("read", lockfile, &error))?;
     let table = text.parse::<toml::Table>().ok();
-    let packages = table
-        .as_ref()
-        .and_then(|table| table.get("package")?.as_array());
-    let packages = packages.ok_or_else(|| {
-        Failure::other(format!(
-            "{}: found no [[package]] list, expected a Cargo.lock",
-            lockfile.display()
-        ))
-    })?;
+    let packages = table.as_ref().and_then(|table| table.get("package")?.as_array());
+    let packages = packages
+        .ok_or_else(|| Failure::other(format!("{}: found no [[package]] list, expected a Cargo.lock", lockfile.display())))?;
     let mut names: Vec<String> = packages
         .iter()
         .filter(|package| package.get("source").is_some())
         .filter_map(|package| {
-            let (name, version) = (
-                package.get("name")?.as_str()?,
-                package.get("version")?.as_str()?,
-            );
+            let (name, version) = (package.get("name")?.as_str()?, package.get("version")?.as_str()?);
             Some(format!("{name}-{version}"))
         })
         .collect();
@@ -68,20 +55,13 @@ fn crates(lockfile: &Path) -> Result<Vec<String>, Failure> {
 fn cargo_home() -> Result<PathBuf, Failure> {
     let set = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     set.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))
-        .ok_or_else(|| {
-            Failure::other(
-                "found neither CARGO_HOME nor a home folder, expected cargo's sources there",
-            )
-        })
+        .ok_or_else(|| Failure::other("found neither CARGO_HOME nor a home folder, expected cargo's sources there"))
 }
 
 /// The folders in a folder, sorted; none if it is not there.
 fn folders(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut folders: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort();
     folders
 }
@@ -94,10 +74,7 @@ fn hand_written(path: &Path) -> bool {
     let Ok(bytes) = std::fs::read(path) else {
         return true;
     };
-    bytes.len() <= MAX_FILE_BYTES
-        && bytes
-            .split(|byte| *byte == b'\n')
-            .all(|line| line.len() <= MAX_LINE_BYTES)
+    bytes.len() <= MAX_FILE_BYTES && bytes.split(|byte| *byte == b'\n').all(|line| line.len() <= MAX_LINE_BYTES)
 }
 
 #[cfg(test)]

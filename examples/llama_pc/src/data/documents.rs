@@ -40,45 +40,26 @@ type Visit<'a> = dyn FnMut(Document) -> Result<ControlFlow<()>, Failure> + 'a;
 
 impl Corpus {
     /// Lists the files of `paths`, folders with all they contain, and the crates' sources if a lockfile is given.
-    pub fn find(
-        paths: &[PathBuf],
-        lockfile: Option<&Path>,
-        text_field: &str,
-        max_bytes: Option<u64>,
-    ) -> Result<Self, Failure> {
+    pub fn find(paths: &[PathBuf], lockfile: Option<&Path>, text_field: &str, max_bytes: Option<u64>) -> Result<Self, Failure> {
         let mut files = Vec::new();
         for path in paths {
             if path.is_dir() {
                 walk(path, "", &mut |file| files.push(file))?;
             } else {
                 File::open(path).map_err(|error| Failure::io("read", path, &error))?;
-                let name = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                files.push(TextFile {
-                    path: path.clone(),
-                    name,
-                });
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                files.push(TextFile { path: path.clone(), name });
             }
         }
         if let Some(lockfile) = lockfile {
             files.extend(cargo_sources::find(lockfile)?);
         }
-        Ok(Self {
-            files,
-            text_field: text_field.to_owned(),
-            max_bytes: max_bytes.unwrap_or(u64::MAX),
-        })
+        Ok(Self { files, text_field: text_field.to_owned(), max_bytes: max_bytes.unwrap_or(u64::MAX) })
     }
 
     /// Hands every document that has text to `visit`, in order, until `max_bytes` would be exceeded. Returns the files
     /// that were left out because they are not UTF-8.
-    pub fn for_each(
-        &self,
-        mut visit: impl FnMut(Document) -> Result<(), Failure>,
-    ) -> Result<Vec<&Path>, Failure> {
+    pub fn for_each(&self, mut visit: impl FnMut(Document) -> Result<(), Failure>) -> Result<Vec<&Path>, Failure> {
         let mut bytes = 0;
         let mut skipped = Vec::new();
         let mut counted = |document: Document| {
@@ -93,10 +74,7 @@ impl Corpus {
             Ok(ControlFlow::Continue(()))
         };
         for file in &self.files {
-            let extension = file
-                .path
-                .extension()
-                .and_then(|extension| extension.to_str());
+            let extension = file.path.extension().and_then(|extension| extension.to_str());
             let flow = match extension {
                 Some("jsonl") => json_lines(file, &self.text_field, &mut counted)?,
                 Some("parquet") => parquet_rows(file, &self.text_field, &mut counted)?,
@@ -131,11 +109,7 @@ pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(TextFile)) -> Res
             continue;
         }
         let path = entry.path();
-        let name = if prefix.is_empty() {
-            name
-        } else {
-            format!("{prefix}/{name}")
-        };
+        let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         if entry.file_type().map_err(fail)?.is_dir() {
             walk(&path, &name, found)?;
         } else if path.is_file() {
@@ -147,47 +121,30 @@ pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(TextFile)) -> Res
 
 /// The file as one document, or `None` if it is not UTF-8.
 fn whole(file: &TextFile) -> Result<Option<Document>, Failure> {
-    let bytes =
-        std::fs::read(&file.path).map_err(|error| Failure::io("read", &file.path, &error))?;
-    Ok(String::from_utf8(bytes).ok().map(|text| Document {
-        name: file.name.clone(),
-        text,
-    }))
+    let bytes = std::fs::read(&file.path).map_err(|error| Failure::io("read", &file.path, &error))?;
+    Ok(String::from_utf8(bytes).ok().map(|text| Document { name: file.name.clone(), text }))
 }
 
 /// A document for every line that is not blank.
-fn json_lines(
-    file: &TextFile,
-    field: &str,
-    visit: &mut Visit<'_>,
-) -> Result<ControlFlow<()>, Failure> {
+fn json_lines(file: &TextFile, field: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
     let path = &file.path;
-    let reader =
-        BufReader::new(File::open(path).map_err(|error| Failure::io("read", path, &error))?);
+    let reader = BufReader::new(File::open(path).map_err(|error| Failure::io("read", path, &error))?);
     for (number, line) in (1..).zip(reader.lines()) {
         let line = line.map_err(|error| Failure::io("read", path, &error))?;
         if line.trim().is_empty() {
             continue;
         }
         let place = format!("{}: line {number}", path.display());
-        let mut value: serde_json::Value = serde_json::from_str(&line).map_err(|error| {
-            Failure::other(format!("{place}: found {error}, expected a JSON object"))
-        })?;
+        let mut value: serde_json::Value = serde_json::from_str(&line)
+            .map_err(|error| Failure::other(format!("{place}: found {error}, expected a JSON object")))?;
         let text = match value.get_mut(field).map(serde_json::Value::take) {
             Some(serde_json::Value::String(text)) => text,
             _ => {
-                return Err(Failure::other(format!(
-                    "{place}: found no string \"{field}\", expected the text there"
-                ))
-                .hint("name the field with --text-field"));
+                return Err(Failure::other(format!("{place}: found no string \"{field}\", expected the text there"))
+                    .hint("name the field with --text-field"));
             }
         };
-        if visit(Document {
-            name: format!("{}:{number}", file.name),
-            text,
-        })?
-        .is_break()
-        {
+        if visit(Document { name: format!("{}:{number}", file.name), text })?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
@@ -195,43 +152,22 @@ fn json_lines(
 }
 
 /// A document for every row whose column is not null; no other column is decoded.
-fn parquet_rows(
-    file: &TextFile,
-    column: &str,
-    visit: &mut Visit<'_>,
-) -> Result<ControlFlow<()>, Failure> {
+fn parquet_rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
     let path = &file.path;
     let fail = |error: parquet::errors::ParquetError| {
-        Failure::other(format!(
-            "{}: found {error}, expected a Parquet file",
-            path.display()
-        ))
+        Failure::other(format!("{}: found {error}, expected a Parquet file", path.display()))
     };
     let open = File::open(path).map_err(|error| Failure::io("read", path, &error))?;
     let reader = SerializedFileReader::new(open).map_err(fail)?;
     let schema = reader.metadata().file_metadata().schema();
-    let found = schema
-        .get_fields()
-        .iter()
-        .find(|field| field.name() == column)
-        .cloned();
+    let found = schema.get_fields().iter().find(|field| field.name() == column).cloned();
     let field = found.ok_or_else(|| {
-        let columns: Vec<&str> = schema
-            .get_fields()
-            .iter()
-            .map(|field| field.name())
-            .collect();
+        let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
         let columns = columns.join(", ");
-        Failure::other(format!(
-            "{}: found columns {columns}, expected \"{column}\"",
-            path.display()
-        ))
-        .hint("name the column with --text-field")
+        Failure::other(format!("{}: found columns {columns}, expected \"{column}\"", path.display()))
+            .hint("name the column with --text-field")
     })?;
-    let only = Type::group_type_builder(schema.name())
-        .with_fields(vec![field])
-        .build()
-        .map_err(fail)?;
+    let only = Type::group_type_builder(schema.name()).with_fields(vec![field]).build().map_err(fail)?;
     for (number, row) in (1..).zip(reader.get_row_iter(Some(only)).map_err(fail)?) {
         let Some(text) = row_text(row.map_err(fail)?) else {
             return Err(Failure::other(format!(
@@ -239,12 +175,7 @@ fn parquet_rows(
                 path.display()
             )));
         };
-        if visit(Document {
-            name: format!("{}:{number}", file.name),
-            text,
-        })?
-        .is_break()
-        {
+        if visit(Document { name: format!("{}:{number}", file.name), text })?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }

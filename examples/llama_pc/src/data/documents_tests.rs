@@ -19,9 +19,7 @@ fn read(corpus: &Corpus) -> Result<(Vec<(String, String)>, usize), Failure> {
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter()
-        .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
-        .collect()
+    list.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
 }
 
 #[test]
@@ -34,13 +32,8 @@ fn folders_are_read_in_order_without_hidden_and_foreign_files() {
     write(root, "a/.hidden", b"no");
     write(root, "picture.png", &[0xff, 0xd8, 0xff]);
     write(root, "void.txt", b"");
-    let lines = write(
-        root,
-        "c.jsonl",
-        b"{\"text\": \"x\", \"id\": 1}\n\n{\"text\": \"y\"}\n",
-    );
-    let corpus =
-        Corpus::find(&[root.to_owned(), lines], None, "text", None).expect("the files are there");
+    let lines = write(root, "c.jsonl", b"{\"text\": \"x\", \"id\": 1}\n\n{\"text\": \"y\"}\n");
+    let corpus = Corpus::find(&[root.to_owned(), lines], None, "text", None).expect("the files are there");
     let expected = pairs(&[
         ("a/one.txt", "über"),
         ("a/two.rs", "fn two() {}"),
@@ -56,17 +49,10 @@ fn folders_are_read_in_order_without_hidden_and_foreign_files() {
 #[test]
 fn the_cap_counts_whole_documents() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let lines = write(
-        folder.path(),
-        "c.jsonl",
-        b"{\"t\": \"123\"}\n{\"t\": \"456\"}\n{\"t\": \"7\"}\n",
-    );
+    let lines = write(folder.path(), "c.jsonl", b"{\"t\": \"123\"}\n{\"t\": \"456\"}\n{\"t\": \"7\"}\n");
     let corpus = Corpus::find(&[lines], None, "t", Some(6)).expect("the file is there");
     let (documents, _) = read(&corpus).expect("good text");
-    assert_eq!(
-        documents,
-        pairs(&[("c.jsonl:1", "123"), ("c.jsonl:2", "456")])
-    );
+    assert_eq!(documents, pairs(&[("c.jsonl:1", "123"), ("c.jsonl:2", "456")]));
 }
 
 #[test]
@@ -77,9 +63,7 @@ fn bad_lines_and_files_are_named() {
         let corpus = Corpus::find(&[path], None, "text", None).expect("the file is there");
         let failure = read(&corpus).expect_err("text that must be refused");
         assert_eq!(failure.status, 1);
-        failure
-            .to_string()
-            .replace(&format!("{}", folder.path().join("").display()), "")
+        failure.to_string().replace(&format!("{}", folder.path().join("").display()), "")
     };
     assert_eq!(
         error("a.jsonl", b"{\"text\": \"x\"}\n{\"body\": \"y\"}\n"),
@@ -103,33 +87,20 @@ fn parquet_columns_are_documents() {
     let file = File::create(&path).expect("the file is made");
     let mut writer = SerializedFileWriter::new(file, schema, Default::default()).expect("a writer");
     let mut group = writer.next_row_group().expect("a row group");
-    let columns = [
-        (vec!["1", "2", "3"], None),
-        (vec!["one", "three"], Some([1i16, 0, 1])),
-    ];
+    let columns = [(vec!["1", "2", "3"], None), (vec!["one", "three"], Some([1i16, 0, 1]))];
     for (values, defined) in columns {
         let values: Vec<ByteArray> = values.into_iter().map(ByteArray::from).collect();
         let mut column = group.next_column().expect("a column").expect("one more");
         let defined = defined.as_ref().map(|levels| levels.as_slice());
-        column
-            .typed::<ByteArrayType>()
-            .write_batch(&values, defined, None)
-            .expect("values are written");
+        column.typed::<ByteArrayType>().write_batch(&values, defined, None).expect("values are written");
         column.close().expect("the column closes");
     }
     group.close().expect("the group closes");
     writer.close().expect("the file closes");
 
-    let corpus = |field: &str| {
-        Corpus::find(std::slice::from_ref(&path), None, field, None).expect("the file is there")
-    };
+    let corpus = |field: &str| Corpus::find(std::slice::from_ref(&path), None, field, None).expect("the file is there");
     let expected = pairs(&[("a.parquet:1", "one"), ("a.parquet:3", "three")]);
     assert_eq!(read(&corpus("text")).expect("good text").0, expected);
-    let message = read(&corpus("body"))
-        .expect_err("no such column")
-        .to_string();
-    assert!(
-        message.contains("found columns id, text, expected \"body\""),
-        "{message}"
-    );
+    let message = read(&corpus("body")).expect_err("no such column").to_string();
+    assert!(message.contains("found columns id, text, expected \"body\""), "{message}");
 }

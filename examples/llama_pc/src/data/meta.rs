@@ -53,11 +53,7 @@ pub fn bytes_per_token(data: &Path) -> Option<f64> {
 /// The `tokenizer.json` that belongs to data: in its folder or the one above.
 pub fn tokenizer_of(data: &Path) -> Option<PathBuf> {
     let folders = [Some(data), data.parent()];
-    folders
-        .into_iter()
-        .flatten()
-        .map(|folder| folder.join("tokenizer.json"))
-        .find(|path| path.is_file())
+    folders.into_iter().flatten().map(|folder| folder.join("tokenizer.json")).find(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -67,11 +63,7 @@ mod tests {
     #[test]
     fn bytes_per_token_are_those_of_the_part() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let part = |bytes, tokens| Part {
-            documents: 1,
-            bytes,
-            tokens,
-        };
+        let part = |bytes, tokens| Part { documents: 1, bytes, tokens };
         let meta = Meta {
             vocab: 300,
             tokenizer: "byte-level BPE".to_owned(),

@@ -21,21 +21,12 @@ const BATCH_BYTES: usize = 4 << 20;
 /// Runs the command.
 pub fn run(args: &cli::Prepare) -> Result<(), Failure> {
     check(args)?;
-    let corpus = Corpus::find(
-        &args.text,
-        args.cargo_sources.as_deref(),
-        &args.text_field,
-        args.max_bytes,
-    )?;
+    let corpus = Corpus::find(&args.text, args.cargo_sources.as_deref(), &args.text_field, args.max_bytes)?;
     let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
     let survey = Survey::take(&corpus, args.seed, args.val_fraction, given.is_none())?;
     report(&survey);
     let kind = match &args.tokenizer {
-        Some(path) => path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        Some(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         None => "byte-level BPE".to_owned(),
     };
     let tokenizer = match (given, args.train_bpe) {
@@ -47,22 +38,12 @@ pub fn run(args: &cli::Prepare) -> Result<(), Failure> {
     let (train, val) = encode(&corpus, &survey, &tokenizer, &out.path)?;
     let vocab = tokenizer.vocab_size();
     tokenizer.save(&out.path.join("tokenizer.json"))?;
-    Meta {
-        vocab,
-        tokenizer: kind,
-        seed: args.seed,
-        val_fraction: args.val_fraction,
-        train,
-        val,
-    }
-    .save(&out.path)?;
+    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction: args.val_fraction, train, val }.save(&out.path)?;
     out.finish(&args.out)?;
     for (name, part) in [("train", train), ("val", val)] {
         let (documents, tokens) = (grouped(part.documents), grouped(part.tokens));
         let ratio = part.bytes as f64 / part.tokens as f64;
-        note(&format!(
-            "{name}: {documents} documents, {tokens} tokens, {ratio:.2} bytes a token"
-        ));
+        note(&format!("{name}: {documents} documents, {tokens} tokens, {ratio:.2} bytes a token"));
     }
     print(&format!("{}\n", args.out.display()))
 }
@@ -71,66 +52,41 @@ pub fn run(args: &cli::Prepare) -> Result<(), Failure> {
 fn check(args: &cli::Prepare) -> Result<(), Failure> {
     let fraction = args.val_fraction;
     if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Failure::usage(format!(
-            "--val-fraction: found {fraction}, expected a number above 0 to below 1"
-        )));
+        return Err(Failure::usage(format!("--val-fraction: found {fraction}, expected a number above 0 to below 1")));
     }
     const MAX_VOCAB: usize = 1 << 20;
-    if let Some(vocab) = args
-        .train_bpe
-        .filter(|vocab| !(MIN_VOCAB..=MAX_VOCAB).contains(vocab))
-    {
+    if let Some(vocab) = args.train_bpe.filter(|vocab| !(MIN_VOCAB..=MAX_VOCAB).contains(vocab)) {
         return Err(Failure::usage(format!(
             "--train-bpe: found {vocab}, expected {MIN_VOCAB} (the bytes and two special tokens) to {MAX_VOCAB}"
         )));
     }
     if args.out.exists() {
-        return Err(Failure::usage(format!(
-            "--out {}: found it exists already, expected a new folder",
-            args.out.display()
-        )));
+        return Err(Failure::usage(format!("--out {}: found it exists already, expected a new folder", args.out.display())));
     }
     Ok(())
 }
 
 fn report(survey: &Survey) {
     for path in &survey.skipped {
-        note(&format!(
-            "note: {} is not UTF-8 text and was skipped",
-            path.display()
-        ));
+        note(&format!("note: {} is not UTF-8 text and was skipped", path.display()));
     }
     let megabytes = survey.bytes as f64 / 1e6;
-    note(&format!(
-        "{} documents, {megabytes:.1} MB of text",
-        grouped(survey.documents)
-    ));
+    note(&format!("{} documents, {megabytes:.1} MB of text", grouped(survey.documents)));
 }
 
 fn train(survey: &Survey, vocab: usize) -> Result<Tokenizer, Failure> {
     let megabytes = survey.sample.iter().map(String::len).sum::<usize>() as f64 / 1e6;
-    note(&format!(
-        "training a tokenizer of {} tokens on {megabytes:.1} MB",
-        grouped(vocab as u64)
-    ));
+    note(&format!("training a tokenizer of {} tokens on {megabytes:.1} MB", grouped(vocab as u64)));
     let tokenizer = Tokenizer::train(&survey.sample, vocab)?;
     let found = tokenizer.vocab_size();
     if found < vocab {
-        note(&format!(
-            "note: the text has pairs for {} tokens only",
-            grouped(found as u64)
-        ));
+        note(&format!("note: the text has pairs for {} tokens only", grouped(found as u64)));
     }
     Ok(tokenizer)
 }
 
 /// The second pass: every document into its side's shards.
-fn encode(
-    corpus: &Corpus,
-    survey: &Survey,
-    tokenizer: &Tokenizer,
-    out: &Path,
-) -> Result<(Part, Part), Failure> {
+fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<(Part, Part), Failure> {
     let mut train = Side::create(&out.join("train"))?;
     let mut val = Side::create(&out.join("val"))?;
     let mut progress = Progress::new("encoding", 0, survey.bytes);
@@ -138,22 +94,15 @@ fn encode(
     let mut waiting = 0;
     let mut done = 0;
     let mut flush = |batch: &mut Vec<Document>, bytes: usize| {
-        let texts = batch
-            .iter()
-            .map(|document| document.text.as_str())
-            .collect();
+        let texts = batch.iter().map(|document| document.text.as_str()).collect();
         for (document, tokens) in batch.iter().zip(tokenizer.encode_documents(texts)?) {
-            let side = if survey.split.is_val(document) {
-                &mut val
-            } else {
-                &mut train
-            };
+            let side = if survey.split.is_val(document) { &mut val } else { &mut train };
             side.write(document, &tokens)?;
         }
         batch.clear();
         done += bytes as u64;
         progress.set(done, "bytes");
-        Ok(())
+        Ok::<(), Failure>(())
     };
     corpus.for_each(|document| {
         waiting += document.text.len();
@@ -176,10 +125,7 @@ struct Side {
 
 impl Side {
     fn create(folder: &Path) -> Result<Self, Failure> {
-        Ok(Self {
-            shards: ShardWriter::create(folder, SHARD_TOKENS)?,
-            part: Part::default(),
-        })
+        Ok(Self { shards: ShardWriter::create(folder, SHARD_TOKENS)?, part: Part::default() })
     }
 
     fn write(&mut self, document: &Document, tokens: &[u32]) -> Result<(), Failure> {
@@ -202,12 +148,9 @@ struct Unfinished {
 
 impl Unfinished {
     fn create(out: &Path) -> Result<Self, Failure> {
-        let name = out.file_name().ok_or_else(|| {
-            Failure::usage(format!(
-                "--out {}: found no name, expected a new folder",
-                out.display()
-            ))
-        })?;
+        let name = out
+            .file_name()
+            .ok_or_else(|| Failure::usage(format!("--out {}: found no name, expected a new folder", out.display())))?;
         let path = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         if path.exists() {
             // Left by a preparation that was killed.

@@ -59,19 +59,11 @@ mod tests {
 
     #[test]
     fn every_wire_type_is_read() {
-        let bytes = [
-            0x08, 0x96, 0x01, 0x12, 0x02, b'h', b'i', 0x1d, 0, 0, 0x80, 0x3f, 0x21, 1, 0, 0, 0, 0,
-            0, 0, 0,
-        ];
+        let bytes = [0x08, 0x96, 0x01, 0x12, 0x02, b'h', b'i', 0x1d, 0, 0, 0x80, 0x3f, 0x21, 1, 0, 0, 0, 0, 0, 0, 0];
         let fields = fields(&bytes).expect("a message");
         assert!(matches!(
             fields[..],
-            [
-                (1, Field::Integer(150)),
-                (2, Field::Bytes(b"hi")),
-                (3, Field::Fixed32(0x3f80_0000)),
-                (4, Field::Integer(1))
-            ]
+            [(1, Field::Integer(150)), (2, Field::Bytes(b"hi")), (3, Field::Fixed32(0x3f80_0000)), (4, Field::Integer(1))]
         ));
     }
 

@@ -58,9 +58,7 @@ pub fn to_json(bytes: &[u8]) -> Result<Value, String> {
             "byte_fallback": model.byte_fallback,
         }),
         other => {
-            return Err(format!(
-                "found algorithm {other}, expected unigram ({UNIGRAM}) or BPE ({BPE})"
-            ));
+            return Err(format!("found algorithm {other}, expected unigram ({UNIGRAM}) or BPE ({BPE})"));
         }
     };
     Ok(json!({
@@ -115,12 +113,8 @@ impl Model {
     }
 
     fn bpe(&self, unknown: usize) -> Value {
-        let vocab: serde_json::Map<String, Value> = self
-            .pieces
-            .iter()
-            .enumerate()
-            .map(|(id, piece)| (piece.text.clone(), json!(id)))
-            .collect();
+        let vocab: serde_json::Map<String, Value> =
+            self.pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), json!(id))).collect();
         json!({
             "type": "BPE",
             "dropout": null,
@@ -137,15 +131,8 @@ impl Model {
 
     /// Every pair of pieces that makes a piece, best score first, ties by the ids.
     fn merges(&self) -> Vec<(&str, &str)> {
-        let mergeable = self
-            .pieces
-            .iter()
-            .enumerate()
-            .filter(|(_, piece)| matches!(piece.kind, NORMAL | USER_DEFINED));
-        let ids: HashMap<&str, usize> = mergeable
-            .clone()
-            .map(|(id, piece)| (piece.text.as_str(), id))
-            .collect();
+        let mergeable = self.pieces.iter().enumerate().filter(|(_, piece)| matches!(piece.kind, NORMAL | USER_DEFINED));
+        let ids: HashMap<&str, usize> = mergeable.clone().map(|(id, piece)| (piece.text.as_str(), id)).collect();
         let mut merges = Vec::new();
         for (id, piece) in mergeable {
             for (at, _) in piece.text.char_indices().skip(1) {
@@ -155,21 +142,14 @@ impl Model {
                 }
             }
         }
-        merges.sort_by(|a, b| {
-            b.0.total_cmp(&a.0)
-                .then_with(|| (a.1, a.2, a.3).cmp(&(b.1, b.2, b.3)))
-        });
+        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
         let text = |id: usize| self.pieces[id].text.as_str();
-        merges
-            .into_iter()
-            .map(|(.., left, right)| (text(left), text(right)))
-            .collect()
+        merges.into_iter().map(|(.., left, right)| (text(left), text(right))).collect()
     }
 
     fn added_tokens(&self) -> Vec<Value> {
         let added = self.pieces.iter().enumerate();
-        let added =
-            added.filter(|(_, piece)| matches!(piece.kind, UNKNOWN | CONTROL | USER_DEFINED));
+        let added = added.filter(|(_, piece)| matches!(piece.kind, UNKNOWN | CONTROL | USER_DEFINED));
         added
             .map(|(id, piece)| {
                 json!({
@@ -188,9 +168,7 @@ impl Model {
     fn normalizer(&self) -> Value {
         let mut steps = Vec::new();
         if !self.charsmap.is_empty() {
-            steps.push(
-                json!({"type": "Precompiled", "precompiled_charsmap": base64(&self.charsmap)}),
-            );
+            steps.push(json!({"type": "Precompiled", "precompiled_charsmap": base64(&self.charsmap)}));
         }
         if self.merge_spaces {
             let extra = r"\A +| +\z|(?<= ) +";
@@ -205,16 +183,10 @@ impl Model {
 
     /// Puts the beginning-of-text piece before a text, for those who ask the tokenizer for special tokens.
     fn post_processor(&self) -> Value {
-        let bos = self
-            .pieces
-            .iter()
-            .position(|piece| piece.kind == CONTROL && piece.text == "<s>");
+        let bos = self.pieces.iter().position(|piece| piece.kind == CONTROL && piece.text == "<s>");
         let Some(id) = bos else { return Value::Null };
         let bos = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
-        let (a, b) = (
-            json!({"Sequence": {"id": "A", "type_id": 0}}),
-            json!({"Sequence": {"id": "B", "type_id": 0}}),
-        );
+        let (a, b) = (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 0}}));
         json!({
             "type": "TemplateProcessing",
             "single": [bos, a],
@@ -238,11 +210,7 @@ impl Model {
 
 impl Piece {
     fn parse(bytes: &[u8]) -> Option<Self> {
-        let mut piece = Self {
-            text: String::new(),
-            score: 0.0,
-            kind: NORMAL,
-        };
+        let mut piece = Self { text: String::new(), score: 0.0, kind: NORMAL };
         for field in fields(bytes)? {
             match field {
                 (1, Field::Bytes(text)) => piece.text = std::str::from_utf8(text).ok()?.to_owned(),
@@ -276,10 +244,7 @@ mod tests {
 
     #[test]
     fn base64_pads() {
-        assert_eq!(
-            ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())),
-            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]
-        );
+        assert_eq!(["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())), ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
     }
 
     #[test]

@@ -27,12 +27,7 @@ impl ShardWriter {
     /// Makes the folder. A shard ends with the document that brings it to `shard_tokens` or more.
     pub fn create(folder: &Path, shard_tokens: u64) -> Result<Self, Failure> {
         std::fs::create_dir(folder).map_err(|error| Failure::io("create", folder, &error))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            shard_tokens,
-            shards: 0,
-            open: None,
-        })
+        Ok(Self { folder: folder.to_owned(), shard_tokens, shards: 0, open: None })
     }
 
     /// Appends a document, whole.
@@ -41,10 +36,7 @@ impl ShardWriter {
             Some(shard) => shard,
             None => self.begin()?,
         };
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|token| token.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         shard.bin.write(&bytes)?;
         shard.idx.write(&shard.tokens.to_le_bytes())?;
         shard.tokens += tokens.len() as u64;
@@ -88,22 +80,15 @@ struct Output {
 impl Output {
     fn create(path: PathBuf) -> Result<Self, Failure> {
         let file = File::create(&path).map_err(|error| Failure::io("create", &path, &error))?;
-        Ok(Self {
-            path,
-            file: BufWriter::with_capacity(1 << 16, file),
-        })
+        Ok(Self { path, file: BufWriter::with_capacity(1 << 16, file) })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file
-            .write_all(bytes)
-            .map_err(|error| Failure::io("write", &self.path, &error))
+        self.file.write_all(bytes).map_err(|error| Failure::io("write", &self.path, &error))
     }
 
     fn finish(mut self) -> Result<(), Failure> {
-        self.file
-            .flush()
-            .map_err(|error| Failure::io("write", &self.path, &error))
+        self.file.flush().map_err(|error| Failure::io("write", &self.path, &error))
     }
 }
 
@@ -126,9 +111,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(&path).expect("a folder").count(), 4);
         let stream = TokenStream::open(&path, 11).expect("good shards");
         let mut tokens = Vec::new();
-        stream
-            .read(0..stream.len(), &mut tokens)
-            .expect("good tokens");
+        stream.read(0..stream.len(), &mut tokens).expect("good tokens");
         assert_eq!(tokens, (1..=10).collect::<Vec<_>>());
     }
 }

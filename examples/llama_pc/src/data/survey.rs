@@ -33,16 +33,8 @@ pub struct Split {
 
 impl Survey {
     /// Reads all documents once.
-    pub fn take(
-        corpus: &Corpus,
-        seed: u64,
-        val_fraction: f64,
-        want_sample: bool,
-    ) -> Result<Self, Failure> {
-        let mut split = Split {
-            seed,
-            threshold: (val_fraction * 2f64.powi(64)) as u64,
-        };
+    pub fn take(corpus: &Corpus, seed: u64, val_fraction: f64, want_sample: bool) -> Result<Self, Failure> {
+        let mut split = Split { seed, threshold: (val_fraction * 2f64.powi(64)) as u64 };
         let (mut documents, mut bytes) = (0, 0);
         let (mut lowest, mut highest) = (u64::MAX, 0);
         let mut sample = Sample::new(SAMPLE_BYTES);
@@ -65,13 +57,7 @@ impl Survey {
         }
         split.threshold = split.threshold.clamp(lowest + 1, highest);
         let sample = sample.texts(&split);
-        Ok(Self {
-            documents,
-            bytes,
-            skipped,
-            split,
-            sample,
-        })
+        Ok(Self { documents, bytes, skipped, split, sample })
     }
 }
 
@@ -83,14 +69,9 @@ impl Split {
 
     /// FNV-1a over name and text, keyed by the seed and mixed, because FNV's high bits alone are poor.
     fn hash(&self, document: &Document) -> u64 {
-        let bytes = document
-            .name
-            .bytes()
-            .chain([0xff])
-            .chain(document.text.bytes());
-        let fnv = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let bytes = document.name.bytes().chain([0xff]).chain(document.text.bytes());
+        let fnv =
+            bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         mix(fnv ^ mix(self.seed))
     }
 }
@@ -106,12 +87,7 @@ struct Sample {
 
 impl Sample {
     fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            bar: u64::MAX,
-            bytes: 0,
-            kept: Vec::new(),
-        }
+        Self { limit, bar: u64::MAX, bytes: 0, kept: Vec::new() }
     }
 
     fn offer(&mut self, hash: u64, mut text: String) {
@@ -131,10 +107,7 @@ impl Sample {
 
     /// The sampled texts that are not for validation.
     fn texts(self, split: &Split) -> Vec<String> {
-        let train = self
-            .kept
-            .into_iter()
-            .filter(|(hash, _)| *hash >= split.threshold);
+        let train = self.kept.into_iter().filter(|(hash, _)| *hash >= split.threshold);
         train.map(|(_, text)| text).collect()
     }
 }
@@ -149,23 +122,13 @@ mod tests {
     use super::*;
 
     fn document(i: usize) -> Document {
-        Document {
-            name: format!("d{i}"),
-            text: format!("text {i}"),
-        }
+        Document { name: format!("d{i}"), text: format!("text {i}") }
     }
 
     #[test]
     fn the_split_is_fair_and_follows_the_seed() {
-        let split = |seed| Split {
-            seed,
-            threshold: u64::MAX / 10,
-        };
-        let chosen = |seed| -> Vec<usize> {
-            (0..10_000)
-                .filter(|i| split(seed).is_val(&document(*i)))
-                .collect()
-        };
+        let split = |seed| Split { seed, threshold: u64::MAX / 10 };
+        let chosen = |seed| -> Vec<usize> { (0..10_000).filter(|i| split(seed).is_val(&document(*i))).collect() };
         // 1000 expected, standard deviation 30.
         assert!(chosen(1).len().abs_diff(1000) < 150);
         assert_eq!(chosen(1), chosen(1));
@@ -178,38 +141,19 @@ mod tests {
         for i in 0..5000u64 {
             sample.offer(mix(i), format!("{i:>10}"));
         }
-        assert!(
-            sample.bytes <= 10_000 && sample.bytes > 4_000,
-            "{}",
-            sample.bytes
-        );
-        let early = sample
-            .kept
-            .iter()
-            .filter(|(_, text)| text.trim() < "2500" && text.trim().len() == 4)
-            .count();
+        assert!(sample.bytes <= 10_000 && sample.bytes > 4_000, "{}", sample.bytes);
+        let early = sample.kept.iter().filter(|(_, text)| text.trim() < "2500" && text.trim().len() == 4).count();
         assert!(early > 0 && early < sample.kept.len());
     }
 
     #[test]
     fn few_documents_still_have_both_sides() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let corpus = || {
-            Corpus::find(&[folder.path().to_owned()], None, "text", None)
-                .expect("the folder is there")
-        };
-        let write = |name: &str| {
-            std::fs::write(folder.path().join(name), name).expect("the file is written")
-        };
+        let corpus = || Corpus::find(&[folder.path().to_owned()], None, "text", None).expect("the folder is there");
+        let write = |name: &str| std::fs::write(folder.path().join(name), name).expect("the file is written");
         write("a.txt");
-        let failure = Survey::take(&corpus(), 1, 0.05, false)
-            .err()
-            .expect("one document cannot be split");
-        assert!(
-            failure
-                .to_string()
-                .starts_with("documents with text: found 1, expected at least 2")
-        );
+        let failure = Survey::take(&corpus(), 1, 0.05, false).err().expect("one document cannot be split");
+        assert!(failure.to_string().starts_with("documents with text: found 1, expected at least 2"));
         write("b.txt");
         for fraction in [1e-9, 0.999_999] {
             let survey = Survey::take(&corpus(), 1, fraction, true).expect("two documents");

@@ -18,22 +18,8 @@ const EOS: &str = "<|eos|>";
 
 /// Names under which tokenizers know the beginning and the end of a text, since `tokenizer.json` does not say which is
 /// which; the first one found counts.
-const BOS_NAMES: [&str; 6] = [
-    BOS,
-    "<|begin_of_text|>",
-    "<s>",
-    "<bos>",
-    "[BOS]",
-    "<|startoftext|>",
-];
-const EOS_NAMES: [&str; 6] = [
-    EOS,
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "[EOS]",
-    "<|endoftext|>",
-];
+const BOS_NAMES: [&str; 6] = [BOS, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>"];
+const EOS_NAMES: [&str; 6] = [EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"];
 
 /// The smallest byte-level vocabulary: every byte and the two special tokens.
 pub const MIN_VOCAB: usize = 256 + 2;
@@ -51,10 +37,7 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self, Failure> {
         let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
         let named = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "model")
-        {
+        if path.extension().is_some_and(|extension| extension == "model") {
             let json = sentencepiece::to_json(&bytes).map_err(named)?;
             return Self::from_json(json.to_string()).map_err(named);
         }
@@ -67,8 +50,7 @@ impl Tokenizer {
     /// Trains a byte-level BPE of at most `vocab` tokens: fewer if the texts have no pair left that comes twice. The same
     /// texts give the same tokenizer, in any order.
     pub fn train(texts: &[String], vocab: usize) -> Result<Self, Failure> {
-        let fail =
-            |error: tokenizers::Error| Failure::other(format!("cannot train a tokenizer: {error}"));
+        let fail = |error: tokenizers::Error| Failure::other(format!("cannot train a tokenizer: {error}"));
         let special = [BOS, EOS].map(|token| AddedToken::from(token, true));
         let trainer = BpeTrainer::builder()
             .vocab_size(vocab)
@@ -80,9 +62,7 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::new(BPE::default());
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
         inner.with_decoder(Some(ByteLevel::default()));
-        inner
-            .train(&mut TrainerWrapper::from(trainer), texts.iter())
-            .map_err(fail)?;
+        inner.train(&mut TrainerWrapper::from(trainer), texts.iter()).map_err(fail)?;
         let template = TemplateProcessing::builder()
             .try_single(format!("{BOS} $A"))
             .and_then(|builder| builder.try_pair(format!("{BOS} $A {BOS} $B")))
@@ -92,18 +72,13 @@ impl Tokenizer {
             .map_err(|error| Failure::other(format!("cannot train a tokenizer: {error}")))?;
         inner.with_post_processor(Some(template));
         let json = inner.to_string(true).map_err(fail)?;
-        Self::from_json(json)
-            .map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
+        Self::from_json(json).map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
     }
 
     /// From the text of a `tokenizer.json`; the error says what was found and expected.
     fn from_json(json: String) -> Result<Self, String> {
-        let wrong = |error: tokenizers::Error| {
-            format!(
-                "found {}, expected a tokenizer.json",
-                error.to_string().replace('\n', " ")
-            )
-        };
+        let wrong =
+            |error: tokenizers::Error| format!("found {}, expected a tokenizer.json", error.to_string().replace('\n', " "));
         let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(wrong)?;
         inner.with_truncation(None).map_err(wrong)?;
         inner.with_padding(None);
@@ -111,12 +86,7 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         let id = |names: [&str; 6]| names.iter().find_map(|name| inner.token_to_id(name));
         let (bos, eos) = (id(BOS_NAMES), id(EOS_NAMES));
-        Ok(Self {
-            inner,
-            json,
-            bos,
-            eos,
-        })
+        Ok(Self { inner, json, bos, eos })
     }
 
     /// The tokens of a text, without any special ones.
@@ -127,29 +97,14 @@ impl Tokenizer {
 
     /// The tokens of whole documents, each begun with BOS and ended with EOS where the tokenizer has them; on all cores.
     pub fn encode_documents(&self, texts: Vec<&str>) -> Result<Vec<Vec<u32>>, Failure> {
-        let encodings = self
-            .inner
-            .encode_batch_fast(texts, false)
-            .map_err(unencodable)?;
-        let framed = |ids: &[u32]| {
-            self.bos
-                .iter()
-                .chain(ids)
-                .chain(&self.eos)
-                .copied()
-                .collect()
-        };
-        Ok(encodings
-            .iter()
-            .map(|encoding| framed(encoding.get_ids()))
-            .collect())
+        let encodings = self.inner.encode_batch_fast(texts, false).map_err(unencodable)?;
+        let framed = |ids: &[u32]| self.bos.iter().chain(ids).chain(&self.eos).copied().collect();
+        Ok(encodings.iter().map(|encoding| framed(encoding.get_ids())).collect())
     }
 
     /// The text of tokens, special ones left out. Bytes that are not UTF-8 (yet) read as U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Failure> {
-        self.inner
-            .decode(tokens, true)
-            .map_err(|error| Failure::other(format!("cannot decode tokens: {error}")))
+        self.inner.decode(tokens, true).map_err(|error| Failure::other(format!("cannot decode tokens: {error}")))
     }
 
     /// One more than the highest token.

@@ -5,16 +5,11 @@ use std::path::PathBuf;
 use super::*;
 
 fn texts() -> Vec<String> {
-    (0..50)
-        .map(|i| format!("fn number_{i}() -> usize {{\n    {i} // naïve, größer, 日本語 🦀\n}}\n"))
-        .collect()
+    (0..50).map(|i| format!("fn number_{i}() -> usize {{\n    {i} // naïve, größer, 日本語 🦀\n}}\n")).collect()
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join("fixtures")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("fixtures").join(name)
 }
 
 #[test]
@@ -22,19 +17,9 @@ fn a_trained_tokenizer_round_trips_any_text() {
     let tokenizer = Tokenizer::train(&texts(), 400).expect("a tokenizer");
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), Some(1)));
     assert!((MIN_VOCAB..=400).contains(&tokenizer.vocab_size()));
-    for text in [
-        "",
-        "fn main() {}",
-        "\t tabs\r\n and ünïcode — 漢字 🦀\0",
-        "  leading",
-        "<|bos|> is text here",
-    ] {
+    for text in ["", "fn main() {}", "\t tabs\r\n and ünïcode — 漢字 🦀\0", "  leading", "<|bos|> is text here"] {
         let tokens = tokenizer.encode(text).expect("tokens");
-        assert!(
-            tokens
-                .iter()
-                .all(|token| *token > 1 && (*token as usize) < tokenizer.vocab_size())
-        );
+        assert!(tokens.iter().all(|token| *token > 1 && (*token as usize) < tokenizer.vocab_size()));
         assert_eq!(tokenizer.decode(&tokens).expect("text"), text);
     }
 }
@@ -42,15 +27,10 @@ fn a_trained_tokenizer_round_trips_any_text() {
 #[test]
 fn documents_begin_and_end() {
     let tokenizer = Tokenizer::train(&texts(), 300).expect("a tokenizer");
-    let documents = tokenizer
-        .encode_documents(vec!["a", "fn b"])
-        .expect("tokens");
+    let documents = tokenizer.encode_documents(vec!["a", "fn b"]).expect("tokens");
     for (document, text) in documents.iter().zip(["a", "fn b"]) {
         assert_eq!((document.first(), document.last()), (Some(&0), Some(&1)));
-        assert_eq!(
-            document[1..document.len() - 1],
-            tokenizer.encode(text).expect("tokens")
-        );
+        assert_eq!(document[1..document.len() - 1], tokenizer.encode(text).expect("tokens"));
         assert_eq!(tokenizer.decode(document).expect("text"), text);
     }
 }
@@ -60,10 +40,7 @@ fn training_is_deterministic_and_saves_what_it_made() {
     let mut reversed = texts();
     reversed.reverse();
     let first = Tokenizer::train(&texts(), 400).expect("a tokenizer");
-    assert_eq!(
-        first.json,
-        Tokenizer::train(&reversed, 400).expect("a tokenizer").json
-    );
+    assert_eq!(first.json, Tokenizer::train(&reversed, 400).expect("a tokenizer").json);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("tokenizer.json");
     first.save(&path).expect("it is written");
@@ -73,21 +50,12 @@ fn training_is_deterministic_and_saves_what_it_made() {
 #[test]
 fn foreign_files_are_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, bytes) in [
-        ("tokenizer.json", &b"{\"a\": 1}"[..]),
-        ("b.json", &[0xff]),
-        ("c.model", b"text"),
-    ] {
+    for (name, bytes) in [("tokenizer.json", &b"{\"a\": 1}"[..]), ("b.json", &[0xff]), ("c.model", b"text")] {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).expect("the file is written");
-        let failure = Tokenizer::load(&path)
-            .err()
-            .expect("a file that must be refused");
+        let failure = Tokenizer::load(&path).err().expect("a file that must be refused");
         let message = failure.to_string();
-        assert!(
-            message.contains(name) && message.contains("expected"),
-            "{message}"
-        );
+        assert!(message.contains(name) && message.contains("expected"), "{message}");
         assert_eq!((failure.status, message.lines().count()), (1, 1));
     }
 }
@@ -99,26 +67,14 @@ fn sentencepiece_models_encode_as_the_original() {
     let expected: serde_json::Value = serde_json::from_str(&expected).expect("JSON");
     for (name, cases) in expected.as_object().expect("an object") {
         let tokenizer = Tokenizer::load(&fixture(name)).expect("the model loads");
-        assert_eq!(
-            (tokenizer.bos(), tokenizer.eos()),
-            (Some(1), Some(2)),
-            "{name}"
-        );
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)), "{name}");
         for case in cases.as_array().expect("cases") {
             let text = case["text"].as_str().expect("a text");
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).expect("ids");
-            assert_eq!(
-                tokenizer.encode(text).expect("tokens"),
-                ids,
-                "{name}: {text:?}"
-            );
+            assert_eq!(tokenizer.encode(text).expect("tokens"), ids, "{name}: {text:?}");
             // Null where a piece is unknown, which each library writes in its own way.
             if let Some(decoded) = case["decoded"].as_str() {
-                assert_eq!(
-                    tokenizer.decode(&ids).expect("text"),
-                    decoded,
-                    "{name}: {text:?}"
-                );
+                assert_eq!(tokenizer.decode(&ids).expect("text"), decoded, "{name}: {text:?}");
             }
         }
     }

@@ -53,16 +53,9 @@ impl TokenStream {
             })
             .collect();
         if ends.last().is_none_or(|total| *total == 0) {
-            return Err(Failure::other(format!(
-                "{}: found no tokens, expected at least one",
-                path.display()
-            )));
+            return Err(Failure::other(format!("{}: found no tokens, expected at least one", path.display())));
         }
-        Ok(Self {
-            shards,
-            ends,
-            vocab,
-        })
+        Ok(Self { shards, ends, vocab })
     }
 
     /// Tokens in all shards together.
@@ -73,11 +66,7 @@ impl TokenStream {
     /// Appends the tokens of the range, which must lie within the stream, to `out`. A token outside the vocabulary is an
     /// error that says where it stands.
     pub fn read(&self, range: Range<u64>, out: &mut Vec<u32>) -> Result<(), Failure> {
-        assert!(
-            range.end <= self.len(),
-            "bug: tokens {range:?} of a stream of {}",
-            self.len()
-        );
+        assert!(range.end <= self.len(), "bug: tokens {range:?} of a stream of {}", self.len());
         let first = self.ends.partition_point(|end| *end <= range.start);
         for (shard, end) in self.shards[first..].iter().zip(&self.ends[first..]) {
             let begin = end - shard.len() as u64;
@@ -102,18 +91,12 @@ fn pairs(path: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, Failure> {
     let bins = sorted(path, "bin")?;
     let idxs = sorted(path, "idx")?;
     if bins.is_empty() {
-        return Err(Failure::other(format!(
-            "{}: found no .bin file, expected token shards",
-            path.display()
-        ))
-        .hint("make shards of text with llama_pc prepare"));
+        return Err(Failure::other(format!("{}: found no .bin file, expected token shards", path.display()))
+            .hint("make shards of text with llama_pc prepare"));
     }
     if !idxs.is_empty() && idxs.len() != bins.len() {
         let (bins, idxs) = (bins.len(), idxs.len());
-        return Err(Failure::other(format!(
-            "{}: found {bins} .bin and {idxs} .idx files, expected pairs",
-            path.display()
-        )));
+        return Err(Failure::other(format!("{}: found {bins} .bin and {idxs} .idx files, expected pairs", path.display())));
     }
     let idxs = idxs.into_iter().map(Some).chain(std::iter::repeat(None));
     Ok(bins.into_iter().zip(idxs).collect())
@@ -135,34 +118,19 @@ fn sorted(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failure> {
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, Failure> {
         let bytes = Bytes::open(&path)?;
-        let word = |i: usize| {
-            bytes
-                .get(4 * i..4 * i + 4)
-                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        };
+        let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let format = LLM_C.iter().find(|(magic, ..)| word(0) == Some(*magic));
         let (start, width) = match format {
             Some((magic, version, width)) => {
                 let (found, count) = (word(1), word(2));
                 if found != Some(*version) {
-                    let found =
-                        found.map_or("no version".to_owned(), |found| format!("version {found}"));
-                    return Err(foreign(
-                        &path,
-                        4,
-                        &found,
-                        &format!("version {version} after magic {magic}"),
-                    ));
+                    let found = found.map_or("no version".to_owned(), |found| format!("version {found}"));
+                    return Err(foreign(&path, 4, &found, &format!("version {version} after magic {magic}")));
                 }
                 let expected = HEADER as u64 + u64::from(count.unwrap_or(0)) * *width as u64;
                 if bytes.len() as u64 != expected {
                     let found = format!("{} bytes", bytes.len());
-                    return Err(foreign(
-                        &path,
-                        8,
-                        &found,
-                        &format!("the {expected} bytes that the header counts"),
-                    ));
+                    return Err(foreign(&path, 8, &found, &format!("the {expected} bytes that the header counts")));
                 }
                 (HEADER, *width)
             }
@@ -171,19 +139,9 @@ impl Shard {
         if !(bytes.len() - start).is_multiple_of(width) {
             let last = bytes.len() - bytes.len() % width;
             let found = format!("{} bytes", bytes.len());
-            return Err(foreign(
-                &path,
-                last,
-                &found,
-                &format!("a multiple of {width}"),
-            ));
+            return Err(foreign(&path, last, &found, &format!("a multiple of {width}")));
         }
-        Ok(Self {
-            path,
-            bytes,
-            start,
-            width,
-        })
+        Ok(Self { path, bytes, start, width })
     }
 
     /// Tokens in the shard.
@@ -193,33 +151,16 @@ impl Shard {
 
     fn read(&self, range: Range<usize>, vocab: usize, out: &mut Vec<u32>) -> Result<(), Failure> {
         let (first, before) = (range.start, out.len());
-        let bytes =
-            &self.bytes[self.start + range.start * self.width..self.start + range.end * self.width];
+        let bytes = &self.bytes[self.start + range.start * self.width..self.start + range.end * self.width];
         match self.width {
-            2 => out.extend(
-                bytes
-                    .chunks_exact(2)
-                    .map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))),
-            ),
-            _ => out.extend(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            ),
+            2 => out.extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))),
+            _ => out.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
         }
-        match out[before..]
-            .iter()
-            .position(|token| *token as usize >= vocab)
-        {
+        match out[before..].iter().position(|token| *token as usize >= vocab) {
             Some(at) => {
                 let offset = self.start + (first + at) * self.width;
                 let found = format!("token {}", out[before + at]);
-                Err(foreign(
-                    &self.path,
-                    offset,
-                    &found,
-                    &format!("one below the vocabulary of {vocab}"),
-                ))
+                Err(foreign(&self.path, offset, &found, &format!("one below the vocabulary of {vocab}")))
             }
             None => Ok(()),
         }
@@ -238,12 +179,7 @@ fn check_index(path: &Path, shard: &Shard) -> Result<(), Failure> {
         let offset = i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
         if offset < last {
             let found = format!("document offset {offset}");
-            return Err(foreign(
-                path,
-                8 * i,
-                &found,
-                &format!("at least {last}, because offsets never fall"),
-            ));
+            return Err(foreign(path, 8 * i, &found, &format!("at least {last}, because offsets never fall")));
         }
         last = offset;
     }
@@ -256,10 +192,7 @@ fn check_index(path: &Path, shard: &Shard) -> Result<(), Failure> {
 }
 
 fn foreign(path: &Path, offset: usize, found: &str, expected: &str) -> Failure {
-    Failure::other(format!(
-        "{}: at byte {offset}: found {found}, expected {expected}",
-        path.display()
-    ))
+    Failure::other(format!("{}: at byte {offset}: found {found}, expected {expected}", path.display()))
 }
 
 /// The contents of a file. An empty file has none to map.
@@ -271,10 +204,7 @@ impl Bytes {
         let file = File::open(path).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
         if metadata.is_dir() {
-            return Err(Failure::other(format!(
-                "{}: found a folder, expected a file",
-                path.display()
-            )));
+            return Err(Failure::other(format!("{}: found a folder, expected a file", path.display())));
         }
         if metadata.len() == 0 {
             return Ok(Self(None));

@@ -5,17 +5,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn u32s(tokens: &[u32]) -> Vec<u8> {
-    tokens
-        .iter()
-        .flat_map(|token| token.to_le_bytes())
-        .collect()
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
 }
 
 fn i64s(offsets: &[i64]) -> Vec<u8> {
-    offsets
-        .iter()
-        .flat_map(|offset| offset.to_le_bytes())
-        .collect()
+    offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect()
 }
 
 fn llm_c(magic: u32, version: u32, count: u32, tokens: &[u8]) -> Vec<u8> {
@@ -45,10 +39,7 @@ fn error(files: &[(&str, Vec<u8>)]) -> String {
     let folder = folder(files);
     let failure = all(folder.path(), 100).expect_err("data that must be refused");
     assert_eq!(failure.status, 1);
-    failure
-        .to_string()
-        .replace(&format!("{}", folder.path().display()), "data")
-        .replace('\\', "/")
+    failure.to_string().replace(&format!("{}", folder.path().display()), "data").replace('\\', "/")
 }
 
 #[test]
@@ -76,19 +67,9 @@ fn shards_read_as_one_stream() {
 
 #[test]
 fn a_single_file_needs_no_index() {
-    let folder = folder(&[
-        ("a.bin", u32s(&[7])),
-        ("b.bin", u32s(&[8, 9])),
-        ("b.idx", i64s(&[3])),
-    ]);
-    assert_eq!(
-        all(&folder.path().join("a.bin"), 10).expect("a good file"),
-        [7]
-    );
-    assert!(
-        all(&folder.path().join("b.bin"), 10).is_err(),
-        "the index beside it counts another total"
-    );
+    let folder = folder(&[("a.bin", u32s(&[7])), ("b.bin", u32s(&[8, 9])), ("b.idx", i64s(&[3]))]);
+    assert_eq!(all(&folder.path().join("a.bin"), 10).expect("a good file"), [7]);
+    assert!(all(&folder.path().join("b.bin"), 10).is_err(), "the index beside it counts another total");
 }
 
 #[test]
@@ -97,32 +78,16 @@ fn llm_c_files_are_read() {
         ("gpt2.bin", llm_c(20_240_520, 1, 3, &[1, 0, 2, 0, 3, 1])),
         ("llama3.bin", llm_c(20_240_801, 7, 2, &u32s(&[4, 5]))),
     ]);
-    assert_eq!(
-        all(folder.path(), 300).expect("good files"),
-        [1, 2, 259, 4, 5]
-    );
+    assert_eq!(all(folder.path(), 300).expect("good files"), [1, 2, 259, 4, 5]);
 }
 
 #[test]
 fn broken_files_name_file_place_found_and_expected() {
+    assert_eq!(error(&[]), "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare");
+    assert_eq!(error(&[("a.bin", vec![])]), "data: found no tokens, expected at least one");
+    assert_eq!(error(&[("a.bin", vec![1; 6])]), "data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4");
     assert_eq!(
-        error(&[]),
-        "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare"
-    );
-    assert_eq!(
-        error(&[("a.bin", vec![])]),
-        "data: found no tokens, expected at least one"
-    );
-    assert_eq!(
-        error(&[("a.bin", vec![1; 6])]),
-        "data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4"
-    );
-    assert_eq!(
-        error(&[
-            ("a.bin", u32s(&[1])),
-            ("b.bin", u32s(&[1])),
-            ("a.idx", i64s(&[1]))
-        ]),
+        error(&[("a.bin", u32s(&[1])), ("b.bin", u32s(&[1])), ("a.idx", i64s(&[1]))]),
         "data: found 2 .bin and 1 .idx files, expected pairs"
     );
     assert_eq!(
@@ -153,13 +118,8 @@ fn broken_files_name_file_place_found_and_expected() {
 
 #[test]
 fn a_missing_path_is_named() {
-    let failure = TokenStream::open(Path::new("no/such"), 10)
-        .err()
-        .expect("no such folder");
-    assert_eq!(
-        (failure.status, failure.to_string().as_str()),
-        (1, "cannot read no/such: no such file or folder")
-    );
+    let failure = TokenStream::open(Path::new("no/such"), 10).err().expect("no such folder");
+    assert_eq!((failure.status, failure.to_string().as_str()), (1, "cannot read no/such: no such file or folder"));
 }
 
 proptest! {

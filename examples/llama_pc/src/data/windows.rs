@@ -35,12 +35,7 @@ pub struct Batch {
 
 impl Windows {
     /// Cuts the stream; `name` is what errors call it. A stream without one whole window is refused.
-    pub fn new(
-        stream: TokenStream,
-        name: &str,
-        seq_len: usize,
-        order: Order,
-    ) -> Result<Self, Failure> {
+    pub fn new(stream: TokenStream, name: &str, seq_len: usize, order: Order) -> Result<Self, Failure> {
         let count = (stream.len() - 1) / seq_len as u64;
         if count == 0 {
             return Err(Failure::other(format!(
@@ -49,13 +44,7 @@ impl Windows {
                 seq_len + 1
             )));
         }
-        Ok(Self {
-            stream,
-            seq_len,
-            count,
-            order,
-            position: 0,
-        })
+        Ok(Self { stream, seq_len, count, order, position: 0 })
     }
 
     /// Whole windows in the stream: those of one epoch.
@@ -81,8 +70,7 @@ impl Windows {
         for position in self.position..self.position + batch as u64 {
             let start = self.window(position) * seq_len;
             self.stream.read(start..start + seq_len, &mut inputs)?;
-            self.stream
-                .read(start + 1..start + seq_len + 1, &mut targets)?;
+            self.stream.read(start + 1..start + seq_len + 1, &mut targets)?;
         }
         self.position += batch as u64;
         Ok(Batch { inputs, targets })
@@ -135,12 +123,7 @@ mod tests {
         let path = folder.path().join("a.bin");
         let bytes: Vec<u8> = (0..n).flat_map(u32::to_le_bytes).collect();
         std::fs::write(&path, bytes).expect("the file is written");
-        Windows::new(
-            TokenStream::open(&path, n as usize)?,
-            "a.bin",
-            seq_len,
-            order,
-        )
+        Windows::new(TokenStream::open(&path, n as usize)?, "a.bin", seq_len, order)
     }
 
     #[test]
@@ -151,19 +134,14 @@ mod tests {
         assert_eq!(batch.inputs, [0, 1, 2, 3, 4, 5]);
         assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6]);
         let batch = windows.next_batch(2).expect("a batch");
-        assert_eq!(
-            batch.inputs,
-            [6, 7, 8, 0, 1, 2],
-            "after the last window comes the first"
-        );
+        assert_eq!(batch.inputs, [6, 7, 8, 0, 1, 2], "after the last window comes the first");
         assert_eq!(windows.position(), 4);
     }
 
     #[test]
     fn every_epoch_shuffles_all_windows_anew() {
         for count in [1, 2, 3, 4, 5, 16, 17, 100, 1000] {
-            let mut windows =
-                counted(count * 2 + 1, 2, Order::Shuffled { seed: 3 }).expect("enough tokens");
+            let mut windows = counted(count * 2 + 1, 2, Order::Shuffled { seed: 3 }).expect("enough tokens");
             let mut epoch = || windows.next_batch(count as usize).expect("a batch").inputs;
             let (first, second) = (epoch(), epoch());
             let sorted = |mut inputs: Vec<u32>| {
@@ -172,10 +150,7 @@ mod tests {
             };
             assert_eq!(sorted(first.clone()), (0..count * 2).collect::<Vec<_>>());
             assert_eq!(sorted(second.clone()), (0..count * 2).collect::<Vec<_>>());
-            assert!(
-                count < 16 || first != second,
-                "{count} windows came twice in the same order"
-            );
+            assert!(count < 16 || first != second, "{count} windows came twice in the same order");
         }
     }
 
@@ -186,18 +161,12 @@ mod tests {
         whole.next_batch(130).expect("a batch");
         let mut resumed = counted(1001, 10, order).expect("enough tokens");
         resumed.seek(whole.position());
-        assert_eq!(
-            whole.next_batch(90).expect("a batch"),
-            resumed.next_batch(90).expect("a batch")
-        );
+        assert_eq!(whole.next_batch(90).expect("a batch"), resumed.next_batch(90).expect("a batch"));
     }
 
     #[test]
     fn the_seed_decides_the_order() {
-        let inputs = |seed| {
-            counted(1001, 10, Order::Shuffled { seed })
-                .and_then(|mut windows| windows.next_batch(100))
-        };
+        let inputs = |seed| counted(1001, 10, Order::Shuffled { seed }).and_then(|mut windows| windows.next_batch(100));
         assert_eq!(inputs(1).expect("a batch"), inputs(1).expect("a batch"));
         assert_ne!(inputs(1).expect("a batch"), inputs(2).expect("a batch"));
     }
@@ -206,24 +175,14 @@ mod tests {
     fn shuffled_windows_land_everywhere() {
         // Mean distance from home is count/3 for a random permutation; 10 % is four standard deviations at this count.
         let count = 4097;
-        let distance: u64 = (0..count)
-            .map(|index| permuted(index, count, 11).abs_diff(index))
-            .sum();
+        let distance: u64 = (0..count).map(|index| permuted(index, count, 11).abs_diff(index)).sum();
         let expected = (count * count / 3) as f64;
-        assert!(
-            (distance as f64 / expected - 1.0).abs() < 0.1,
-            "{distance} against {expected}"
-        );
+        assert!((distance as f64 / expected - 1.0).abs() < 0.1, "{distance} against {expected}");
     }
 
     #[test]
     fn too_few_tokens_for_a_window_are_refused() {
-        let failure = counted(8, 8, Order::Sequential)
-            .err()
-            .expect("one token too few");
-        assert_eq!(
-            failure.to_string(),
-            "a.bin: found 8 tokens, expected at least 9 for one window of seq_len 8"
-        );
+        let failure = counted(8, 8, Order::Sequential).err().expect("one token too few");
+        assert_eq!(failure.to_string(), "a.bin: found 8 tokens, expected at least 9 for one window of seq_len 8");
     }
 }

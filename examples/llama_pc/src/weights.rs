@@ -1,0 +1,248 @@
+//! Weights on disk: a run's checkpoints, and folders of other programs in Hugging Face's layout.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use polytape::checkpoint::{self, Checkpoint};
+use polytape::llama::{Llama, LlamaConfig};
+use polytape::optim::Optimizer;
+use polytape::spectral::Preconditioner;
+use polytape::{Gpu, ParamId, Params, Role, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::engine;
+use crate::failure::Failure;
+use crate::run;
+
+/// Where a run stands: `state.json` of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Windows taken from the training data.
+    pub position: u64,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+/// The model of a configuration with its PC layers.
+pub struct Model {
+    pub llama: Llama,
+    /// Raw parameters.
+    pub params: Params,
+    pub preconditioner: Option<Preconditioner>,
+}
+
+impl Model {
+    /// Fresh weights, drawn from the configuration's seed.
+    pub fn fresh(gpu: &Gpu, config: &Config) -> Result<Self, Failure> {
+        let (llama, params) = Llama::init(gpu, engine::model(config), config.seed)?;
+        Self::precondition(llama, params, config)
+    }
+
+    /// The weights of a folder, with the PC state that stands beside the matrices which the configuration preconditions. Returns
+    /// the names of the PC state that it ignored, too.
+    pub fn load(gpu: &Gpu, config: &Config, folder: &Path, sizes: LlamaConfig) -> Result<(Self, Vec<String>), Failure> {
+        let file = Folder::open(folder)?;
+        let (llama, mut params) = Llama::load(gpu, sizes, |name, _| file.tensor(gpu, name))?;
+        let targets: Vec<String> = engine::pc_targets(config).into_iter().map(|(stem, _)| stem).collect();
+        let mut ignored = Vec::new();
+        for name in file.names().filter(|name| is_pc_state(name)) {
+            let (stem, suffix) = name.rsplit_once('.').expect("bug: PC state has a stem");
+            if !targets.iter().any(|target| target == stem) {
+                ignored.push(name.to_owned());
+                continue;
+            }
+            let role = if suffix == "pc_gamma" { Role::Vector } else { Role::State };
+            params.add(name, role, file.tensor(gpu, name)?)?;
+        }
+        Ok((Self::precondition(llama, params, config)?, ignored))
+    }
+
+    fn precondition(llama: Llama, mut params: Params, config: &Config) -> Result<Self, Failure> {
+        let Some(pc) = &config.pc else {
+            return Ok(Self { llama, params, preconditioner: None });
+        };
+        let id = |(stem, heads): (String, usize)| Ok((params.id(&format!("{stem}.weight"))?, heads));
+        let targets = engine::pc_targets(config).into_iter().map(id).collect::<polytape::Result<Vec<(ParamId, usize)>>>()?;
+        let preconditioner = Preconditioner::attach(&mut params, engine::pc(pc)?, &targets, config.seed)?;
+        Ok(Self { llama, params, preconditioner: Some(preconditioner) })
+    }
+
+    /// The weights that the model computes with: effective ones where there are PC layers.
+    pub fn effective(&self) -> Result<Params, Failure> {
+        match &self.preconditioner {
+            Some(preconditioner) => Ok(preconditioner.effective(&self.params)?.params),
+            None => Ok(self.params.clone()),
+        }
+    }
+}
+
+fn is_pc_state(name: &str) -> bool {
+    [".pc_u", ".pc_v", ".pc_gamma"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// The safetensors of a folder: `model.safetensors`, or the files of `model.safetensors.index.json`.
+struct Folder {
+    path: PathBuf,
+    files: Vec<Checkpoint>,
+    /// Which file holds a tensor.
+    place: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
+}
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let single = path.join("model.safetensors");
+        let names = if single.is_file() { vec![single] } else { shards(path)? };
+        let files: Vec<Checkpoint> = names.iter().map(|name| Checkpoint::open(name)).collect::<polytape::Result<_>>()?;
+        let mut place = BTreeMap::new();
+        for (at, file) in files.iter().enumerate() {
+            place.extend(file.names()?.into_iter().map(|name| (name, at)));
+        }
+        Ok(Self { path: path.to_owned(), files, place })
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.place.keys().map(String::as_str)
+    }
+
+    fn tensor(&self, gpu: &Gpu, name: &str) -> polytape::Result<Tensor> {
+        match self.place.get(name) {
+            Some(&at) => self.files[at].tensor(gpu, name),
+            None => Err(polytape::Error::File { path: self.path.clone(), problem: format!("tensor `{name}` is missing") }),
+        }
+    }
+}
+
+fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let path = folder.join("model.safetensors.index.json");
+    if !path.is_file() {
+        let folder = folder.display();
+        return Err(Failure::other(format!("{folder}: found neither model.safetensors nor its index, expected weights")));
+    }
+    let index: Index = json(&path)?;
+    let mut names: Vec<PathBuf> = index.weight_map.values().map(|name| folder.join(name)).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Reads a JSON file.
+pub fn json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
+    serde_json::from_str(&text).map_err(|error| Failure::other(format!("{}: {error}", path.display())))
+}
+
+/// Writes the checkpoint after `state.step` steps: to a temporary folder, synced, then renamed, so that a folder named step-N is
+/// complete. Keeps the newest `keep`.
+pub fn save(run: &Path, params: &Params, optimizer: &dyn Optimizer, state: &State, keep: usize) -> Result<(), Failure> {
+    let target = run::checkpoint(run, state.step);
+    let partial = target.with_extension("partial");
+    let io = |action: &'static str| move |error: std::io::Error| (action, error);
+    let _ = std::fs::remove_dir_all(&partial); // of a run that was killed while it wrote
+    let prepare = std::fs::create_dir_all(&partial).map_err(io("create"));
+    prepare.map_err(|(action, error)| Failure::io(action, &partial, &error))?;
+    let tensors: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    checkpoint::save(&partial.join("model.safetensors"), &tensors, metadata)?;
+    checkpoint::save(&partial.join("optimizer.safetensors"), &optimizer.state(params), HashMap::new())?;
+    let json = serde_json::to_string_pretty(state).expect("bug: the state does not serialise");
+    checkpoint::write_atomically(&partial.join("state.json"), json.as_bytes())?;
+    let finish = || {
+        std::fs::File::open(&partial)?.sync_all()?;
+        if target.exists() {
+            std::fs::remove_dir_all(&target)?;
+        }
+        std::fs::rename(&partial, &target)
+    };
+    finish().map_err(|error| Failure::io("finish", &target, &error))?;
+    let all = run::checkpoints(run);
+    for &step in all.iter().rev().skip(keep) {
+        let old = run::checkpoint(run, step);
+        std::fs::remove_dir_all(&old).map_err(|error| Failure::io("remove", &old, &error))?;
+    }
+    Ok(())
+}
+
+/// `config.json` of a Llama in Hugging Face's layout: the fields that decide its shape.
+#[derive(Deserialize)]
+struct HuggingFace {
+    model_type: String,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    vocab_size: usize,
+    max_position_embeddings: Option<usize>,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    tie_word_embeddings: Option<bool>,
+}
+
+/// The configuration of a folder in Hugging Face's layout.
+fn hugging_face(folder: &Path) -> Result<Config, Failure> {
+    let path = folder.join("config.json");
+    let found: HuggingFace = json(&path)?;
+    if found.model_type != "llama" {
+        return Err(Failure::other(format!("{}: found model_type {:?}, expected \"llama\"", path.display(), found.model_type)));
+    }
+    let mut config = Config::default();
+    config.model.dim = found.hidden_size;
+    config.model.hidden = found.intermediate_size;
+    config.model.layers = found.num_hidden_layers;
+    config.model.heads = found.num_attention_heads;
+    config.model.kv_heads = found.num_key_value_heads.unwrap_or(found.num_attention_heads);
+    config.model.vocab = Some(found.vocab_size);
+    config.model.norm_eps = found.rms_norm_eps;
+    config.model.rope_theta = found.rope_theta.unwrap_or(config.model.rope_theta);
+    config.model.tied = found.tie_word_embeddings.unwrap_or(false);
+    config.data.seq_len = found.max_position_embeddings.unwrap_or(config.data.seq_len);
+    Ok(config)
+}
+
+/// A model to use, not to train: of a run's newest checkpoint or of an exported folder.
+pub struct Trained {
+    pub llama: Llama,
+    /// Effective weights.
+    pub params: Params,
+}
+
+impl Trained {
+    /// Loads `path`, with room for sequences of `positions` tokens (the configuration's, if `None`).
+    pub fn open(gpu: &Gpu, path: &Path, positions: Option<usize>) -> Result<Self, Failure> {
+        let (config, folder) = describe(path)?;
+        let mut sizes = engine::model(&config);
+        sizes.max_seq_len = positions.unwrap_or(sizes.max_seq_len);
+        let (model, _) = Model::load(gpu, &config, &folder, sizes)?;
+        let tokenizer = path.join("tokenizer.json");
+        Ok(Self { params: model.effective()?, llama: model.llama, config, tokenizer: tokenizer.is_file().then_some(tokenizer) })
+    }
+}
+
+/// The configuration of a run or an exported folder, and the folder of its weights.
+pub fn describe(path: &Path) -> Result<(Config, PathBuf), Failure> {
+    if path.join("config.json").is_file() {
+        return Ok((hugging_face(path)?, path.to_owned()));
+    }
+    let file = path.join("config.toml");
+    if !file.is_file() {
+        let path = path.display();
+        return Err(Failure::other(format!(
+            "{path}: found neither config.toml nor config.json, expected a run or an exported folder"
+        )));
+    }
+    let config = Config::load(Some(&file), &[])?;
+    match run::checkpoints(path).last() {
+        Some(&step) => Ok((config, run::checkpoint(path, step))),
+        None => Err(Failure::other(format!("{}: found no checkpoint, expected one or more", path.display()))),
+    }
+}
