@@ -76,6 +76,15 @@ impl Checkpoint {
         Ok(names)
     }
 
+    /// [`Checkpoint::tensor`], which must have this shape.
+    pub fn tensor_of(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let tensor = self.tensor(gpu, name)?;
+        if tensor.shape() == shape {
+            return Ok(tensor);
+        }
+        Err(failed(&self.path, format!("tensor `{name}` has shape {:?}, {shape:?} expected", tensor.shape())))
+    }
+
     /// A tensor by name, from float32, float16 or bfloat16.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let file = self.parse()?;

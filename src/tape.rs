@@ -1,16 +1,48 @@
 //! [`Tape`] and [`Var`]: record, backward, recompute. Knows no operation.
 //!
-//! A tape borrows its parameters, so a step that changes them cannot compile while the tape is alive:
+//! A tape borrows its parameters, so an optimizer's step on them waits until the tape is gone:
+//!
+//! ```
+//! use polytape::optim::{AdamW, Clip, Optimizer};
+//! use polytape::{Gpu, Gradients, Params, Role, Tape, Tensor};
+//!
+//! # fn main() -> polytape::Result<()> {
+//! let gpu = Gpu::open(&Default::default())?;
+//! let mut params = Params::new(&gpu);
+//! let w = params.add("w", Role::Vector, Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?)?;
+//! let mut optimizer = AdamW::new(Default::default());
+//! let mut gradients = Gradients::new();
+//!
+//! let tape = Tape::new(&params);
+//! let loss = tape.param(w).sum()?;
+//! tape.backward(&loss, &mut gradients)?;
+//!
+//! let clip = Clip::new(&gpu, &gradients, 1.0)?;
+//! optimizer.step(&mut params, gradients, &clip, 0.1)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same step while the tape is still needed does not compile:
 //!
 //! ```compile_fail,E0502
-//! # use polytape::{Gpu, Params, Role, Tape, Tensor, optim::Sgd};
-//! # fn step(params: &mut Params) {}
+//! # use polytape::optim::{AdamW, Clip, Optimizer};
+//! # use polytape::{Gpu, Gradients, Params, Role, Tape, Tensor};
+//! #
 //! # fn main() -> polytape::Result<()> {
 //! # let gpu = Gpu::open(&Default::default())?;
-//! let mut params = Params::new(&gpu);
+//! # let mut params = Params::new(&gpu);
+//! # let w = params.add("w", Role::Vector, Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?)?;
+//! # let mut optimizer = AdamW::new(Default::default());
+//! # let mut gradients = Gradients::new();
+//! #
 //! let tape = Tape::new(&params);
-//! step(&mut params); // error[E0502]: cannot borrow `params` as mutable because it is also borrowed as immutable
-//! let loss = tape.constant(Tensor::zeros(&gpu, &[1])?);
+//! let loss = tape.param(w).sum()?;
+//! tape.backward(&loss, &mut gradients)?;
+//!
+//! let clip = Clip::new(&gpu, &gradients, 1.0)?;
+//! optimizer.step(&mut params, gradients, &clip, 0.1)?; // error[E0502]: `params` is also borrowed as immutable
+//! println!("{} nodes", tape.len());
 //! # Ok(())
 //! # }
 //! ```

@@ -4,6 +4,7 @@ mod check;
 mod device;
 mod golden;
 mod ops;
+mod optim;
 mod reference;
 mod spectral;
 #[allow(dead_code)] // until the tests of the device use every entry

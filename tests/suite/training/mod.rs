@@ -1,6 +1,10 @@
 //! Whole training runs on the device against the golden numbers, and the properties that runs must have.
 
+mod checkpoints;
 mod golden_runs;
+mod models;
+mod properties;
+mod small;
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer, Schedule, ScheduleKind};

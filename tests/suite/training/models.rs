@@ -1,0 +1,150 @@
+//! Llama on the device against the float64 reference: logits and every gradient, and generating token by token.
+
+use polytape::llama::{Llama, LlamaConfig};
+use polytape::{Gpu, Gradients, Indices, Params, Tape};
+
+use super::small::{SEQ, batch, config};
+use crate::device;
+use crate::golden::hugging_face_name;
+use crate::reference::Array;
+use crate::reference::llama::{self, Batch, Weights};
+use crate::tolerance::{Tolerance, assert_close};
+
+/// Two blocks of attention, norms and SwiGLU, each off by some roundings of sums of at most 50 terms.
+const MODEL: Tolerance = Tolerance { relative: 2e-5, reason: "errors of all layers, relative to the rms of the result" };
+
+fn reference_config(config: &LlamaConfig) -> llama::LlamaConfig {
+    llama::LlamaConfig {
+        vocab: config.vocab,
+        dim: config.dim,
+        hidden: config.hidden,
+        layers: config.layers,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        norm_eps: f64::from(config.norm_eps),
+        theta: config.rope_theta,
+        tied: config.tied,
+    }
+}
+
+/// The device's initial weights under the reference's names, and those names with the device's.
+fn weights(config: &llama::LlamaConfig, params: &Params) -> (Weights, Vec<(String, String)>) {
+    let names: Vec<(String, String)> =
+        config.parameter_names().into_iter().map(|name| (name.clone(), hugging_face_name(&name))).collect();
+    let array = |(short, stored): &(String, String)| {
+        let tensor = &params.get(params.id(stored).expect("the same names")).tensor;
+        (short.clone(), Array::from_f32(tensor.shape(), &tensor.to_vec().expect("read-back")))
+    };
+    (names.iter().map(array).collect(), names)
+}
+
+/// Initial weights scaled up, so that attention is not almost uniform and every gradient has a say.
+fn sharpened(gpu: &Gpu, config: LlamaConfig) -> (Llama, Params) {
+    let (model, mut params) = Llama::init(gpu, config, 9).expect("a model");
+    let matrices: Vec<_> = params.iter().filter(|(_, param)| param.role == polytape::Role::Matrix).map(|(id, _)| id).collect();
+    for id in matrices {
+        let scaled = params.get(id).tensor.scaled(8.0).expect("a scaled matrix");
+        params.set(id, scaled).expect("the same shape");
+    }
+    (model, params)
+}
+
+fn check_gradients(config: LlamaConfig) {
+    for gpu in device::all() {
+        let (model, params) = sharpened(gpu, config.clone());
+        let reference = reference_config(&config);
+        let (weights, names) = weights(&reference, &params);
+        let (inputs, targets) = batch(gpu, 1).expect("a batch");
+        let tape = Tape::new(&params);
+        let loss = model.loss(&tape, &inputs, &targets, SEQ).expect("a loss");
+        let mut gradients = Gradients::new();
+        tape.backward(&loss, &mut gradients).expect("gradients");
+        let host = Batch { seq: SEQ, inputs: inputs.values().to_vec(), targets: targets.values().to_vec() };
+        let (want, wanted) = llama::loss_and_gradients(&reference, &weights, &host);
+        let found = loss.value().item().expect("read-back");
+        assert!((f64::from(found) - want).abs() < 1e-6 * want, "loss {found}, want {want}");
+        for (short, stored) in &names {
+            let id = params.id(stored).expect("the same names");
+            let gradient = gradients.get(id).unwrap_or_else(|| panic!("no gradient of {stored}"));
+            assert_close(
+                &format!("{stored}, {} kernels", gpu.kernels()),
+                &gradient.to_vec().expect("read-back"),
+                &wanted[short],
+                MODEL,
+            );
+        }
+        assert_eq!(gradients.iter().count(), names.len());
+    }
+}
+
+#[test]
+fn gradients_of_grouped_heads_match() {
+    check_gradients(config());
+    check_gradients(LlamaConfig { kv_heads: 1, ..config() });
+    check_gradients(LlamaConfig { kv_heads: 4, layers: 1, ..config() });
+}
+
+#[test]
+fn a_tied_embedding_gets_the_gradients_of_both_its_uses() {
+    check_gradients(LlamaConfig { tied: true, ..config() });
+}
+
+#[test]
+fn logits_match_and_a_cache_continues_them() {
+    for gpu in device::all() {
+        let (model, params) = sharpened(gpu, config());
+        let reference = reference_config(model.config());
+        let (weights, _) = weights(&reference, &params);
+        let tokens: Vec<u32> = vec![3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32];
+        let want = llama::logits(&reference, &weights, &tokens, tokens.len());
+        let tape = Tape::inference(&params);
+        let all = Indices::from_slice(gpu, &tokens).expect("tokens");
+        let logits = model.logits(&tape, &all, tokens.len()).expect("logits");
+        assert_close("logits", &logits.value().to_vec().expect("read-back"), &want, MODEL);
+        // One by one from the start, and after a prompt of several tokens at once.
+        for prompt in [1, 5, 12] {
+            let mut cache = model.cache();
+            let mut next = 0;
+            while next < tokens.len() {
+                let count = if next == 0 { prompt } else { 1 };
+                let part = Indices::from_slice(gpu, &tokens[next..next + count]).expect("tokens");
+                let found = model.next_logits(&params, &part, &mut cache).expect("logits");
+                next += count;
+                assert_eq!(cache.tokens(), next);
+                let row = Array::new(&[want.shape[1]], want.row(next - 1).to_vec());
+                let name = format!("logits after {next} tokens, prompt of {prompt}, {} kernels", gpu.kernels());
+                assert_close(&name, &found.to_vec().expect("read-back"), &row, MODEL);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_sequences_is_each_of_them_alone() {
+    for gpu in device::all() {
+        let (model, params) = sharpened(gpu, config());
+        let tokens: Vec<u32> = (0..2 * SEQ as u32).map(|i| (i * i + 3) % 50).collect();
+        let logits = |tokens: &[u32]| {
+            let tape = Tape::inference(&params);
+            let indices = Indices::from_slice(gpu, tokens).expect("tokens");
+            model.logits(&tape, &indices, SEQ).and_then(|logits| logits.value().to_vec()).expect("logits")
+        };
+        let [first, second] = [logits(&tokens[..SEQ]), logits(&tokens[SEQ..])];
+        let alone = Array::from_f32(&[2 * SEQ, 50], &[first, second].concat());
+        assert_close("logits", &logits(&tokens), &alone, MODEL);
+    }
+}
+
+#[test]
+fn what_is_no_llama_is_refused() {
+    let gpu = device::default();
+    let text = |config: LlamaConfig| Llama::init(gpu, config, 0).map(|_| ()).expect_err("an error").to_string();
+    assert!(text(LlamaConfig { heads: 5, kv_heads: 5, ..config() }).contains("a dim of 32 divided by 5 heads"));
+    assert!(text(LlamaConfig { kv_heads: 3, ..config() }).contains("4 heads to be a multiple of 3 kv_heads"));
+    assert!(text(LlamaConfig { vocab: 0, ..config() }).contains("sizes above 0"));
+    let (model, params) = Llama::init(gpu, config(), 0).expect("a model");
+    let tape = Tape::inference(&params);
+    let tokens = Indices::from_slice(gpu, &[1, 2, 3]).expect("tokens");
+    let error = model.logits(&tape, &tokens, 2).map(|_| ()).expect_err("half a sequence");
+    assert_eq!(error.to_string(), "llama: 3 tokens: whole sequences of 2 expected");
+}

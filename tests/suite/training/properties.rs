@@ -1,0 +1,112 @@
+//! What a run must be whatever it learns: repeatable, resumable, and of constant memory.
+
+use std::collections::HashMap;
+
+use polytape::checkpoint::{Checkpoint, save};
+use polytape::llama::{Llama, LlamaConfig};
+use polytape::{GpuOptions, Tape, Tensor, Trainer};
+
+use super::small::{SEQ, Small, batch, bits, config, optimizer, precondition};
+use crate::device;
+
+#[test]
+fn recomputed_activations_give_the_same_bits() {
+    for gpu in device::all() {
+        let run = |checkpoint_activations| {
+            let config = LlamaConfig { checkpoint_activations, ..config() };
+            Small::new(gpu, config, false).and_then(|mut small| small.run(0..3)).expect("three steps")
+        };
+        assert!(run(true) == run(false), "{} kernels", gpu.kernels());
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    for gpu in device::all() {
+        for muon in [false, true] {
+            let run = || Small::new(gpu, config(), muon).and_then(|mut small| small.run(0..3)).expect("three steps");
+            assert!(run() == run(), "{} kernels, Muon: {muon}", gpu.kernels());
+        }
+    }
+}
+
+#[test]
+fn a_model_learns() {
+    let gpu = device::default();
+    let mut small = Small::new(gpu, config(), true).expect("a model");
+    let mut losses = (0..40).map(|step| small.step(step % 2).and_then(|outcome| outcome.read()).expect("a step").0);
+    let (first, last) = (losses.next().expect("a loss"), losses.last().expect("a loss"));
+    assert!((first - 50f32.ln()).abs() < 1.0, "before training all 50 tokens are about as likely: {first}");
+    assert!(last < 0.5 * first, "from {first} to {last}");
+}
+
+#[test]
+fn memory_does_not_grow_with_the_steps() {
+    // A device of its own, as other tests use the shared ones at the same time.
+    let gpu = device::open(&GpuOptions::default()).expect("an adapter");
+    let mut small = Small::new(&gpu, LlamaConfig { layers: 1, ..config() }, false).expect("a model");
+    let mut measure = |steps: std::ops::Range<usize>| {
+        for step in steps {
+            gpu.reset_peak();
+            small.step(step).expect("a step");
+        }
+        gpu.synchronize().expect("the device");
+        gpu.memory()
+    };
+    let early = measure(0..3);
+    assert!(early.peak > early.live && early.allocated >= early.peak, "{early:?}");
+    assert_eq!(measure(3..200), early);
+}
+
+#[test]
+fn a_checkpoint_resumes_with_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("run.safetensors");
+    for gpu in device::all() {
+        for muon in [false, true] {
+            let mut small = Small::new(gpu, config(), muon).expect("a model");
+            small.run(0..2).expect("two steps");
+            let trainer = &small.trainer;
+            let mut tensors: Vec<(String, Tensor)> =
+                trainer.params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
+            tensors.extend(trainer.optimizer.state(&trainer.params));
+            let metadata = HashMap::from([("steps".to_string(), trainer.optimizer.steps().to_string())]);
+            save(&path, &tensors, metadata).expect("a file");
+            let expected = small.run(2..4).expect("two more steps");
+
+            let file = Checkpoint::open(&path).expect("a checkpoint");
+            let (model, mut params) =
+                Llama::load(gpu, config(), |name, shape| file.tensor_of(gpu, name, shape)).expect("a model");
+            // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.
+            let preconditioner = Some(precondition(&mut params, 2).expect("PC layers"));
+            let extra: Vec<_> = params.iter().filter(|(_, param)| param.name.contains(".pc_")).map(|(id, _)| id).collect();
+            for id in extra {
+                let param = params.get(id).clone();
+                params.set(id, file.tensor_of(gpu, &param.name, param.tensor.shape()).expect("a tensor")).expect("its shape");
+            }
+            let mut optimizer = optimizer(muon);
+            optimizer.load_state(&params, 2, &mut |name| file.tensor(gpu, name)).expect("a state");
+            // Not Trainer::new: u and v come from the file and are not iterated again.
+            let trainer = Trainer { params, preconditioner, optimizer, max_grad_norm: 1.0 };
+            let mut resumed = Small { model, trainer };
+            assert!(resumed.run(2..4).expect("two more steps") == expected, "{} kernels, Muon: {muon}", gpu.kernels());
+        }
+    }
+}
+
+#[test]
+fn an_evaluation_records_nothing_and_changes_nothing() {
+    for gpu in device::all() {
+        let small = Small::new(gpu, config(), false).expect("a model");
+        let before = bits(&small.trainer.params).expect("read-back");
+        let weights = small.trainer.effective_params().expect("effective weights");
+        let (inputs, targets) = batch(gpu, 0).expect("a batch");
+        let (evaluation, training) = (Tape::inference(&weights), Tape::new(&weights));
+        let loss = small.model.loss(&evaluation, &inputs, &targets, SEQ).expect("a loss");
+        assert!(evaluation.is_empty() && !loss.wants_gradient());
+        let same = small.model.loss(&training, &inputs, &targets, SEQ).expect("a loss");
+        assert!(!training.is_empty() && same.wants_gradient());
+        assert_eq!(loss.value().item().expect("read-back"), same.value().item().expect("read-back"));
+        assert!(bits(&small.trainer.params).expect("read-back") == before);
+    }
+}
