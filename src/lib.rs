@@ -19,5 +19,5 @@ pub use gpu::{AdapterChoice, Gpu, GpuOptions};
 pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use tape::{Leaves, Tape, Var};
-pub use trainer::{StepOutcome, Trainer};
 pub use tensor::{Indices, MAX_RANK, Tensor, read_all};
+pub use trainer::{StepOutcome, Trainer};

@@ -80,7 +80,6 @@ struct PipelineKey {
     argument_bytes: u32,
 }
 
-
 #[derive(Default)]
 pub(super) struct PipelineCache {
     compiled: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,

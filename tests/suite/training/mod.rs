@@ -73,7 +73,9 @@ fn preconditioner(
     let mut targets = Vec::new();
     for name in names() {
         let stem = name.strip_suffix(".weight").expect("a weight");
-        for (suffix, role) in [("pc_u", polytape::Role::State), ("pc_v", polytape::Role::State), ("pc_gamma", polytape::Role::Vector)] {
+        for (suffix, role) in
+            [("pc_u", polytape::Role::State), ("pc_v", polytape::Role::State), ("pc_gamma", polytape::Role::Vector)]
+        {
             let extra = format!("{stem}.{suffix}");
             let tensor = file.tensor(params.gpu(), &extra)?;
             params.add(extra, role, tensor)?;
