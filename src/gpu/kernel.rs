@@ -92,7 +92,6 @@ struct PipelineKey {
     argument_bytes: u32,
 }
 
-
 #[derive(Default)]
 pub(super) struct PipelineCache {
     compiled: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
