@@ -128,16 +128,17 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_step() {
 fn wrong_use_has_its_sentence_and_its_exit_status() {
     let folder = prepared();
     fs::create_dir(folder.path().join("there")).expect("a folder");
-    let cases: [(&mut Command, i32, &str); 6] = [
-        (&mut train(folder.path(), "there", &[]), 2, "--out there: found it exists already"),
-        (train(folder.path(), "run", &[]).args(["--adapter", "nonsense"]), 2, "a name containing `nonsense`"),
-        (train(folder.path(), "run", &[]).args(["--init", "none"]), 1, "none: found neither model.safetensors"),
-        (&mut train(folder.path(), "run", &["data.train=nowhere"]), 1, "nowhere"),
-        (llama_pc(folder.path()).args(["eval", "data"]), 1, "expected a run or an exported folder"),
-        (llama_pc(folder.path()).args(["sample", "nowhere"]), 1, "nowhere"),
+    let tiny = |out: &'static str| [&["train", "--out", out, "--set"], &TINY[..]].concat();
+    let cases: [(Vec<&str>, i32, &str); 6] = [
+        (tiny("there"), 2, "--out there: found it exists already"),
+        ([&tiny("run")[..], &["--adapter", "nonsense"]].concat(), 2, "a name containing `nonsense`"),
+        ([&tiny("run")[..], &["--init", "none"]].concat(), 1, "none: found neither model.safetensors"),
+        ([&tiny("run")[..], &["data.train=nowhere"]].concat(), 1, "nowhere"),
+        (vec!["eval", "data"], 1, "expected a run or an exported folder"),
+        (vec!["sample", "nowhere"], 1, "nowhere"),
     ];
-    for (command, status, expected) in cases {
-        let assert = command.assert().code(status);
+    for (args, status, expected) in cases {
+        let assert = llama_pc(folder.path()).args(&args).assert().code(status);
         let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(text.contains(expected), "{expected:?} in {text}");
         assert!(text.contains("error: ") && !text.contains("panicked"), "{text}");
