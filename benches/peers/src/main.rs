@@ -1,1 +1,132 @@
-fn main() {}
+//! The same training step of the same Llama in polytape, burn and candle, in one process on one machine.
+//!
+//! All start from polytape's initial weights and see the same tokens. The losses of the first two steps have to agree before
+//! anything is timed: the first compares the forward passes, the second the backward passes and the optimizers.
+
+mod burn;
+mod candle;
+mod polytape;
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use ::polytape::llama::LlamaConfig;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const SEQUENCES: usize = 4;
+const SEQ_LEN: usize = 128;
+const TOKENS: usize = SEQUENCES * SEQ_LEN;
+const RATE: f64 = 3e-4;
+const BETAS: [f64; 2] = [0.9, 0.95];
+const EPS: f64 = 1e-8;
+const WEIGHT_DECAY: f64 = 0.1;
+
+const ROUNDS: usize = 3;
+const STEPS: usize = 2;
+const TOLERANCE: f32 = 1e-3;
+
+/// What every library starts from.
+struct Setup {
+    config: LlamaConfig,
+    /// Shape and values by Hugging Face name.
+    weights: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+}
+
+impl Setup {
+    /// Cosines and sines [seq_len, head_dim / 2] of the rotary angles, for the libraries that want tables.
+    fn rotary(&self) -> [Vec<f32>; 2] {
+        let half = self.config.head_dim() / 2;
+        let angle = |i: usize| (i / half) as f64 * self.config.rope_theta.powf(-((i % half) as f64) / half as f64);
+        [f64::cos, f64::sin].map(|f| (0..SEQ_LEN * half).map(|i| f(angle(i)) as f32).collect())
+    }
+}
+
+/// One library's training run.
+trait Peer {
+    /// Forward, backward and AdamW step; the loss before the update is read back if `read`.
+    fn step(&mut self, read: bool) -> Result<Option<f32>>;
+
+    /// Waits until the device has nothing left to do, so that no work leaks into the next measurement.
+    fn wait(&self) -> Result<()>;
+}
+
+/// Runs `steps` steps, the last with its loss read back: tokens per second.
+fn speed(steps: usize, mut step: impl FnMut(bool) -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    for index in 0..steps {
+        step(index + 1 == steps)?;
+    }
+    Ok((steps * TOKENS) as f64 / start.elapsed().as_secs_f64())
+}
+
+fn full(peer: &mut dyn Peer) -> Result<f64> {
+    speed(STEPS, |last| {
+        peer.step(last)?;
+        if last { peer.wait() } else { Ok(()) }
+    })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> Result<()> {
+    let config = LlamaConfig { hidden: 768, max_seq_len: SEQ_LEN, ..LlamaConfig::new(256, 4, 4, 512) };
+    // Full-period congruential generator: tokens without a crate, spread over the vocabulary.
+    let mut state = 1_u32;
+    let stream: Vec<u32> = (0..=TOKENS)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % config.vocab as u32
+        })
+        .collect();
+    let (mut ours, setup) = polytape::Run::new(config, stream[..TOKENS].to_vec(), stream[1..].to_vec())?;
+    println!("adapter: {}, kernels: {}", ours.adapter(), ours.kernels());
+    let mut burn = burn::Run::new(&setup)?;
+    let mut candle = candle::Run::new(&setup)?;
+
+    for step in 1..=2 {
+        let mut losses = Vec::new();
+        for peer in [&mut ours as &mut dyn Peer, &mut burn, &mut candle] {
+            losses.push(peer.step(true)?.ok_or("no loss")?);
+        }
+        println!("loss at step {step}: polytape {:.5}, burn {:.5}, candle {:.5}", losses[0], losses[1], losses[2]);
+        // Negated so that a NaN fails too.
+        if !losses.iter().all(|loss| (loss - losses[0]).abs() <= TOLERANCE) {
+            return Err(format!("the losses of step {step} differ by more than {TOLERANCE}").into());
+        }
+    }
+    // burn tunes its kernels on first use; one more step of each kind leaves that behind.
+    burn.step(true)?;
+    burn.forward_backward(true)?;
+    burn.wait()?;
+
+    let mut speeds = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        speeds[0].push(full(&mut ours)?);
+        speeds[1].push(speed(STEPS, |last| burn.forward_backward(last))?);
+        speeds[2].push(full(&mut burn)?);
+        speeds[3].push(full(&mut candle)?);
+    }
+
+    let names = [
+        "polytape, full step",
+        "burn (Vulkan), forward and backward only",
+        "burn (Vulkan), full step",
+        "candle (CPU), full step",
+    ];
+    let range = speeds.clone().map(|list| {
+        let fold = |f: fn(f64, f64) -> f64| list.iter().copied().reduce(f).unwrap_or(f64::NAN);
+        (fold(f64::min), fold(f64::max))
+    });
+    let medians = speeds.map(median);
+    println!("\n| | tokens/s, median of {ROUNDS} | lowest to highest | polytape / this |\n|---|---:|---:|---:|");
+    for ((name, speed), (low, high)) in names.into_iter().zip(medians).zip(range) {
+        println!("| {name} | {speed:.0} | {low:.0} to {high:.0} | {:.2} |", medians[0] / speed);
+    }
+    Ok(())
+}
