@@ -1,5 +1,9 @@
 // What both matmul kernels share: arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
 // VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
+//
+// The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. Every output has its own copy
+// of it in the code, so that an unused part would cost seconds of compilation on lavapipe. With SYMMETRIC the result is known to
+// be symmetric: only its lower triangle is computed, and mirrored.
 
 struct Args {
     rows: u32, columns: u32, inner: u32,
@@ -9,8 +13,6 @@ struct Args {
     // α is multiplied by factor[factor_index + batch·factor_batch] where has_factor is 1.
     has_factor: u32, factor_index: u32, factor_batch: u32,
     alpha: f32, beta: f32, delta: f32, keep: f32,
-    // 1: the result is known to be symmetric; only its lower triangle is computed, and mirrored.
-    symmetric: u32,
 }
 
 var<immediate> args: Args;
@@ -57,25 +59,25 @@ fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
     var alpha = args.alpha;
     if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
     var value = alpha * sum;
-    if (args.beta != 0.0) {
+    if (ADD == 1u) {
         value = fma(vec4f(args.beta), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);
     }
-    if (args.delta != 0.0) {
+    if (DIAGONAL == 1u) {
         value += args.delta * vec4f(vec4u(row) == vec4u(column) + vec4u(0u, 1u, 2u, 3u));
     }
     let base = args.out_offset + batch * args.out_batch;
     let at = base + row * args.out_stride + column;
-    if (args.keep != 0.0) {
+    if (KEEP == 1u) {
         value = fma(vec4f(args.keep), load_out(at, valid), value);
     }
-    if (args.symmetric == 0u) {
-        store_out(at, valid, value);
-        return;
-    }
-    for (var q = 0u; q < 4u; q++) {
-        if (column + q <= row) {
-            store_one(at + q, value[q]);
-            store_one(base + (column + q) * args.out_stride + row, value[q]);
+    @if SYMMETRIC {
+        for (var q = 0u; q < 4u; q++) {
+            if (column + q <= row) {
+                store_one(at + q, value[q]);
+                store_one(base + (column + q) * args.out_stride + row, value[q]);
+            }
         }
+    } @else {
+        store_out(at, valid, value);
     }
 }

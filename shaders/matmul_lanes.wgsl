@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let column = group.x * (4u * LANES * SPAN) + 4u * lane;
     let a_base = args.a_offset + group.z * args.a_batch;
     let b_base = args.b_offset + group.z * args.b_batch;
-    if (args.symmetric == 1u && group.x * (4u * LANES * SPAN) >= row + ROWS) { return; }
+    if (SYMMETRIC == 1u && group.x * (4u * LANES * SPAN) >= row + ROWS) { return; }
     var sum: array<vec4f, ROWS * SPAN>;
     var a_part: array<vec4f, PARTS>;
     var b_part: array<vec4f, 4u * SPAN>;

@@ -73,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let b_base = args.b_offset + group.z * args.b_batch;
     let mine_row = local / 16u;
     let mine_column = local % 16u;
-    if (args.symmetric == 1u && column >= row + TILE) { return; }
+    if (SYMMETRIC == 1u && column >= row + TILE) { return; }
     var sum0 = vec4f();
     var sum1 = vec4f();
     var sum2 = vec4f();

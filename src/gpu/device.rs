@@ -331,6 +331,11 @@ impl Gpu {
         self.inner.pool.usage()
     }
 
+    /// Whether a buffer was allocated on this device.
+    pub(super) fn owns(&self, buffer: &Buffer) -> bool {
+        self.inner.pool.owns(buffer)
+    }
+
     /// Starts the peak of [`Gpu::memory`] anew at what is live now.
     pub fn reset_peak(&self) {
         self.inner.pool.reset_peak();

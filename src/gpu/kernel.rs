@@ -82,7 +82,15 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
-type PipelineKey = (&'static str, &'static str, Vec<(&'static str, u32)>);
+/// A pipeline by everything it is made from; the source by its place and length, which are cheaper to compare than its text.
+#[derive(PartialEq, Eq, Hash)]
+struct PipelineKey {
+    source: (usize, usize),
+    entry: &'static str,
+    bindings: &'static [Access],
+    constants: Vec<(&'static str, u32)>,
+    argument_bytes: u32,
+}
 
 #[derive(Default)]
 pub(super) struct PipelineCache {
@@ -126,6 +134,7 @@ impl Gpu {
             let problem = format!("{} buffers given, {} bindings declared", launch.buffers.len(), kernel.bindings.len());
             return Err(kernel.error(problem));
         }
+        self.check_buffers(launch)?;
         self.check_limits(launch)?;
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let entries: Vec<wgpu::BindGroupEntry<'_>> = launch
@@ -141,6 +150,24 @@ impl Gpu {
         });
         self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
         self.flush_if_due()
+    }
+
+    /// What the driver would answer with an error on the whole device.
+    fn check_buffers(&self, launch: &Launch<'_>) -> Result<()> {
+        let kernel = launch.kernel;
+        for (at, slice) in launch.buffers.iter().enumerate() {
+            if !self.owns(slice.buffer) {
+                return Err(kernel.error(format!("the buffer of binding {at} belongs to another device")));
+            }
+            let clashes = |&other: &usize| {
+                std::ptr::eq(slice.buffer, launch.buffers[other].buffer) && kernel.bindings[at] != kernel.bindings[other]
+            };
+            if let Some(other) = (0..at).find(clashes) {
+                let problem = format!("bindings {other} and {at} are the same buffer, which it would both read and write");
+                return Err(kernel.error(problem));
+            }
+        }
+        Ok(())
     }
 
     fn check_limits(&self, launch: &Launch<'_>) -> Result<()> {
@@ -163,7 +190,13 @@ impl Gpu {
     }
 
     fn pipeline(&self, kernel: &Kernel, constants: &[(&'static str, u32)], argument_bytes: u32) -> Result<Arc<Pipeline>> {
-        let key = (kernel.name, kernel.entry, constants.to_vec());
+        let key = PipelineKey {
+            source: (kernel.source.as_ptr() as usize, kernel.source.len()),
+            entry: kernel.entry,
+            bindings: kernel.bindings,
+            constants: constants.to_vec(),
+            argument_bytes,
+        };
         let mut compiled = self.inner.pipelines.compiled.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(pipeline) = compiled.get(&key) {
             return Ok(pipeline.clone());

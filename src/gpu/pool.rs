@@ -47,6 +47,10 @@ impl Pool {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    pub(super) fn owns(self: &Arc<Self>, buffer: &Buffer) -> bool {
+        Arc::ptr_eq(self, &buffer.pool)
+    }
+
     pub(super) fn usage(&self) -> MemoryUse {
         self.lock().usage
     }

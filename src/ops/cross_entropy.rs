@@ -4,7 +4,7 @@
 
 use super::embedding::check_ids;
 use super::gemm::{Gemm, Matrix};
-use super::{vectors, workgroup};
+use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch};
 use crate::tape::Var;
@@ -21,6 +21,8 @@ static CROSS_ENTROPY: Kernel = Kernel::trusted(
 
 /// Bytes of logits that exist at a time, where one block of rows allows it.
 const LOGIT_BYTES: usize = 32 << 20;
+/// Rows of a chunk: each takes a workgroup, of one dimension of at most 65,535.
+const MOST_ROWS: usize = 65_535 / 64 * 64;
 
 impl<'t> Var<'t> {
     /// Mean cross-entropy, in nats, of the logits self·weightᵀ against `targets`. self [rows, dim], weight [vocabulary, dim],
@@ -52,7 +54,7 @@ fn forward(x: &Tensor, w: &Tensor, targets: &Indices, [wants_x, wants_w]: [bool;
     let gpu = x.gpu();
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
     let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
-    let step = (bytes / 4 / vocabulary / 64 * 64).max(64).min(rows);
+    let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows);
     let losses = Tensor::uninitialized(gpu, &[rows])?;
     let dx = wants_x.then(|| Tensor::uninitialized(gpu, x.shape())).transpose()?;
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
@@ -89,7 +91,7 @@ fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: 
         buffers: &[targets.slice(), logits.slice(), losses.slice()],
         arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.to_bits()]),
         workgroups: [count as u32, 1, 1],
-        iterations: 3 * vocabulary.div_ceil(workgroup as usize) as u64,
+        iterations: 3 * strides(vocabulary, workgroup) as u64,
         work: 0,
     })
 }

@@ -149,20 +149,31 @@ impl<'a> Gemm<'a> {
             return fail(format!("[{rows}, {inner}] × [{inner_b}, {columns}]: inner dimensions {inner} and {inner_b} differ"));
         }
         if out.size() != (rows, columns) || out.transposed {
-            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give {:?}", out.size()));
+            let (out_rows, out_columns) = out.size();
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give [{out_rows}, {out_columns}]"));
         }
         let (batch_a, batch_b) = (batch_of(&self.a), batch_of(&self.b));
-        if batch_a != batch_b && batch_a != 1 && batch_b != 1 {
-            return fail(format!(
-                "{:?} × {:?}: batches {batch_a} and {batch_b} differ",
-                self.a.tensor.shape(),
-                self.b.tensor.shape()
-            ));
+        let are_batches = [&self.a, &self.b].map(|matrix| matrix.tensor.shape().len() == 3);
+        if batch_a != batch_b && are_batches == [true, true] {
+            let (a, b) = (self.a.tensor.shape(), self.b.tensor.shape());
+            return fail(format!("{a:?} × {b:?}: batches {batch_a} and {batch_b} differ"));
         }
-        if let Some((c, _)) = self.add.filter(|(c, _)| c.size() != (rows, columns) || c.transposed) {
-            return fail(format!("[{rows}, {columns}] + {:?}: the shapes differ", c.size()));
+        let batch = batch_a.max(batch_b);
+        if batch_of(out) != batch {
+            return fail(format!("a batch of {batch} does not give {:?}", out.tensor.shape()));
         }
-        Ok(batch_a.max(batch_b))
+        if let Some((c, _)) = self.add {
+            if c.size() != (rows, columns) || c.transposed {
+                return fail(format!("[{rows}, {columns}] + [{}, {}]: the shapes differ", c.size().0, c.size().1));
+            }
+            if c.tensor.shape().len() == 3 && batch_of(&c) != batch {
+                return fail(format!("a batch of {batch} + {:?}: the batches differ", c.tensor.shape()));
+            }
+        }
+        if self.symmetric && rows != columns {
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result is square"));
+        }
+        Ok(batch)
     }
 
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>, batch: usize) -> Result<()> {
@@ -181,7 +192,6 @@ impl<'a> Gemm<'a> {
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
             factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
-            symmetric: u32::from(self.symmetric),
         };
         let operands = [&self.a, &self.b, &c, &out];
         let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
@@ -199,6 +209,10 @@ impl<'a> Gemm<'a> {
                 ("TRANSPOSE_A", u32::from(self.a.transposed)),
                 ("TRANSPOSE_B", u32::from(self.b.transposed)),
                 ("VECTORS", u32::from(vectors)),
+                ("ADD", u32::from(beta != 0.0)),
+                ("DIAGONAL", u32::from(self.delta != 0.0)),
+                ("KEEP", u32::from(self.keep != 0.0)),
+                ("SYMMETRIC", u32::from(self.symmetric)),
             ],
             buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
             arguments: bytemuck::bytes_of(&arguments),
@@ -218,7 +232,6 @@ struct Arguments {
     batches: [u32; 4],
     factor: [u32; 3],
     epilogue: [f32; 4],
-    symmetric: u32,
 }
 
 /// The kernel for a shape and its tile.

@@ -1,7 +1,7 @@
 //! RMSNorm: y = w·x·r, r = 1/√(mean(x²)+eps). x [.., cols], w [cols]. Saves x, w, r [rows]; dw is a column sum of dy·x·r.
 
 use super::elementwise::Rows;
-use super::{vectors, workgroup};
+use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};
 use crate::tape::Var;
@@ -56,7 +56,7 @@ fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], eps: f32) -> R
         arguments: &[columns as u32, eps.to_bits()],
         invocations_per_row: f64::from(workgroup),
         workgroup,
-        iterations: 2 * columns.div_ceil(workgroup as usize),
+        iterations: 2 * strides(columns, workgroup),
     };
     launch.launch(x.gpu())
 }

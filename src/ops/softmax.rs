@@ -1,7 +1,7 @@
 //! Softmax over the last dimension: y = exp(x - max) / Σ exp(x - max). Saves y; dx = y·(dy - Σ y·dy).
 
 use super::elementwise::Rows;
-use super::{vectors, workgroup};
+use super::{strides, vectors, workgroup};
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
 use crate::tape::Var;
@@ -34,7 +34,7 @@ fn run(kernel: &Kernel, inputs: &[&Tensor]) -> Result<Tensor> {
         arguments: &[columns as u32],
         invocations_per_row: f64::from(workgroup),
         workgroup,
-        iterations: 3 * columns.div_ceil(workgroup as usize),
+        iterations: 3 * strides(columns, workgroup),
     };
     launch.launch(x.gpu())?;
     Ok(y)

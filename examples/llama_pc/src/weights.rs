@@ -223,8 +223,7 @@ impl Trained {
         let mut sizes = engine::model(&config);
         sizes.max_seq_len = positions.unwrap_or(sizes.max_seq_len);
         let (model, _) = Model::load(gpu, &config, &folder, sizes)?;
-        let tokenizer = path.join("tokenizer.json");
-        Ok(Self { params: model.effective()?, llama: model.llama, config, tokenizer: tokenizer.is_file().then_some(tokenizer) })
+        Ok(Self { params: model.effective()?, llama: model.llama })
     }
 }
 

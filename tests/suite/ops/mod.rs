@@ -1,9 +1,15 @@
 //! Every differentiable operation on the device, against the float64 reference.
 
 mod activation;
+mod attention;
+mod cross_entropy;
 mod elementwise;
+mod embedding;
+mod gemm;
 mod layout;
+mod matmul;
 mod normalize;
+mod rotary;
 mod rows;
 
 /// One element; primes; just over a workgroup; several workgroups and a multiple of four.

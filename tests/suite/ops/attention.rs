@@ -1,0 +1,113 @@
+use polytape::AttentionShape;
+
+use crate::check::{assert_refused, check};
+use crate::reference::Array;
+use crate::reference::attention::{self, attention, attention_vjp};
+use crate::reference::differences::random_arrays;
+use crate::reference::layout::{concat, slice};
+use crate::tolerance;
+
+fn shape([batch, heads, kv_heads, head_dim]: [usize; 4]) -> AttentionShape {
+    AttentionShape { batch, heads, kv_heads, head_dim }
+}
+
+/// The reference's shape for as many queries as keys.
+fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attention::AttentionShape {
+    attention::AttentionShape { batch, seq, heads, kv_heads, head_dim }
+}
+
+#[test]
+fn attention_matches() {
+    // [batch, heads, kv_heads, head_dim] and lengths: one position, fewer than a block of keys, primes, several workgroups of
+    // queries (of 16 to 64). Each head_dim is three shaders to compile: many lengths, few widths.
+    let cases: [([usize; 4], &[usize]); 7] = [
+        ([2, 2, 1, 1], &[1, 7]),
+        ([1, 3, 3, 4], &[1, 3, 101]),
+        ([2, 4, 1, 7], &[1, 13, 67]),
+        ([2, 4, 2, 32], &[1, 130]),
+        ([1, 4, 1, 64], &[67]),
+        ([1, 2, 1, 80], &[37]),
+        ([1, 2, 2, 128], &[1, 68]),
+    ];
+    for (sizes, lengths) in cases {
+        let [batch, heads, kv_heads, head_dim] = sizes;
+        for &seq in lengths {
+            let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
+            check(
+                &format!("attention of {:?}", shape(sizes)),
+                random_arrays(1701, [&q, &kv, &kv]),
+                move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
+                |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
+                |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
+                &[tolerance::attention(seq, head_dim)],
+            );
+        }
+    }
+}
+
+#[test]
+fn queries_may_be_the_last_of_more_keys() {
+    for (sizes, queries, keys) in [([1, 3, 3, 4], 1, 37), ([2, 4, 2, 32], 13, 101)] {
+        let [batch, heads, kv_heads, head_dim] = sizes;
+        let columns = heads * head_dim;
+        // The reference has a query for every key: zeros for those that are not asked for.
+        let widen = |x: &Array| {
+            let zeros = Array::zeros(&[batch, keys - queries, columns]);
+            let x = x.reshape(&[batch, queries, columns]);
+            concat(&[&zeros, &x], 1).reshape(&[batch * keys, columns])
+        };
+        let narrow = |x: &Array| {
+            let last = slice(&x.reshape(&[batch, keys, columns]), 1, keys - queries..keys);
+            last.reshape(&[batch * queries, columns])
+        };
+        let kv = [batch * keys, kv_heads * head_dim];
+        check(
+            &format!("attention of {queries} queries and {keys} keys"),
+            random_arrays(1702, [&[batch * queries, columns], &kv, &kv]),
+            move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
+            |x| narrow(&attention(&widen(&x[0]), &x[1], &x[2], square(sizes, keys))),
+            |x, dy| {
+                let [dq, dk, dv] = attention_vjp(&widen(&x[0]), &x[1], &x[2], square(sizes, keys), &widen(dy));
+                [narrow(&dq), dk, dv]
+            },
+            &[tolerance::attention(keys, head_dim)],
+        );
+    }
+}
+
+#[test]
+fn scores_far_apart_neither_overflow_nor_lose_the_sum() {
+    let sizes = [1, 3, 3, 4];
+    let [q, k, v] = random_arrays(1703, [&[37, 12], &[37, 12], &[37, 12]]);
+    // Scores of up to a few hundred; their absolute errors, which the probabilities take over, grow with them.
+    let q = q.times(64.0);
+    check(
+        "attention with large scores",
+        [q, k, v],
+        move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
+        |x| attention(&x[0], &x[1], &x[2], square(sizes, 37)),
+        |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, 37), dy),
+        &[tolerance::attention(37, 4).times(64.0)],
+    );
+}
+
+#[test]
+fn shapes_that_are_no_heads_are_refused() {
+    let refused = |shapes: [&[usize]; 3], sizes: [usize; 4], what: &str| {
+        let [q, k, v] = shapes;
+        let text = format!("attention: q {q:?}, k {k:?}, v {v:?} as {:?}: {what}", shape(sizes));
+        assert_refused(&shapes, move |x| x[0].attention(&x[1], &x[2], shape(sizes)), &text);
+    };
+    let widths = "q [.., 16] and k and v [.., 8] expected";
+    refused([&[6, 16], &[6, 8], &[6, 4]], [2, 4, 2, 4], widths);
+    refused([&[6, 12], &[6, 8], &[6, 8]], [2, 4, 2, 4], widths);
+    refused([&[6, 16], &[6, 16], &[6, 16]], [2, 4, 2, 4], widths);
+    refused([&[6, 12], &[6, 8], &[6, 8]], [1, 3, 2, 4], "3 heads are no multiple of 2 kv_heads");
+    refused([&[6, 12], &[6, 8], &[6, 8]], [0, 3, 1, 4], "sizes above 0 and a head_dim up to 256 expected");
+    refused([&[6, 257], &[6, 257], &[6, 257]], [1, 1, 1, 257], "sizes above 0 and a head_dim up to 256 expected");
+    let sequences = "2 whole sequences with at least as many keys as queries expected";
+    refused([&[7, 16], &[7, 8], &[7, 8]], [2, 4, 2, 4], sequences);
+    refused([&[8, 16], &[6, 8], &[6, 8]], [2, 4, 2, 4], sequences);
+    let rank = "attention: shape [2, 3, 16]: 2 dimensions expected";
+    assert_refused(&[&[2, 3, 16], &[6, 8], &[6, 8]], |x| x[0].attention(&x[1], &x[2], shape([2, 4, 2, 4])), rank);
+}

@@ -1,0 +1,121 @@
+use polytape::{Factor, Gemm, Gpu, Matrix, Result, Tensor};
+
+use crate::check::upload;
+use crate::device;
+use crate::reference::Array;
+use crate::reference::differences::random_arrays;
+use crate::reference::layout::{concat, slice};
+use crate::tolerance::{assert_close, reduction};
+
+/// Runs `compute` on every device and holds its result against `want`.
+#[track_caller]
+fn check(name: &str, inner: usize, want: &Array, compute: impl Fn(&Gpu) -> Result<Tensor>) {
+    for gpu in device::all() {
+        let context = format!("{name} with {} kernels", gpu.kernels());
+        let result = compute(gpu).unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert_eq!(result.shape(), want.shape, "{context}");
+        assert_close(&context, &result.to_vec().expect("read-back"), want, reduction(inner));
+    }
+}
+
+#[test]
+fn the_epilogue_scales_adds_and_keeps() {
+    for [rows, inner, columns] in [[1, 1, 1], [37, 13, 7], [68, 36, 132]] {
+        let [a, b, c, old, factors] =
+            random_arrays(1601, [&[rows, inner], &[inner, columns], &[rows, columns], &[rows, columns], &[5]]);
+        let diagonal = Array::from_fn(&c.shape, |at| if at / columns == at % columns { -0.75 } else { 0.0 });
+        let product = a.matmul(&b).times(0.5 * factors.data[3]);
+        let want = product.plus(&c.times(2.0)).plus(&diagonal).plus(&old.times(-1.5));
+        check("α·f·A·B + β·C + δ·I + κ·out", inner, &want, |gpu| {
+            let [a, b, c, out, factors] = [&a, &b, &c, &old, &factors].map(|array| upload(gpu, array));
+            let (a, b, c, out, factors) = (a?, b?, c?, out?, factors?);
+            let gemm = Gemm {
+                alpha: 0.5,
+                factor: Some(Factor { tensor: &factors, index: 3, batch_stride: 0 }),
+                add: Some((Matrix::new(&c)?, 2.0)),
+                delta: -0.75,
+                keep: -1.5,
+                ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?)
+            };
+            gemm.compute_into(Matrix::new(&out)?)?;
+            Ok(out)
+        });
+    }
+}
+
+#[test]
+fn a_symmetric_product_computes_one_triangle() {
+    for [size, inner] in [[1, 1], [37, 13], [65, 33], [132, 68], [200, 100]] {
+        let [a, c] = random_arrays(1602, [&[2, size, inner], &[2, size, size]]);
+        let c = c.plus(&c.transpose());
+        let square = |batch| {
+            let a = slice(&a, 0, batch..batch + 1).reshape(&[size, inner]);
+            a.matmul(&a.transpose()).reshape(&[1, size, size])
+        };
+        let want = concat(&[&square(0), &square(1)], 0).times(0.25).plus(&c.times(3.0));
+        check("α·A·Aᵀ + β·C of a batch", inner, &want, |gpu| {
+            let (a, c) = (upload(gpu, &a)?, upload(gpu, &c)?);
+            let a = Matrix::new(&a)?;
+            let gemm = Gemm { alpha: 0.25, add: Some((Matrix::new(&c)?, 3.0)), symmetric: true, ..Gemm::new(a, a.t()) };
+            gemm.compute()
+        });
+    }
+}
+
+#[test]
+fn windows_of_rows_and_columns_are_multiplied_in_place() {
+    // First rows and columns that are and are not multiples of four, and of what a binding may start at.
+    for [row, column] in [[0, 4], [64, 32], [5, 7], [131, 64], [64, 3]] {
+        let [a, b, old] = random_arrays(1603, [&[200, 100], &[168, 104], &[170, 120]]);
+        // Products of windows of 37 × 36 and of 28 × 36, into a window of 37 × 28.
+        let part = |x: &Array, rows, columns| slice(&slice(x, 0, row..row + rows), 1, column..column + columns);
+        let product = part(&a, 37, 36).matmul(&part(&b, 28, 36).transpose());
+        let mut want = old.clone();
+        for i in 0..37 {
+            want.row_mut(row + i)[column..column + 28].copy_from_slice(product.row(i));
+        }
+        let name = format!("windows from row {row} and column {column}");
+        check(&name, 36, &want, |gpu| {
+            let (a, b, out) = (upload(gpu, &a)?, upload(gpu, &b)?, upload(gpu, &old)?);
+            let window = |tensor, rows, columns| -> Result<Matrix<'_>> {
+                Ok(Matrix::new(tensor)?.row_window(row, rows).column_window(column, columns))
+            };
+            Gemm::new(window(&a, 37, 36)?, window(&b, 28, 36)?.t()).compute_into(window(&out, 37, 28)?)?;
+            Ok(out)
+        });
+    }
+}
+
+#[test]
+fn column_blocks_of_a_batch_are_the_heads_of_its_rows() {
+    let [a, b] = random_arrays(1604, [&[3, 13, 40], &[3, 13, 40]]);
+    let head = |x: &Array, batch| slice(&slice(x, 0, batch..batch + 1), 2, 8..24).reshape(&[13, 16]);
+    let product = |batch| head(&a, batch).transpose().matmul(&head(&b, batch)).reshape(&[1, 16, 16]);
+    let want = concat(&[&product(0), &product(1), &product(2)], 0);
+    check("heads of a batch", 13, &want, |gpu| {
+        let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
+        let head = |tensor| -> Result<Matrix<'_>> { Ok(Matrix::new(tensor)?.column_window(8, 16)) };
+        Gemm::new(head(&a)?.t(), head(&b)?).compute()
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let zeros = |shape: &[usize]| Tensor::zeros(device::default(), shape).expect("zeros");
+    let refusal = |result: Result<()>| result.expect_err("an error expected").to_string();
+    let matrix = |tensor| Matrix::new(tensor).expect("a matrix");
+    let (a, b, square, batch) = (zeros(&[4, 8]), zeros(&[8, 5]), zeros(&[4, 4]), zeros(&[3, 4, 5]));
+    let product = Gemm::new(matrix(&a), matrix(&b));
+    let into_square = refusal(product.compute_into(matrix(&square)));
+    assert_eq!(into_square, "matmul: [4, 8] × [8, 5] does not give [4, 4]");
+    let sum = Gemm { add: Some((matrix(&square), 1.0)), ..product };
+    assert_eq!(refusal(sum.compute().map(drop)), "matmul: [4, 5] + [4, 4]: the shapes differ");
+    let symmetric = Gemm { symmetric: true, ..product };
+    assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result is square");
+    assert_eq!(refusal(product.compute_into(matrix(&batch))), "matmul: a batch of 1 does not give [3, 4, 5]");
+    let sum = Gemm { add: Some((matrix(&batch), 1.0)), ..product };
+    assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
+    let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
+    let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
+    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, which it would both read and write");
+}
