@@ -62,9 +62,11 @@ fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
 }
 
 @group(0) @binding(0) var<storage, read> parts: array<f32>;
-@group(0) @binding(1) var<storage, read_write> vector: array<f32>;
+@group(0) @binding(1) var<storage, read> previous: array<f32>;
+@group(0) @binding(2) var<storage, read_write> vector: array<f32>;
 
 // vector = Σ over the chunks of parts, divided by (its norm + eps): one workgroup per matrix. Here `columns` is the vector's length.
+// A sum of zero leaves the previous vector: a matrix that starts at zero would else have u = v = 0 for ever.
 @compute @workgroup_size(WORKGROUP)
 fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let base = group.x * args.columns;
@@ -75,8 +77,11 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
         vector[base + c] = sum;
         square += sum * sum;
     }
-    let scale = 1.0 / (sqrt(workgroup_sum(square, lane)) + args.eps);
-    for (var c = lane; c < args.columns; c += WORKGROUP) { vector[base + c] *= scale; }
+    let norm = sqrt(workgroup_sum(square, lane));
+    let scale = 1.0 / (norm + args.eps);
+    for (var c = lane; c < args.columns; c += WORKGROUP) {
+        vector[base + c] = select(previous[base + c], scale * vector[base + c], norm != 0.0);
+    }
 }
 
 @group(0) @binding(0) var<storage, read> numbers: array<f32>;

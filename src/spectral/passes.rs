@@ -14,7 +14,7 @@ const W: Access = Access::ReadWrite;
 static MULTIPLY: Kernel = Kernel::trusted("spectral multiply", SOURCE, "multiply", &[R, R, W]);
 static MULTIPLY_TRANSPOSED: Kernel = Kernel::trusted("spectral multiply t", SOURCE, "multiply_transposed", &[R, R, W]);
 static ROW_PRODUCTS: Kernel = Kernel::trusted("spectral row products", SOURCE, "row_products", &[R, R, W]);
-static NORMALIZE: Kernel = Kernel::trusted("spectral normalize", SOURCE, "normalize", &[R, W]);
+static NORMALIZE: Kernel = Kernel::trusted("spectral normalize", SOURCE, "normalize", &[R, R, W]);
 static DIVIDE: Kernel = Kernel::trusted("spectral divide", SOURCE, "divide", &[R, R, R, W]);
 static GAMMA_GRADIENT: Kernel = Kernel::trusted("spectral dgamma", SOURCE, "gamma_gradient", &[R, R, W]);
 static PULL: Kernel = Kernel::trusted("spectral pull", SOURCE, "pull", &[R, R, W]);
@@ -89,8 +89,8 @@ pub(super) fn multiply(w: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// wᵀ·x / (its norm + eps): w [batch, rows, columns], x [batch, rows] → [batch, columns].
-pub(super) fn multiply_transposed(w: &Tensor, x: &Tensor, eps: f32) -> Result<Tensor> {
+/// wᵀ·x / (its norm + eps), or `previous` where that is zero: w [batch, rows, columns], x [batch, rows] → [batch, columns].
+pub(super) fn multiply_transposed(w: &Tensor, x: &Tensor, previous: &Tensor, eps: f32) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
     let chunks = rows.div_ceil(CHUNK);
     let parts = Tensor::uninitialized(w.gpu(), &[batch, chunks, columns])?;
@@ -99,14 +99,14 @@ pub(super) fn multiply_transposed(w: &Tensor, x: &Tensor, eps: f32) -> Result<Te
     let workgroups = [(columns / width).div_ceil(16) as u32, chunks as u32, batch as u32];
     let kernel = &MULTIPLY_TRANSPOSED;
     Pass { kernel, rows, columns, chunks, buffers: &buffers, workgroups, iterations: CHUNK, ..NEUTRAL }.launch(w)?;
-    normalize(&parts, eps)
+    normalize(&parts, previous, eps)
 }
 
-/// Σ over the chunks of parts [batch, chunks, n], divided by (its norm + eps) → [batch, n].
-pub(super) fn normalize(parts: &Tensor, eps: f32) -> Result<Tensor> {
+/// Σ over the chunks of parts [batch, chunks, n], divided by (its norm + eps), or `previous` where that is zero → [batch, n].
+pub(super) fn normalize(parts: &Tensor, previous: &Tensor, eps: f32) -> Result<Tensor> {
     let [batch, chunks, columns] = parts.dims("pc")?;
     let y = Tensor::uninitialized(parts.gpu(), &[batch, columns])?;
-    let buffers = [parts, &y].map(Tensor::slice);
+    let buffers = [parts, previous, &y].map(Tensor::slice);
     let iterations = columns.div_ceil(workgroup(parts.gpu()).0 as usize) * (2 + chunks);
     let workgroups = [batch as u32, 1, 1];
     Pass { kernel: &NORMALIZE, columns, chunks, eps, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(parts)?;

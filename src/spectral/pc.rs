@@ -80,14 +80,15 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps): the new u and v.
+    /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
+    /// both: the new u and v.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         let (mut u, mut v) = (self.u.clone(), self.v.clone());
         for _ in 0..config.power_iterations {
-            v = passes::multiply_transposed(&self.w, &u, config.eps)?;
+            v = passes::multiply_transposed(&self.w, &u, &v, config.eps)?;
             let [heads, rows] = u.dims("pc")?;
-            u = passes::multiply(&self.w, &v)?.reshape(&[heads, 1, rows])?;
-            u = passes::normalize(&u, config.eps)?;
+            let product = passes::multiply(&self.w, &v)?.reshape(&[heads, 1, rows])?;
+            u = passes::normalize(&product, &u, config.eps)?;
         }
         Ok((u, v))
     }

@@ -1,10 +1,11 @@
 //! Weights at the ends of float32's range: results are finite wherever the float64 reference's are.
 
 use super::{Layer, round};
+use crate::check::upload;
 use crate::device;
 use crate::reference::Array;
-use crate::reference::pc::{Norm, Pc};
-use crate::tolerance::{assert_close, pc};
+use crate::reference::pc::{Norm, Pc, PowerVectors};
+use crate::tolerance::{assert_close, pc, power_iteration};
 
 fn assert_finite(what: &str, values: &[f32]) {
     assert!(values.iter().all(|value| value.is_finite()), "{what} has values that are not finite: {values:?}");
@@ -32,16 +33,27 @@ fn a_zero_matrix_gives_zeros_and_a_finite_gradient() {
 }
 
 #[test]
-fn a_refresh_on_a_zero_matrix_stays_finite() {
+fn a_matrix_that_starts_at_zero_finds_its_vectors_later() {
+    // The formulas alone would make u and v zero, and keep them so: s would be eps and N = W/eps for ever after.
     for gpu in device::all() {
-        let mut layer = Layer::random(2211, [20, 12], 1, Pc::of_level(2));
-        layer.w = Array::zeros(&[20, 12]);
-        let mut device = layer.on(gpu).expect("a layer");
-        let [u, v] = device.refresh().expect("a refresh");
-        assert_finite("u", &u);
-        assert_finite("v", &v);
-        let got = device.run(&layer.cotangent()).expect("a layer");
-        assert_finite("dW", &got.dw);
+        for (shape, heads) in [([20, 12], 1), ([24, 36], 2)] {
+            let trained = Layer::random(2211, shape, heads, Pc::of_level(2));
+            let zero = Layer { w: Array::zeros(&shape), ..trained.clone() };
+            let mut device = zero.on(gpu).expect("a layer");
+            let before = ["layer.pc_u", "layer.pc_v"].map(|name| device.values(name).expect("read-back"));
+            assert_eq!(device.refresh().expect("a refresh"), before);
+            let weight = upload(gpu, &trained.w).expect("a matrix");
+            device.params.set(device.weight, weight).expect("the same shape");
+            let [u, v] = device.refresh().expect("a refresh");
+            let mut want = trained.clone();
+            want.refresh();
+            let stacked = |part: fn(&PowerVectors) -> &Array| {
+                let values: Vec<f64> = want.vectors.iter().flat_map(|vectors| part(vectors).data.clone()).collect();
+                Array::new(&[values.len()], values)
+            };
+            assert_close("u", &u, &stacked(|vectors| &vectors.u), power_iteration(shape[0], shape[1]));
+            assert_close("v", &v, &stacked(|vectors| &vectors.v), power_iteration(shape[0], shape[1]));
+        }
     }
 }
 
