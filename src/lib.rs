@@ -35,6 +35,7 @@
 //! [wgpu]: https://wgpu.rs
 //! [arXiv 2606.06470]: https://arxiv.org/abs/2606.06470
 #![deny(missing_docs)]
+
 pub mod checkpoint;
 mod error;
 pub mod gpu;
@@ -47,6 +48,7 @@ pub mod spectral;
 mod tape;
 mod tensor;
 mod trainer;
+
 pub use error::{Error, Result};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
 pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable};
@@ -54,3 +56,8 @@ pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use tape::{Leaves, Tape, Var};
 pub use tensor::{Indices, MAX_RANK, Tensor, read_all};
 pub use trainer::{StepOutcome, Trainer};
+
+/// The README's example, compiled and run with the other documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -27,6 +27,12 @@ use crate::weights::{self, Model, State};
 /// Runs the command.
 pub fn run(args: &cli::Train) -> Result<(), Failure> {
     let mut config = Config::load(args.config.as_deref(), &args.settings())?;
+    if config.train.log_spectrum_every > 0 {
+        let found = config.train.log_spectrum_every;
+        return Err(Failure::usage(format!(
+            "train.log_spectrum_every: found {found}, expected 0: this version does not measure spectra"
+        )));
+    }
     let data = PathBuf::from(&config.data.train);
     let tokenizer = tokenizer_of(&data);
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;

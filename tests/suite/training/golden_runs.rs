@@ -16,7 +16,11 @@ fn follow(name: &str) {
         let outcome = device.step(gpu, &tiny, &run, step).expect("a step");
         let (loss, norm) = outcome.read().expect("read-back");
         // 1e-3 and 1e-2 are what the runs must hold; float32 holds a hundred times as much.
-        eprintln!("MEAS {name} {step} {:e} {:e}", f64::from(loss)/expected.loss-1.0, f64::from(norm) / expected.grad_norm - 1.0);
+        eprintln!(
+            "MEAS {name} {step} {:e} {:e}",
+            f64::from(loss) / expected.loss - 1.0,
+            f64::from(norm) / expected.grad_norm - 1.0
+        );
         let (loss_error, norm_error) = (f64::from(loss) - expected.loss, f64::from(norm) / expected.grad_norm - 1.0);
         assert!(loss_error.abs() < 1e-5, "{name} step {}: loss {loss}, want {}", expected.step, expected.loss);
         assert!(norm_error.abs() < 1e-4, "{name} step {}: norm {norm}, want {}", expected.step, expected.grad_norm);
@@ -70,7 +74,9 @@ fn gradient_norms_of_the_first_step_match_for_every_parameter() {
             };
             // γ's gradient is one inner product that cancels to a thousandth of its terms.
             let tolerance = if short.ends_with("gamma") { 2e-2 } else { 1e-4 };
-            if (norms[&name]/want-1.0).abs() > 3e-6 { eprintln!("MEAS {} {name} {:e} of {want:e}", run.name, norms[&name]/want-1.0); }
+            if (norms[&name] / want - 1.0).abs() > 3e-6 {
+                eprintln!("MEAS {} {name} {:e} of {want:e}", run.name, norms[&name] / want - 1.0);
+            }
             assert!((norms[&name] / want - 1.0).abs() < tolerance, "{} {name}: {}, want {want}", run.name, norms[&name]);
         }
         assert_eq!(norms.len(), run.first_step_gradient_norms_before_clipping.len(), "{}", run.name);

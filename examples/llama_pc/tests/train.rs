@@ -1,0 +1,146 @@
+//! `devices`, `train`, `eval` and `sample` as a user calls them, on text that the test makes. They need an adapter; where there is
+//! none, they fail.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+const TINY: [&str; 9] = [
+    "model.dim=32",
+    "model.layers=2",
+    "model.heads=4",
+    "model.kv_heads=2",
+    "model.hidden=64",
+    "data.seq_len=16",
+    "train.batch_size=4",
+    "train.val_batches=2",
+    "schedule.warmup_steps=2",
+];
+
+fn llama_pc(folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("llama_pc").expect("the program is built");
+    command.current_dir(folder);
+    command
+}
+
+/// A folder with prepared data of a text that repeats itself, so that a few steps learn something.
+fn prepared() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for number in 0..8 {
+        let text = format!("document {number}: the cat sat on the mat and the dog sat on the log. ").repeat(20);
+        fs::write(folder.path().join(format!("{number}.txt")), text).expect("a file");
+    }
+    let args = ["prepare", "--text", ".", "--train-bpe", "300", "--out", "data", "--val-fraction", "0.2"];
+    llama_pc(folder.path()).args(args).assert().success();
+    folder
+}
+
+fn train(folder: &Path, out: &str, extra: &[&str]) -> Command {
+    let mut command = llama_pc(folder);
+    command.args(["train", "--out", out, "--set"]).args(TINY).args(extra);
+    command
+}
+
+fn metrics(folder: &Path, run: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(run).join("metrics.jsonl")).expect("metrics");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+fn text_of(command: &mut Command) -> String {
+    let output = command.assert().success().get_output().stdout.clone();
+    String::from_utf8(output).expect("UTF-8")
+}
+
+#[test]
+fn devices_lists_an_adapter_with_its_kernels() {
+    let text = text_of(llama_pc(Path::new(".")).arg("devices"));
+    assert!(text.starts_with("0 ") && text.contains("kernels   "), "{text}");
+}
+
+#[test]
+fn a_run_learns_and_can_be_evaluated_and_sampled() {
+    let folder = prepared();
+    let extra = [
+        "pc.level=4",
+        "optimizer.lr=0.01",
+        "train.steps=40",
+        "train.val_every=20",
+        "train.checkpoint_every=15",
+        "train.keep_checkpoints=2",
+    ];
+    train(folder.path(), "run", &extra).assert().success();
+    let rows = metrics(folder.path(), "run");
+    assert_eq!(rows.len(), 40);
+    let loss = |row: &Value| row["loss"].as_f64().expect("a loss");
+    assert!(loss(&rows[39]) < 0.8 * loss(&rows[0]), "{} to {}", loss(&rows[0]), loss(&rows[39]));
+    assert!(rows[19]["val_loss"].is_f64() && rows[18].get("val_loss").is_none());
+    assert_eq!(rows[39]["tokens"], 40 * 4 * 16);
+    let mut steps: Vec<String> = fs::read_dir(folder.path().join("run/checkpoints"))
+        .expect("checkpoints")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .collect();
+    steps.sort();
+    assert_eq!(steps, ["step-30", "step-40"]);
+    for file in ["config.toml", "tokenizer.json", "log.txt", "loss.svg", "checkpoints/step-40/state.json"] {
+        assert!(folder.path().join("run").join(file).is_file(), "{file}");
+    }
+
+    let report: Value = serde_json::from_str(&text_of(llama_pc(folder.path()).args(["eval", "run", "--json"]))).expect("JSON");
+    let loss = report["loss"].as_f64().expect("a loss");
+    assert!((report["perplexity"].as_f64().expect("a perplexity") / loss.exp() - 1.0).abs() < 1e-9);
+    assert!(report["tokens"].as_u64().expect("tokens") > 0);
+
+    let sample = |seed: &str| {
+        text_of(llama_pc(folder.path()).args(["sample", "run", "--prompt", "the cat", "--tokens", "12", "--seed", seed]))
+    };
+    let first = sample("3");
+    assert!(first.starts_with("the cat") && first.len() > "the cat\n".len(), "{first}");
+    assert_eq!(first, sample("3"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_with_either_optimizer() {
+    let folder = prepared();
+    for kind in ["adamw", "muon"] {
+        let losses = |out: &str| {
+            let kind = format!("optimizer.kind={kind}");
+            let extra = [kind.as_str(), "pc.level=2", "train.steps=3", "train.val_every=0", "train.grad_accumulation=2"];
+            train(folder.path(), out, &extra).assert().success();
+            let figures = |row: &Value| (row["loss"].clone(), row["grad_norm"].clone());
+            metrics(folder.path(), out).iter().map(figures).collect::<Vec<_>>()
+        };
+        assert_eq!(losses(&format!("{kind}-a")), losses(&format!("{kind}-b")));
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_and_names_the_step() {
+    let folder = prepared();
+    let extra = ["optimizer.lr=1e30", "train.steps=20", "train.val_every=0"];
+    let assert = train(folder.path(), "run", &extra).assert().code(1);
+    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(text.contains("error: step ") && text.contains("expected a finite number") && text.contains("hint: "), "{text}");
+}
+
+#[test]
+fn wrong_use_has_its_sentence_and_its_exit_status() {
+    let folder = prepared();
+    fs::create_dir(folder.path().join("there")).expect("a folder");
+    let cases: [(&mut Command, i32, &str); 6] = [
+        (&mut train(folder.path(), "there", &[]), 2, "--out there: found it exists already"),
+        (train(folder.path(), "run", &[]).args(["--adapter", "nonsense"]), 2, "a name containing `nonsense`"),
+        (train(folder.path(), "run", &[]).args(["--init", "none"]), 1, "none: found neither model.safetensors"),
+        (&mut train(folder.path(), "run", &["data.train=nowhere"]), 1, "nowhere"),
+        (llama_pc(folder.path()).args(["eval", "data"]), 1, "expected a run or an exported folder"),
+        (llama_pc(folder.path()).args(["sample", "nowhere"]), 1, "nowhere"),
+    ];
+    for (command, status, expected) in cases {
+        let assert = command.assert().code(status);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.contains(expected), "{expected:?} in {text}");
+        assert!(text.contains("error: ") && !text.contains("panicked"), "{text}");
+    }
+    assert!(!folder.path().join("run").exists(), "a run that could not begin leaves no folder");
+}
