@@ -47,7 +47,7 @@
 //! # }
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
@@ -78,6 +78,7 @@ enum Node {
 pub struct Tape<'p> {
     params: &'p Params,
     recording: bool,
+    walked: Cell<bool>,
     nodes: RefCell<Vec<Node>>,
 }
 
@@ -104,12 +105,12 @@ impl Leaves {
 impl<'p> Tape<'p> {
     /// A tape over `params` that records.
     pub fn new(params: &'p Params) -> Self {
-        Self { params, recording: true, nodes: RefCell::default() }
+        Self { params, recording: true, walked: Cell::default(), nodes: RefCell::default() }
     }
 
     /// A tape over `params` that records nothing: for evaluation. Nothing is kept for a backward.
     pub fn inference(params: &'p Params) -> Self {
-        Self { params, recording: false, nodes: RefCell::default() }
+        Self { params, recording: false, walked: Cell::default(), nodes: RefCell::default() }
     }
 
     /// The parameters it reads.
@@ -179,13 +180,22 @@ impl<'p> Tape<'p> {
     }
 
     fn record_node(&self, op: &'static str, value: Tensor, parents: &[&Var<'_>], backward: Backward) -> Result<Var<'_>> {
-        if parents.iter().any(|parent| !std::ptr::addr_eq(parent.tape, self)) {
-            return Err(Error::Value(format!("{op}: its inputs are variables of different tapes")));
-        }
+        self.check_parents(op, parents)?;
         let parents: Vec<Option<usize>> = parents.iter().map(|parent| parent.node).collect();
         let wanted = parents.iter().any(Option::is_some);
         let node = if wanted { self.push(Node::Operation { op, parents, backward }) } else { None };
         Ok(Var { tape: self, value, node })
+    }
+
+    fn owns(&self, variable: &Var<'_>) -> bool {
+        std::ptr::addr_eq(variable.tape, self)
+    }
+
+    fn check_parents(&self, op: &'static str, parents: &[&Var<'_>]) -> Result<()> {
+        match parents.iter().all(|parent| self.owns(parent)) {
+            true => Ok(()),
+            false => Err(Error::Value(format!("{op}: its inputs are variables of different tapes"))),
+        }
     }
 
     /// Runs `f` on `inputs` keeping only the inputs; the backward runs `f` again. The gradients have the same bits as without.
@@ -195,6 +205,7 @@ impl<'p> Tape<'p> {
     where
         F: for<'a> Fn(&'a Tape<'a>, &[Var<'a>]) -> Result<Var<'a>> + 'static,
     {
+        self.check_parents("checkpoint", inputs)?;
         let kept: Vec<Tensor> = inputs.iter().map(|input| input.value.clone()).collect();
         let value = {
             let plain = Tape::inference(self.params);
@@ -232,6 +243,9 @@ impl<'p> Tape<'p> {
     /// Walks the tape from given gradients of given variables.
     pub fn backward_from(&self, seeds: &[(&Var<'_>, Tensor)], gradients: &mut Gradients) -> Result<Leaves> {
         for (var, gradient) in seeds {
+            if !self.owns(var) {
+                return Err(Error::Value("backward: a variable of another tape".into()));
+            }
             if var.shape() != gradient.shape() {
                 let problem = format!("a variable of shape {:?} and a gradient of shape {:?}", var.shape(), gradient.shape());
                 return Err(Error::shape("backward_from", problem));
@@ -242,13 +256,14 @@ impl<'p> Tape<'p> {
     }
 
     fn walk(&self, seeds: Vec<(Option<usize>, Tensor)>, sink: &mut Sink<'_>) -> Result<Leaves> {
+        if self.walked.replace(true) {
+            return Err(Error::Value("backward: this tape has been walked already".into()));
+        }
         let mut nodes = self.nodes.take();
         let mut pending: Vec<Option<Tensor>> = (0..nodes.len()).map(|_| None).collect();
         for (node, gradient) in seeds {
             if let Some(node) = node {
-                let slot =
-                    pending.get_mut(node).ok_or_else(|| Error::Value("backward: this tape has been walked already".into()))?;
-                add_to(slot, gradient)?;
+                add_to(&mut pending[node], gradient)?;
             }
         }
         let mut leaves = Leaves { gradients: BTreeMap::new() };

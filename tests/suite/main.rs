@@ -3,10 +3,11 @@
 mod check;
 mod device;
 mod golden;
+mod gpu;
 mod ops;
 mod optim;
 mod reference;
 mod spectral;
-#[allow(dead_code)] // until the tests of the device use every entry
+mod tape;
 mod tolerance;
 mod training;

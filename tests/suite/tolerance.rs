@@ -44,12 +44,6 @@ pub const TRANSCENDENTAL: Tolerance = Tolerance::of_roundings(
     "WGSL lets exp be 3 + 2|x| ulp off: 13 ulp at 5, and silu and gelu divide or multiply after it",
 );
 
-/// Angles up to `largest_angle` radians, from f32 frequencies.
-pub fn rotary(largest_angle: f64) -> Tolerance {
-    let reason = "an angle in f32 is off by some roundings of itself, and so are its sine and cosine";
-    Tolerance::of_roundings(16.0 + 4.0 * largest_angle, reason)
-}
-
 /// Sums of `terms` numbers: sum, mean, matmul, column sums, gradients of broadcast rows and of embeddings.
 pub fn reduction(terms: usize) -> Tolerance {
     let reason = "roundings of a sum add up like a random walk, as √terms; measured 1.5·√terms of them";
@@ -95,14 +89,6 @@ pub fn newton_schulz(steps: usize, n: usize, long: usize) -> Tolerance {
 /// rounded to f32 moved the loss by up to 2e-6 and the norm by 1e-6, without growing over the 20 steps.
 pub const TRAINING: Tolerance =
     Tolerance { relative: 2e-5, reason: "20 steps, each with gradients that are off by about 1e-6 of their rms" };
-
-/// Norms of single gradients of the whole model.
-pub const GRADIENT_NORM: Tolerance =
-    Tolerance { relative: 2e-5, reason: "errors of all layers behind a gradient, averaged over its elements" };
-
-/// dγ = ⟨E, Y⟩ of the whole model.
-pub const GAMMA_GRADIENT: Tolerance =
-    Tolerance { relative: 1e-3, reason: "a sum over a matrix that cancels to about a hundredth of its terms' norm" };
 
 /// Panics with the worst element unless every |got − want| / max(|want|, rms of want) is within the tolerance.
 #[track_caller]

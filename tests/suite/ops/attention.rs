@@ -1,6 +1,6 @@
 use polytape::AttentionShape;
 
-use crate::check::{assert_refused, check};
+use crate::check::{assert_refused, check, upload};
 use crate::reference::Array;
 use crate::reference::attention::{self, attention, attention_vjp};
 use crate::reference::differences::random_arrays;
@@ -18,16 +18,16 @@ fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attenti
 
 #[test]
 fn attention_matches() {
-    // [batch, heads, kv_heads, head_dim] and lengths: one position, fewer than a block of keys, primes, several workgroups of
-    // queries (of 16 to 64). Each head_dim is three shaders to compile: many lengths, few widths.
+    // [batch, heads, kv_heads, head_dim] and lengths: fewer than a block of keys, primes, several workgroups of queries (of 16
+    // to 64). Each head_dim is three shaders to compile: many lengths, few widths.
     let cases: [([usize; 4], &[usize]); 7] = [
-        ([2, 2, 1, 1], &[1, 7]),
-        ([1, 3, 3, 4], &[1, 3, 101]),
-        ([2, 4, 1, 7], &[1, 13, 67]),
-        ([2, 4, 2, 32], &[1, 130]),
+        ([2, 2, 1, 1], &[7]),
+        ([1, 3, 3, 4], &[3, 101]),
+        ([2, 4, 1, 7], &[13, 67]),
+        ([2, 4, 2, 32], &[130]),
         ([1, 4, 1, 64], &[67]),
         ([1, 2, 1, 80], &[37]),
-        ([1, 2, 2, 128], &[1, 68]),
+        ([1, 2, 2, 128], &[68]),
     ];
     for (sizes, lengths) in cases {
         let [batch, heads, kv_heads, head_dim] = sizes;
@@ -42,6 +42,32 @@ fn attention_matches() {
                 &[tolerance::attention(seq, head_dim)],
             );
         }
+    }
+}
+
+#[test]
+fn one_position_sees_only_itself() {
+    for sizes in [[1, 1, 1, 1], [2, 4, 1, 7], [3, 4, 2, 32]] {
+        let [batch, heads, kv_heads, head_dim] = sizes;
+        let kv = [batch, kv_heads * head_dim];
+        let [q, k, v] = random_arrays(1704, [&[batch, heads * head_dim], &kv, &kv]);
+        // q and k are constants: with one key the probability is 1, their gradients are 0, and the device's are roundings.
+        let (on_device_q, on_device_k) = (q.clone(), k.clone());
+        check(
+            &format!("attention of one position as {:?}", shape(sizes)),
+            [v],
+            move |v| {
+                let (tape, gpu) = (v[0].tape(), v[0].value().gpu());
+                let q = tape.constant(upload(gpu, &on_device_q)?);
+                q.attention(&tape.constant(upload(gpu, &on_device_k)?), &v[0], shape(sizes))
+            },
+            |v| attention(&q, &k, &v[0], square(sizes, 1)),
+            |v, dy| {
+                let [_, _, dv] = attention_vjp(&q, &k, &v[0], square(sizes, 1), dy);
+                [dv]
+            },
+            &[tolerance::attention(1, head_dim)],
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use crate::check::{assert_refused, check};
 use crate::reference::array::seeded;
 use crate::reference::differences::random_arrays;
 use crate::reference::matmul::{matmul, matmul_vjp};
-use crate::tolerance::reduction;
+use crate::tolerance::{EXACT, reduction};
 
 const TRANSPOSES: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
@@ -67,6 +67,23 @@ fn a_batch_is_multiplied_by_one_matrix() {
 }
 
 #[test]
+fn a_residual_is_added_in_the_same_pass() {
+    for [rows, inner, columns] in [[1, 1, 1], [7, 13, 37], [68, 36, 132]] {
+        check(
+            "matmul_nt_add",
+            random_arrays(1506, [&[rows, inner], &[columns, inner], &[rows, columns]]),
+            |x| x[0].matmul_nt_add(&x[1], &x[2]),
+            |x| matmul(&x[0], &x[1], false, true).plus(&x[2]),
+            |x, dy| {
+                let [da, db] = matmul_vjp(&x[0], &x[1], false, true, dy);
+                [da, db, dy.clone()]
+            },
+            &[reduction(inner), reduction(columns), reduction(rows), EXACT],
+        );
+    }
+}
+
+#[test]
 fn products_of_random_sizes_match() {
     let mut rng = seeded(1504);
     for _ in 0..16 {
@@ -91,6 +108,8 @@ fn factors_that_do_not_fit_are_refused() {
         assert_refused(&[&[a, 4, 8], &[b, 8, 5]], |x| x[0].matmul(&x[1]), &text);
     }
     assert_refused(&[&[8], &[8, 5]], |x| x[0].matmul(&x[1]), "matmul: shape [8]: 2 or 3 dimensions expected");
+    let residual = "matmul: [4, 5] + [5, 4]: the shapes differ";
+    assert_refused(&[&[4, 8], &[5, 8], &[5, 4]], |x| x[0].matmul_nt_add(&x[1], &x[2]), residual);
     let four = "matmul: shape [2, 3, 4, 8]: 2 or 3 dimensions expected";
     assert_refused(&[&[2, 3, 4, 8], &[8, 5]], |x| x[0].matmul(&x[1]), four);
 }

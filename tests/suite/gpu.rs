@@ -1,0 +1,243 @@
+//! The device layer: kernels that do not compile or fit, memory and its budget, copies, adapters, profiles, large tensors.
+
+use polytape::gpu::{Access, Kernel, Launch, Slice, adapters, grid};
+use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Gradients, Indices, Params, Result, Tape, Tensor};
+
+use crate::device;
+
+static DOUBLE: Kernel = Kernel::new(
+    "double",
+    "@group(0) @binding(0) var<storage, read> x: array<f32>;
+     @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+     var<immediate> count: u32;
+     @compute @workgroup_size(64)
+     fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u,
+             @builtin(local_invocation_index) local: u32) {
+         let i = linear_index(group, groups, local, 64u);
+         if (i < count) { y[i] = 2.0 * x[i]; }
+     }",
+    "main",
+    &[Access::Read, Access::ReadWrite],
+);
+
+fn launch(gpu: &Gpu, kernel: &Kernel, buffers: &[Slice<'_>], count: u32) -> Result<()> {
+    gpu.launch(&Launch {
+        kernel,
+        constants: &[],
+        buffers,
+        arguments: bytemuck::cast_slice(&[count]),
+        workgroups: grid(u64::from(count), 64),
+        iterations: 0,
+        work: 0,
+    })
+}
+
+/// The text of the error that a call must return.
+#[track_caller]
+fn refusal<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("an error expected"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_kernel_of_the_users_own_runs_on_every_device() -> Result<()> {
+    for gpu in device::all() {
+        let x = Tensor::from_slice(gpu, &[1.5; 1001], &[1001])?;
+        let y = Tensor::zeros(gpu, &[1001])?;
+        launch(gpu, &DOUBLE, &[x.slice(), y.slice()], 1000)?;
+        let mut want = vec![3.0; 1000];
+        want.push(0.0);
+        assert_eq!(y.to_vec()?, want);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_an_error_with_the_compilers_text() -> Result<()> {
+    static UNPARSABLE: Kernel = Kernel::new("unparsable", "@compute @workgroup_size(1) fn main( {", "main", &[Access::ReadWrite]);
+    static UNDEFINED: Kernel =
+        Kernel::new("undefined", "@compute @workgroup_size(1) fn main() { let x = nowhere; }", "main", &[Access::ReadWrite]);
+    static NO_ENTRY: Kernel = Kernel::new("no_entry", "@compute @workgroup_size(1) fn main() {}", "start", &[Access::ReadWrite]);
+    static ENDLESS: Kernel = Kernel::new("endless", "@unroll for (var i = 0u; i < 2u; i++) {", "main", &[Access::ReadWrite]);
+    for gpu in device::all() {
+        let y = Tensor::zeros(gpu, &[4])?;
+        let cases = [
+            (&UNPARSABLE, "kernel unparsable: ", "expected"),
+            (&UNDEFINED, "kernel undefined: ", "nowhere"),
+            (&NO_ENTRY, "kernel no_entry: ", "start"),
+            (&ENDLESS, "kernel endless: ", "block"),
+        ];
+        for (kernel, start, part) in cases {
+            let result = launch(gpu, kernel, &[y.slice()], 4);
+            assert!(matches!(result, Err(Error::Kernel { .. })));
+            let text = refusal(result);
+            assert!(text.starts_with(start) && text.contains(part), "{text}");
+        }
+        assert_eq!(y.to_vec()?, [0.0; 4], "the device goes on");
+    }
+    Ok(())
+}
+
+#[test]
+fn buffers_that_do_not_fit_the_bindings_are_refused() -> Result<()> {
+    let gpu = device::default();
+    let x = Tensor::zeros(gpu, &[4])?;
+    for (count, buffers) in [(1, vec![x.slice()]), (3, vec![x.slice(); 3])] {
+        let text = format!("kernel double: {count} buffers given, 2 bindings declared");
+        assert_eq!(refusal(launch(gpu, &DOUBLE, &buffers, 4)), text);
+    }
+    let text = "kernel double: bindings 0 and 1 are the same buffer, which it would both read and write";
+    assert_eq!(refusal(launch(gpu, &DOUBLE, &[x.slice(), x.slice()], 4)), text);
+    let stranger = Tensor::zeros(&device::open(&Default::default())?, &[4])?;
+    let text = "kernel double: the buffer of binding 0 belongs to another device";
+    assert_eq!(refusal(launch(gpu, &DOUBLE, &[stranger.slice(), x.slice()], 4)), text);
+    assert_eq!(x.to_vec()?, [0.0; 4], "the device goes on");
+    Ok(())
+}
+
+#[test]
+fn a_memory_budget_holds_and_what_fits_still_works() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let gpu = device::open(&GpuOptions { memory_budget: Some(MIB), ..Default::default() })?;
+    match gpu.allocate(MIB + 1) {
+        Err(Error::OutOfMemory { requested, live: 0, budget: Some(MIB) }) => assert!(requested > MIB),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("more than the budget"),
+    }
+    let half = Tensor::zeros(&gpu, &[1 << 17])?;
+    let text = refusal(gpu.allocate(MIB));
+    let want = "out of memory on the device: 1048576 bytes asked for while 524288 are in use and the budget is 1048576";
+    assert_eq!(text, want);
+    let other = Tensor::from_slice(&gpu, &[2.0; 1 << 17], &[1 << 17])?;
+    assert_eq!(gpu.memory().live, MIB, "full to the last byte");
+    assert!(gpu.allocate(1).is_err());
+    assert_eq!(other.to_vec()?, vec![2.0; 1 << 17]);
+    // Idle buffers of other sizes make room.
+    drop((half, other));
+    let whole = Tensor::zeros(&gpu, &[1 << 18])?;
+    assert_eq!(whole.to_vec()?, vec![0.0; 1 << 18]);
+    assert_eq!(gpu.memory().allocated, MIB);
+    Ok(())
+}
+
+#[test]
+fn the_pool_takes_buffers_back_and_reuses_them() -> Result<()> {
+    let gpu = device::open(&Default::default())?;
+    let kept = Tensor::zeros(&gpu, &[10])?;
+    let start = gpu.memory();
+    assert_eq!(start.live, 256, "rounded up to the granule");
+    let mut allocated = Vec::new();
+    for _ in 0..3 {
+        let x = Tensor::from_slice(&gpu, &[1.0; 1000], &[1000])?;
+        let y = x.scaled(2.0)?.weighted_sum(1.0, &x, 1.0)?;
+        let shared = y.clone();
+        drop(y);
+        assert_eq!(shared.to_vec()?, [3.0; 1000]);
+        allocated.push(gpu.memory().allocated);
+        assert!(gpu.memory().live > start.live);
+        drop((x, shared));
+        assert_eq!(gpu.memory().live, start.live);
+    }
+    assert!(allocated.iter().all(|bytes| *bytes == allocated[0]), "{allocated:?}");
+    assert_eq!(gpu.memory().peak, 256 + 3 * 4096);
+    gpu.reset_peak();
+    assert_eq!(gpu.memory().peak, start.live);
+    assert_eq!(kept.to_vec()?, [0.0; 10]);
+    Ok(())
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
+    let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
+    let number = open(AdapterChoice::Index(99));
+    let name = open(AdapterChoice::Name("nonsense".into()));
+    assert!(number.ends_with("; expected number 99"), "{number}");
+    assert!(name.ends_with("; expected a name containing `nonsense`"), "{name}");
+    for adapter in adapters() {
+        let found = format!("{} {}", adapter.index, adapter.name);
+        assert!(number.contains(&found) && name.contains(&found), "{found}: {number}; {name}");
+    }
+    let parsed = ["best", "CPU", "3", "Radeon"].map(|text| text.parse::<AdapterChoice>().expect("never fails"));
+    let choices = [AdapterChoice::Best, AdapterChoice::Cpu, AdapterChoice::Index(3), AdapterChoice::Name("Radeon".into())];
+    assert_eq!(parsed, choices);
+}
+
+#[test]
+fn uploads_of_any_size_come_back() -> Result<()> {
+    for gpu in device::all() {
+        let sizes = [1, 2, 3, 63, 64, 65, 255, 257, 4099, 100_003];
+        let numbers = |count: usize| (0..count).map(|i| i as f32 - 0.5).collect::<Vec<f32>>();
+        for count in sizes {
+            assert_eq!(Tensor::from_slice(gpu, &numbers(count), &[count])?.to_vec()?, numbers(count));
+        }
+        for count in [1, 2, 3, 5, 7, 255, 257, 1023_usize] {
+            let bytes: Vec<u8> = (0..count).map(|i| (i * 37) as u8).collect();
+            let buffer = gpu.upload(&bytes)?;
+            let size = count.next_multiple_of(4) as u64;
+            let read = gpu.read(&[Slice { buffer: &buffer, offset: 0, size }])?;
+            assert_eq!(read[0][..count], bytes);
+        }
+        let tensors = [1, 7, 130].map(|count| Tensor::from_slice(gpu, &numbers(count), &[count]));
+        let [a, b, c] = tensors;
+        let read = polytape::read_all([&a?, &b?, &c?])?;
+        assert_eq!(read, [numbers(1), numbers(7), numbers(130)], "several at once");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_profile_has_the_kernels_that_ran() -> Result<()> {
+    let gpu = match device::open(&GpuOptions { profile: true, ..Default::default() }) {
+        Err(Error::Adapter(problem)) if problem.contains("no timestamp queries") => return Ok(()),
+        opened => opened?,
+    };
+    assert!(gpu.profile()?.kernels.is_empty());
+    let x = Tensor::from_slice(&gpu, &[1.0; 1 << 20], &[1 << 20])?;
+    let y = x.scaled(2.0)?.scaled(2.0)?.hadamard(&x)?;
+    let table = gpu.profile()?;
+    let dispatches: Vec<(&str, u64)> = table.kernels.iter().map(|(name, time)| (*name, time.dispatches)).collect();
+    assert_eq!(dispatches, [("product", 1), ("scaled", 2)]);
+    assert!(table.kernels.values().all(|time| time.seconds > 0.0 && time.seconds < 60.0), "{table}");
+    assert!(table.to_string().contains("scaled"), "{table}");
+    // More dispatches than one submit has queries for.
+    for _ in 0..300 {
+        y.scaled(0.5)?;
+    }
+    assert_eq!(gpu.profile()?.kernels["scaled"].dispatches, 302);
+    assert!(device::default().profile()?.kernels.is_empty(), "without the option there is none");
+    Ok(())
+}
+
+/// Where an adapter binds half a GiB and more at once, a tensor above that is too large for a test.
+#[test]
+fn tensors_above_the_binding_limit_are_cut_into_windows() -> Result<()> {
+    const COLUMNS: usize = 100;
+    for gpu in device::all().iter().filter(|gpu| gpu.binding_limit() < 1 << 29) {
+        let rows = gpu.binding_limit() as usize / (4 * COLUMNS) + 777;
+        let numbers: Vec<f32> = (0..rows * COLUMNS).map(|i| (i % 65_521) as f32).collect();
+        let table = Tensor::from_slice(gpu, &numbers, &[rows, COLUMNS])?;
+        assert!(table.bytes() > gpu.binding_limit());
+        let wrong = table.scaled(2.0)?.to_vec()?.iter().zip(&numbers).position(|(got, x)| *got != 2.0 * x);
+        assert_eq!(wrong, None, "element of 2·x");
+
+        let cut = (rows - 777) / 64 * 64;
+        let ids = [0, 1, cut - 1, cut, cut + 1, rows - 1, 1];
+        let params = Params::new(gpu);
+        let tape = Tape::new(&params);
+        let x = tape.leaf(table);
+        let y = x.embedding(&Indices::from_slice(gpu, &ids.map(|id| id as u32))?)?;
+        let want: Vec<f32> = ids.iter().flat_map(|id| &numbers[id * COLUMNS..][..COLUMNS]).copied().collect();
+        assert_eq!(y.value().to_vec()?, want);
+        let leaves = tape.backward(&y.sum()?, &mut Gradients::new())?;
+        let gradient = leaves.get(&x).expect("a gradient of the table").to_vec()?;
+        let uses = |row: usize| ids.iter().filter(|id| **id == row).count() as f32;
+        let wrong = (0..rows).find(|&row| {
+            let uses = uses(row);
+            gradient[row * COLUMNS..][..COLUMNS].iter().any(|value| *value != uses)
+        });
+        assert_eq!(wrong, None, "row of the table's gradient");
+    }
+    Ok(())
+}
