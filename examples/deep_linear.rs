@@ -1,160 +1,137 @@
+//! What bounded singular values do for gradient descent: a product of four 32×32 matrices learns a rotation, once with plain
+//! layers and once with PC layers of level 4, from the same weights of a given condition number κ.
+//!
+//! A layer passes a direction's error on to the others only as far as its singular values let it, so ill-conditioned layers
+//! make plateaus. The PC layer divides by the largest singular value and lifts the others towards it: from 0.25 to 1, they all
+//! come out within 0.78 to 1.02. Both get the best of the same learning rates. Writes `deep_linear.svg`.
+//!
+//!     cargo run --release --example deep_linear
+
+use plotters::prelude::*;
 use polytape::optim::{Clip, Optimizer};
-use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, level_coefficients, newton_schulz};
-use polytape::{Error, Gpu, Gradients, ParamId, Params, Result, Role, Tensor, Trainer};
+use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz};
+use polytape::{Gpu, Gradients, Params, Result, Role, Tape, Tensor, Trainer};
 
 const SIZE: usize = 32;
+const DEPTH: usize = 4;
+const STEPS: usize = 200;
+/// A run ends when its loss has fallen by this factor.
+const GOAL: f32 = 1e-3;
 
+/// w ← w − rate·g.
 struct GradientDescent;
-
-fn eye(gpu: &Gpu) -> Result<Tensor> {
-    let v: Vec<f32> = (0..SIZE * SIZE).map(|i| if i % (SIZE + 1) == 0 { 1.0 } else { 0.0 }).collect();
-    Tensor::from_slice(gpu, &v, &[SIZE, SIZE])
-}
-fn sigma(w: &Tensor) -> Result<f32> {
-    let w = w.to_vec()?;
-    let mut x = vec![1.0f32; SIZE];
-    let mut n = 0.0;
-    for i in 0..SIZE {
-        x[i] += (i as f32).sin();
-    }
-    for _ in 0..100 {
-        let y: Vec<f32> = (0..SIZE).map(|i| (0..SIZE).map(|j| w[i * SIZE + j] * x[j]).sum()).collect();
-        let z: Vec<f32> = (0..SIZE).map(|j| (0..SIZE).map(|i| w[i * SIZE + j] * y[i]).sum()).collect();
-        n = z.iter().map(|v| v * v).sum::<f32>().sqrt();
-        x = z.iter().map(|v| v / n).collect();
-    }
-    Ok(n.sqrt())
-}
 
 impl Optimizer for GradientDescent {
     fn step(&mut self, params: &mut Params, gradients: Gradients, _: &Clip, rate: f32) -> Result<()> {
         for (id, gradient) in gradients.iter() {
-            let rate = if params.get(id).role == Role::Vector {
-                rate * std::env::var("GR").unwrap().parse::<f32>().unwrap()
-            } else {
-                rate
-            };
-            let moved = params.get(id).tensor.weighted_sum(1.0, gradient, -rate)?;
-            params.set(id, moved)?;
+            params.set(id, params.get(id).tensor.weighted_sum(1.0, gradient, -rate)?)?;
         }
         Ok(())
     }
+
     fn steps(&self) -> u64 {
         0
     }
+
     fn state(&self, _: &Params) -> Vec<(String, Tensor)> {
         Vec::new()
     }
+
     fn load_state(&mut self, _: &Params, _: u64, _: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
         Ok(())
     }
 }
 
-fn train(
-    gpu: &Gpu,
-    depth: usize,
-    level: Option<usize>,
-    gamma: bool,
-    rate: f32,
-    steps: usize,
-    init: &str,
-    target: &Tensor,
-) -> Result<Vec<f32>> {
+/// A random rotation: the polar factor of I + G/2. It has a positive determinant, as every product of layers then has: between
+/// matrices of opposite signs there is no way for small steps but through a singular one.
+fn rotation(gpu: &Gpu, seed: u64) -> Result<Tensor> {
+    let identity: Vec<f32> = (0..SIZE * SIZE).map(|i| if i % (SIZE + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let noise = Tensor::normal(gpu, &[SIZE, SIZE], 0.5 / (SIZE as f64).sqrt(), seed)?;
+    let near_identity = Tensor::from_slice(gpu, &identity, &[SIZE, SIZE])?.weighted_sum(0.4, &noise, 0.4)?;
+    newton_schulz(near_identity, NewtonSchulz::PolarExpress, 12)
+}
+
+/// A rotation, a stretch by a geometric row of singular values from largest to largest/κ with mean square 1, a rotation.
+fn layer(gpu: &Gpu, condition: f32, seed: u64) -> Result<Tensor> {
+    let stretch: Vec<f32> = (0..SIZE).map(|i| condition.powf(-(i as f32) / (SIZE - 1) as f32)).collect();
+    let mean_square = stretch.iter().map(|s| s * s).sum::<f32>() / SIZE as f32;
+    let stretch = Tensor::from_slice(gpu, &stretch, &[SIZE])?.scaled(mean_square.sqrt().recip())?;
+    let params = Params::new(gpu);
+    let tape = Tape::inference(&params);
+    let [left, right] = [tape.constant(rotation(gpu, 2 * seed)?), tape.constant(rotation(gpu, 2 * seed + 1)?)];
+    Ok(left.mul_row(&tape.constant(stretch))?.matmul(&right)?.value().clone())
+}
+
+/// The loss ½‖W₄W₃W₂W₁ − target‖² before each step, until the goal is reached or the run diverges.
+fn train(gpu: &Gpu, condition: f32, bounded: bool, rate: f32) -> Result<Vec<f32>> {
     let mut params = Params::new(gpu);
-    let weights = (0..depth)
-        .map(|layer| {
-            let w = Tensor::normal(gpu, &[SIZE, SIZE], (SIZE as f64).powf(-0.5), layer as u64)?;
-            let w = match init {
-                r if r.starts_with("res") => {
-                    let c: f32 = r[3..].parse().unwrap();
-                    let eye = eye(gpu)?;
-                    let w = eye.weighted_sum(1.0, &w, c)?;
-                    let recover = std::env::var("REC").is_ok();
-                    if level.is_none() {
-                        w.scaled((1.0 + c * c).powf(-0.5))?
-                    } else if recover {
-                        w.scaled(1.0 / sigma(&w)?)?
-                    } else {
-                        w
-                    }
-                }
-                "gauss" => w,
-                "ns2" => newton_schulz(w.scaled(0.5)?, NewtonSchulz::Simple, 2)?,
-                "ns1" => newton_schulz(w.scaled(0.5)?, NewtonSchulz::Simple, 1)?,
-                "gauss1.2" => w.scaled(1.2)?,
-                "gauss1.5" => w.scaled(1.5)?,
-                "half" => w.scaled(0.5)?,
-                _ => newton_schulz(w.scaled(0.5)?, NewtonSchulz::Simple, 5)?,
-            };
-            params.add(format!("{layer}.weight"), Role::Matrix, w)
-        })
-        .collect::<Result<Vec<ParamId>>>()?;
-    let pc = level.map(|level| {
-        let config = PcConfig {
-            coefficients: level_coefficients(level)?,
-            learnable_gamma: gamma,
-            recover_norm: std::env::var("REC").is_ok(),
-            power_iterations: 2,
-            ..Default::default()
-        };
-        let targets: Vec<(ParamId, usize)> = weights.iter().map(|&w| (w, 1)).collect();
-        Preconditioner::attach(&mut params, config, &targets, 1)
-    });
-    let pc = pc.transpose()?;
-    if let Some(pc) = &pc {
-        for _ in 0..10 {
-            pc.refresh(&mut params)?;
-        }
-    }
+    let add = |i| params.add(format!("{i}.weight"), Role::Matrix, layer(gpu, condition, i as u64)?);
+    let weights = (0..DEPTH).map(add).collect::<Result<Vec<_>>>()?;
+    // Without recovering the norm the largest singular value is 1, and the gradient is that of the loss.
+    let config = PcConfig { recover_norm: false, learnable_gamma: false, ..Default::default() };
+    let targets: Vec<_> = weights.iter().map(|&weight| (weight, 1)).collect();
+    let pc = bounded.then(|| Preconditioner::attach(&mut params, config, &targets, 0)).transpose()?;
     let mut trainer = Trainer::new(params, pc, Box::new(GradientDescent), f32::INFINITY)?;
-    let mut losses = Vec::new();
-    let mut outcomes = Vec::new();
-    for step in 0..steps {
-        outcomes.push(trainer.step(1, rate, |tape, _| {
-            let mut product = tape.param(weights[0]);
-            for &weight in &weights[1..] {
-                product = tape.param(weight).matmul(&product)?;
-            }
+    let target = rotation(gpu, 1000)?;
+    let mut losses: Vec<f32> = Vec::new();
+    while losses.len() < STEPS && losses.last().is_none_or(|loss| *loss > GOAL * losses[0] && *loss < 10.0 * losses[0]) {
+        let outcome = trainer.step(1, rate, |tape, _| {
+            let product = weights[1..].iter().try_fold(tape.param(weights[0]), |x, &w| tape.param(w).matmul(&x))?;
             let error = product.sub(&tape.constant(target.clone()))?;
             error.mul(&error)?.sum()?.scale(0.5)
-        })?);
-        if step % 50 == 49 {
-            for o in outcomes.drain(..) {
-                losses.push(o.read()?.0);
-            }
-            let last = losses[losses.len() - 1];
-            if !last.is_finite() || last > 1e4 {
-                return Err(Error::Value("diverged".into()));
-            }
-        }
+        })?;
+        losses.push(outcome.read()?.0);
     }
     Ok(losses)
 }
 
-fn main() -> Result<()> {
-    let gpu = Gpu::open(&Default::default())?;
-    let a: Vec<String> = std::env::args().collect();
-    let (depth, steps, init, tk): (usize, usize, &str, &str) = (a[1].parse().unwrap(), a[2].parse().unwrap(), &a[3], &a[4]);
-    let g = Tensor::normal(&gpu, &[SIZE, SIZE], (SIZE as f64).powf(-0.5), 99)?;
-    let target = match tk {
-        "gauss" => g,
-        r if r.starts_with("res") => eye(&gpu)?.weighted_sum(1.0, &g, r[3..].parse().unwrap())?,
-        "ns2" => newton_schulz(g.scaled(0.5)?, NewtonSchulz::Simple, 2)?,
-        _ => newton_schulz(g.scaled(0.5)?, NewtonSchulz::Simple, 5)?,
-    };
-    for (name, level, gamma) in [("plain", None, false), ("pc4 gamma", Some(4), true)] {
-        for e in 0..8 {
-            let rate = 2f32.powi(-e);
-            let t = std::time::Instant::now();
-            match train(&gpu, depth, level, gamma, rate, steps, init, &target) {
-                Ok(l) => println!(
-                    "{name:10} rate {rate:.4}: {} ({:.1}s)",
-                    (0..10).map(|i| format!("{:.2e}", l[(i + 1) * steps / 10 - 1])).collect::<Vec<_>>().join(" "),
-                    t.elapsed().as_secs_f32()
-                ),
-                Err(x) => println!("{name:10} rate {rate:.4}: {x}"),
-            }
+/// The run that comes down furthest per step, of three learning rates, and its mean factor on the loss per step.
+fn best(gpu: &Gpu, condition: f32, bounded: bool) -> Result<(f32, Vec<f32>)> {
+    let mut best = (f32::INFINITY, Vec::new());
+    for rate in [0.5, 0.25, 0.125] {
+        let losses = train(gpu, condition, bounded, rate)?;
+        let factor = (losses[losses.len() - 1] / losses[0]).powf(1.0 / (losses.len() - 1) as f32);
+        if factor < best.0 {
+            best = (factor, losses);
         }
     }
+    Ok(best)
+}
+
+fn draw(curves: &[(String, Vec<f32>)]) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new("deep_linear.svg", (720, 440)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let longest = curves.iter().map(|(_, losses)| losses.len()).max().unwrap_or(1);
+    let mut chart = ChartBuilder::on(&root)
+        .caption("Loss of a product of four matrices", ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(64)
+        .build_cartesian_2d(0..longest, (1e-2f32..1e3).log_scale())?;
+    chart.configure_mesh().x_desc("step").y_desc("loss").draw()?;
+    for (number, (label, losses)) in curves.iter().enumerate() {
+        let color = Palette99::pick(number).to_rgba();
+        let points = losses.iter().enumerate().map(|(step, &loss)| (step, loss.max(1e-2)));
+        let series = chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+        series.label(label).legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(2)));
+    }
+    chart.configure_series_labels().background_style(WHITE.mix(0.9)).draw()?;
+    Ok(root.present()?)
+}
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let gpu = Gpu::open(&Default::default())?;
+    let mut curves = Vec::new();
+    println!("{:>9}  {:<5}  {:>5}  {:>10}  {:>15}", "condition", "layer", "steps", "last loss", "factor per step");
+    for condition in [3.0, 10.0, 30.0] {
+        for (bounded, layer) in [(false, "plain"), (true, "PC")] {
+            let (factor, losses) = best(&gpu, condition, bounded)?;
+            let last = losses.last().copied().unwrap_or(f32::NAN);
+            println!("{condition:>9}  {layer:<5}  {:>5}  {last:>10.3e}  {factor:>15.4}", losses.len());
+            curves.push((format!("κ = {condition}, {layer}"), losses));
+        }
+    }
+    draw(&curves)?;
+    println!("a smaller factor is faster; the curves are in deep_linear.svg");
     Ok(())
 }
