@@ -90,6 +90,14 @@ pub fn newton_schulz(steps: usize, n: usize, long: usize) -> Tolerance {
 pub const TRAINING: Tolerance =
     Tolerance { relative: 2e-5, reason: "20 steps, each with gradients that are off by about 1e-6 of their rms" };
 
+/// Norms of single gradients of the whole model.
+pub const GRADIENT_NORM: Tolerance =
+    Tolerance { relative: 2e-5, reason: "errors of all layers behind a gradient, averaged over its elements" };
+
+/// dγ = ⟨E, Y⟩ of the whole model.
+pub const GAMMA_GRADIENT: Tolerance =
+    Tolerance { relative: 1e-3, reason: "a sum over a matrix that cancels to about a hundredth of its terms' norm" };
+
 /// Panics with the worst element unless every |got − want| / max(|want|, rms of want) is within the tolerance.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f32], want: &Array, tolerance: Tolerance) {
