@@ -268,6 +268,9 @@ fn batch_of(matrix: &Matrix<'_>) -> usize {
     }
 }
 
+/// The inner size of one dispatch: at four a step, as many as the iterations that are safe on a software adapter.
+const DEEPEST: usize = 4 * 65_535;
+
 /// Cuts a product along its rows or columns until no operand exceeds `limit` elements of one binding.
 fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
     let size = |matrix: &Matrix<'_>| matrix.binding(batch_of(matrix)).0.size as usize / 4;
@@ -278,7 +281,7 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
         return Err(Error::shape("matmul", "a batch of matrices exceeds the adapter's binding limit"));
     }
     if !(over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
-        return Ok(vec![(*gemm, out)]);
+        return if gemm.a.size().1 <= DEEPEST { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, limit) };
     }
     // Only cuts that take whole stored rows shrink a binding.
     let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over;

@@ -100,6 +100,19 @@ fn column_blocks_of_a_batch_are_the_heads_of_its_rows() {
 }
 
 #[test]
+fn an_inner_size_may_be_longer_than_the_loop_of_one_dispatch() {
+    let inner = 300_001;
+    let [a, b, old] = random_arrays(1605, [&[3, inner], &[inner, 5], &[3, 5]]);
+    let want = a.matmul(&b).times(0.5).plus(&old.times(2.0));
+    check("a deep product", inner, &want, |gpu| {
+        let (a, b, out) = (upload(gpu, &a)?, upload(gpu, &b)?, upload(gpu, &old)?);
+        let gemm = Gemm { alpha: 0.5, keep: 2.0, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+        gemm.compute_into(Matrix::new(&out)?)?;
+        Ok(out)
+    });
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let zeros = |shape: &[usize]| Tensor::zeros(device::default(), shape).expect("zeros");
     let refusal = |result: Result<()>| result.expect_err("an error expected").to_string();

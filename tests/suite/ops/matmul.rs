@@ -1,7 +1,8 @@
-use polytape::{Result, Var};
+use polytape::{Gradients, Params, Result, Tape, Tensor, Var};
 use rand::RngExt;
 
 use crate::check::{assert_refused, check};
+use crate::device;
 use crate::reference::array::seeded;
 use crate::reference::differences::random_arrays;
 use crate::reference::matmul::{matmul, matmul_vjp};
@@ -93,6 +94,47 @@ fn products_of_random_sizes_match() {
         let batches: [[&[usize]; 2]; 3] = [[&[], &[]], [batch, &[]], [batch, batch]];
         product(1505, sizes, transposes, batches[rng.random_range(0..3)]);
     }
+}
+
+/// A head above the binding limit: its product is cut along the columns, its gradient along the rows, that of x along the inner
+/// size. Whole numbers, so that every result is exact. Skipped where a binding takes half a GiB and more: too large for a test.
+#[test]
+fn a_weight_above_the_binding_limit_is_multiplied_in_parts() -> Result<()> {
+    const INNER: usize = 64;
+    let gpu = device::default();
+    if gpu.binding_limit() >= 1 << 29 {
+        return Ok(());
+    }
+    let columns = gpu.binding_limit() as usize / (4 * INNER) + 777;
+    let x = |row: usize, k: usize| ((3 * row + k) % 5) as f32 - 2.0;
+    let w = |column: usize, k: usize| ((column + k) % 11) as f32 - 5.0;
+    let fill = |rows: usize, value: &dyn Fn(usize, usize) -> f32| -> Vec<f32> {
+        (0..rows * INNER).map(|at| value(at / INNER, at % INNER)).collect()
+    };
+    let params = Params::new(gpu);
+    let tape = Tape::new(&params);
+    let left = tape.leaf(Tensor::from_slice(gpu, &fill(2, &x), &[2, INNER])?);
+    let right = tape.leaf(Tensor::from_slice(gpu, &fill(columns, &w), &[columns, INNER])?);
+    let y = left.matmul_nt(&right)?;
+    let entry = |row: usize, column: usize| (0..INNER).map(|k| x(row, k) * w(column, k)).sum::<f32>();
+    let wrong = y.value().to_vec()?.iter().enumerate().position(|(at, got)| *got != entry(at / columns, at % columns));
+    assert_eq!(wrong, None, "element of the product");
+
+    // The gradient of y is 1 in a few columns of its first row and 2 in those of its second, around the cuts and at the ends.
+    let chosen = [0, 1, columns / 2, columns / 2 + 1, columns - 778, columns - 1];
+    let mut dy = vec![0.0; 2 * columns];
+    for (row, column) in (0..2).flat_map(|row| chosen.map(|column| (row, column))) {
+        dy[row * columns + column] = row as f32 + 1.0;
+    }
+    let dy = Tensor::from_slice(gpu, &dy, &[2, columns])?;
+    let leaves = tape.backward_from(&[(&y, dy)], &mut Gradients::new())?;
+    let [dx, dw] = [&left, &right].map(|leaf| leaves.get(leaf).expect("a gradient"));
+    let dx_entry = |row: usize, k: usize| (row as f32 + 1.0) * chosen.iter().map(|&column| w(column, k)).sum::<f32>();
+    assert_eq!(dx.to_vec()?, fill(2, &dx_entry));
+    let dw_entry = |column: usize, k: usize| if chosen.contains(&column) { x(0, k) + 2.0 * x(1, k) } else { 0.0 };
+    let wrong = dw.to_vec()?.iter().enumerate().position(|(at, got)| *got != dw_entry(at / INNER, at % INNER));
+    assert_eq!(wrong, None, "element of the weight's gradient");
+    Ok(())
 }
 
 #[test]
