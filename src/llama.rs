@@ -232,7 +232,7 @@ impl Llama {
         &self.config
     }
 
-    /// Mean cross-entropy, in nats, of predicting `targets` after `inputs`, both [batch·seq_len] → [1].
+    /// Mean cross-entropy, in nats, of predicting `targets` after `inputs`, both `[batch·seq_len]` → `[1]`.
     pub fn loss<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, targets: &Indices, seq_len: usize) -> Result<Var<'t>> {
         let x = self.hidden(tape, inputs, seq_len)?;
         x.head_cross_entropy(&tape.param(self.head), targets)
@@ -289,7 +289,7 @@ impl Llama {
         KvCache { blocks: self.blocks.iter().map(|_| None).collect(), tokens: 0 }
     }
 
-    /// The logits [vocab] after the last of `tokens`, which continue the one sequence in `cache`.
+    /// The logits `[vocab]` after the last of `tokens`, which continue the one sequence in `cache`.
     pub fn next_logits(&self, params: &Params, tokens: &Indices, cache: &mut KvCache) -> Result<Tensor> {
         let tape = Tape::inference(params);
         let count = tokens.len();

@@ -26,7 +26,7 @@ const MOST_ROWS: usize = 65_535 / 64 * 64;
 
 impl<'t> Var<'t> {
     /// Mean cross-entropy, in nats, of the logits self·weightᵀ against `targets`. self [rows, dim], weight [vocabulary, dim],
-    /// targets [rows] → [1].
+    /// targets `[rows]` → `[1]`.
     pub fn head_cross_entropy(&self, weight: &Var<'t>, targets: &Indices) -> Result<Var<'t>> {
         let (x, w) = (self.value(), weight.value());
         let ([rows, dim], [vocabulary, w_dim]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);

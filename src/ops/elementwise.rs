@@ -132,7 +132,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// alpha·factor[0]·self, where factor stays on the device.
+    /// `alpha·factor[0]·self`, where factor stays on the device.
     pub fn scaled_by(&self, factor: &Tensor, alpha: f32) -> Result<Tensor> {
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         map(&SCALED_BY, &[], &[self, factor, &y], Some(1), &[alpha, 0.0])?;

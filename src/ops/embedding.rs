@@ -18,7 +18,7 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// The rows of self [vocabulary, dim] that `ids` [n] name → [n, dim].
+    /// The rows of self `[vocabulary, dim]` that `ids` `[n]` name → `[n, dim]`.
     pub fn embedding(&self, ids: &Indices) -> Result<Var<'t>> {
         let table = self.value();
         let [vocabulary, columns] = table.dims("embedding")?;

@@ -81,12 +81,12 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// Sum of all elements → [1].
+    /// Sum of all elements → `[1]`.
     pub fn sum(&self) -> Result<Var<'t>> {
         self.reduce("sum", 1.0)
     }
 
-    /// Mean of all elements → [1].
+    /// Mean of all elements → `[1]`.
     pub fn mean(&self) -> Result<Var<'t>> {
         self.reduce("mean", 1.0 / self.value().len() as f32)
     }

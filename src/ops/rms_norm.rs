@@ -19,7 +19,7 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// weight · self / √(mean(self²) + eps) along the last dimension; weight [cols].
+    /// weight · self / √(mean(self²) + eps) along the last dimension; weight `[cols]`.
     pub fn rms_norm(&self, weight: &Var<'t>, eps: f32) -> Result<Var<'t>> {
         let (x, w) = (self.value().clone(), weight.value().clone());
         let (rows, columns) = x.rows_and_columns();

@@ -25,7 +25,7 @@ static COLUMN_SUM: Kernel = Kernel::trusted(
 const ROWS_PER_CHUNK: usize = 64;
 
 impl Tensor {
-    /// Sum over all rows: [.., columns] → [columns].
+    /// Sum over all rows: `[.., columns]` → `[columns]`.
     pub fn column_sum(&self) -> Result<Tensor> {
         self.weighted_column_sum(None, None)
     }
@@ -101,7 +101,7 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// self + row, where row [columns] is added to every row of self [.., columns].
+    /// self + row, where row `[columns]` is added to every row of self `[.., columns]`.
     pub fn add_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let y = self.value().broadcast("add_row", row.value(), false)?;
         self.tape().record("add_row", y, [self, row], |dy, [_, wants_row]| {
@@ -110,7 +110,7 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// self · row, where row [columns] multiplies every row of self [.., columns].
+    /// self · row, where row `[columns]` multiplies every row of self `[.., columns]`.
     pub fn mul_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let (x, r) = (self.value().clone(), row.value().clone());
         let y = x.broadcast("mul_row", &r, true)?;

@@ -21,7 +21,7 @@ impl Sampler {
         Ok(Self { temperature, top_k, rng: ChaCha12Rng::seed_from_u64(seed) })
     }
 
-    /// Chooses one of `logits` [vocab]. The draw is made in f64 over the tokens from the likeliest down, so that it does
+    /// Chooses one of `logits` `[vocab]`. The draw is made in f64 over the tokens from the likeliest down, so that it does
     /// not depend on how a sum of many small probabilities is rounded.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, Failure> {
         if let Some(token) = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
