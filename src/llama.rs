@@ -234,7 +234,19 @@ impl Llama {
 
     /// Mean cross-entropy, in nats, of predicting `targets` after `inputs`, both `[batch·seq_len]` → `[1]`.
     pub fn loss<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, targets: &Indices, seq_len: usize) -> Result<Var<'t>> {
-        let x = self.hidden(tape, inputs, seq_len)?;
+        self.observed_loss(tape, inputs, targets, seq_len, |_| Ok(()))
+    }
+
+    /// [`Llama::loss`], showing `observe` the residual stream [batch·seq_len, dim] after each block in order.
+    pub fn observed_loss<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        inputs: &Indices,
+        targets: &Indices,
+        seq_len: usize,
+        observe: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Var<'t>> {
+        let x = self.observed_hidden(tape, inputs, seq_len, observe)?;
         x.head_cross_entropy(&tape.param(self.head), targets)
     }
 
@@ -245,6 +257,16 @@ impl Llama {
 
     /// The normalised residual stream [batch·seq_len, dim] after the last block.
     pub fn hidden<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, seq_len: usize) -> Result<Var<'t>> {
+        self.observed_hidden(tape, inputs, seq_len, |_| Ok(()))
+    }
+
+    fn observed_hidden<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        inputs: &Indices,
+        seq_len: usize,
+        mut observe: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Var<'t>> {
         if seq_len == 0 || !inputs.len().is_multiple_of(seq_len) {
             let problem = format!("{} tokens: whole sequences of {seq_len} expected", inputs.len());
             return Err(Error::shape("llama", problem));
@@ -257,6 +279,7 @@ impl Llama {
             } else {
                 self.block(tape, block, &x, seq_len)?
             };
+            observe(x.value())?;
         }
         x.rms_norm(&tape.param(self.norm), self.config.norm_eps)
     }
