@@ -76,6 +76,9 @@ pub struct Train {
     /// Start from the weights of this folder
     #[arg(long, value_name = "DIR")]
     pub init: Option<PathBuf>,
+    /// Go on with this run from its newest checkpoint; its own configuration counts, of which --set may change some keys
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "init"])]
+    pub resume: Option<PathBuf>,
     /// Short for --set train.steps=N
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -84,6 +87,9 @@ pub struct Train {
     /// Print the time of every kernel at the end
     #[arg(long)]
     pub profile: bool,
+    /// The adapter's peak in TFLOP/s, to show which share of it the model's arithmetic reaches
+    #[arg(long, value_name = "X")]
+    pub peak_tflops: Option<f64>,
 }
 
 /// Arguments of `eval`.

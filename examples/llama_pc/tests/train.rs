@@ -1,6 +1,9 @@
 //! `devices`, `train`, `eval` and `sample` as a user calls them, on text that the test makes. They need an adapter; where there is
 //! none, they fail.
 
+#[path = "train/resume.rs"]
+mod resume;
+
 use std::fs;
 use std::path::Path;
 

@@ -1,0 +1,3 @@
+//! `plan`: what a configuration needs, before it runs.
+
+pub mod flops;
