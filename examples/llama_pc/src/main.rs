@@ -42,6 +42,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
         Command::Prepare(args) => data::prepare::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Sample(args) => sample::run(&args),
