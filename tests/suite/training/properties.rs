@@ -152,3 +152,25 @@ fn a_measured_step_that_is_dropped_changes_nothing() {
     assert!(bits(&small.trainer.params).expect("read-back") == before);
     assert_eq!(small.trainer.optimizer.steps(), 1);
 }
+
+#[test]
+fn a_gradient_that_is_not_finite_is_found_by_its_parameter() {
+    for gpu in device::all() {
+        // A plain matrix, and one below PC layers; in the last of two micro-batches only.
+        for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"] {
+            let small = Small::new(gpu, config(), false).expect("a model");
+            let (inputs, targets) = batch(gpu, 0).expect("a batch");
+            let id = small.trainer.params.id(name).expect("a matrix");
+            let measured = small.trainer.measure(2, |tape, i| {
+                let loss = small.model.loss(tape, &inputs, &targets, SEQ)?;
+                let w = tape.param(id);
+                // Finite itself, with a gradient whose square is not.
+                if i == 1 { loss.add(&w.mul(&w)?.sum()?.scale(1e30)?) } else { Ok(loss) }
+            });
+            let outcome = measured.expect("gradients").outcome;
+            let (loss, norm) = outcome.read().expect("numbers");
+            assert!(loss.is_finite() && !norm.is_finite(), "{name}: {loss}, {norm}");
+            assert_eq!(outcome.first_non_finite().expect("read-back"), Some(id), "{name}, {} kernels", gpu.kernels());
+        }
+    }
+}
