@@ -71,7 +71,8 @@ fn begin(args: &cli::Train) -> Result<Session, Failure> {
 fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     let file = path.join("config.toml");
     if !file.is_file() {
-        return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display())));
+        return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display()))
+            .hint("a run that was killed before it began has none: remove the folder and begin again"));
     }
     let mut config = Config::resume(&file, &args.settings())?;
     config.resolve_vocab(None)?;
