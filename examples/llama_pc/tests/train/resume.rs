@@ -234,6 +234,14 @@ fn what_cannot_be_resumed_has_its_sentence() {
         let text = error_of(llama_pc(path).arg("train").args(args), status);
         assert!(text.contains(expected), "{expected:?} in {text}");
     }
+    // As many tokens, but others.
+    let shard = path.join("data/train/00000.bin");
+    let tokens = fs::read(&shard).expect("tokens");
+    let (head, tail) = tokens.split_at(64);
+    fs::write(&shard, [tail, head].concat()).expect("they are turned round");
+    let error = error_of(&mut resume(path, "run", &["--steps", "6"]), 1);
+    assert!(error.contains("error: data/train: found other tokens, expected those that the run began with"), "{error}");
+    fs::write(&shard, &tokens).expect("they are mended");
     // A configuration that was edited no longer fits the tensors.
     let config = path.join("run/config.toml");
     let text = fs::read_to_string(&config).expect("a configuration");
