@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::plan::limits::parse_bytes;
+
 /// Pre-trains Llama models with PC layers on any GPU.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
@@ -19,6 +21,8 @@ pub enum Command {
     Devices,
     /// Turn text into token shards for training and validation
     Prepare(Prepare),
+    /// Say what a configuration needs: parameters, memory, arithmetic, and whether it fits
+    Plan(Plan),
     /// Train a model
     Train(Train),
     /// Measure loss, perplexity and bits per byte of a run or an exported folder
@@ -61,6 +65,25 @@ pub struct Prepare {
     pub seed: u64,
 }
 
+/// Arguments of `plan`.
+#[derive(Args)]
+pub struct Plan {
+    /// Configuration; without one, every key has its default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override keys of the configuration; may be repeated
+    #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Device memory that there is, such as 24GiB; without it, the computer's where the adapter is a software one
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: Device,
+}
+
 /// Arguments of `train`.
 #[derive(Args)]
 pub struct Train {
@@ -76,6 +99,9 @@ pub struct Train {
     /// Start from the weights of this folder
     #[arg(long, value_name = "DIR")]
     pub init: Option<PathBuf>,
+    /// Go on with this run from its newest checkpoint; its own configuration counts, of which --set may change some keys
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "init"])]
+    pub resume: Option<PathBuf>,
     /// Short for --set train.steps=N
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -84,6 +110,9 @@ pub struct Train {
     /// Print the time of every kernel at the end
     #[arg(long)]
     pub profile: bool,
+    /// The adapter's peak in TFLOP/s, to show which share of it the model's arithmetic reaches
+    #[arg(long, value_name = "X")]
+    pub peak_tflops: Option<f64>,
 }
 
 /// Arguments of `eval`.

@@ -1,14 +1,19 @@
 //! llama_pc: pre-trains Llama models with PC layers on any GPU.
 
+mod checkpoint;
 mod cli;
 mod config;
+mod crc32c;
 mod data;
 mod devices;
 mod engine;
 mod evaluate;
+mod events;
 mod failure;
+mod metrics;
 mod output;
 mod picture;
+mod plan;
 mod progress;
 mod run;
 mod sample;
@@ -37,6 +42,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
         Command::Prepare(args) => data::prepare::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Sample(args) => sample::run(&args),
