@@ -50,7 +50,7 @@ fn stack(matrices: &[Array], rank: usize) -> Array {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     fn check(transpose_a: bool, transpose_b: bool, batch_a: Option<usize>, batch_b: Option<usize>) {
         let shape = |batch: Option<usize>, transpose: bool, rows: usize, cols: usize| {

@@ -101,7 +101,7 @@ pub fn attention_vjp(q: &Array, k: &Array, v: &Array, shape: AttentionShape, dy:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjp_matches_finite_differences() {

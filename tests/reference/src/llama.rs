@@ -228,8 +228,8 @@ pub fn loss_and_gradients(config: &LlamaConfig, weights: &Weights, batch: &Batch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::array::seeded;
-    use crate::reference::differences::{assert_near, numerical_gradient};
+    use crate::array::seeded;
+    use crate::differences::{assert_near, numerical_gradient};
 
     fn check(config: &LlamaConfig) {
         let mut rng = seeded(121);

@@ -64,7 +64,7 @@ fn reciprocal_rms(x: &[f64], eps: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjps_match_finite_differences() {

@@ -29,7 +29,7 @@ pub fn cross_entropy_head_vjp(x: &Array, weight: &Array, targets: &[u32], dy: &A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjp_matches_finite_differences() {

@@ -4,7 +4,7 @@
 //! zero has the absolute error of its neighbours, not fewer digits to give. Entries that were measured name the figure, from
 //! the same arithmetic in f32 on a CPU with sequential sums; the entry leaves three to six times that.
 
-use crate::reference::Array;
+use crate::Array;
 
 /// Half a unit in the last place, relative: what one correctly rounded f32 operation may lose.
 const ROUNDING: f64 = 1.0 / 16_777_216.0; // 2⁻²⁴
@@ -117,6 +117,11 @@ pub fn assert_close(name: &str, got: &[f32], want: &Array, tolerance: Tolerance)
     );
 }
 
+/// The largest |got − want| / max(|want|, rms of want); infinite where a value is not a number. 0 of nothing.
+pub fn worst_error(got: &[f32], want: &Array) -> f64 {
+    worst_element(got, want).map_or(0.0, |worst| worst.error)
+}
+
 /// For scalars: a loss, a norm, γ. `scale` is what the error is relative to where it exceeds |want|; 0 if nothing cancels.
 /// A sum of N products ⟨a, b⟩, such as dγ, has the scale ‖a‖·‖b‖/√N: what it would be with random signs.
 #[track_caller]
@@ -158,7 +163,7 @@ fn coordinates(mut index: usize, shape: &[usize]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::random_arrays;
+    use crate::differences::random_arrays;
 
     #[test]
     fn a_sequential_f32_product_is_within_the_tolerance_and_a_wrong_one_is_not() {

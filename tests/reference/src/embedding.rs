@@ -20,7 +20,7 @@ pub fn embedding_vjp(table: &Array, ids: &[u32], dy: &Array) -> [Array; 1] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjp_matches_finite_differences_with_repeated_ids() {

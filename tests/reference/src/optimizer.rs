@@ -117,8 +117,8 @@ pub fn clip(gradients: &mut BTreeMap<String, Array>, max: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::differences::{assert_near, random_arrays};
     use crate::golden::{self, OptimizerCase};
-    use crate::reference::differences::{assert_near, random_arrays};
 
     /// One update of the parameter: gradient, learning rate.
     type Update = Box<dyn FnMut(&mut Array, &Array, f64)>;

@@ -1,5 +1,6 @@
 //! The float64 reference: every operation the library differentiates, its training rules and a whole Llama, written as plain
-//! loops over `Array`, with gradients derived by hand. It shares no code with the library.
+//! loops over `Array`, with gradients derived by hand. It shares no code with the library. The library's tests compare the device with it,
+//! and so does `llama_pc selftest` on a user's machine; both take their tolerances from here.
 //!
 //! A forward takes its operands and returns the result; its `_vjp` takes the same operands and `dy`, the gradient of the
 //! result, and returns one gradient per differentiable operand, in their order. A scalar result has the shape [1].
@@ -10,6 +11,7 @@ pub mod cross_entropy;
 pub mod differences;
 pub mod elementwise;
 pub mod embedding;
+pub mod golden;
 pub mod layout;
 pub mod llama;
 pub mod matmul;
@@ -20,6 +22,7 @@ pub mod pc;
 pub mod rotary;
 pub mod schedule;
 pub mod svd;
+pub mod tolerance;
 pub mod training;
 
 pub use array::Array;

@@ -81,9 +81,9 @@ pub fn iterate(x: &Array, coefficients: Coefficients, steps: usize) -> Array {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::differences::{assert_near, random_arrays};
     use crate::golden;
-    use crate::reference::differences::{assert_near, random_arrays};
-    use crate::reference::svd::svd;
+    use crate::svd::svd;
 
     #[test]
     fn golden_cases_are_reproduced() {

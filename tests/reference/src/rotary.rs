@@ -42,8 +42,8 @@ fn turn(x: &Array, rotary: Rotary, direction: f64) -> Array {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::array::dot;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::array::dot;
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjp_matches_finite_differences() {

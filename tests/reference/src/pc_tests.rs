@@ -1,10 +1,10 @@
 //! The PC layer against golden numbers, finite differences and its own identities.
 
 use super::*;
+use crate::array::seeded;
+use crate::differences::{assert_near, numerical_gradient, relative_error};
 use crate::golden;
-use crate::reference::array::seeded;
-use crate::reference::differences::{assert_near, numerical_gradient, relative_error};
-use crate::reference::svd::svd;
+use crate::svd::svd;
 
 const SHAPES: [(usize, usize); 3] = [(7, 4), (4, 7), (5, 5)];
 const GAMMA: f64 = 1.3;

@@ -73,7 +73,7 @@ fn outer_and_inner(shape: &[usize], dim: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{check_vjp, random_arrays};
+    use crate::differences::{check_vjp, random_arrays};
 
     #[test]
     fn vjps_match_finite_differences() {

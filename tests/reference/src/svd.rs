@@ -74,7 +74,7 @@ impl Svd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::differences::{assert_near, random_arrays};
+    use crate::differences::{assert_near, random_arrays};
 
     #[test]
     fn the_factors_are_orthogonal_and_multiply_to_the_matrix() {

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::reference::Array;
-use crate::reference::llama::{Batch, LlamaConfig};
-use crate::reference::newton_schulz::Coefficients;
-use crate::reference::optimizer::{Adam, Muon, Ratio};
-use crate::reference::pc::{Pc, PowerVectors};
-use crate::reference::schedule::{Decay, Schedule, Shape};
-use crate::reference::training::{Recipe, Rule, Trainer};
+use crate::Array;
+use crate::llama::{Batch, LlamaConfig};
+use crate::newton_schulz::Coefficients;
+use crate::optimizer::{Adam, Muon, Ratio};
+use crate::pc::{Pc, PowerVectors};
+use crate::schedule::{Decay, Schedule, Shape};
+use crate::training::{Recipe, Rule, Trainer};
 
 /// `u0`, `v0` → `u`, `v` after 10 iterations, rounded to f32; from these sigma = uᵀWv + eps, `y` = W_eff, and `dw`, `dgamma`
 /// for the gradient `dy`.
@@ -186,7 +186,7 @@ pub fn f32_array(shape: &[usize], printed: &[f64]) -> Array {
 }
 
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
 }
 
 fn bytes(name: &str) -> Vec<u8> {
