@@ -6,13 +6,19 @@ mod data;
 mod devices;
 mod engine;
 mod evaluate;
+mod export;
 mod failure;
+mod hugging_face;
 mod output;
+mod partial;
 mod picture;
 mod progress;
+mod report;
 mod run;
 mod sample;
 mod sampling;
+mod selftest;
+mod spectrum;
 mod train;
 mod weights;
 
@@ -36,9 +42,13 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Prepare(args) => data::prepare::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Spectrum(args) => spectrum::run(&args),
+        Command::Report(args) => report::run(&args),
     }
 }

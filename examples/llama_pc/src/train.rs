@@ -18,6 +18,7 @@ use crate::data::windows::{Batch, Order, Windows};
 use crate::engine;
 use crate::evaluate;
 use crate::failure::Failure;
+use crate::hugging_face;
 use crate::output;
 use crate::picture;
 use crate::progress::{Progress, duration, grouped};
@@ -56,6 +57,7 @@ fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failu
     let Some(path) = init else { return Model::fresh(gpu, config) };
     // A run's newest checkpoint, or the folder itself.
     let folder = if path.join("config.toml").is_file() { weights::describe(path)?.1 } else { path.to_owned() };
+    hugging_face::check_folder(&folder, config)?;
     let (model, ignored) = Model::load(gpu, config, &folder, engine::model(config))?;
     if !ignored.is_empty() {
         output::note(&format!(
