@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
 use super::kernel::PipelineCache;
-use super::pool::{Buffer, MemoryUse, Pool};
+use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::{QueueCounters, Recorder};
 use crate::error::{Error, Result};
@@ -76,6 +76,9 @@ pub struct GpuOptions {
     pub kernels: Option<Profile>,
     /// Bytes of device memory that buffers may take together; `None` leaves the limit to the driver.
     pub memory_budget: Option<u64>,
+    /// The most bytes of one buffer that a kernel is shown at a time; `None` takes what the adapter allows. Larger tensors are
+    /// processed in windows, which a small limit lets a test see.
+    pub binding_limit: Option<u64>,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate stay in bounds without them.
     pub checked_shaders: bool,
     /// Measure the time of each kernel with timestamp queries; see [`Gpu::profile`]. Slows everything down.
@@ -90,6 +93,7 @@ impl Default for GpuOptions {
             adapter: AdapterChoice::Best,
             kernels: None,
             memory_budget: None,
+            binding_limit: None,
             checked_shaders: cfg!(debug_assertions),
             profile: false,
             warn: |line| eprintln!("warning: {line}"),
@@ -229,6 +233,7 @@ pub(super) struct Inner {
     pub(super) summary: AdapterSummary,
     pub(super) profile: Profile,
     pub(super) checked_shaders: bool,
+    pub(super) binding_limit: u64,
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: PipelineCache,
     pub(super) recorder: Mutex<Recorder>,
@@ -260,6 +265,8 @@ impl Gpu {
         let (device, queue) = Self::request(&adapter, &summary, options.profile).await?;
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
+        let allowed = summary.limits.max_storage_buffer_binding_size;
+        let binding_limit = options.binding_limit.map_or(allowed, |limit| limit.min(allowed)) & !(GRANULE - 1);
         let recorder = Recorder::new(&device, &queue, options.profile, summary.is_software());
         Ok(Self {
             inner: Arc::new(Inner {
@@ -267,6 +274,7 @@ impl Gpu {
                 pipelines: PipelineCache::default(),
                 recorder: Mutex::new(recorder),
                 checked_shaders: options.checked_shaders,
+                binding_limit,
                 device,
                 queue,
                 summary,
@@ -323,7 +331,7 @@ impl Gpu {
 
     /// The largest number of bytes that a kernel can see of one buffer.
     pub fn binding_limit(&self) -> u64 {
-        self.inner.summary.limits.max_storage_buffer_binding_size & !(super::pool::GRANULE - 1)
+        self.inner.binding_limit
     }
 
     /// Device memory in use.

@@ -28,6 +28,15 @@ pub fn default() -> &'static Gpu {
     &all()[0]
 }
 
+/// The best adapter, shown 64 KiB of a buffer at a time, so that tensors of a test's size are cut into windows.
+pub fn narrow() -> &'static Gpu {
+    static DEVICE: OnceLock<Gpu> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let options = GpuOptions { binding_limit: Some(64 << 10), ..Default::default() };
+        open(&options).expect("the adapter opened before")
+    })
+}
+
 /// A device of the test's own, without the warning about a software adapter in every test's output.
 pub fn open(options: &GpuOptions) -> polytape::Result<Gpu> {
     Gpu::open(&GpuOptions { warn: |_| (), ..options.clone() })

@@ -35,6 +35,7 @@ pub fn run(args: &cli::Train) -> Result<(), Failure> {
         )));
     }
     let data = PathBuf::from(&config.data.train);
+    std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
     let tokenizer = tokenizer_of(&data);
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
     config.resolve_vocab(tokens)?;
