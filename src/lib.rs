@@ -51,11 +51,11 @@ mod trainer;
 
 pub use error::{Error, Result};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
-pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable};
+pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable, magnitudes};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use tape::{Leaves, Tape, Var};
-pub use tensor::{Indices, MAX_RANK, Tensor, read_all};
-pub use trainer::{StepOutcome, Trainer};
+pub use tensor::{Indices, MAX_RANK, Tensor, read_all, read_many};
+pub use trainer::{Measured, StepOutcome, Trainer};
 
 /// The README's example, compiled and run with the other documentation tests.
 #[cfg(doctest)]

@@ -43,6 +43,19 @@ pub struct LlamaConfig {
     pub checkpoint_activations: bool,
 }
 
+/// What a parameter will be, before it exists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParameterShape {
+    /// Its name, as in the checkpoint.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Sizes of its dimensions.
+    pub shape: Vec<usize>,
+    /// Standard deviation of its initial values; 0 means all ones.
+    pub deviation: f64,
+}
+
 /// Published sizes: name, dim, layers, heads.
 pub const PRESETS: [(&str, usize, usize, usize); 6] = [
     ("20M", 256, 4, 4),
@@ -108,14 +121,18 @@ impl LlamaConfig {
         Err(Error::Value(format!("llama: found {self:?}, expected {problem}")))
     }
 
-    /// Every parameter: name, role, shape, and the standard deviation of its initial values (0 means all ones).
-    fn parameters(&self) -> Vec<(String, Role, Vec<usize>, f64)> {
+    /// Every parameter, in the order of [`Llama::init`].
+    pub fn parameters(&self) -> Vec<ParameterShape> {
         let (dim, kv_dim) = (self.dim, self.kv_heads * self.head_dim());
-        let mut list = vec![("model.embed_tokens.weight".to_string(), Role::Embedding, vec![self.vocab, dim], 1.0)];
+        let mut list = Vec::new();
+        let mut add = |name: String, role, shape: &[usize], deviation| {
+            list.push(ParameterShape { name, role, shape: shape.to_vec(), deviation });
+        };
+        add("model.embed_tokens.weight".into(), Role::Embedding, &[self.vocab, dim], 1.0);
         for layer in 0..self.layers {
             let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
             let mut matrix = |name: &str, rows, columns, deviation| {
-                list.push((format!("model.layers.{layer}.{name}.weight"), Role::Matrix, vec![rows, columns], deviation));
+                add(format!("model.layers.{layer}.{name}.weight"), Role::Matrix, &[rows, columns], deviation);
             };
             matrix("self_attn.q_proj", dim, dim, 0.02);
             matrix("self_attn.k_proj", kv_dim, dim, 0.02);
@@ -125,12 +142,12 @@ impl LlamaConfig {
             matrix("mlp.up_proj", self.hidden, dim, small);
             matrix("mlp.down_proj", dim, self.hidden, small);
             for norm in ["input_layernorm", "post_attention_layernorm"] {
-                list.push((format!("model.layers.{layer}.{norm}.weight"), Role::Vector, vec![dim], 0.0));
+                add(format!("model.layers.{layer}.{norm}.weight"), Role::Vector, &[dim], 0.0);
             }
         }
-        list.push(("model.norm.weight".to_string(), Role::Vector, vec![dim], 0.0));
+        add("model.norm.weight".into(), Role::Vector, &[dim], 0.0);
         if !self.tied {
-            list.push(("lm_head.weight".to_string(), Role::Head, vec![self.vocab, dim], (dim as f64).powf(-0.5)));
+            add("lm_head.weight".into(), Role::Head, &[self.vocab, dim], (dim as f64).powf(-0.5));
         }
         list
     }
@@ -174,7 +191,7 @@ impl Llama {
         config.check()?;
         let mut params = Params::new(gpu);
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
-        for (name, role, shape, deviation) in config.parameters() {
+        for ParameterShape { name, role, shape, deviation } in config.parameters() {
             let count = shape.iter().product();
             let cut = if role == Role::Head { 3.0 } else { f64::INFINITY };
             let values = if deviation == 0.0 { vec![1.0; count] } else { normals(&mut rng, count, deviation, cut) };
@@ -191,7 +208,7 @@ impl Llama {
     ) -> Result<(Self, Params)> {
         config.check()?;
         let mut params = Params::new(gpu);
-        for (name, role, shape, _) in config.parameters() {
+        for ParameterShape { name, role, shape, .. } in config.parameters() {
             let loaded = tensor(&name, &shape)?;
             if loaded.shape() != shape {
                 return Err(Error::shape("load", format!("`{name}` has shape {:?}, {shape:?} expected", loaded.shape())));
@@ -234,7 +251,19 @@ impl Llama {
 
     /// Mean cross-entropy, in nats, of predicting `targets` after `inputs`, both `[batch·seq_len]` → `[1]`.
     pub fn loss<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, targets: &Indices, seq_len: usize) -> Result<Var<'t>> {
-        let x = self.hidden(tape, inputs, seq_len)?;
+        self.observed_loss(tape, inputs, targets, seq_len, |_| Ok(()))
+    }
+
+    /// [`Llama::loss`], showing `observe` the residual stream [batch·seq_len, dim] after each block in order.
+    pub fn observed_loss<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        inputs: &Indices,
+        targets: &Indices,
+        seq_len: usize,
+        observe: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Var<'t>> {
+        let x = self.observed_hidden(tape, inputs, seq_len, observe)?;
         x.head_cross_entropy(&tape.param(self.head), targets)
     }
 
@@ -245,6 +274,16 @@ impl Llama {
 
     /// The normalised residual stream [batch·seq_len, dim] after the last block.
     pub fn hidden<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, seq_len: usize) -> Result<Var<'t>> {
+        self.observed_hidden(tape, inputs, seq_len, |_| Ok(()))
+    }
+
+    fn observed_hidden<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        inputs: &Indices,
+        seq_len: usize,
+        mut observe: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Var<'t>> {
         if seq_len == 0 || !inputs.len().is_multiple_of(seq_len) {
             let problem = format!("{} tokens: whole sequences of {seq_len} expected", inputs.len());
             return Err(Error::shape("llama", problem));
@@ -257,6 +296,7 @@ impl Llama {
             } else {
                 self.block(tape, block, &x, seq_len)?
             };
+            observe(x.value())?;
         }
         x.rms_norm(&tape.param(self.norm), self.config.norm_eps)
     }

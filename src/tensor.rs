@@ -170,12 +170,17 @@ impl Tensor {
 
 /// Waits for the device once and copies the values of several tensors to the host.
 pub fn read_all<const N: usize>(tensors: [&Tensor; N]) -> Result<[Vec<f32>; N]> {
-    let slices = tensors.map(Tensor::slice);
+    let mut values = read_many(&tensors)?.into_iter();
+    Ok(std::array::from_fn(|_| values.next().unwrap_or_default()))
+}
+
+/// [`read_all`] for a number of tensors that is known only at run time.
+pub fn read_many(tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>> {
     let Some(first) = tensors.first() else {
-        return Ok(std::array::from_fn(|_| Vec::new()));
+        return Ok(Vec::new());
     };
-    let mut bytes = first.gpu.read(&slices)?.into_iter();
-    Ok(std::array::from_fn(|_| bytemuck::pod_collect_to_vec(&bytes.next().unwrap_or_default())))
+    let slices: Vec<Slice<'_>> = tensors.iter().map(|tensor| tensor.slice()).collect();
+    Ok(first.gpu.read(&slices)?.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
 }
 
 impl Indices {

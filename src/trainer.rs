@@ -29,7 +29,21 @@ pub struct StepOutcome {
     clip: Clip,
 }
 
+/// A step up to its update: the gradients are there, no parameter has changed; see [`Trainer::measure`].
+#[derive(Debug)]
+pub struct Measured {
+    /// Loss and gradient norm, on the device.
+    pub outcome: StepOutcome,
+    /// With respect to the raw parameters, before clipping.
+    pub gradients: Gradients,
+}
+
 impl StepOutcome {
+    /// The mean loss `[1]`, and the gradient norm before clipping with the factor that clips it `[2]`, on the device.
+    pub fn values(&self) -> [&Tensor; 2] {
+        [&self.loss, self.clip.values()]
+    }
+
     /// Waits for the device: (mean loss of the micro-batches, gradient norm before clipping).
     pub fn read(&self) -> Result<(f32, f32)> {
         let [loss, clip] = read_all([&self.loss, self.clip.values()])?;
@@ -43,7 +57,8 @@ impl StepOutcome {
 }
 
 impl Trainer {
-    /// A trainer at the start of a fresh run: brings u and v up to the weights.
+    /// A trainer at the start of a fresh run: brings u and v up to the weights. One that goes on from a checkpoint is made of its
+    /// fields, with u and v as they were saved.
     pub fn new(
         mut params: Params,
         preconditioner: Option<Preconditioner>,
@@ -61,13 +76,28 @@ impl Trainer {
     where
         F: for<'t> Fn(&'t Tape<'t>, usize) -> Result<Var<'t>>,
     {
-        let (total, gradients) = self.gradients(micro_batches, loss)?;
+        let measured = self.measure(micro_batches, loss)?;
+        self.apply(measured, rate)
+    }
+
+    /// The first half of [`Trainer::step`]: gradients and their norm. Dropping them skips the step.
+    pub fn measure<F>(&self, micro_batches: usize, loss: F) -> Result<Measured>
+    where
+        F: for<'t> Fn(&'t Tape<'t>, usize) -> Result<Var<'t>>,
+    {
+        let (loss, gradients) = self.gradients(micro_batches, loss)?;
         let clip = Clip::new(self.params.gpu(), &gradients, self.max_grad_norm)?;
-        self.optimizer.step(&mut self.params, gradients, &clip, rate)?;
+        Ok(Measured { outcome: StepOutcome { loss, clip }, gradients })
+    }
+
+    /// The second half of [`Trainer::step`]: updates the parameters.
+    pub fn apply(&mut self, measured: Measured, rate: f32) -> Result<StepOutcome> {
+        let Measured { outcome, gradients } = measured;
+        self.optimizer.step(&mut self.params, gradients, &outcome.clip, rate)?;
         if let Some(preconditioner) = &self.preconditioner {
             preconditioner.refresh(&mut self.params)?;
         }
-        Ok(StepOutcome { loss: total, clip })
+        Ok(outcome)
     }
 
     /// The mean loss and its gradients with respect to the raw parameters, before clipping.

@@ -7,6 +7,7 @@ mod elementwise;
 mod embedding;
 mod gemm;
 mod layout;
+mod magnitude;
 mod matmul;
 mod reduce;
 mod rms_norm;
@@ -18,6 +19,7 @@ mod swiglu;
 pub use attention::AttentionShape;
 pub(crate) use elementwise::map;
 pub use gemm::{Factor, Gemm, Matrix};
+pub use magnitude::magnitudes;
 pub(crate) use reduce::{Term, final_sum, partial_count, partial_sums};
 pub use rotary::RotaryTable;
 

@@ -12,7 +12,7 @@ static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::
 static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
 
 /// Elements that one workgroup adds.
-const CHUNK: usize = 16_384;
+pub(super) const CHUNK: usize = 16_384;
 
 /// What is added up.
 #[derive(Clone, Copy)]

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::export::Format;
 use crate::export::encode::Dtype;
 
+use crate::plan::limits::parse_bytes;
+
 /// Pre-trains Llama models with PC layers on any GPU.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
@@ -24,6 +26,8 @@ pub enum Command {
     Selftest(Selftest),
     /// Turn text into token shards for training and validation
     Prepare(Prepare),
+    /// Say what a configuration needs: parameters, memory, arithmetic, and whether it fits
+    Plan(Plan),
     /// Train a model
     Train(Train),
     /// Measure loss, perplexity and bits per byte of a run or an exported folder
@@ -94,6 +98,25 @@ pub enum Style {
     Sentencepiece,
 }
 
+/// Arguments of `plan`.
+#[derive(Args)]
+pub struct Plan {
+    /// Configuration; without one, every key has its default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override keys of the configuration; may be repeated
+    #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Device memory that there is, such as 24GiB; without it, the computer's where the adapter is a software one
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: Device,
+}
+
 /// Arguments of `train`.
 #[derive(Args)]
 pub struct Train {
@@ -109,6 +132,9 @@ pub struct Train {
     /// Start from the weights of this folder
     #[arg(long, value_name = "DIR")]
     pub init: Option<PathBuf>,
+    /// Go on with this run from its newest checkpoint; its own configuration counts, of which --set may change some keys
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "init"])]
+    pub resume: Option<PathBuf>,
     /// Short for --set train.steps=N
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -117,6 +143,9 @@ pub struct Train {
     /// Print the time of every kernel at the end
     #[arg(long)]
     pub profile: bool,
+    /// The adapter's peak in TFLOP/s, to show which share of it the model's arithmetic reaches
+    #[arg(long, value_name = "X")]
+    pub peak_tflops: Option<f64>,
 }
 
 /// Arguments of `eval`.

@@ -256,6 +256,11 @@ pub struct Train {
     pub log_every: u64,
     /// Between measurements of the condition numbers.
     pub log_spectrum_every: u64,
+    /// Between measurements of every layer: norms, γ and the residual stream.
+    pub log_layers_every: u64,
+    /// A step whose gradient norm is more than so many standard deviations above the running mean is left out; 0: none is. Reads
+    /// the norm back at every step.
+    pub skip_spikes: f64,
 }
 
 /// The arithmetic of the run.
@@ -357,6 +362,8 @@ impl Default for Train {
             keep_checkpoints: 3,
             log_every: 1,
             log_spectrum_every: 0,
+            log_layers_every: 0,
+            skip_spikes: 0.0,
         }
     }
 }

@@ -68,7 +68,7 @@ pub fn encoded(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, Fail
 
 /// Runs the command.
 pub fn run(args: &cli::Export) -> Result<(), Failure> {
-    refuse_existing(&args.out, if args.format == Format::Hf { "folder" } else { "file" })?;
+    refuse_existing("--out", &args.out, if args.format == Format::Hf { "folder" } else { "file" })?;
     if args.format == Format::Hf && args.dtype == Dtype::Q8_0 {
         return Err(Failure::usage("--dtype: found q8_0, expected f32, f16 or bf16 with --format hf"));
     }

@@ -1,17 +1,22 @@
 //! llama_pc: pre-trains Llama models with PC layers on any GPU.
 
+mod checkpoint;
 mod cli;
 mod config;
+mod crc32c;
 mod data;
 mod devices;
 mod engine;
 mod evaluate;
+mod events;
 mod export;
 mod failure;
 mod hugging_face;
+mod metrics;
 mod output;
 mod partial;
 mod picture;
+mod plan;
 mod progress;
 mod report;
 mod run;
@@ -44,6 +49,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
         Command::Prepare(args) => data::prepare::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Sample(args) => sample::run(&args),

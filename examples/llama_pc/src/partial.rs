@@ -18,7 +18,7 @@ impl Partial {
     }
 
     fn new(out: &Path, kind: &str) -> Result<Self, Failure> {
-        refuse_existing(out, kind)?;
+        refuse_existing("--out", out, kind)?;
         let name = out
             .file_name()
             .ok_or_else(|| Failure::usage(format!("--out {}: found no name, expected a new {kind}", out.display())))?;
@@ -61,9 +61,9 @@ impl Drop for Partial {
 }
 
 /// An output that is there already is a usage error.
-pub fn refuse_existing(out: &Path, kind: &str) -> Result<(), Failure> {
+pub fn refuse_existing(flag: &str, out: &Path, kind: &str) -> Result<(), Failure> {
     if out.symlink_metadata().is_ok() {
-        return Err(Failure::usage(format!("--out {}: found it exists already, expected a new {kind}", out.display())));
+        return Err(Failure::usage(format!("{flag} {}: found it exists already, expected a new {kind}", out.display())));
     }
     Ok(())
 }

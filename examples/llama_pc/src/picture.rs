@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::failure::Failure;
-use crate::run::Metrics;
+use crate::metrics::Metrics;
 
 const SIZE: (u32, u32) = (900, 500);
 const GREY: RGBColor = RGBColor(128, 128, 128);
@@ -122,6 +122,7 @@ mod tests {
             seconds: 1.0,
             memory_bytes: 0,
             val_loss: step.is_multiple_of(100).then(|| 3.1 + 5.0 / (step as f64).sqrt()),
+            ..Metrics::default()
         };
         (1..=count).map(row).collect()
     }

@@ -28,7 +28,7 @@ struct Data {
 
 /// Runs the command.
 pub fn run(args: &cli::Report) -> Result<(), Failure> {
-    refuse_existing(&args.out, "file")?;
+    refuse_existing("--out", &args.out, "file")?;
     let runs = args.paths.iter().map(|path| gather::run(path)).collect::<Result<Vec<RunData>, Failure>>()?;
     let runs = if args.no_spectra { runs } else { gather::with_spectra(runs, args.device.adapter.as_deref())? };
     write(runs, &args.out)?;

@@ -1,60 +1,85 @@
-//! A run's folder: `config.toml` (resolved), `metrics.jsonl`, `tokenizer.json`, `log.txt` and `checkpoints/step-N/`.
+//! A run's folder: `config.toml` (resolved), `metrics.jsonl`, TensorBoard's events, `tokenizer.json`, `log.txt`, `checkpoints/step-N/`
+//! and `lock`, which the process that trains holds.
+//!
+//! `config.toml` comes last, so that a folder that has one can be resumed.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
+use polytape::gpu::ProfileTable;
 
 use crate::config::Config;
+use crate::events::{self, Events};
 use crate::failure::Failure;
-use crate::progress::grouped;
+use crate::metrics::{self, Metrics};
 
-/// A line of `metrics.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Metrics {
-    /// Optimizer steps done, this one included.
-    pub step: u64,
-    /// Tokens trained on so far.
-    pub tokens: u64,
-    /// Mean loss of the step, in nats per token.
-    pub loss: f64,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate that the step used.
-    pub lr: f64,
-    pub tokens_per_second: f64,
-    /// Training time so far.
-    pub seconds: f64,
-    /// Device memory in use at its peak.
-    pub memory_bytes: u64,
-    /// On validation steps only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val_loss: Option<f64>,
-}
-
-impl Metrics {
-    /// What a progress line says of the step.
-    pub fn summary(&self) -> String {
-        let speed = grouped(self.tokens_per_second.round() as u64);
-        match self.val_loss {
-            Some(val_loss) => format!("loss {:.4}  validation {val_loss:.4}  {speed} tokens/s", self.loss),
-            None => format!("loss {:.4}  {speed} tokens/s", self.loss),
-        }
-    }
-}
-
-/// The folder of a run that is being written.
+/// The folder of a run that this process writes.
 pub struct Run {
     path: PathBuf,
     metrics: File,
     log: File,
+    events: Events,
+    /// Released when the process ends, however it does.
+    _lock: File,
+}
+
+/// A run's folder that no other process writes.
+pub struct Locked {
+    path: PathBuf,
+    lock: File,
+}
+
+/// How long a process that was killed just now may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Locked {
+    /// Takes the folder's lock, or says that another process has it.
+    pub fn new(path: &Path) -> Result<Self, Failure> {
+        let file = path.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
+        let lock = lock.map_err(|error| Failure::io("open", &file, &error))?;
+        let asked = Instant::now();
+        let mut taken = lock.try_lock();
+        while matches!(taken, Err(TryLockError::WouldBlock)) && asked.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+            taken = lock.try_lock();
+        }
+        match taken {
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::other(format!("{}: found another process that trains it, expected none", path.display())))
+            }
+            Err(TryLockError::Error(error)) => Err(Failure::io("lock", &file, &error)),
+        }
+    }
+
+    /// Goes on after `step` steps: cuts what the metrics and events hold beyond them.
+    pub fn open(self, step: u64) -> Result<Run, Failure> {
+        metrics::cut(&self.path.join("metrics.jsonl"), step)?;
+        events::cut(&self.path, step)?;
+        let append = |name: &str| {
+            let file = self.path.join(name);
+            let opened = OpenOptions::new().create(true).append(true).open(&file);
+            opened.map_err(|error| Failure::io("open", &file, &error))
+        };
+        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        let events = Events::create(&self.path, step, now())?;
+        Ok(Run { metrics, log, events, path: self.path, _lock: self.lock })
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
 impl Run {
-    /// Makes the folder with the resolved configuration and the tokenizer, if there is one. A folder that exists already
-    /// is a usage error.
-    pub fn create(path: &Path, config: &Config, tokenizer: Option<&Path>) -> Result<Self, Failure> {
+    /// Makes the folder with the tokenizer, if there is one; [`Run::write_config`] completes it. A folder that exists already is a
+    /// usage error.
+    pub fn create(path: &Path, tokenizer: Option<&Path>) -> Result<Self, Failure> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|error| Failure::io("create", parent, &error))?;
         }
@@ -64,17 +89,25 @@ impl Run {
             }
             _ => Failure::io("create", path, &error),
         })?;
-        let file = path.join("config.toml");
-        std::fs::write(&file, config.to_toml()).map_err(|error| Failure::io("write", &file, &error))?;
+        let locked = Locked::new(path)?;
         if let Some(tokenizer) = tokenizer {
             let copy = path.join("tokenizer.json");
             std::fs::copy(tokenizer, &copy).map_err(|error| Failure::io("copy", tokenizer, &error))?;
         }
-        let create = |name: &str| {
-            let file = path.join(name);
-            File::create(&file).map_err(|error| Failure::io("create", &file, &error))
-        };
-        Ok(Self { path: path.to_owned(), metrics: create("metrics.jsonl")?, log: create("log.txt")? })
+        locked.open(0)
+    }
+
+    /// Writes the resolved configuration, whole or not at all.
+    pub fn write_config(&self, config: &Config) -> Result<(), Failure> {
+        Ok(polytape::checkpoint::write_atomically(&self.path.join("config.toml"), config.to_toml().as_bytes())?)
+    }
+
+    /// Writes `profile.json`: launches and seconds by kernel, for `report`.
+    pub fn write_profile(&self, table: &ProfileTable) -> Result<(), Failure> {
+        let kernels: BTreeMap<&str, (u64, f64)> =
+            table.kernels.iter().map(|(name, time)| (*name, (time.dispatches, time.seconds))).collect();
+        let json = serde_json::to_string_pretty(&kernels).expect("bug: the profile does not serialise");
+        Ok(polytape::checkpoint::write_atomically(&self.path.join("profile.json"), json.as_bytes())?)
     }
 
     /// The folder.
@@ -82,10 +115,17 @@ impl Run {
         &self.path
     }
 
-    /// Appends a line to `metrics.jsonl`, at once, so that it survives whatever happens to the process.
+    /// Appends a line to `metrics.jsonl` and an event for TensorBoard, at once, so that they survive whatever happens to the process.
     pub fn record(&mut self, row: &Metrics) -> Result<(), Failure> {
         let line = serde_json::to_string(row).expect("bug: metrics do not serialise");
-        append(&mut self.metrics, &line, &self.path.join("metrics.jsonl"))
+        append(&mut self.metrics, &line, &self.path.join("metrics.jsonl"))?;
+        self.events.scalars(now(), row.step, &row.scalars())
+    }
+
+    /// Makes the metrics so far survive a power failure: a checkpoint is not to be newer than they are.
+    pub fn sync(&self) -> Result<(), Failure> {
+        let path = self.path.join("metrics.jsonl");
+        self.metrics.sync_data().map_err(|error| Failure::io("write", &path, &error))
     }
 
     /// Appends a line to `log.txt`.
@@ -106,21 +146,6 @@ pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
 /// The steps of a run's checkpoints, ascending.
 pub fn checkpoints(run: &Path) -> Vec<u64> {
     numbered(&run.join("checkpoints"), "step-")
-}
-
-/// All lines of a run's `metrics.jsonl`.
-pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
-    let path = run.join("metrics.jsonl");
-    let file = File::open(&path).map_err(|error| Failure::io("read", &path, &error))?;
-    let mut rows = Vec::new();
-    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line.map_err(|error| Failure::io("read", &path, &error))?;
-        let row = serde_json::from_str(&line).map_err(|error| {
-            Failure::other(format!("{}: line {number}: found {error}, expected a line of metrics", path.display()))
-        })?;
-        rows.push(row);
-    }
-    Ok(rows)
 }
 
 /// The next free `runs/NAME-N`, NAME after the configuration's file.
@@ -147,19 +172,10 @@ fn numbered(folder: &Path, prefix: &str) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::read_metrics;
 
     fn row(step: u64, val_loss: Option<f64>) -> Metrics {
-        Metrics {
-            step,
-            tokens: step * 2048,
-            loss: 5.25,
-            grad_norm: 0.5,
-            lr: 3e-4,
-            tokens_per_second: 12_345.6,
-            seconds: 1.5,
-            memory_bytes: 1 << 20,
-            val_loss,
-        }
+        Metrics { step, loss: 5.25, lr: 3e-4, val_loss, ..Metrics::default() }
     }
 
     #[test]
@@ -168,7 +184,8 @@ mod tests {
         let tokenizer = folder.path().join("given.json");
         std::fs::write(&tokenizer, "{}").expect("it is written");
         let path = folder.path().join("runs").join("demo-1");
-        let mut run = Run::create(&path, &Config::default(), Some(&tokenizer)).expect("a new folder");
+        let mut run = Run::create(&path, Some(&tokenizer)).expect("a new folder");
+        run.write_config(&Config::default()).expect("it is written");
         let rows = [row(1, None), row(2, Some(5.5))];
         for row in &rows {
             run.record(row).expect("it is written");
@@ -178,20 +195,30 @@ mod tests {
         assert_eq!(Config::load(Some(&path.join("config.toml")), &[]).expect("a configuration"), Config::default());
         assert_eq!(std::fs::read_to_string(path.join("tokenizer.json")).expect("a copy"), "{}");
         assert_eq!(std::fs::read_to_string(path.join("log.txt")).expect("a log"), "begun\n");
-        let failure = Run::create(&path, &Config::default(), None).err().expect("it exists already");
+        let failure = Run::create(&path, None).err().expect("it exists already");
         assert_eq!(failure.status, 2);
     }
 
     #[test]
-    fn a_line_of_metrics_has_the_published_keys() {
-        let keys = |row: &Metrics| -> Vec<String> {
-            let value = serde_json::to_value(row).expect("JSON");
-            value.as_object().expect("an object").keys().cloned().collect()
+    fn going_on_cuts_what_lies_beyond_the_checkpoint() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("run");
+        let mut run = Run::create(&path, None).expect("a new folder");
+        (1..=9).for_each(|step| run.record(&row(step, None)).expect("it is written"));
+        run.metrics.write_all(b"{\"step\": 10, \"tok").expect("half a line");
+        assert!(Locked::new(&path).err().expect("it is taken").to_string().contains("another process"));
+        drop(run);
+        let rows = |step: u64| {
+            let mut run = Locked::new(&path).and_then(|locked| locked.open(step)).expect("a run");
+            run.record(&row(step + 1, None)).expect("it is written");
+            read_metrics(&path).expect("metrics").iter().map(|row| row.step).collect::<Vec<_>>()
         };
-        let always = ["grad_norm", "loss", "lr", "memory_bytes", "seconds", "step", "tokens", "tokens_per_second"];
-        assert_eq!(keys(&row(1, None)), always);
-        assert_eq!(keys(&row(1, Some(1.0))).last().map(String::as_str), Some("val_loss"));
-        assert_eq!(row(1, Some(6.0)).summary(), "loss 5.2500  validation 6.0000  12,346 tokens/s");
+        assert_eq!(rows(9), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(rows(4), [1, 2, 3, 4, 5]);
+        assert_eq!(rows(0), [1]);
+        std::fs::write(path.join("metrics.jsonl"), "{}\n").expect("it is written");
+        let failure = Locked::new(&path).and_then(|locked| locked.open(4)).err().expect("foreign lines");
+        assert!(failure.to_string().contains("metrics.jsonl: line 1: found missing field"), "{failure}");
     }
 
     #[test]

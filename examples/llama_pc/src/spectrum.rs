@@ -54,8 +54,8 @@ impl Spectra {
 
 /// Runs the command.
 pub fn run(args: &cli::Spectrum) -> Result<(), Failure> {
-    args.json.as_deref().map_or(Ok(()), |path| refuse_existing(path, "file"))?;
-    args.out.as_deref().map_or(Ok(()), |path| refuse_existing(path, "folder"))?;
+    args.json.as_deref().map_or(Ok(()), |path| refuse_existing("--json", path, "file"))?;
+    args.out.as_deref().map_or(Ok(()), |path| refuse_existing("--out", path, "folder"))?;
     for path in &args.paths {
         weights::describe(path)?;
     }

@@ -3,31 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use polytape::checkpoint::{self, Checkpoint};
+use polytape::checkpoint::Checkpoint;
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::optim::Optimizer;
 use polytape::spectral::Preconditioner;
-use polytape::{Gpu, ParamId, Params, Role, Tensor};
-use serde::{Deserialize, Serialize};
+use polytape::{Gpu, ParamId, Params, Tensor};
+use serde::Deserialize;
 
+use crate::checkpoint;
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
 use crate::hugging_face;
 use crate::run;
-
-/// Where a run stands: `state.json` of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Tokens trained on.
-    pub tokens: u64,
-    /// Windows taken from the training data.
-    pub position: u64,
-    /// The run's seed.
-    pub seed: u64,
-}
 
 /// The model of a configuration with its PC layers.
 pub struct Model {
@@ -44,23 +31,21 @@ impl Model {
         Self::precondition(llama, params, config)
     }
 
-    /// The weights of a folder, with the PC state that stands beside the matrices which the configuration preconditions. Returns
+    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state that stands beside the matrices which the configuration preconditions. Returns
     /// the names of the PC state that it ignored, too.
     pub fn load(gpu: &Gpu, config: &Config, folder: &Path, sizes: LlamaConfig) -> Result<(Self, Vec<String>), Failure> {
         let file = Folder::open(folder)?;
-        let (llama, mut params) = Llama::load(gpu, sizes, |name, _| file.tensor(gpu, name))?;
-        let targets: Vec<String> = engine::pc_targets(config).into_iter().map(|(stem, _)| stem).collect();
+        let (llama, params) = Llama::load(gpu, sizes, |name, _| file.tensor(gpu, name))?;
+        // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.
+        let mut model = Self::precondition(llama, params, config)?;
         let mut ignored = Vec::new();
         for name in file.names().filter(|name| is_pc_state(name)) {
-            let (stem, suffix) = name.rsplit_once('.').expect("bug: PC state has a stem");
-            if !targets.iter().any(|target| target == stem) {
-                ignored.push(name.to_owned());
-                continue;
+            match model.params.find(name) {
+                Some(id) => model.params.set(id, file.tensor(gpu, name)?)?,
+                None => ignored.push(name.to_owned()),
             }
-            let role = if suffix == "pc_gamma" { Role::Vector } else { Role::State };
-            params.add(name, role, file.tensor(gpu, name)?)?;
         }
-        Ok((Self::precondition(llama, params, config)?, ignored))
+        Ok((model, ignored))
     }
 
     fn precondition(llama: Llama, mut params: Params, config: &Config) -> Result<Self, Failure> {
@@ -109,6 +94,7 @@ struct Index {
 
 impl Folder {
     fn open(path: &Path) -> Result<Self, Failure> {
+        checkpoint::verify_weights(path)?;
         let single = path.join("model.safetensors");
         let names = if single.is_file() { vec![single] } else { shards(path)? };
         let files: Vec<Checkpoint> = names.iter().map(|name| Checkpoint::open(name)).collect::<polytape::Result<_>>()?;
@@ -148,37 +134,6 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 pub fn json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
     serde_json::from_str(&text).map_err(|error| Failure::other(format!("{}: {error}", path.display())))
-}
-
-/// Writes the checkpoint after `state.step` steps: to a temporary folder, synced, then renamed, so that a folder named step-N is
-/// complete. Keeps the newest `keep`.
-pub fn save(run: &Path, params: &Params, optimizer: &dyn Optimizer, state: &State, keep: usize) -> Result<(), Failure> {
-    let target = run::checkpoint(run, state.step);
-    let partial = target.with_extension("partial");
-    let io = |action: &'static str| move |error: std::io::Error| (action, error);
-    let _ = std::fs::remove_dir_all(&partial); // of a run that was killed while it wrote
-    let prepare = std::fs::create_dir_all(&partial).map_err(io("create"));
-    prepare.map_err(|(action, error)| Failure::io(action, &partial, &error))?;
-    let tensors: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    checkpoint::save(&partial.join("model.safetensors"), &tensors, metadata)?;
-    checkpoint::save(&partial.join("optimizer.safetensors"), &optimizer.state(params), HashMap::new())?;
-    let json = serde_json::to_string_pretty(state).expect("bug: the state does not serialise");
-    checkpoint::write_atomically(&partial.join("state.json"), json.as_bytes())?;
-    let finish = || {
-        std::fs::File::open(&partial)?.sync_all()?;
-        if target.exists() {
-            std::fs::remove_dir_all(&target)?;
-        }
-        std::fs::rename(&partial, &target)
-    };
-    finish().map_err(|error| Failure::io("finish", &target, &error))?;
-    let all = run::checkpoints(run);
-    for &step in all.iter().rev().skip(keep) {
-        let old = run::checkpoint(run, step);
-        std::fs::remove_dir_all(&old).map_err(|error| Failure::io("remove", &old, &error))?;
-    }
-    Ok(())
 }
 
 /// A model to use, not to train: of a run's newest checkpoint or of an exported folder.

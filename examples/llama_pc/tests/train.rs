@@ -2,6 +2,10 @@
 //! none, they fail.
 
 mod common;
+#[path = "train/plan.rs"]
+mod plan;
+#[path = "train/resume.rs"]
+mod resume;
 
 use std::fs;
 use std::path::Path;
@@ -77,12 +81,71 @@ fn the_same_seed_gives_the_same_run_with_either_optimizer() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_ends_the_run_and_names_the_step() {
+fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
     let folder = prepared();
-    let extra = ["optimizer.lr=1e30", "train.steps=20", "train.val_every=0"];
-    let assert = train(folder.path(), "run", &extra).assert().code(1);
-    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
-    assert!(text.contains("error: step ") && text.contains("expected a finite number") && text.contains("hint: "), "{text}");
+    // Logged at every step, or seldom; with the spike guard, which leaves nothing out that is not finite; with all that a
+    // gradient may pass through.
+    let variants: [&[&str]; 3] = [
+        &[],
+        &["train.log_every=7"],
+        &["pc.level=4", "train.grad_accumulation=2", "train.skip_spikes=3", "train.log_layers_every=1"],
+    ];
+    for (number, variant) in variants.iter().enumerate() {
+        let run = format!("run-{number}");
+        let extra =
+            [&["optimizer.lr=1e30", "train.steps=20", "train.val_every=0", "train.checkpoint_every=1"], *variant].concat();
+        let assert = train(folder.path(), &run, &extra).assert().code(1);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.contains("error: step ") && text.contains("expected") && text.contains("hint: "), "{variant:?}: {text}");
+        // What was saved is finite: it can be evaluated.
+        for entry in fs::read_dir(folder.path().join(&run).join("checkpoints")).into_iter().flatten() {
+            let name = entry.expect("an entry").file_name().into_string().expect("a name");
+            assert!(name.starts_with("step-") && !name.ends_with(".partial"), "{name}");
+        }
+        let rows = metrics(folder.path(), &run);
+        assert!(rows.iter().all(|row| row["loss"].is_f64() && row["grad_norm"].is_f64()), "{rows:?}");
+    }
+}
+
+#[test]
+fn layers_are_measured_and_agree_with_the_whole() {
+    let folder = prepared();
+    let extra = [
+        "pc.level=2",
+        "pc.targets=['q', 'o', 'ffn']",
+        "pc.per_head=true",
+        "train.steps=5",
+        "train.log_layers_every=2",
+        "train.grad_accumulation=2",
+        "train.val_every=0",
+    ];
+    train(folder.path(), "run", &extra).args(["--peak-tflops", "0.05"]).assert().success();
+    let rows = metrics(folder.path(), "run");
+    let measured: Vec<bool> = rows.iter().map(|row| row.get("layers").is_some()).collect();
+    assert_eq!(measured, [false, true, false, true, true], "every second and the last");
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let object = |value: &Value| value.as_object().expect("an object").clone();
+    for row in rows.iter().filter(|row| row.get("layers").is_some()) {
+        let layers = &row["layers"];
+        let norms = object(&layers["gradient_norm"]);
+        let gammas = object(&layers["gamma_gradient"]);
+        let of_gammas = gammas.values().flat_map(|list| list.as_array().expect("a list")).map(number);
+        let squares: f64 = norms.values().map(number).chain(of_gammas).map(|norm| norm * norm).sum();
+        // The parts are rounded to float32 on the way.
+        assert!((squares.sqrt() / number(&row["grad_norm"]) - 1.0).abs() < 1e-5, "{row}");
+        assert_eq!(object(&layers["weight_norm"]).keys().collect::<Vec<_>>(), norms.keys().collect::<Vec<_>>());
+        assert_eq!(object(&layers["gamma"]).keys().collect::<Vec<_>>(), gammas.keys().collect::<Vec<_>>());
+        assert_eq!(layers["gamma"]["model.layers.0.self_attn.q_proj"].as_array().expect("a list").len(), 4, "one per head");
+        for (rms, most) in
+            layers["residual_rms"].as_array().expect("a list").iter().zip(layers["residual_max"].as_array().expect("a list"))
+        {
+            assert!(0.0 < number(rms) && number(rms) < number(most), "{row}");
+        }
+        assert_eq!(layers["residual_rms"].as_array().map(Vec::len), Some(2));
+    }
+    // The share of the peak is the speed times the operations of a token.
+    let share = |row: &Value| number(&row["utilization"]) / number(&row["tokens_per_second"]);
+    assert!(share(&rows[0]) > 0.0 && (share(&rows[0]) / share(&rows[4]) - 1.0).abs() < 1e-9);
 }
 
 #[test]

@@ -62,6 +62,10 @@ impl Array {
         self.data.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
     /// The one element of a scalar.
     pub fn item(&self) -> f64 {
         assert_eq!(self.len(), 1, "item of shape {:?}", self.shape);

@@ -110,3 +110,67 @@ fn an_evaluation_records_nothing_and_changes_nothing() {
         assert!(bits(&small.trainer.params).expect("read-back") == before);
     }
 }
+
+#[test]
+fn an_observed_loss_is_the_loss_and_shows_the_stream_after_every_block() {
+    for gpu in device::all() {
+        for checkpoint_activations in [false, true] {
+            let config = LlamaConfig { layers: 3, checkpoint_activations, ..config() };
+            let (model, params) = Llama::init(gpu, config, 3).expect("a model");
+            let (inputs, targets) = batch(gpu, 0).expect("a batch");
+            let tape = Tape::new(&params);
+            let mut seen = Vec::new();
+            let observe = |x: &Tensor| {
+                seen.push(x.clone());
+                Ok(())
+            };
+            let observed = model.observed_loss(&tape, &inputs, &targets, SEQ, observe).expect("a loss");
+            let plain = model.loss(&tape, &inputs, &targets, SEQ).expect("a loss");
+            assert_eq!(observed.value().item().expect("a number"), plain.value().item().expect("a number"));
+            assert_eq!(seen.len(), 3);
+            // What comes after the last block is the final norm: its output has the last stream's direction.
+            let norm = params.id("model.norm.weight").expect("a norm");
+            let last = tape.constant(seen[2].clone()).rms_norm(&tape.param(norm), model.config().norm_eps).expect("a norm");
+            let hidden = model.hidden(&tape, &inputs, SEQ).expect("the stream");
+            assert_eq!(last.value().to_vec().expect("values"), hidden.value().to_vec().expect("values"));
+        }
+    }
+}
+
+#[test]
+fn a_measured_step_that_is_dropped_changes_nothing() {
+    let gpu = device::default();
+    let mut small = Small::new(gpu, config(), true).expect("a model");
+    small.run(0..1).expect("a step");
+    let before = bits(&small.trainer.params).expect("read-back");
+    let (inputs, targets) = batch(gpu, 1).expect("a batch");
+    let model = small.model.clone();
+    let measured = small.trainer.measure(1, |tape, _| model.loss(tape, &inputs, &targets, SEQ)).expect("gradients");
+    let (loss, norm) = measured.outcome.read().expect("numbers");
+    assert!(loss.is_finite() && norm > 0.0);
+    drop(measured);
+    assert!(bits(&small.trainer.params).expect("read-back") == before);
+    assert_eq!(small.trainer.optimizer.steps(), 1);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_found_by_its_parameter() {
+    for gpu in device::all() {
+        // A plain matrix, and one below PC layers; in the last of two micro-batches only.
+        for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"] {
+            let small = Small::new(gpu, config(), false).expect("a model");
+            let (inputs, targets) = batch(gpu, 0).expect("a batch");
+            let id = small.trainer.params.id(name).expect("a matrix");
+            let measured = small.trainer.measure(2, |tape, i| {
+                let loss = small.model.loss(tape, &inputs, &targets, SEQ)?;
+                let w = tape.param(id);
+                // Finite itself, with a gradient whose square is not.
+                if i == 1 { loss.add(&w.mul(&w)?.sum()?.scale(1e30)?) } else { Ok(loss) }
+            });
+            let outcome = measured.expect("gradients").outcome;
+            let (loss, norm) = outcome.read().expect("numbers");
+            assert!(loss.is_finite() && !norm.is_finite(), "{name}: {loss}, {norm}");
+            assert_eq!(outcome.first_non_finite().expect("read-back"), Some(id), "{name}, {} kernels", gpu.kernels());
+        }
+    }
+}

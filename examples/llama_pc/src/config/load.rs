@@ -26,6 +26,20 @@ impl Config {
         resolve(table).map_err(Failure::usage)
     }
 
+    /// [`Config::load`] for a run that goes on: only some keys may change.
+    pub fn resume(file: &Path, sets: &[String]) -> Result<Self, Failure> {
+        let config = Self::load(Some(file), sets)?;
+        for set in sets {
+            let key = set.split('=').next().unwrap_or_default().trim();
+            if !schema::RESUMABLE.contains(&key) {
+                let allowed = schema::RESUMABLE.join(", ");
+                return Err(Failure::usage(format!("--set {set}: found {key}, expected a key that a resumed run may change"))
+                    .hint(format!("these may: {allowed}; `train --init` begins a new run with these weights")));
+            }
+        }
+        Ok(config)
+    }
+
     /// Settles the vocabulary: the key, else the tokenizer's, else a preset's 32,000. From here on the configuration
     /// is resolved.
     pub fn resolve_vocab(&mut self, tokenizer: Option<usize>) -> Result<usize, Failure> {

@@ -53,7 +53,7 @@ const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
-pub static KEYS: [Key; 52] = [
+pub static KEYS: [Key; 54] = [
     key("", "seed", COUNT_OR_NEVER),
     key("model", "preset", Kind::Choice(&PRESET_NAMES)),
     key("model", "dim", Kind::Integer(2..=65_536)),
@@ -106,6 +106,24 @@ pub static KEYS: [Key; 52] = [
     key("train", "keep_checkpoints", COUNT),
     key("train", "log_every", COUNT),
     key("train", "log_spectrum_every", COUNT_OR_NEVER),
+    key("train", "log_layers_every", COUNT_OR_NEVER),
+    key("train", "skip_spikes", NOT_NEGATIVE),
+];
+
+/// The keys that a resumed run may change: they do not say what it learns from its data, or only for how long it goes on.
+pub const RESUMABLE: [&str; 12] = [
+    "data.train",
+    "data.val",
+    "train.steps",
+    "train.checkpoint_activations",
+    "train.val_every",
+    "train.val_batches",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.log_spectrum_every",
+    "train.log_layers_every",
+    "train.skip_spikes",
 ];
 
 /// The sections, in the order of the file.
@@ -253,6 +271,12 @@ mod tests {
         assert_eq!(nearest("train", "batchsize"), "train.batch_size");
         assert_eq!(nearest("", "sed"), "seed");
         assert_eq!(nearest_section("optimiser"), "optimizer");
+    }
+
+    #[test]
+    fn resumable_keys_are_keys() {
+        let is_key = |name: &&str| KEYS.iter().any(|key| full_name(key.section, key.name) == *name);
+        assert!(RESUMABLE.iter().all(is_key));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn check(args: &cli::Prepare) -> Result<(), Failure> {
     if let Some(vocab) = args.train_bpe.filter(|vocab| !(least..=MAX_VOCAB).contains(vocab)) {
         return Err(Failure::usage(format!("--train-bpe: found {vocab}, expected {least} ({parts}) to {MAX_VOCAB}")));
     }
-    refuse_existing(&args.out, "folder")
+    refuse_existing("--out", &args.out, "folder")
 }
 
 fn report(survey: &Survey) {

@@ -123,7 +123,9 @@ mod tests {
 
     #[test]
     fn bfloat16_is_the_nearest_upper_half() {
-        for (value, want) in [(1.0f32, 0x3f80u16), (-2.0, 0xc000), (1.00390625, 0x3f80), (1.01171875, 0x3f82), (3.4e38, 0x7f80)] {
+        for (value, want) in
+            [(1.0f32, 0x3f80u16), (-2.0, 0xc000), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (3.4e38, 0x7f80)]
+        {
             assert_eq!(to_bf16(value), want, "{value}");
         }
         assert!(f32::from_bits(u32::from(to_bf16(f32::from_bits(0x7f80_0001))) << 16).is_nan());

@@ -63,6 +63,12 @@ impl Gmcn {
         };
         Some(Self { all: mean(&|_| true)?, pc: mean(&|pc| pc), plain: mean(&|pc| !pc) })
     }
+
+    /// Its numbers under TensorBoard's tags.
+    pub fn scalars(&self) -> Vec<(String, f32)> {
+        let parts = [("all", Some(self.all)), ("pc", self.pc), ("plain", self.plain)];
+        parts.into_iter().filter_map(|(part, value)| Some((format!("gmcn/{part}"), value? as f32))).collect()
+    }
 }
 
 /// A matrix on the host, on its way to its spectrum.

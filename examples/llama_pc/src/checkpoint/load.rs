@@ -1,0 +1,51 @@
+//! From a checkpoint back to a trainer that goes on as if it had never stopped.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use polytape::checkpoint::Checkpoint;
+use polytape::llama::Llama;
+use polytape::{Gpu, Trainer};
+
+use super::{MODEL, OPTIMIZER, Saved};
+use crate::config::Config;
+use crate::engine;
+use crate::failure::Failure;
+use crate::weights::Model;
+
+impl Saved {
+    /// The model and its trainer as they were saved: every tensor by name and shape, none missing and none left over.
+    pub fn load(&self, gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer), Failure> {
+        // Loading verifies the file.
+        let (model, _) = Model::load(gpu, config, self.folder(), engine::model(config))?;
+        let path = self.folder().join(MODEL);
+        let expected = model.params.iter().map(|(_, param)| param.name.clone()).collect();
+        same_names(&path, &Checkpoint::open(&path)?.names()?, expected)?;
+
+        let path = self.verify(OPTIMIZER)?;
+        let file = Checkpoint::open(&path)?;
+        let mut optimizer = engine::optimizer(&config.optimizer);
+        let steps = self.state.step - self.state.spikes.skipped;
+        let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
+        loaded.map_err(|error| match error {
+            polytape::Error::File { .. } => Failure::from(error),
+            _ => Failure::other(format!("{}: {error}", path.display())),
+        })?;
+        let expected = optimizer.state(&model.params).into_iter().map(|(name, _)| name).collect();
+        same_names(&path, &file.names()?, expected)?;
+        let max_grad_norm = config.train.max_grad_norm as f32;
+        // Not Trainer::new: u and v are as they were saved and must not be iterated again.
+        let trainer = Trainer { params: model.params, preconditioner: model.preconditioner, optimizer, max_grad_norm };
+        Ok((model.llama, trainer))
+    }
+}
+
+fn same_names(path: &Path, found: &[String], expected: BTreeSet<String>) -> Result<(), Failure> {
+    let found: BTreeSet<String> = found.iter().cloned().collect();
+    let problem = match (expected.difference(&found).next(), found.difference(&expected).next()) {
+        (Some(missing), _) => format!("found no tensor `{missing}`, expected one by the run's config.toml"),
+        (_, Some(extra)) => format!("found a tensor `{extra}`, expected none of this name by the run's config.toml"),
+        (None, None) => return Ok(()),
+    };
+    Err(Failure::other(format!("{}: {problem}", path.display())))
+}

@@ -1,0 +1,86 @@
+//! Floating-point operations, a multiplication and an addition counted as two, of the matrix products that make up a step.
+//! Elementwise work is left out: it takes time by the bytes it moves.
+
+use polytape::Role;
+use polytape::llama::LlamaConfig;
+use serde::Serialize;
+
+use super::model::{Model, PcLayer};
+
+/// Operations of an optimizer step, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StepFlops {
+    /// Forward and backward of the model over all tokens.
+    pub model: f64,
+    /// The second forward of checkpointed blocks.
+    pub recomputation: f64,
+    /// Effective weights, their backward, and the power iteration.
+    pub pc: f64,
+    /// Muon's orthogonalisation.
+    pub optimizer: f64,
+}
+
+impl StepFlops {
+    /// Of one step.
+    pub fn new(model: &Model) -> Self {
+        let tokens = (model.tokens() * model.micro_batches) as f64;
+        let blocks = blocks_per_token(&model.sizes) + attention_per_token(&model.sizes, model.seq_len);
+        Self {
+            model: tokens * model_per_token(&model.sizes, model.seq_len),
+            recomputation: if model.checkpoint_activations { tokens * blocks } else { 0.0 },
+            // Not sum(), which is -0 for no layers.
+            pc: model.pc.iter().fold(0.0, |sum, layer| sum + pc_layer(layer, model.degree, model.power_iterations)),
+            optimizer: model.muon.map_or(0.0, |steps| steps as f64 * muon_step(model)),
+        }
+    }
+
+    /// All together.
+    pub fn total(&self) -> f64 {
+        self.model + self.recomputation + self.pc + self.optimizer
+    }
+}
+
+/// Forward and backward of the model for one token: three times the forward, as a product's backward is two products of its size.
+/// The arithmetic that utilisation is counted in.
+pub fn model_per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
+    let head = 2.0 * (sizes.vocab * sizes.dim) as f64;
+    3.0 * (blocks_per_token(sizes) + attention_per_token(sizes, seq_len) + head)
+}
+
+/// Forward of the blocks' linear layers: 2·out·in each.
+fn blocks_per_token(sizes: &LlamaConfig) -> f64 {
+    let (dim, kv_dim) = (sizes.dim as f64, (sizes.kv_heads * sizes.head_dim()) as f64);
+    2.0 * sizes.layers as f64 * (2.0 * dim * dim + 2.0 * kv_dim * dim + 3.0 * sizes.hidden as f64 * dim)
+}
+
+/// Forward of attention: q·kᵀ and p·v take 2·dim each per pair of positions, of which the causal mask leaves a query
+/// (seq_len + 1) / 2 on average.
+fn attention_per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
+    4.0 * (sizes.layers * sizes.dim) as f64 * (seq_len as f64 + 1.0) / 2.0
+}
+
+/// One PC layer in one step. With n the smaller and m the larger side: G, and each symmetric product, counts half.
+///
+///     forward   G: n²m    P: n³ per product    W_eff: 2n²m
+///     backward  G and P again    R = WᵀE, E·P and W·(D + Dᵀ): 2n²m each    D: 2n³ per product
+fn pc_layer(layer: &PcLayer, degree: usize, power_iterations: usize) -> f64 {
+    let (n, m) = (layer.small() as f64, layer.rows.max(layer.columns) as f64);
+    let (cube, slab) = (n * n * n, n * n * m);
+    // Levels of the polynomial above the first; see `polytape::spectral`.
+    let levels = if degree > 2 { (degree - 1) / 2 } else { 0 } as f64;
+    let evaluation = slab + if degree >= 2 { cube * (1.0 + levels) } else { 0.0 };
+    let applied = if degree >= 1 { 2.0 * slab } else { 0.0 };
+    let derivative = if degree >= 2 { 2.0 * cube * (1.0 + 2.0 * levels) } else { 0.0 };
+    let iteration = 4.0 * power_iterations as f64 * n * m;
+    layer.heads as f64 * (2.0 * evaluation + 4.0 * applied + derivative + iteration)
+}
+
+/// One Newton–Schulz step of all matrices: A = XXᵀ (n²m), b·A + c·A² (n³), and the product with X (2n²m).
+fn muon_step(model: &Model) -> f64 {
+    let matrices = model.parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
+    let step = |shape: &[usize]| {
+        let n = shape[0].min(shape[1]) as f64;
+        n * n * n + 3.0 * n * shape.iter().product::<usize>() as f64
+    };
+    matrices.map(|parameter| step(&parameter.shape)).sum()
+}
