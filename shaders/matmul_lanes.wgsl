@@ -14,29 +14,57 @@
 @group(0) @binding(3) var<storage, read> factor: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<Element>;
 
+// What a lane loads is clamped into the matrix instead of guarded: rows and columns beyond the edge repeat the last and are
+// never stored; inner indices beyond the end count as zeros. With VECTORS there are none of those.
+
 // Rows LANES·part … of op(A) for inner indices k … k+3, one vec4 per lane. Not transposed: lane l holds row l, four inner
 // indices. Transposed: LANES / 4 neighbouring lanes hold four rows each of one inner index.
 fn load_a_part(row: u32, k: u32, lane: u32, base: u32) -> vec4f {
-    if (TRANSPOSE_A == 0u) {
-        let clamped = min(row + lane, args.rows - 1u);
-        return load_a(base + clamped * args.a_stride + k, args.inner - k);
+    @if TRANSPOSE_A {
+        let inner = k + lane / (LANES / 4u);
+        let first = row + (lane % (LANES / 4u)) * 4u;
+        @if VECTORS {
+            return a[(base + inner * args.a_stride + min(first, args.rows - 4u)) / 4u];
+        } @else {
+            let start = base + min(inner, args.inner - 1u) * args.a_stride;
+            var value = vec4f();
+            @unroll for (var q = 0u; q < 4; q++) { value[q] = a[start + min(first + q, args.rows - 1u)]; }
+            return select(vec4f(), value, inner < args.inner);
+        }
+    } @else {
+        let start = base + min(row + lane, args.rows - 1u) * args.a_stride;
+        @if VECTORS {
+            return a[(start + k) / 4u];
+        } @else {
+            var value = vec4f();
+            @unroll for (var q = 0u; q < 4; q++) { value[q] = a[start + min(k + q, args.inner - 1u)]; }
+            return select(vec4f(), value, vec4u(k, k + 1u, k + 2u, k + 3u) < vec4u(args.inner));
+        }
     }
-    let inner = k + lane / (LANES / 4u);
-    let first = row + (lane % (LANES / 4u)) * 4u;
-    if (inner >= args.inner || first >= args.rows) { return vec4f(); }
-    return load_a(base + inner * args.a_stride + first, args.rows - first);
 }
 
 // Four columns of op(B) at one inner index.
 fn load_b_row(k: u32, column: u32, base: u32) -> vec4f {
-    if (k >= args.inner || column >= args.columns) { return vec4f(); }
-    return load_b(base + k * args.b_stride + column, args.columns - column);
+    @if VECTORS {
+        return b[(base + k * args.b_stride + min(column, args.columns - 4u)) / 4u];
+    } @else {
+        let start = base + min(k, args.inner - 1u) * args.b_stride;
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { value[q] = b[start + min(column + q, args.columns - 1u)]; }
+        return select(vec4f(), value, k < args.inner);
+    }
 }
 
 // Four inner indices of one column of op(B), where B is transposed.
 fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
-    let clamped = min(column, args.columns - 1u);
-    return load_b(base + clamped * args.b_stride + k, args.inner - k);
+    let start = base + min(column, args.columns - 1u) * args.b_stride;
+    @if VECTORS {
+        return b[(start + k) / 4u];
+    } @else {
+        var value = vec4f();
+        @unroll for (var q = 0u; q < 4; q++) { value[q] = b[start + min(k + q, args.inner - 1u)]; }
+        return select(vec4f(), value, vec4u(k, k + 1u, k + 2u, k + 3u) < vec4u(args.inner));
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -86,9 +114,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
         }
     }
+    // Copied, so that one piece of code can finish all outputs in a loop while the sums above stay in registers.
+    var done: array<vec4f, ROWS * SPAN>;
     @unroll for (var i = 0u; i < ROWS; i++) {
-        @unroll for (var j = 0u; j < SPAN; j++) {
-            finish(row + i, column + j * 4u * LANES, group.z, sum[i * SPAN + j]);
-        }
+        @unroll for (var j = 0u; j < SPAN; j++) { done[i * SPAN + j] = sum[i * SPAN + j]; }
+    }
+    for (var i = 0u; i < min(ROWS, args.rows - row) * SPAN; i++) {
+        finish(row + i / SPAN, column + (i % SPAN) * 4u * LANES, group.z, done[i]);
     }
 }

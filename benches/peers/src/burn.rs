@@ -1,4 +1,4 @@
-//! The step in burn, on its Vulkan backend with kernel fusion and autotuning as they come by default.
+//! The step in burn, on its wgpu backend with kernel fusion and autotuning as they come by default.
 
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
@@ -102,7 +102,7 @@ impl Fixed {
 
 impl Run {
     pub fn new(setup: &Setup) -> Result<Self> {
-        let plain = Device::vulkan(DeviceKind::DefaultDevice);
+        let plain = Device::wgpu(DeviceKind::DefaultDevice);
         let device = plain.clone().autodiff();
         let data = |name: &str| {
             let (shape, values) = &setup.weights[&format!("{name}.weight")];

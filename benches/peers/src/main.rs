@@ -115,8 +115,8 @@ fn main() -> Result<()> {
 
     let names = [
         "polytape, full step",
-        "burn (Vulkan), forward and backward only",
-        "burn (Vulkan), full step",
+        "burn (wgpu), forward and backward only",
+        "burn (wgpu), full step",
         "candle (CPU), full step",
     ];
     let range = speeds.clone().map(|list| {

@@ -1,0 +1,56 @@
+//! What the adapter can do at most, measured with the two simplest kernels there are.
+
+use polytape::gpu::{Access, Gpu, Kernel, Launch, grid};
+use polytape::{Result, Tensor};
+
+use crate::fastest;
+
+pub struct Limits {
+    /// Floating-point operations a second of multiply-adds in registers.
+    pub multiply_add: f64,
+    /// Bytes a second, read and written together.
+    pub copy: f64,
+}
+
+/// Eight independent chains of vec4 multiply-adds, so that neither latency nor memory holds any back.
+static MULTIPLY_ADD: Kernel = Kernel::new(
+    "multiply-add",
+    "@group(0) @binding(0) var<storage, read_write> out: array<vec4f>;
+     var<immediate> steps: u32;
+     @compute @workgroup_size(64)
+     fn main(@builtin(global_invocation_id) id: vec3u) {
+         let x = vec4f(f32(id.x) * 1e-9);
+         var a = x; var b = x + 0.1; var c = x + 0.2; var d = x + 0.3;
+         var e = x + 0.4; var f = x + 0.5; var g = x + 0.6; var h = x + 0.7;
+         for (var i = 0u; i < steps; i++) {
+             @unroll for (var j = 0u; j < 8; j++) {
+                 a = fma(a, x, x); b = fma(b, x, x); c = fma(c, x, x); d = fma(d, x, x);
+                 e = fma(e, x, x); f = fma(f, x, x); g = fma(g, x, x); h = fma(h, x, x);
+             }
+         }
+         out[id.x] = ((a + b) + (c + d)) + ((e + f) + (g + h));
+     }",
+    "main",
+    &[Access::ReadWrite],
+);
+
+pub fn measure(gpu: &Gpu) -> Result<Limits> {
+    let invocations = if gpu.adapter().is_software() { 1 << 10 } else { 1 << 18 };
+    let steps = 4000_u32;
+    let out = Tensor::zeros(gpu, &[4 * invocations])?;
+    let multiply_add = fastest(gpu, || {
+        gpu.launch(&Launch {
+            kernel: &MULTIPLY_ADD,
+            constants: &[],
+            buffers: &[out.slice()],
+            arguments: &steps.to_le_bytes(),
+            workgroups: grid(invocations as u64, 64),
+            iterations: u64::from(steps),
+            work: 0,
+        })
+    })?;
+    let source = Tensor::zeros(gpu, &[1 << 24])?;
+    let copy = fastest(gpu, || source.scaled(1.0).map(drop))?;
+    let operations = invocations as f64 * f64::from(steps) * 8.0 * 8.0 * 4.0 * 2.0;
+    Ok(Limits { multiply_add: operations / multiply_add, copy: 2.0 * source.bytes() as f64 / copy })
+}
