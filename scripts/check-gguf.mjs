@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // Loads a file that `llama_pc export --format gguf` wrote with llama.cpp and compares its likeliest tokens with those that
-// scripts/check-export.py kept of the same model in transformers: at least 95 of 100 must agree. The first 16 windows are enough.
+// scripts/check-export.py kept of the same model in transformers: at least 95 of 100 must agree. The first 8 windows are enough.
 //   scripts/check-gguf.mjs FILE.gguf PREDICTIONS.json
 // Needs node-llama-cpp, installed beside this script or where the current folder finds it.
 import { readFileSync } from "node:fs";
@@ -15,7 +15,7 @@ if (!file || !predictions) {
 }
 const entry = createRequire(join(process.cwd(), "from-here")).resolve("node-llama-cpp");
 const { getLlama } = await import(pathToFileURL(entry).href);
-const windows = JSON.parse(readFileSync(predictions)).slice(0, 16);
+const windows = JSON.parse(readFileSync(predictions)).slice(0, 8);
 const llama = await getLlama({ gpu: false, build: "never", progressLogs: false });
 const model = await llama.loadModel({ modelPath: file });
 const context = await model.createContext({ contextSize: windows[0].tokens.length });

@@ -72,7 +72,7 @@ impl Array {
         self.data[0]
     }
 
-    /// [rows, cols] with every leading dimension folded into the rows.
+    /// `[rows, cols]` with every leading dimension folded into the rows.
     pub fn rows_and_cols(&self) -> (usize, usize) {
         let cols = *self.shape.last().expect("an array has a last dimension");
         (self.len() / cols, cols)
@@ -125,7 +125,7 @@ impl Array {
         dot(&self.data, &self.data).sqrt()
     }
 
-    /// [m, k] × [k, n] → [m, n]
+    /// `[m, k]` × `[k, n]` → `[m, n]`
     pub fn matmul(&self, other: &Self) -> Self {
         let (&[m, k], &[other_k, n]) = (&self.shape[..], &other.shape[..]) else {
             panic!("matmul of {:?} and {:?}: both must be matrices", self.shape, other.shape)

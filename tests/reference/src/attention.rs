@@ -1,5 +1,5 @@
-//! Causal attention with grouped heads. q [batch·seq, heads·head_dim], k and v [batch·seq, kv_heads·head_dim] →
-//! [batch·seq, heads·head_dim]. Query head h reads key head h / (heads / kv_heads); the scale is 1/√head_dim.
+//! Causal attention with grouped heads. q `[batch·seq, heads·head_dim]`, k and v `[batch·seq, kv_heads·head_dim]` →
+//! `[batch·seq, heads·head_dim]`. Query head h reads key head h / (heads / kv_heads); the scale is 1/√head_dim.
 
 use super::array::{Array, add_scaled, dot};
 use super::normalize::{softmax_row, softmax_row_vjp};

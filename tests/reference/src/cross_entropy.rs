@@ -1,5 +1,5 @@
-//! The output head with its loss: logits = x·weightᵀ, loss = mean over rows of log Σ exp(logits) − logits[target].
-//! x [rows, dim], weight [vocab, dim], targets [rows] → [1]
+//! The output head with its loss: logits = x·weightᵀ, loss = mean over rows of log Σ exp(logits) − `logits[target]`.
+//! x `[rows, dim]`, weight `[vocab, dim]`, targets `[rows]` → `[1]`
 
 use super::array::Array;
 use super::normalize::softmax;

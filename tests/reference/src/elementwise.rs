@@ -34,7 +34,7 @@ pub fn scale_vjp(factor: f64, dy: &Array) -> [Array; 1] {
     [dy.times(factor)]
 }
 
-/// x [.., cols], row [cols] → y = x + row in every row
+/// x `[.., cols]`, row `[cols]` → y = x + row in every row
 pub fn add_row(x: &Array, row: &Array) -> Array {
     with_row(x, row, |x, r| x + r)
 }
@@ -43,7 +43,7 @@ pub fn add_row_vjp(dy: &Array) -> [Array; 2] {
     [dy.clone(), column_sums(dy)]
 }
 
-/// x [.., cols], row [cols] → y = x·row in every row
+/// x `[.., cols]`, row `[cols]` → y = x·row in every row
 pub fn mul_row(x: &Array, row: &Array) -> Array {
     with_row(x, row, |x, r| x * r)
 }
@@ -58,13 +58,13 @@ fn with_row(x: &Array, row: &Array, f: impl Fn(f64, f64) -> f64) -> Array {
     Array::from_fn(&x.shape, |index| f(x.data[index], row.data[index % cols]))
 }
 
-/// x [.., cols] → [cols]
+/// x `[.., cols]` → `[cols]`
 pub fn column_sums(x: &Array) -> Array {
     let (rows, cols) = x.rows_and_cols();
     Array::from_fn(&[cols], |col| (0..rows).map(|row| x.row(row)[col]).sum())
 }
 
-/// x → [1]
+/// x → `[1]`
 pub fn sum(x: &Array) -> Array {
     Array::scalar(x.data.iter().sum())
 }
@@ -73,7 +73,7 @@ pub fn sum_vjp(x: &Array, dy: &Array) -> [Array; 1] {
     [Array::full(&x.shape, dy.item())]
 }
 
-/// x → [1]
+/// x → `[1]`
 pub fn mean(x: &Array) -> Array {
     sum(x).times(1.0 / x.len() as f64)
 }

@@ -1,4 +1,4 @@
-//! Row lookup: table [vocab, dim], ids [rows] → [rows, dim].
+//! Row lookup: table `[vocab, dim]`, ids `[rows]` → `[rows, dim]`.
 
 use super::array::{Array, add_scaled};
 

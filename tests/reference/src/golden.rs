@@ -293,7 +293,7 @@ impl LlamaTiny {
         Trainer::new(self.config, run.recipe(), params.collect(), vectors.collect())
     }
 
-    /// The micro-batches of one step, counted from 0. Window j is tokens[j·seq..][..seq], its targets one token later.
+    /// The micro-batches of one step, counted from 0. Window j is `tokens[j·seq..][..seq]`, its targets one token later.
     pub fn batches(&self, run: &ExpectedRun, step: usize) -> Vec<Batch> {
         let ExpectedRun { seq_len: seq, batch_size, grad_accumulation, .. } = *run;
         let size = batch_size * seq; // consecutive windows are consecutive tokens

@@ -3,7 +3,7 @@
 //! and so does `llama_pc selftest` on a user's machine; both take their tolerances from here.
 //!
 //! A forward takes its operands and returns the result; its `_vjp` takes the same operands and `dy`, the gradient of the
-//! result, and returns one gradient per differentiable operand, in their order. A scalar result has the shape [1].
+//! result, and returns one gradient per differentiable operand, in their order. A scalar result has the shape `[1]`.
 
 pub mod array;
 pub mod attention;

@@ -1,7 +1,7 @@
 //! Llama in float64: pre-norm blocks, grouped heads, rotary positions, SwiGLU; forward, loss and every gradient.
 //!
-//! Parameters by name: `tok_embeddings` [vocab, dim], per layer l `layers.l.` with `attention_norm` [dim], `wq`, `wk`, `wv`,
-//! `wo`, `ffn_norm` [dim], `w1` (gate), `w3` (up) [hidden, dim], `w2` (down) [dim, hidden]; `norm` [dim], `output` [vocab, dim].
+//! Parameters by name: `tok_embeddings` `[vocab, dim]`, per layer l `layers.l.` with `attention_norm` `[dim]`, `wq`, `wk`, `wv`,
+//! `wo`, `ffn_norm` `[dim]`, `w1` (gate), `w3` (up) `[hidden, dim]`, `w2` (down) `[dim, hidden]`; `norm` `[dim]`, `output` `[vocab, dim]`.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub struct LlamaConfig {
     pub tied: bool,
 }
 
-/// Token sequences, one after another: inputs and targets [batch·seq].
+/// Token sequences, one after another: inputs and targets `[batch·seq]`.
 pub struct Batch {
     pub seq: usize,
     pub inputs: Vec<u32>,
@@ -173,7 +173,7 @@ impl Block<'_> {
     }
 }
 
-/// What the blocks and the last norm give: [batch·seq, dim], with what the backward needs.
+/// What the blocks and the last norm give: `[batch·seq, dim]`, with what the backward needs.
 struct Trunk {
     saved: Vec<Saved>,
     last: Array,
@@ -193,7 +193,7 @@ fn trunk(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Tr
     Trunk { saved, last, y }
 }
 
-/// ids [batch·seq] → [batch·seq, vocab]
+/// ids `[batch·seq]` → `[batch·seq, vocab]`
 pub fn logits(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Array {
     matmul(&trunk(config, weights, ids, seq).y, &weights[config.head_name()], false, true)
 }

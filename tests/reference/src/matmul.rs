@@ -1,4 +1,4 @@
-//! y = op(a)·op(b), op transposing or not. Both matrices; or a batch [batch, m, k] on the left with a batch or one shared
+//! y = op(a)·op(b), op transposing or not. Both matrices; or a batch `[batch, m, k]` on the left with a batch or one shared
 //! matrix on the right.
 
 use super::array::Array;

@@ -32,7 +32,7 @@ pub fn softmax_row_vjp(y: &mut [f64], dy: &[f64]) {
     y.iter_mut().zip(dy).for_each(|(y, dy)| *y *= dy - mean);
 }
 
-/// y = w·x·r, r = 1/√(mean(x²) + eps). x [rows, cols], w [cols]
+/// y = w·x·r, r = 1/√(mean(x²) + eps). x `[rows, cols]`, w `[cols]`
 pub fn rms_norm(x: &Array, w: &Array, eps: f64) -> Array {
     let (rows, cols) = x.rows_and_cols();
     assert_eq!(w.shape, [cols]);

@@ -50,7 +50,7 @@ pub fn level_coefficients(level: usize) -> &'static [f64] {
     }
 }
 
-/// The estimates of the leading singular vectors: u [rows], v [cols].
+/// The estimates of the leading singular vectors: u `[rows]`, v `[cols]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PowerVectors {
     pub u: Array,
@@ -112,7 +112,7 @@ fn recovery(stopped: f64, pc: &Pc) -> f64 {
 }
 
 /// With E = dy, H = γ·stop(s)·E, Y = N·P(G), and M the gradient of N: dW = (M − ⟨M, N⟩·ds/dW)/s and dγ = stop(s)·⟨E, Y⟩.
-/// Returns dw and dgamma [1].
+/// Returns dw and dgamma `[1]`.
 pub fn vjp(w: &Array, gamma: f64, vectors: &PowerVectors, pc: &Pc, dy: &Array) -> [Array; 2] {
     let s = divisor(w, vectors, pc);
     let recovered = recovery(s, pc);
@@ -173,7 +173,7 @@ pub fn forward_per_head(w: &Array, gamma: &[f64], vectors: &[PowerVectors], pc: 
     concat(&blocks.iter().collect::<Vec<_>>(), 0)
 }
 
-/// Returns dw and dgamma [heads].
+/// Returns dw and dgamma `[heads]`.
 pub fn vjp_per_head(w: &Array, gamma: &[f64], vectors: &[PowerVectors], pc: &Pc, dy: &Array) -> [Array; 2] {
     let (mut dw, mut dgamma) = (Vec::new(), Vec::new());
     for (head, vectors) in vectors.iter().enumerate() {

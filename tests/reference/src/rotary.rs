@@ -1,5 +1,5 @@
 //! Rotary position embedding in half-split order: within each head, element i and element i + head_dim/2 are turned by
-//! position·theta^(−2i/head_dim). x [batch·seq, heads·head_dim]; the position of a row is row % seq + offset.
+//! position·theta^(−2i/head_dim). x `[batch·seq, heads·head_dim]`; the position of a row is row % seq + offset.
 
 use super::array::Array;
 

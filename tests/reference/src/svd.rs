@@ -2,7 +2,7 @@
 
 use super::array::{Array, dot};
 
-/// w [r, c] = u [r, n]·diag(sigma [n])·vᵀ [n, c] with n = min(r, c) and sigma falling.
+/// w `[r, c]` = u `[r, n]`·diag(sigma `[n]`)·vᵀ `[n, c]` with n = min(r, c) and sigma falling.
 pub struct Svd {
     pub u: Array,
     pub sigma: Vec<f64>,
