@@ -1,6 +1,7 @@
 //! `cargo bench --bench kernels [-- FILTER]`: each kernel's rate beside the adapter's limit, both measured in the same run, after
 //! its result was checked. The shapes are those of a training step; README and RESULTS.md say how to read the table.
 
+mod attention;
 mod limits;
 mod matmul;
 
@@ -32,6 +33,9 @@ fn main() -> Result<()> {
     println!("limits: {:.1} GFLOP/s multiply-add, {:.1} GB/s copy", limits.multiply_add / 1e9, limits.copy / 1e9);
     if "matmul".contains(&filter) {
         matmul::run(&gpu, &limits)?;
+    }
+    if "attention".contains(&filter) {
+        attention::run(&gpu, &limits)?;
     }
     Ok(())
 }

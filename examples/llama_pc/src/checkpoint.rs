@@ -39,6 +39,8 @@ pub struct State {
     pub position: u64,
     /// Windows that the training data holds.
     pub windows: u64,
+    /// Checksum of the first and the last of them.
+    pub data: u32,
     /// The run's seed.
     pub seed: u64,
     /// Training time so far.

@@ -4,7 +4,7 @@
 /// The polynomial 0x1EDC6F41 with its bits in reverse order.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// TABLES[k][b]: the remainder of byte b with k zero bytes after it, so that eight bytes take one step.
+/// `TABLES[k][b]`: the remainder of byte b with k zero bytes after it, so that eight bytes take one step.
 static TABLES: [[u32; 256]; 8] = tables();
 
 const fn tables() -> [[u32; 256]; 8] {

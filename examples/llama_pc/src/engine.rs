@@ -14,9 +14,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let failure = Self::other(error.to_string());
         match error {
-            Error::OutOfMemory { .. } => {
-                failure.hint("a smaller train.batch_size or train.checkpoint_activations = true needs less memory")
-            }
+            Error::OutOfMemory { .. } => failure.hint(
+                "a smaller train.batch_size or train.checkpoint_activations = true needs less memory; `plan` says how much",
+            ),
             _ => failure,
         }
     }

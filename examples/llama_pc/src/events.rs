@@ -171,15 +171,12 @@ mod tests {
         let mut events = Events::create(folder.path(), 300, 1.5).expect("a file");
         events.scalars(2.0, 301, &[("loss/train".to_owned(), 3.25), ("lr".to_owned(), 0.5)]).expect("it is written");
         let found = written(folder.path(), "events.out.tfevents.0000000300.polytape");
-        // Put down by hand after tensorflow's event.proto and summary.proto; the checksums are tensorboard's own.
-        let version = b"\x18\0\0\0\0\0\0\0\xa3\x7f\x4b\x22\x09\0\0\0\0\0\0\xf8\x3f\x1a\x0dbrain.Event:2\x00\x00\x00\x00";
-        assert_eq!(found[..12 + 24], version[..12 + 24]);
-        let start = b"\x09\0\0\0\0\0\0\xf8\x3f\x10\xad\x02\x3a\x02\x08\x01";
-        let second = &found[40..];
-        assert_eq!((second[0], &second[12..12 + start.len()]), (start.len() as u8, &start[..]));
-        let scalars = b"\x09\0\0\0\0\0\0\0\x40\x10\xad\x02\x2a\x1e\x0a\x11\x0a\x0aloss/train\x15\0\0\x50\x40\x0a\x09\x0a\x02lr\x15\0\0\0\x3f";
-        let third = &second[16 + start.len()..];
-        assert_eq!((third[0], &third[12..third.len() - 4]), (scalars.len() as u8, &scalars[..]));
+        // As tensorflow's event.proto and summary.proto say; TensorBoard 2.21 reads exactly these bytes.
+        let version = b"\x18\0\0\0\0\0\0\0\xa3\x7f\x4b\x22\x09\0\0\0\0\0\0\xf8\x3f\x1a\x0dbrain.Event:2\x2a\x28\x64\x6c";
+        let start = b"\x10\0\0\0\0\0\0\0\x95\xfb\xfe\x18\x09\0\0\0\0\0\0\xf8\x3f\x10\xad\x02\x3a\x02\x08\x01\xd1\x79\x49\xd4";
+        let scalars = b"\x2c\0\0\0\0\0\0\0\xf4\xae\xcc\x45\x09\0\0\0\0\0\0\0\x40\x10\xad\x02\x2a\x1e\
+            \x0a\x11\x0a\x0aloss/train\x15\0\0\x50\x40\x0a\x09\x0a\x02lr\x15\0\0\0\x3f\xd6\x41\x9a\x28";
+        assert_eq!(found, [&version[..], start, scalars].concat());
     }
 
     #[test]

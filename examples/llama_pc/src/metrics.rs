@@ -60,7 +60,10 @@ impl Metrics {
         if let Some(val_loss) = self.val_loss {
             text += &format!("  validation {val_loss:.4}");
         }
-        text += &format!("  {} tokens/s", grouped(self.tokens_per_second.round() as u64));
+        text += &match self.tokens_per_second {
+            slow @ ..10.0 => format!("  {slow:.2} tokens/s"),
+            fast => format!("  {} tokens/s", grouped(fast.round() as u64)),
+        };
         if let Some(utilization) = self.utilization {
             text += &format!("  {:.1} % of peak", 100.0 * utilization);
         }

@@ -54,7 +54,7 @@ fn begin(args: &cli::Train) -> Result<Session, Failure> {
     let validation = validation_windows(&config)?;
     let gpu = engine::open(args.device.adapter.as_deref(), args.profile)?;
     let model = model(&gpu, &config, args.init.as_deref())?;
-    let state = State { windows: windows.count(), seed: config.seed, ..State::default() };
+    let state = first_state(&config, &windows)?;
     let (llama, trainer) = fresh(model, &config)?;
     let run = Run::create(&out, tokenizer.as_deref())?;
     let start = Start { gpu, llama, trainer, windows, validation, run, state, newest: None, peak_tflops: args.peak_tflops };
@@ -71,7 +71,8 @@ fn begin(args: &cli::Train) -> Result<Session, Failure> {
 fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     let file = path.join("config.toml");
     if !file.is_file() {
-        return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display())));
+        return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display()))
+            .hint("a run that was killed before it began has none: remove the folder and begin again"));
     }
     let mut config = Config::resume(&file, &args.settings())?;
     config.resolve_vocab(None)?;
@@ -79,9 +80,9 @@ fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     let saved = Saved::newest(path)?;
     let mut windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
-    let fresh_state = State { windows: windows.count(), seed: config.seed, ..State::default() };
-    let state = saved.as_ref().map_or(&fresh_state, |saved| &saved.state).clone();
-    check_state(&config, &state, &windows)?;
+    let first = first_state(&config, &windows)?;
+    let state = saved.as_ref().map_or(&first, |saved| &saved.state).clone();
+    check_state(&config, &state, &first)?;
     windows.seek(state.position);
     let gpu = engine::open(args.device.adapter.as_deref(), args.profile)?;
     let (llama, trainer) = match &saved {
@@ -97,20 +98,28 @@ fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     Ok(session)
 }
 
-/// Whether the state fits the configuration and the data, so that the run can go on to the token.
-fn check_state(config: &Config, state: &State, windows: &Windows) -> Result<(), Failure> {
+/// The state before the first step.
+fn first_state(config: &Config, windows: &Windows) -> Result<State, Failure> {
+    Ok(State { windows: windows.count(), data: windows.fingerprint()?, seed: config.seed, ..State::default() })
+}
+
+/// Whether a state fits the configuration and the data, whose own first state is `first`: then the run can go on to the token.
+fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Failure> {
     if config.train.steps < state.step {
         let (found, done) = (config.train.steps, state.step);
         return Err(Failure::usage(format!("train.steps: found {found}, expected at least the {done} that the run has done")));
     }
-    if config.seed != state.seed {
-        let (found, expected) = (config.seed, state.seed);
+    if first.seed != state.seed {
+        let (found, expected) = (first.seed, state.seed);
         return Err(Failure::usage(format!("seed: found {found}, expected the {expected} that the run began with")));
     }
-    if windows.count() != state.windows {
-        let (found, expected) = (windows.count(), state.windows);
-        let data = &config.data.train;
+    let data = &config.data.train;
+    if first.windows != state.windows {
+        let (found, expected) = (first.windows, state.windows);
         return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with")));
+    }
+    if first.data != state.data {
+        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")));
     }
     Ok(())
 }

@@ -1,16 +1,23 @@
 //! Tensors in the order and layout of a safetensors file, read from the device a piece at a time, so that neither the host nor the
 //! device ever holds a second copy of a large model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use polytape::Tensor;
 use polytape::gpu::Slice;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use crate::failure::Failure;
 
 /// Bytes that are read from the device at a time; a multiple of the 256 bytes that slices align to.
 const PIECE: u64 = 16 << 20;
+
+/// The header's entry that is no tensor.
+const METADATA: &str = "__metadata__";
 
 /// A file to be: its header and its tensors, sorted by name.
 pub struct TensorFile {
@@ -25,6 +32,22 @@ pub struct Piece {
     pub bytes: Vec<u8>,
 }
 
+/// The names of a file's tensors, from its header alone.
+pub fn names(path: &Path) -> Result<BTreeSet<String>, Failure> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+        Ok(header)
+    };
+    let header = read().map_err(|error| Failure::io("read", path, &error))?;
+    let entries: BTreeMap<String, IgnoredAny> =
+        serde_json::from_slice(&header).map_err(|error| Failure::other(format!("{}: {error}", path.display())))?;
+    Ok(entries.into_keys().filter(|name| name != METADATA).collect())
+}
+
 impl TensorFile {
     pub fn new(name: &'static str, mut tensors: Vec<(String, Tensor)>) -> Self {
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
@@ -34,7 +57,7 @@ impl TensorFile {
     /// The length of the header, then the header: JSON with the type, shape and place of every tensor.
     pub fn header(&self) -> Vec<u8> {
         let mut entries = Map::new();
-        entries.insert("__metadata__".to_owned(), json!(BTreeMap::from([("format", "pt")])));
+        entries.insert(METADATA.to_owned(), json!(BTreeMap::from([("format", "pt")])));
         let mut end = 0;
         for (name, tensor) in &self.tensors {
             let begin = end;

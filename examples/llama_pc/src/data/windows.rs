@@ -4,6 +4,7 @@
 //! their targets, so n tokens hold ⌊(n−1)/S⌋ of them.
 
 use super::tokens::TokenStream;
+use crate::crc32c::crc32c;
 use crate::failure::Failure;
 
 /// In which order the windows come.
@@ -50,6 +51,17 @@ impl Windows {
     /// Whole windows in the stream: those of one epoch.
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// A checksum of the first and the last window: tells other data from the same, without reading all of it.
+    pub fn fingerprint(&self) -> Result<u32, Failure> {
+        let seq_len = self.seq_len as u64;
+        let mut tokens = Vec::new();
+        for start in [0, (self.count - 1) * seq_len] {
+            self.stream.read(start..start + seq_len + 1, &mut tokens)?;
+        }
+        let bytes: Vec<u8> = tokens.into_iter().flat_map(u32::to_le_bytes).collect();
+        Ok(crc32c(&bytes))
     }
 
     /// Windows handed out so far, over all epochs.
@@ -178,6 +190,15 @@ mod tests {
         let distance: u64 = (0..count).map(|index| permuted(index, count, 11).abs_diff(index)).sum();
         let expected = (count * count / 3) as f64;
         assert!((distance as f64 / expected - 1.0).abs() < 0.1, "{distance} against {expected}");
+    }
+
+    #[test]
+    fn a_fingerprint_tells_data_apart() {
+        let fingerprint = |n, seq_len| counted(n, seq_len, Order::Sequential).and_then(|windows| windows.fingerprint());
+        let same = fingerprint(1001, 10).expect("a checksum");
+        assert_eq!(fingerprint(1001, 10).expect("a checksum"), same);
+        assert_ne!(fingerprint(1011, 10).expect("a checksum"), same);
+        assert_ne!(fingerprint(1001, 20).expect("a checksum"), same);
     }
 
     #[test]

@@ -61,8 +61,8 @@ fn attention_per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
 
 /// One PC layer in one step. With n the smaller and m the larger side: G, and each symmetric product, counts half.
 ///
-///     forward   G: n²m    P: n³ per product    W_eff: 2n²m
-///     backward  G and P again    R = WᵀE, E·P and W·(D + Dᵀ): 2n²m each    D: 2n³ per product
+/// Forward: n²m for G, n³ for each product of P, 2n²m for W_eff. Backward: G and P again, 2n²m each for R = WᵀE, E·P and
+/// W·(D + Dᵀ), 2n³ for each product of D.
 fn pc_layer(layer: &PcLayer, degree: usize, power_iterations: usize) -> f64 {
     let (n, m) = (layer.small() as f64, layer.rows.max(layer.columns) as f64);
     let (cube, slab) = (n * n * n, n * n * m);
