@@ -6,6 +6,7 @@ pub mod meta;
 pub mod prepare;
 mod protobuf;
 mod sentencepiece;
+mod sentencepiece_train;
 mod shards;
 mod survey;
 pub mod tokenizer;

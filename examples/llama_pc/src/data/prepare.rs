@@ -3,16 +3,17 @@
 //! The first pass hashes every document, which settles the split, and keeps a bounded sample for training a tokenizer; the
 //! second encodes batch after batch into shards. Memory is bounded by the sample, a batch and the longest document.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::documents::{Corpus, Document};
 use super::meta::{Meta, Part};
 use super::shards::{SHARD_TOKENS, ShardWriter};
 use super::survey::Survey;
-use super::tokenizer::{MIN_VOCAB, Tokenizer};
-use crate::cli;
+use super::tokenizer::{Tokenizer, min_vocab};
+use crate::cli::{self, Style};
 use crate::failure::Failure;
 use crate::output::{note, print};
+use crate::partial::{Partial, refuse_existing};
 use crate::progress::{Progress, grouped};
 
 /// Bytes of text that are encoded together, spread over all cores.
@@ -27,19 +28,22 @@ pub fn run(args: &cli::Prepare) -> Result<(), Failure> {
     report(&survey);
     let kind = match &args.tokenizer {
         Some(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        None => "byte-level BPE".to_owned(),
+        None => match args.style {
+            Style::ByteLevel => "byte-level BPE".to_owned(),
+            Style::Sentencepiece => "SentencePiece BPE".to_owned(),
+        },
     };
     let tokenizer = match (given, args.train_bpe) {
         (Some(tokenizer), _) => tokenizer,
-        (None, vocab) => train(&survey, vocab.unwrap_or(MIN_VOCAB))?,
+        (None, vocab) => train(&survey, args.style, vocab.unwrap_or(min_vocab(args.style).0))?,
     };
 
-    let out = Unfinished::create(&args.out)?;
-    let (train, val) = encode(&corpus, &survey, &tokenizer, &out.path)?;
+    let out = Partial::folder(&args.out)?;
+    let (train, val) = encode(&corpus, &survey, &tokenizer, out.path())?;
     let vocab = tokenizer.vocab_size();
-    tokenizer.save(&out.path.join("tokenizer.json"))?;
-    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction: args.val_fraction, train, val }.save(&out.path)?;
-    out.finish(&args.out)?;
+    tokenizer.save(&out.path().join("tokenizer.json"))?;
+    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction: args.val_fraction, train, val }.save(out.path())?;
+    out.finish()?;
     for (name, part) in [("train", train), ("val", val)] {
         let (documents, tokens) = (grouped(part.documents), grouped(part.tokens));
         let ratio = part.bytes as f64 / part.tokens as f64;
@@ -55,15 +59,11 @@ fn check(args: &cli::Prepare) -> Result<(), Failure> {
         return Err(Failure::usage(format!("--val-fraction: found {fraction}, expected a number above 0 to below 1")));
     }
     const MAX_VOCAB: usize = 1 << 20;
-    if let Some(vocab) = args.train_bpe.filter(|vocab| !(MIN_VOCAB..=MAX_VOCAB).contains(vocab)) {
-        return Err(Failure::usage(format!(
-            "--train-bpe: found {vocab}, expected {MIN_VOCAB} (the bytes and two special tokens) to {MAX_VOCAB}"
-        )));
+    let (least, parts) = min_vocab(args.style);
+    if let Some(vocab) = args.train_bpe.filter(|vocab| !(least..=MAX_VOCAB).contains(vocab)) {
+        return Err(Failure::usage(format!("--train-bpe: found {vocab}, expected {least} ({parts}) to {MAX_VOCAB}")));
     }
-    if args.out.exists() {
-        return Err(Failure::usage(format!("--out {}: found it exists already, expected a new folder", args.out.display())));
-    }
-    Ok(())
+    refuse_existing("--out", &args.out, "folder")
 }
 
 fn report(survey: &Survey) {
@@ -74,10 +74,13 @@ fn report(survey: &Survey) {
     note(&format!("{} documents, {megabytes:.1} MB of text", grouped(survey.documents)));
 }
 
-fn train(survey: &Survey, vocab: usize) -> Result<Tokenizer, Failure> {
+fn train(survey: &Survey, style: Style, vocab: usize) -> Result<Tokenizer, Failure> {
     let megabytes = survey.sample.iter().map(String::len).sum::<usize>() as f64 / 1e6;
     note(&format!("training a tokenizer of {} tokens on {megabytes:.1} MB", grouped(vocab as u64)));
-    let tokenizer = Tokenizer::train(&survey.sample, vocab)?;
+    let tokenizer = match style {
+        Style::ByteLevel => Tokenizer::train(&survey.sample, vocab)?,
+        Style::Sentencepiece => Tokenizer::train_sentencepiece(&survey.sample, vocab)?,
+    };
     let found = tokenizer.vocab_size();
     if found < vocab {
         note(&format!("note: the text has pairs for {} tokens only", grouped(found as u64)));
@@ -138,36 +141,5 @@ impl Side {
     fn finish(self) -> Result<Part, Failure> {
         self.shards.finish()?;
         Ok(self.part)
-    }
-}
-
-/// A folder under a temporary name beside its final one; removed again unless it is finished.
-struct Unfinished {
-    path: PathBuf,
-}
-
-impl Unfinished {
-    fn create(out: &Path) -> Result<Self, Failure> {
-        let name = out
-            .file_name()
-            .ok_or_else(|| Failure::usage(format!("--out {}: found no name, expected a new folder", out.display())))?;
-        let path = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        if path.exists() {
-            // Left by a preparation that was killed.
-            std::fs::remove_dir_all(&path).map_err(|error| Failure::io("remove", &path, &error))?;
-        }
-        std::fs::create_dir_all(&path).map_err(|error| Failure::io("create", &path, &error))?;
-        Ok(Self { path })
-    }
-
-    fn finish(self, out: &Path) -> Result<(), Failure> {
-        std::fs::rename(&self.path, out).map_err(|error| Failure::io("rename to", out, &error))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // Gone already if it was renamed; and a failure on the way out has nobody left to tell.
-        let _ = std::fs::remove_dir_all(&self.path);
     }
 }

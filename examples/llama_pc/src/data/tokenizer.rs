@@ -9,7 +9,8 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
-use super::sentencepiece;
+use super::{sentencepiece, sentencepiece_train};
+use crate::cli::Style;
 use crate::failure::Failure;
 
 /// Special tokens of a tokenizer trained here; their ids are 0 and 1.
@@ -21,8 +22,18 @@ const EOS: &str = "<|eos|>";
 const BOS_NAMES: [&str; 6] = [BOS, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>"];
 const EOS_NAMES: [&str; 6] = [EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"];
 
+const UNKNOWN_NAMES: [&str; 3] = ["<unk>", "[UNK]", "<|unk|>"];
+
 /// The smallest byte-level vocabulary: every byte and the two special tokens.
-pub const MIN_VOCAB: usize = 256 + 2;
+const MIN_BYTE_LEVEL: usize = 256 + 2;
+
+/// The smallest vocabulary that can be trained in a style, and what it consists of.
+pub const fn min_vocab(style: Style) -> (usize, &'static str) {
+    match style {
+        Style::ByteLevel => (MIN_BYTE_LEVEL, "the bytes and two special tokens"),
+        Style::Sentencepiece => (sentencepiece_train::MIN_VOCAB, "the bytes, three special tokens and the space"),
+    }
+}
 
 /// A tokenizer with the JSON it came from, which goes with every run and export.
 pub struct Tokenizer {
@@ -30,6 +41,7 @@ pub struct Tokenizer {
     json: String,
     bos: Option<u32>,
     eos: Option<u32>,
+    unknown: Option<u32>,
 }
 
 impl Tokenizer {
@@ -75,6 +87,13 @@ impl Tokenizer {
         Self::from_json(json).map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
     }
 
+    /// Trains a BPE of at most `vocab` tokens in SentencePiece's way: characters, and bytes for rare ones.
+    pub fn train_sentencepiece(texts: &[String], vocab: usize) -> Result<Self, Failure> {
+        sentencepiece_train::train(texts, vocab)
+            .and_then(Self::from_json)
+            .map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
+    }
+
     /// From the text of a `tokenizer.json`; the error says what was found and expected.
     fn from_json(json: String) -> Result<Self, String> {
         let wrong =
@@ -84,9 +103,9 @@ impl Tokenizer {
         inner.with_padding(None);
         // A text that spells a special token must not become one.
         inner.set_encode_special_tokens(true);
-        let id = |names: [&str; 6]| names.iter().find_map(|name| inner.token_to_id(name));
-        let (bos, eos) = (id(BOS_NAMES), id(EOS_NAMES));
-        Ok(Self { inner, json, bos, eos })
+        let id = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
+        let (bos, eos, unknown) = (id(&BOS_NAMES), id(&EOS_NAMES), id(&UNKNOWN_NAMES));
+        Ok(Self { inner, json, bos, eos, unknown })
     }
 
     /// The tokens of a text, without any special ones.
@@ -121,6 +140,21 @@ impl Tokenizer {
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The token that stands for what has no other.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// The text of one token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The `tokenizer.json` itself.
+    pub fn json(&self) -> &str {
+        &self.json
     }
 
     /// Writes `tokenizer.json`.
