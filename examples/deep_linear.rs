@@ -16,8 +16,7 @@ const DEPTH: usize = 4;
 const STEPS: usize = 200;
 const GOAL: f32 = 1e-3; // of the first loss: a run ends there
 
-/// w ← w − rate·g.
-struct GradientDescent;
+struct GradientDescent; // w ← w − rate·g
 
 impl Optimizer for GradientDescent {
     fn step(&mut self, params: &mut Params, gradients: Gradients, _: &Clip, rate: f32) -> Result<()> {
@@ -116,5 +115,6 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         }
     }
     draw(&curves)?;
-    Ok(println!("a smaller factor is faster; the curves are in deep_linear.svg"))
+    println!("a smaller factor is faster; the curves are in deep_linear.svg");
+    Ok(())
 }
