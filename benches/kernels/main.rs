@@ -4,6 +4,7 @@
 mod attention;
 mod limits;
 mod matmul;
+mod model;
 
 use std::time::Instant;
 
@@ -36,6 +37,9 @@ fn main() -> Result<()> {
     }
     if "attention".contains(&filter) {
         attention::run(&gpu, &limits)?;
+    }
+    if "model".contains(&filter) {
+        model::run(&gpu)?;
     }
     Ok(())
 }
