@@ -87,6 +87,16 @@ impl Checkpoint {
 
     /// A tensor by name, from float32, float16 or bfloat16.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        let (values, shape) = self.read(name)?;
+        Tensor::from_slice(gpu, &values, &shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))
+    }
+
+    /// The values of a tensor, without a device.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.read(name)?.0)
+    }
+
+    fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
         let file = self.parse()?;
         let view = file.tensor(name).map_err(|_| failed(&self.path, format!("tensor `{name}` is missing")))?;
         let halves = || view.data().as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair));
@@ -98,7 +108,7 @@ impl Checkpoint {
                 return Err(failed(&self.path, format!("tensor `{name}` is {other:?}; F32, F16 or BF16 expected")));
             }
         };
-        Tensor::from_slice(gpu, &values, view.shape()).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))
+        Ok((values, view.shape().to_vec()))
     }
 }
 

@@ -1,50 +1,5 @@
 //! llama_pc: pre-trains Llama models with PC layers on any GPU.
 
-mod checkpoint;
-mod cli;
-mod config;
-mod crc32c;
-mod data;
-mod devices;
-mod engine;
-mod evaluate;
-mod events;
-mod failure;
-mod metrics;
-mod output;
-mod picture;
-mod plan;
-mod progress;
-mod run;
-mod sample;
-mod sampling;
-mod train;
-mod weights;
-
-use std::process::ExitCode;
-
-use clap::Parser;
-
-use cli::{Cli, Command};
-use failure::Failure;
-
-fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::note(&format!("error: {failure}"));
-            ExitCode::from(failure.status)
-        }
-    }
-}
-
-fn dispatch(command: Command) -> Result<(), Failure> {
-    match command {
-        Command::Devices => devices::run(),
-        Command::Prepare(args) => data::prepare::run(&args),
-        Command::Plan(args) => plan::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Eval(args) => evaluate::run(&args),
-        Command::Sample(args) => sample::run(&args),
-    }
+fn main() -> std::process::ExitCode {
+    llama_pc::main()
 }

@@ -1,6 +1,8 @@
 //! `devices`, `train`, `eval` and `sample` as a user calls them, on text that the test makes. They need an adapter; where there is
 //! none, they fail.
 
+#[path = "train/data.rs"]
+mod data;
 #[path = "train/plan.rs"]
 mod plan;
 #[path = "train/resume.rs"]
