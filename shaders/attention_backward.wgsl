@@ -136,7 +136,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     for (var far_head = far_head_first; far_head < far_head_end; far_head++) {
         for (var far = begin; far < end; far += BLOCK) {
             fetch(far, batch, far_head, lane);
-            @unroll for (var j = 0u; j < BLOCK; j++) {
+            @unroll if ONE_SUBGROUP for (var j = 0u; j < BLOCK; j++) {
                 @if QUERY_SIDE {} @else {
                     let statistic = head_row(batch, args.queries, far + j, args.heads, far_head) / DIM;
                     let far_lse = lse[statistic];

@@ -128,7 +128,9 @@ impl LlamaConfig {
         let mut add = |name: String, role, shape: &[usize], deviation| {
             list.push(ParameterShape { name, role, shape: shape.to_vec(), deviation });
         };
-        add("model.embed_tokens.weight".into(), Role::Embedding, &[self.vocab, dim], 1.0);
+        // As a head, a table of deviation 1 would give the token that was just read a logit of dim.
+        let table = if self.tied { 0.02 } else { 1.0 };
+        add("model.embed_tokens.weight".into(), Role::Embedding, &[self.vocab, dim], table);
         for layer in 0..self.layers {
             let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
             let mut matrix = |name: &str, rows, columns, deviation| {

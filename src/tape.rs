@@ -51,7 +51,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::params::{Gradients, ParamId, Params};
+use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
 type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Tensor>>>>;
@@ -136,9 +136,11 @@ impl<'p> Tape<'p> {
         })
     }
 
-    /// A parameter as a variable.
+    /// A parameter as a variable; one of [`Role::State`] has no gradient.
     pub fn param(&self, id: ParamId) -> Var<'_> {
-        Var { tape: self, value: self.params.get(id).tensor.clone(), node: self.push(Node::Param(id)) }
+        let param = self.params.get(id);
+        let node = if param.role == Role::State { None } else { self.push(Node::Param(id)) };
+        Var { tape: self, value: param.tensor.clone(), node }
     }
 
     /// A variable whose gradient [`Tape::backward`] returns.

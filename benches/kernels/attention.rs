@@ -64,7 +64,9 @@ impl Case {
 }
 
 pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
-    println!("\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of the limit | peak MiB | first call, s |");
+    println!(
+        "\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of the limit | peak MiB | first call, s |"
+    );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for (heads, kv_heads, head_dim) in [(4, 4, 64), (8, 2, 32), (4, 4, 128)] {
         for positions in [128, 256, 512, 1024] {

@@ -29,7 +29,9 @@ fn cases() -> Vec<Case> {
 }
 
 pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
-    println!("\n| product | rows × inner × columns | op(A), op(B) | GFLOP/s | of the limit | first call, s |\n|---|---|---|---:|---:|---:|");
+    println!(
+        "\n| product | rows × inner × columns | op(A), op(B) | GFLOP/s | of the limit | first call, s |\n|---|---|---|---:|---:|---:|"
+    );
     for ([rows, inner, columns], [ta, tb], name) in cases() {
         let shape = |first, second, turned| if turned { [second, first] } else { [first, second] };
         let a = Tensor::normal(gpu, &shape(rows, inner, ta), 1.0, 7)?;

@@ -2,6 +2,7 @@
 //!
 //! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each number, where BOUND is a number
 //! or a constant: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
+//! `@unroll if NAME for …` leaves the loop as it is where the constant NAME is 0: long text costs seconds of compilation.
 //! `@if NAME { … } @else { … }` keeps the first block where the constant NAME is set and not 0, else the second (which may be
 //! absent): for declarations, types and features that a plain `if` cannot choose.
 
@@ -31,7 +32,7 @@ fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
     let mut text = before.to_string();
     let mut after = after;
     if mark == "@if " {
-        let holds = constants.iter().any(|(name, value)| *name == header && *value != 0);
+        let holds = is_set(header, constants);
         let mut chosen = if holds { body } else { "" };
         if let Some(tail) = after.trim_start().strip_prefix("@else") {
             let (_, otherwise, rest) = block(tail)?;
@@ -40,14 +41,25 @@ fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
         }
         text.push_str(&expand(chosen, constants)?);
     } else {
-        let (variable, count) = loop_header(header, constants)?;
-        for i in 0..count {
-            let written = expand(&replace_word(body, variable, &format!("{i}u")), constants)?;
-            text.push_str(&format!("{{{written}}}\n"));
-        }
+        text.push_str(&unroll(header, body, constants)?);
     }
     text.push_str(&expand(after, constants)?);
     Ok(text)
+}
+
+fn is_set(name: &str, constants: Constants<'_>) -> bool {
+    constants.iter().any(|(constant, value)| *constant == name && *value != 0)
+}
+
+/// A loop of this header and body, written out where its condition holds or is not given.
+fn unroll(header: &str, body: &str, constants: Constants<'_>) -> Result<String, String> {
+    let condition = header.strip_prefix("if ").and_then(|rest| rest.split_once(' '));
+    let (unrolled, header) = condition.map_or((true, header), |(name, header)| (is_set(name, constants), header));
+    let (variable, count) = loop_header(header, constants)?;
+    if !unrolled {
+        return Ok(format!("{header} {{{}}}\n", expand(body, constants)?));
+    }
+    (0..count).map(|i| Ok(format!("{{{}}}\n", expand(&replace_word(body, variable, &format!("{i}u")), constants)?))).collect()
 }
 
 /// Splits `HEADER { BODY } AFTER`.
@@ -113,6 +125,13 @@ mod tests {
         let source = "@unroll for (var i = 0u; i < N; i++) { @unroll for (var j = 0u; j < 2; j++) { x[i] = if_i.i + j; } }";
         let text = expand(source, &[("N", 2)]).expect("unrolls");
         assert_eq!(flat(&text), "{{x[0u]=if_i.i+0u;}{x[0u]=if_i.i+1u;}}{{x[1u]=if_i.i+0u;}{x[1u]=if_i.i+1u;}}");
+    }
+
+    #[test]
+    fn a_loop_with_a_condition_stays_where_that_is_not_set() {
+        let source = "@unroll if X for (var i = 0u; i < N; i++) { @unroll for (var j = 0u; j < 1; j++) { x[i] = j; } }";
+        assert_eq!(flat(&expand(source, &[("N", 1), ("X", 0)]).expect("stays")), "for(vari=0u;i<N;i++){{x[i]=0u;}}");
+        assert_eq!(flat(&expand(source, &[("N", 1), ("X", 1)]).expect("unrolls")), "{{x[0u]=0u;}}");
     }
 
     #[test]

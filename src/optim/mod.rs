@@ -19,12 +19,18 @@ pub trait Optimizer {
     /// Updates every parameter that has a gradient, scaled by `clip`'s factor, at the learning rate `rate`.
     fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, rate: f32) -> Result<()>;
 
-    /// Steps taken so far.
-    fn steps(&self) -> u64;
+    /// Steps taken so far. A rule that depends on nothing but the gradient counts none and keeps no state.
+    fn steps(&self) -> u64 {
+        0
+    }
 
     /// The state by name, `<parameter>.m` and `<parameter>.v`, for a checkpoint.
-    fn state(&self, params: &Params) -> Vec<(String, Tensor)>;
+    fn state(&self, _params: &Params) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
 
     /// Takes over a state that [`Optimizer::state`] returned after `steps` steps.
-    fn load_state(&mut self, params: &Params, steps: u64, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()>;
+    fn load_state(&mut self, _params: &Params, _steps: u64, _state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
+        Ok(())
+    }
 }

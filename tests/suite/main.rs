@@ -2,12 +2,11 @@
 
 mod check;
 mod device;
-mod golden;
 mod gpu;
 mod ops;
 mod optim;
-mod reference;
 mod spectral;
 mod tape;
-mod tolerance;
 mod training;
+
+use polytape_reference::{self as reference, golden, tolerance};

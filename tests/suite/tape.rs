@@ -58,6 +58,18 @@ fn nothing_flows_through_a_stopped_gradient() -> Result<()> {
 }
 
 #[test]
+fn state_among_the_parameters_gets_no_gradient() -> Result<()> {
+    let (mut params, w) = one_parameter(device::default(), &[2.0, 3.0])?;
+    let state = params.add("state", Role::State, vector(device::default(), &[5.0, 7.0])?)?;
+    let tape = Tape::new(&params);
+    let mut gradients = Gradients::new();
+    tape.backward(&tape.param(w).mul(&tape.param(state))?.sum()?, &mut gradients)?;
+    assert_eq!(values(gradients.get(w))?, [5.0, 7.0]);
+    assert!(gradients.get(state).is_none());
+    Ok(())
+}
+
+#[test]
 fn an_inference_tape_and_constants_record_nothing() -> Result<()> {
     let (params, w) = one_parameter(device::default(), &[1.0, 2.0])?;
     let tape = Tape::inference(&params);

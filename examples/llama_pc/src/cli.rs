@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::export::Format;
+use crate::export::encode::Dtype;
 
 use crate::plan::limits::parse_bytes;
 
@@ -19,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// List the adapters: index, name, kind, driver, limits, features and the kernel profile each would get
     Devices,
+    /// Run every kernel of an adapter against a float64 reference and print a table for a bug report
+    Selftest(Selftest),
     /// Turn text into token shards for training and validation
     Prepare(Prepare),
     /// Say what a configuration needs: parameters, memory, arithmetic, and whether it fits
@@ -29,6 +34,22 @@ pub enum Command {
     Eval(Eval),
     /// Write text with a run or an exported folder
     Sample(Sample),
+    /// Merge the PC layers and write a folder for transformers or a file for llama.cpp
+    Export(Export),
+    /// Measure the singular values of every matrix, before and after the polynomial, and the condition numbers
+    Spectrum(Spectrum),
+    /// Write one HTML page about one or more runs
+    Report(Report),
+}
+
+/// Arguments of `selftest`.
+#[derive(Args)]
+pub struct Selftest {
+    #[command(flatten)]
+    pub device: Device,
+    /// The kernels to run instead of those that suit the adapter: fallback or portable
+    #[arg(long, value_name = "PROFILE")]
+    pub kernels: Option<String>,
 }
 
 /// Arguments of `prepare`.
@@ -45,9 +66,12 @@ pub struct Prepare {
     /// A tokenizer.json or a SentencePiece .model
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Train a byte-level BPE tokenizer of N tokens on the training documents
+    /// Train a BPE tokenizer of N tokens on the training documents
     #[arg(long, value_name = "N")]
     pub train_bpe: Option<usize>,
+    /// Kind of tokenizer to train
+    #[arg(long, value_enum, default_value = "byte-level", requires = "train_bpe")]
+    pub style: Style,
     /// Field of .jsonl lines and column of .parquet rows that holds the text
     #[arg(long, default_value = "text", value_name = "F")]
     pub text_field: String,
@@ -63,6 +87,15 @@ pub struct Prepare {
     /// Chooses the validation documents
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+}
+
+/// A kind of BPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Style {
+    /// Merges of bytes within words, as GPT-2's
+    ByteLevel,
+    /// Merges of characters, and bytes for those that are too rare, as SentencePiece's
+    Sentencepiece,
 }
 
 /// Arguments of `plan`.
@@ -150,9 +183,68 @@ pub struct Sample {
     /// Draw among the K likeliest tokens only; 0 means all
     #[arg(long, default_value_t = 40, value_name = "K")]
     pub top_k: usize,
+    /// Draw among the fewest likeliest tokens that hold this share of the probability; 1 means all
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f64,
     /// The same seed writes the same text
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// Arguments of `export`.
+#[derive(Args)]
+pub struct Export {
+    /// A run or an exported folder
+    pub path: PathBuf,
+    /// The checkpoint after N steps; without it, the newest
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Folder (hf) or file (gguf) to create
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// How matrices are stored
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Bytes of tensors in one .safetensors file at most; more are spread over several, with an index
+    #[arg(long, default_value_t = 5_000_000_000, value_name = "N")]
+    pub max_shard_bytes: u64,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// Arguments of `spectrum`.
+#[derive(Args)]
+pub struct Spectrum {
+    /// Runs, of which every checkpoint is measured, or exported folders
+    #[arg(required = true, value_name = "RUN")]
+    pub paths: Vec<PathBuf>,
+    /// File to create with everything that was measured
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Folder to create with pictures
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: Device,
+}
+
+/// Arguments of `report`.
+#[derive(Args)]
+pub struct Report {
+    /// Runs, in the order of their colours
+    #[arg(required = true, value_name = "RUN")]
+    pub paths: Vec<PathBuf>,
+    /// Page to create
+    #[arg(long, value_name = "FILE.html")]
+    pub out: PathBuf,
+    /// Leave out what needs the checkpoints' matrices: spectra and condition numbers
+    #[arg(long)]
+    pub no_spectra: bool,
     #[command(flatten)]
     pub device: Device,
 }

@@ -3,6 +3,8 @@
 //! `schema` holds the one list of keys with their types and ranges, `load` reads files and `--set` against it.
 
 mod load;
+#[cfg(test)]
+mod reference;
 mod schema;
 
 use polytape::llama::LlamaConfig;

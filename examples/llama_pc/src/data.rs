@@ -9,6 +9,7 @@ mod pieces;
 pub mod prepare;
 mod protobuf;
 mod sentencepiece;
+mod sentencepiece_train;
 mod shards;
 mod survey;
 pub mod tokenizer;

@@ -1,5 +1,6 @@
 //! From the configuration to the engine: the device, the model's sizes, the PC layers, the optimizer, the schedule.
 
+use polytape::gpu::Profile;
 use polytape::llama::LlamaConfig;
 use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
@@ -23,9 +24,17 @@ impl From<Error> for Failure {
 
 /// Opens the adapter that the user asked for, or the best.
 pub fn open(adapter: Option<&str>, profile: bool) -> Result<Gpu, Failure> {
+    open_by(adapter, GpuOptions { profile, ..Default::default() })
+}
+
+/// [`open`], with kernels other than those that suit the adapter.
+pub fn open_with(adapter: Option<&str>, kernels: Option<Profile>) -> Result<Gpu, Failure> {
+    open_by(adapter, GpuOptions { kernels, ..Default::default() })
+}
+
+fn open_by(adapter: Option<&str>, options: GpuOptions) -> Result<Gpu, Failure> {
     let choice = adapter.map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
-    let options =
-        GpuOptions { adapter: choice, profile, warn: |line| output::note(&format!("warning: {line}")), ..Default::default() };
+    let options = GpuOptions { adapter: choice, warn: |line| output::note(&format!("warning: {line}")), ..options };
     Gpu::open(&options).map_err(|error| match (&error, adapter) {
         (Error::Adapter(_), Some(name)) => {
             Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")

@@ -9,17 +9,23 @@ mod devices;
 mod engine;
 mod evaluate;
 mod events;
+mod export;
 mod failure;
 mod guard;
+mod hugging_face;
 mod metrics;
 mod output;
+mod partial;
 mod picture;
 mod plan;
 mod progress;
 pub mod readers;
+mod report;
 mod run;
 mod sample;
 mod sampling;
+mod selftest;
+mod spectrum;
 mod train;
 mod weights;
 
@@ -44,10 +50,14 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Prepare(args) => data::prepare::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Spectrum(args) => spectrum::run(&args),
+        Command::Report(args) => report::run(&args),
     }
 }

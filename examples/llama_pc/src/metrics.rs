@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::progress::{binary, grouped};
+use crate::spectrum::Gmcn;
 use crate::train::layers::Layers;
 
 /// A line of `metrics.jsonl`.
@@ -40,6 +41,9 @@ pub struct Metrics {
     /// Steps that the spike guard has left out so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_steps: u64,
+    /// On the steps of `train.log_spectrum_every` only: of the weights that the step left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gmcn: Option<Gmcn>,
     /// On the steps of `train.log_layers_every` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
@@ -81,6 +85,7 @@ impl Metrics {
         if self.skipped_steps > 0 {
             scalars.push(("skipped_steps".to_owned(), self.skipped_steps as f32));
         }
+        scalars.extend(self.gmcn.iter().flat_map(Gmcn::scalars));
         scalars.extend(self.layers.iter().flat_map(Layers::scalars));
         scalars
     }

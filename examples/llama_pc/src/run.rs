@@ -3,10 +3,13 @@
 //!
 //! `config.toml` comes last, so that a folder that has one can be resumed.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use polytape::gpu::ProfileTable;
 
 use crate::config::Config;
 use crate::events::{self, Events};
@@ -97,6 +100,14 @@ impl Run {
     /// Writes the resolved configuration, whole or not at all.
     pub fn write_config(&self, config: &Config) -> Result<(), Failure> {
         Ok(polytape::checkpoint::write_atomically(&self.path.join("config.toml"), config.to_toml().as_bytes())?)
+    }
+
+    /// Writes `profile.json`: launches and seconds by kernel, for `report`.
+    pub fn write_profile(&self, table: &ProfileTable) -> Result<(), Failure> {
+        let kernels: BTreeMap<&str, (u64, f64)> =
+            table.kernels.iter().map(|(name, time)| (*name, (time.dispatches, time.seconds))).collect();
+        let json = serde_json::to_string_pretty(&kernels).expect("bug: the profile does not serialise");
+        Ok(polytape::checkpoint::write_atomically(&self.path.join("profile.json"), json.as_bytes())?)
     }
 
     /// The folder.

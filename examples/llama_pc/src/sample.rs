@@ -12,7 +12,7 @@ use crate::weights::{self, Trained};
 
 /// Runs the command.
 pub fn run(args: &cli::Sample) -> Result<(), Failure> {
-    let mut sampler = Sampler::new(args.temperature, args.top_k, args.seed)?;
+    let mut sampler = Sampler::new(args.temperature, args.top_k, args.top_p, args.seed)?;
     weights::describe(&args.path)?;
     let path = args.path.join("tokenizer.json");
     if !path.is_file() {

@@ -9,16 +9,20 @@ use crate::failure::Failure;
 pub struct Sampler {
     temperature: f32,
     top_k: usize,
+    top_p: f64,
     rng: ChaCha12Rng,
 }
 
 impl Sampler {
-    /// `temperature` 0 always takes the likeliest token; `top_k` 0 leaves all tokens in.
-    pub fn new(temperature: f32, top_k: usize, seed: u64) -> Result<Self, Failure> {
+    /// `temperature` 0 always takes the likeliest token; `top_k` 0 and `top_p` 1 leave all tokens in.
+    pub fn new(temperature: f32, top_k: usize, top_p: f64, seed: u64) -> Result<Self, Failure> {
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(Failure::usage(format!("--temperature: found {temperature}, expected a number from 0 up")));
         }
-        Ok(Self { temperature, top_k, rng: ChaCha12Rng::seed_from_u64(seed) })
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Failure::usage(format!("--top-p: found {top_p}, expected a number above 0 to 1")));
+        }
+        Ok(Self { temperature, top_k, top_p, rng: ChaCha12Rng::seed_from_u64(seed) })
     }
 
     /// Chooses one of `logits` `[vocab]`. The draw is made in f64 over the tokens from the likeliest down, so that it does
@@ -45,7 +49,17 @@ impl Sampler {
             return Ok(best as u32);
         }
         let weight = |token: &usize| (f64::from(logits[*token] - logits[best]) / f64::from(self.temperature)).exp();
-        let total: f64 = tokens.iter().map(weight).sum();
+        let mut total: f64 = tokens.iter().map(weight).sum();
+        if self.top_p < 1.0 {
+            // The fewest of the likeliest that hold the share; always one at least.
+            let mut rest = self.top_p * total;
+            let enough = tokens.iter().position(|token| {
+                rest -= weight(token);
+                rest <= 0.0
+            });
+            tokens.truncate(enough.map_or(tokens.len(), |last| last + 1));
+            total = tokens.iter().map(weight).sum();
+        }
         let mut left = self.rng.random::<f64>() * total;
         for token in &tokens {
             left -= weight(token);
@@ -102,7 +116,7 @@ mod tests {
     use super::*;
 
     fn sampler(temperature: f32, top_k: usize, seed: u64) -> Sampler {
-        Sampler::new(temperature, top_k, seed).expect("good settings")
+        Sampler::new(temperature, top_k, 1.0, seed).expect("good settings")
     }
 
     #[test]
@@ -137,6 +151,25 @@ mod tests {
     }
 
     #[test]
+    fn top_p_keeps_the_fewest_tokens_that_hold_the_share() {
+        // Shares of 0.6, 0.3 and 0.1.
+        let logits = [0.3f32.ln(), 0.6f32.ln(), 0.1f32.ln()];
+        let drawn = |top_p: f64, top_k: usize| {
+            let mut sampler = Sampler::new(1.0, top_k, top_p, 5).expect("good settings");
+            let mut counts = [0; 3];
+            for _ in 0..3000 {
+                counts[sampler.choose(&logits).expect("a token") as usize] += 1;
+            }
+            counts
+        };
+        assert_eq!(drawn(0.5, 0), [0, 3000, 0]);
+        let [second, first, third] = drawn(0.8, 0);
+        // 2000 of 3000 expected, with a standard deviation of 26.
+        assert!(third == 0 && (1870..2130).contains(&first), "{first} and {second}");
+        assert!(drawn(0.95, 0)[2] > 0 && drawn(0.95, 2)[2] == 0, "top-k holds beside it");
+    }
+
+    #[test]
     fn the_seed_decides() {
         let tokens = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, 0, seed);
@@ -148,8 +181,11 @@ mod tests {
 
     #[test]
     fn bad_settings_and_logits_are_refused() {
-        assert_eq!(Sampler::new(-1.0, 0, 1).err().map(|failure| failure.status), Some(2));
-        assert!(Sampler::new(f32::NAN, 0, 1).is_err());
+        assert_eq!(Sampler::new(-1.0, 0, 1.0, 1).err().map(|failure| failure.status), Some(2));
+        assert!(Sampler::new(f32::NAN, 0, 1.0, 1).is_err());
+        for top_p in [0.0, 1.1, f64::NAN] {
+            assert_eq!(Sampler::new(1.0, 0, top_p, 1).err().map(|failure| failure.status), Some(2), "{top_p}");
+        }
         let failure = sampler(1.0, 0, 1).choose(&[0.0, f32::NAN]).expect_err("not a number");
         assert_eq!(failure.to_string(), "the model's logit of token 1 is NaN, expected a finite number");
         assert!(sampler(1.0, 0, 1).choose(&[]).is_err());

@@ -17,6 +17,7 @@ use crate::data::tokens::TokenStream;
 use crate::data::windows::{Batch, Order, Windows};
 use crate::engine;
 use crate::failure::Failure;
+use crate::hugging_face;
 use crate::output;
 use crate::run::{self, Locked, Run};
 use crate::weights::{self, Model};
@@ -39,7 +40,6 @@ pub fn run(args: &cli::Train) -> Result<(), Failure> {
 
 fn begin(args: &cli::Train) -> Result<Session, Failure> {
     let mut config = Config::load(args.config.as_deref(), &args.settings())?;
-    refuse_spectra(&config)?;
     let data = PathBuf::from(&config.data.train);
     // Before the vocabulary is asked for: without data there is no tokenizer beside it either.
     std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
@@ -76,7 +76,6 @@ fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     }
     let mut config = Config::resume(&file, &args.settings())?;
     config.resolve_vocab(None)?;
-    refuse_spectra(&config)?;
     let locked = Locked::new(path)?;
     let saved = Saved::newest(path)?;
     let mut windows = training_windows(&config)?;
@@ -125,15 +124,6 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
     Ok(())
 }
 
-fn refuse_spectra(config: &Config) -> Result<(), Failure> {
-    match config.train.log_spectrum_every {
-        0 => Ok(()),
-        found => Err(Failure::usage(format!(
-            "train.log_spectrum_every: found {found}, expected 0: this version does not measure spectra"
-        ))),
-    }
-}
-
 fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
     let (optimizer, max_norm) = (engine::optimizer(&config.optimizer), config.train.max_grad_norm as f32);
     Ok((model.llama, Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?))
@@ -143,6 +133,7 @@ fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failu
     let Some(path) = init else { return Model::fresh(gpu, config) };
     // A run's newest checkpoint, or the folder itself.
     let folder = if path.join("config.toml").is_file() { weights::describe(path)?.1 } else { path.to_owned() };
+    hugging_face::check_folder(&folder, config)?;
     let (model, ignored) = Model::load(gpu, config, &folder, engine::model(config))?;
     if !ignored.is_empty() {
         output::note(&format!(

@@ -13,6 +13,7 @@ use crate::checkpoint;
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
+use crate::hugging_face;
 use crate::run;
 
 /// The model of a configuration with its PC layers.
@@ -55,6 +56,14 @@ impl Model {
         let targets = engine::pc_targets(config).into_iter().map(id).collect::<polytape::Result<Vec<(ParamId, usize)>>>()?;
         let preconditioner = Preconditioner::attach(&mut params, engine::pc(pc)?, &targets, config.seed)?;
         Ok(Self { llama, params, preconditioner: Some(preconditioner) })
+    }
+
+    /// The parameters of an ordinary model with the same outputs.
+    pub fn merged(&self) -> Result<Params, Failure> {
+        match &self.preconditioner {
+            Some(preconditioner) => Ok(preconditioner.merge(&self.params)?),
+            None => Ok(self.params.clone()),
+        }
     }
 
     /// The weights that the model computes with: effective ones where there are PC layers.
@@ -127,43 +136,6 @@ pub fn json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
     serde_json::from_str(&text).map_err(|error| Failure::other(format!("{}: {error}", path.display())))
 }
 
-/// `config.json` of a Llama in Hugging Face's layout: the fields that decide its shape.
-#[derive(Deserialize)]
-struct HuggingFace {
-    model_type: String,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    tie_word_embeddings: Option<bool>,
-}
-
-/// The configuration of a folder in Hugging Face's layout.
-fn hugging_face(folder: &Path) -> Result<Config, Failure> {
-    let path = folder.join("config.json");
-    let found: HuggingFace = json(&path)?;
-    if found.model_type != "llama" {
-        return Err(Failure::other(format!("{}: found model_type {:?}, expected \"llama\"", path.display(), found.model_type)));
-    }
-    let mut config = Config::default();
-    config.model.dim = found.hidden_size;
-    config.model.hidden = found.intermediate_size;
-    config.model.layers = found.num_hidden_layers;
-    config.model.heads = found.num_attention_heads;
-    config.model.kv_heads = found.num_key_value_heads.unwrap_or(found.num_attention_heads);
-    config.model.vocab = Some(found.vocab_size);
-    config.model.norm_eps = found.rms_norm_eps;
-    config.model.rope_theta = found.rope_theta.unwrap_or(config.model.rope_theta);
-    config.model.tied = found.tie_word_embeddings.unwrap_or(false);
-    config.data.seq_len = found.max_position_embeddings.unwrap_or(config.data.seq_len);
-    Ok(config)
-}
-
 /// A model to use, not to train: of a run's newest checkpoint or of an exported folder.
 pub struct Trained {
     pub llama: Llama,
@@ -182,10 +154,20 @@ impl Trained {
     }
 }
 
-/// The configuration of a run or an exported folder, and the folder of its weights.
+/// The configuration of a run or an exported folder, and the folder of its weights: the newest checkpoint of a run.
 pub fn describe(path: &Path) -> Result<(Config, PathBuf), Failure> {
+    describe_at(path, None)
+}
+
+/// [`describe`], with the checkpoint after so many steps.
+pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), Failure> {
     if path.join("config.json").is_file() {
-        return Ok((hugging_face(path)?, path.to_owned()));
+        return match step {
+            Some(step) => {
+                Err(Failure::usage(format!("--step {step}: {}: found an exported folder, expected a run", path.display())))
+            }
+            None => Ok((hugging_face::configuration(path)?, path.to_owned())),
+        };
     }
     let file = path.join("config.toml");
     if !file.is_file() {
@@ -195,8 +177,16 @@ pub fn describe(path: &Path) -> Result<(Config, PathBuf), Failure> {
         )));
     }
     let config = Config::load(Some(&file), &[])?;
-    match run::checkpoints(path).last() {
-        Some(&step) => Ok((config, run::checkpoint(path, step))),
-        None => Err(Failure::other(format!("{}: found no checkpoint, expected one or more", path.display()))),
+    let found = run::checkpoints(path);
+    let Some(step) = step.or(found.last().copied()) else {
+        return Err(Failure::other(format!("{}: found no checkpoint, expected one or more", path.display())));
+    };
+    if !found.contains(&step) {
+        let found = found.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        return Err(Failure::usage(format!(
+            "--step {step}: found checkpoints of {} after step {found}, expected one of them",
+            path.display()
+        )));
     }
+    Ok((config, run::checkpoint(path, step)))
 }

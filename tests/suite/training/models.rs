@@ -2,11 +2,13 @@
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::{Gpu, Gradients, Indices, Params, Tape};
+use rand::RngExt;
 
 use super::small::{SEQ, batch, config};
 use crate::device;
 use crate::golden::hugging_face_name;
 use crate::reference::Array;
+use crate::reference::array::seeded;
 use crate::reference::llama::{self, Batch, Weights};
 use crate::tolerance::{Tolerance, assert_close};
 
@@ -87,6 +89,23 @@ fn gradients_of_grouped_heads_match() {
 #[test]
 fn a_tied_embedding_gets_the_gradients_of_both_its_uses() {
     check_gradients(LlamaConfig { tied: true, ..config() });
+}
+
+#[test]
+fn a_fresh_model_guesses() {
+    for tied in [false, true] {
+        let config = LlamaConfig { max_seq_len: 64, tied, ..LlamaConfig::new(128, 2, 4, 512) };
+        let (model, params) = Llama::init(device::default(), config, 11).expect("a model");
+        let tokens = |seed| {
+            let mut rng = seeded(seed);
+            let drawn: Vec<u32> = (0..64).map(|_| rng.random_range(0..512)).collect();
+            Indices::from_slice(device::default(), &drawn).expect("tokens")
+        };
+        let tape = Tape::inference(&params);
+        let loss = model.loss(&tape, &tokens(1), &tokens(2), 64).expect("a loss");
+        let loss = f64::from(loss.value().item().expect("read-back"));
+        assert!((loss - 512_f64.ln()).abs() < 0.8, "loss {loss}, ln 512 is {}", 512_f64.ln());
+    }
 }
 
 #[test]

@@ -173,6 +173,12 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 impl Key {
+    /// What a value must be, in words.
+    #[cfg(test)]
+    pub fn expected(&self) -> String {
+        self.kind.expected()
+    }
+
     /// Whether the value has the key's type and lies in its range; the error says what was found and expected.
     pub fn check(&self, value: &Value) -> Result<(), String> {
         let fits = match &self.kind {

@@ -11,17 +11,21 @@ use serde_json::{Value, json};
 use super::protobuf::{Field, fields};
 
 /// SentencePiece's mark for a space.
-const SPACE: &str = "\u{2581}";
+pub const SPACE: &str = "\u{2581}";
 
-/// Kinds of pieces by their number in the format; a byte is the sixth.
+/// Kinds of pieces by their number in the format.
 const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
 
 /// Algorithms by their number in the format.
 const UNIGRAM: u64 = 1;
 const BPE: u64 = 2;
+
+/// Pieces that [`byte_fallback_bpe`] puts before the bytes.
+pub const CONTROL_PIECES: usize = 3;
 
 struct Piece {
     text: String,
@@ -43,36 +47,60 @@ struct Model {
 
 /// The JSON of an equal `tokenizer.json`; the error says what was found and expected.
 pub fn to_json(bytes: &[u8]) -> Result<Value, String> {
-    let model = Model::parse(bytes).ok_or("found no SentencePiece model, expected its pieces")?;
-    if model.space_after_word {
-        return Err("found spaces marked after words, expected before them".to_owned());
-    }
-    let unknown = model.pieces.iter().position(|piece| piece.kind == UNKNOWN);
-    let unknown = unknown.ok_or("found no unknown piece, expected one")?;
-    let inner = match model.algorithm {
-        BPE => model.bpe(unknown),
-        UNIGRAM => json!({
-            "type": "Unigram",
-            "unk_id": unknown,
-            "vocab": model.pieces.iter().map(|piece| json!([piece.text, piece.score])).collect::<Vec<_>>(),
-            "byte_fallback": model.byte_fallback,
-        }),
-        other => {
-            return Err(format!("found algorithm {other}, expected unigram ({UNIGRAM}) or BPE ({BPE})"));
-        }
+    Model::parse(bytes).ok_or("found no SentencePiece model, expected its pieces")?.to_json()
+}
+
+/// The `tokenizer.json` of a BPE with bytes to fall back on, as SentencePiece would order it: the unknown piece, the beginning and the
+/// end of a text, the bytes, then `merged` pieces in the order in which they were found, then single characters. Text is
+/// taken as it is, but for a space put before it.
+pub fn byte_fallback_bpe(merged: &[String], characters: &[String]) -> Result<Value, String> {
+    let control = |text: &str, kind| Piece { text: text.to_owned(), score: 0.0, kind };
+    let mut pieces = vec![control("<unk>", UNKNOWN), control("<s>", CONTROL), control("</s>", CONTROL)];
+    pieces.extend((0..=255u8).map(|byte| control(&format!("<0x{byte:02X}>"), BYTE)));
+    let ranked = merged.iter().chain(characters).enumerate();
+    pieces.extend(ranked.map(|(rank, text)| Piece { text: text.clone(), score: -(rank as f32), kind: NORMAL }));
+    let model = Model {
+        pieces,
+        algorithm: BPE,
+        byte_fallback: true,
+        space_after_word: false,
+        charsmap: Vec::new(),
+        space_before_text: true,
+        merge_spaces: false,
     };
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": model.added_tokens(),
-        "normalizer": model.normalizer(),
-        "pre_tokenizer": null,
-        "post_processor": model.post_processor(),
-        "decoder": model.decoder(),
-        "model": inner,
-    }))
+    model.to_json()
 }
 
 impl Model {
+    fn to_json(&self) -> Result<Value, String> {
+        if self.space_after_word {
+            return Err("found spaces marked after words, expected before them".to_owned());
+        }
+        let unknown = self.pieces.iter().position(|piece| piece.kind == UNKNOWN);
+        let unknown = unknown.ok_or("found no unknown piece, expected one")?;
+        let inner = match self.algorithm {
+            BPE => self.bpe(unknown),
+            UNIGRAM => json!({
+                "type": "Unigram",
+                "unk_id": unknown,
+                "vocab": self.pieces.iter().map(|piece| json!([piece.text, piece.score])).collect::<Vec<_>>(),
+                "byte_fallback": self.byte_fallback,
+            }),
+            other => {
+                return Err(format!("found algorithm {other}, expected unigram ({UNIGRAM}) or BPE ({BPE})"));
+            }
+        };
+        Ok(json!({
+            "version": "1.0",
+            "added_tokens": self.added_tokens(),
+            "normalizer": self.normalizer(),
+            "pre_tokenizer": null,
+            "post_processor": self.post_processor(),
+            "decoder": self.decoder(),
+            "model": inner,
+        }))
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut model = Self {
             pieces: Vec::new(),

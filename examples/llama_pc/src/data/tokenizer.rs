@@ -10,7 +10,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
 use super::pieces::Piece;
-use super::sentencepiece;
+use super::{sentencepiece, sentencepiece_train};
+use crate::cli::Style;
 use crate::failure::Failure;
 use crate::guard::guarded;
 
@@ -23,8 +24,18 @@ const EOS: &str = "<|eos|>";
 const BOS_NAMES: [&str; 6] = [BOS, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>"];
 const EOS_NAMES: [&str; 6] = [EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"];
 
+const UNKNOWN_NAMES: [&str; 3] = ["<unk>", "[UNK]", "<|unk|>"];
+
 /// The smallest byte-level vocabulary: every byte and the two special tokens.
-pub const MIN_VOCAB: usize = 256 + 2;
+const MIN_BYTE_LEVEL: usize = 256 + 2;
+
+/// The smallest vocabulary that can be trained in a style, and what it consists of.
+pub const fn min_vocab(style: Style) -> (usize, &'static str) {
+    match style {
+        Style::ByteLevel => (MIN_BYTE_LEVEL, "the bytes and two special tokens"),
+        Style::Sentencepiece => (sentencepiece_train::MIN_VOCAB, "the bytes, three special tokens and the space"),
+    }
+}
 
 /// A tokenizer with the JSON it came from, which goes with every run and export.
 pub struct Tokenizer {
@@ -34,6 +45,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// Whether it puts a space before every text, so that a space where a text was cut would count twice.
     adds_space: bool,
+    unknown: Option<u32>,
 }
 
 impl Tokenizer {
@@ -79,6 +91,13 @@ impl Tokenizer {
         Self::from_json(json).map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
     }
 
+    /// Trains a BPE of at most `vocab` tokens in SentencePiece's way: characters, and bytes for rare ones.
+    pub fn train_sentencepiece(texts: &[String], vocab: usize) -> Result<Self, Failure> {
+        sentencepiece_train::train(texts, vocab)
+            .and_then(Self::from_json)
+            .map_err(|reason| Failure::other(format!("cannot train a tokenizer: {reason}")))
+    }
+
     /// From the text of a `tokenizer.json`; the error says what was found and expected.
     fn from_json(json: String) -> Result<Self, String> {
         let wrong =
@@ -90,9 +109,9 @@ impl Tokenizer {
         inner.with_padding(None);
         // A text that spells a special token must not become one.
         inner.set_encode_special_tokens(true);
-        let id = |names: [&str; 6]| names.iter().find_map(|name| inner.token_to_id(name));
-        let (bos, eos) = (id(BOS_NAMES), id(EOS_NAMES));
-        let mut this = Self { inner, json, bos, eos, adds_space: false };
+        let id = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
+        let (bos, eos, unknown) = (id(&BOS_NAMES), id(&EOS_NAMES), id(&UNKNOWN_NAMES));
+        let mut this = Self { inner, json, bos, eos, adds_space: false, unknown };
         let ids = |text: &str| this.encode(text).map_err(|failure| failure.to_string());
         let (whole, left, right) = (ids("a b")?, ids("a")?, ids("b")?);
         this.adds_space = whole == [left.clone(), right].concat() && whole != [left, ids(" b")?].concat();
@@ -143,8 +162,17 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The token that stands for what has no other.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// The text of one token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The `tokenizer.json` itself.
-    #[cfg(test)]
     pub fn json(&self) -> &str {
         &self.json
     }

@@ -23,6 +23,7 @@ use crate::picture;
 use crate::plan::flops;
 use crate::progress::{Progress, binary, duration, grouped};
 use crate::run::{self, Run};
+use crate::spectrum::{self, Gmcn};
 
 /// What a session begins with: a fresh run's, or what a checkpoint gave back.
 pub struct Start {
@@ -157,7 +158,8 @@ impl Session {
             let train = &self.config.train;
             let (validate, log) = (self.is_due(train.val_every), self.is_due(train.log_every));
             let checkpoint = self.is_due(train.checkpoint_every);
-            if log || validate || done.skipped || done.layers.is_some() {
+            let spectrum = self.is_due(train.log_spectrum_every);
+            if log || validate || spectrum || done.skipped || done.layers.is_some() {
                 let row = self.measure(&mut done, rate, validate)?;
                 let smoothed = self.smoothed.add(row.loss);
                 progress.set(self.state.step, &row.summary(smoothed));
@@ -244,6 +246,7 @@ impl Session {
             val_loss,
             skipped: done.skipped,
             skipped_steps: self.state.spikes.skipped,
+            gmcn: self.condition()?,
             layers: done.layers.take(),
         };
         self.run.record(&row)?;
@@ -295,6 +298,12 @@ impl Session {
         Ok(Some(measured.loss))
     }
 
+    /// The condition numbers, on the steps that measure them.
+    fn condition(&self) -> Result<Option<Gmcn>, Failure> {
+        let due = self.is_due(self.config.train.log_spectrum_every);
+        due.then(|| spectrum::measure::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+    }
+
     /// Saves the run as it is now, unless that has been done; the disk's part goes on while training does.
     pub fn save(&mut self) -> Result<(), Failure> {
         if self.writer.newest() == Some(self.state.step) {
@@ -330,7 +339,9 @@ impl Session {
         self.run.log(&line)?;
         output::note(&line);
         if profile {
-            output::print(&format!("{}\n", self.gpu.profile()?))?;
+            let table = self.gpu.profile()?;
+            output::print(&format!("{table}\n"))?;
+            self.run.write_profile(&table)?;
         }
         Ok(())
     }

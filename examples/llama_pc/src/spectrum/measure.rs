@@ -1,0 +1,215 @@
+//! The spectra of a model: every matrix of its blocks, raw and as the model uses it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use polytape::{Params, Role};
+use serde::{Deserialize, Serialize};
+
+use super::numerics::{Spectrum, bilinear, geometric_mean, modified_condition, singular_values};
+use crate::config::{Config, Norm};
+use crate::engine;
+use crate::failure::Failure;
+
+/// A matrix of a block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Matrix {
+    /// Without `.weight`, as in `model.layers.0.mlp.down_proj`.
+    pub name: String,
+    pub rows: usize,
+    pub columns: usize,
+    /// What is trained.
+    pub raw: Spectrum,
+    /// What a PC layer makes of it; absent from a plain layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Spectrum>,
+    /// How much the streaming estimate uᵀWv falls short of σ₁, relative to σ₁; of the worst block, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigma_error: Option<f64>,
+}
+
+impl Matrix {
+    /// What the model computes with.
+    pub fn used(&self) -> &Spectrum {
+        self.effective.as_ref().unwrap_or(&self.raw)
+    }
+
+    /// The block's number and the matrix's short name, `down` or `q`.
+    pub fn place(&self) -> (usize, &str) {
+        let rest = self.name.strip_prefix("model.layers.").unwrap_or(&self.name);
+        let (layer, part) = rest.split_once('.').unwrap_or(("0", rest));
+        let part = part.rsplit('.').next().unwrap_or(part);
+        (layer.parse().unwrap_or_default(), part.strip_suffix("_proj").unwrap_or(part))
+    }
+}
+
+/// Geometric means of modified condition numbers: of all matrices, of those with a PC layer, of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gmcn {
+    pub all: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pc: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain: Option<f64>,
+}
+
+impl Gmcn {
+    /// From each matrix's condition number and whether it has a PC layer. `None` of nothing.
+    pub fn of(conditions: &[(f64, bool)]) -> Option<Self> {
+        let mean = |wanted: &dyn Fn(bool) -> bool| {
+            let chosen: Vec<f64> = conditions.iter().filter(|(_, pc)| wanted(*pc)).map(|(value, _)| *value).collect();
+            geometric_mean(&chosen)
+        };
+        Some(Self { all: mean(&|_| true)?, pc: mean(&|pc| pc), plain: mean(&|pc| !pc) })
+    }
+
+    /// Its numbers under TensorBoard's tags.
+    pub fn scalars(&self) -> Vec<(String, f32)> {
+        let parts = [("all", Some(self.all)), ("pc", self.pc), ("plain", self.plain)];
+        parts.into_iter().filter_map(|(part, value)| Some((format!("gmcn/{part}"), value? as f32))).collect()
+    }
+}
+
+/// A matrix on the host, on its way to its spectrum.
+struct Task {
+    name: String,
+    rows: usize,
+    columns: usize,
+    raw: Vec<f32>,
+    effective: Option<Vec<f32>>,
+    /// u and v of every block, where the norm is estimated.
+    vectors: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// Every matrix of the blocks, from raw parameters and effective weights with the same ids. `done` is told each finished one.
+pub fn matrices(config: &Config, raw: &Params, effective: &Params, done: impl Fn(usize) + Sync) -> Result<Vec<Matrix>, Failure> {
+    let targets: HashMap<String, usize> = engine::pc_targets(config).into_iter().collect();
+    let has_estimate = config.pc.as_ref().is_some_and(|pc| pc.norm == Norm::Spectral);
+    let mut tasks = Vec::new();
+    for (id, param) in raw.iter().filter(|(_, param)| param.role == Role::Matrix) {
+        let name = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
+        let vector = |part: &str| Ok::<_, Failure>(raw.get(raw.id(&format!("{name}.{part}"))?).tensor.to_vec()?);
+        let is_target = targets.contains_key(&name);
+        tasks.push(Task {
+            rows: param.tensor.shape()[0],
+            columns: param.tensor.shape()[1],
+            raw: param.tensor.to_vec()?,
+            effective: is_target.then(|| effective.get(id).tensor.to_vec()).transpose()?,
+            vectors: (is_target && has_estimate).then(|| Ok::<_, Failure>((vector("pc_u")?, vector("pc_v")?))).transpose()?,
+            name,
+        });
+    }
+    in_parallel(&tasks, |task| task.measure(targets.get(&task.name).copied().unwrap_or(1)), done)
+}
+
+/// [`Gmcn`] of the weights that the model computes with.
+pub fn gmcn(config: &Config, effective: &Params) -> Result<Gmcn, Failure> {
+    let targets: HashMap<String, usize> = engine::pc_targets(config).into_iter().collect();
+    let matrices: Vec<_> = effective.iter().map(|(_, param)| param).filter(|param| param.role == Role::Matrix).collect();
+    let mut tasks = Vec::with_capacity(matrices.len());
+    for param in matrices {
+        tasks.push((param.name.as_str(), param.tensor.to_vec()?, param.tensor.shape()[1]));
+    }
+    let condition = |(name, values, columns): &(&str, Vec<f32>, usize)| {
+        let found = singular_values(values, *columns).ok_or_else(|| not_finite(name))?;
+        Ok((modified_condition(&found), targets.contains_key(name.strip_suffix(".weight").unwrap_or(name))))
+    };
+    let conditions = in_parallel(&tasks, condition, |_| {})?;
+    Gmcn::of(&conditions).ok_or_else(|| Failure::other("found no matrix, expected those of a Llama"))
+}
+
+impl Task {
+    fn measure(&self, blocks: usize) -> Result<Matrix, Failure> {
+        let spectrum = |values: &[f32]| Spectrum::of(values, self.columns).ok_or_else(|| not_finite(&self.name));
+        Ok(Matrix {
+            name: self.name.clone(),
+            rows: self.rows,
+            columns: self.columns,
+            raw: spectrum(&self.raw)?,
+            effective: self.effective.as_deref().map(spectrum).transpose()?,
+            sigma_error: self.vectors.as_ref().map(|(u, v)| self.sigma_error(u, v, blocks)).transpose()?,
+        })
+    }
+
+    fn sigma_error(&self, u: &[f32], v: &[f32], blocks: usize) -> Result<f64, Failure> {
+        let rows = self.rows / blocks;
+        let mut worst = 0.0f64;
+        for block in 0..blocks {
+            let w = &self.raw[block * rows * self.columns..][..rows * self.columns];
+            let largest = singular_values(w, self.columns).ok_or_else(|| not_finite(&self.name))?[0];
+            let estimate = bilinear(&u[block * rows..][..rows], w, &v[block * self.columns..][..self.columns]);
+            if largest > 0.0 {
+                worst = worst.max(1.0 - estimate / largest);
+            }
+        }
+        Ok(worst)
+    }
+}
+
+fn not_finite(name: &str) -> Failure {
+    Failure::other(format!("{name}: found values that are not finite, expected a matrix with singular values"))
+}
+
+/// The results in the order of the tasks, worked on by all cores.
+fn in_parallel<T: Sync, R: Send>(
+    tasks: &[T],
+    work: impl Fn(&T) -> Result<R, Failure> + Sync,
+    done: impl Fn(usize) + Sync,
+) -> Result<Vec<R>, Failure> {
+    let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let results: Mutex<Vec<(usize, Result<R, Failure>)>> = Mutex::new(Vec::with_capacity(tasks.len()));
+    let worker = || {
+        while let Some((at, task)) = { Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, tasks.get(at)?))) } {
+            let result = work(task);
+            results.lock().expect("bug: a worker panicked").push((at, result));
+            done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(tasks.len());
+        (0..workers).for_each(|_| {
+            scope.spawn(worker);
+        });
+    });
+    let mut results = results.into_inner().expect("bug: a worker panicked");
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_are_taken_apart() {
+        let gmcn = Gmcn::of(&[(2.0, true), (8.0, true), (9.0, false)]).expect("three values");
+        assert!((gmcn.pc.expect("two") - 4.0).abs() < 1e-12 && (gmcn.plain.expect("one") - 9.0).abs() < 1e-12);
+        assert!((gmcn.all - 144f64.cbrt()).abs() < 1e-12);
+        assert_eq!(Gmcn::of(&[(3.0, false)]).expect("one value").pc, None);
+        assert_eq!(Gmcn::of(&[]), None);
+    }
+
+    #[test]
+    fn an_estimate_is_held_against_the_worst_block() {
+        let task = Task {
+            name: "m".into(),
+            rows: 4,
+            columns: 2,
+            raw: vec![3.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 1.0],
+            effective: None,
+            vectors: Some((vec![1.0, 0.0, 0.0, 1.0], vec![1.0, 0.0, 0.0, 1.0])),
+        };
+        let (u, v) = task.vectors.as_ref().expect("vectors");
+        // The first block's are those of σ₁ = 3; the second's give 1 where σ₁ is 2.
+        assert!((task.sigma_error(u, v, 2).expect("finite") - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn results_keep_the_order_and_errors_come_out() {
+        let tasks: Vec<usize> = (0..100).collect();
+        assert_eq!(in_parallel(&tasks, |task| Ok(task * 2), |_| {}).expect("numbers"), (0..200).step_by(2).collect::<Vec<_>>());
+        let failed = in_parallel(&tasks, |task| if *task == 50 { Err(not_finite("m")) } else { Ok(()) }, |_| {});
+        assert!(failed.is_err());
+    }
+}

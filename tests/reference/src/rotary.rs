@@ -1,0 +1,73 @@
+//! Rotary position embedding in half-split order: within each head, element i and element i + head_dim/2 are turned by
+//! position·theta^(−2i/head_dim). x `[batch·seq, heads·head_dim]`; the position of a row is row % seq + offset.
+
+use super::array::Array;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Rotary {
+    pub seq: usize,
+    pub head_dim: usize,
+    pub offset: usize,
+    pub theta: f64,
+}
+
+pub fn rotary(x: &Array, rotary: Rotary) -> Array {
+    turn(x, rotary, 1.0)
+}
+
+/// A rotation's transpose is the rotation back.
+pub fn rotary_vjp(rotary: Rotary, dy: &Array) -> [Array; 1] {
+    [turn(dy, rotary, -1.0)]
+}
+
+fn turn(x: &Array, rotary: Rotary, direction: f64) -> Array {
+    let Rotary { seq, head_dim, offset, theta } = rotary;
+    let (rows, cols) = x.rows_and_cols();
+    assert_eq!((cols % head_dim, head_dim % 2, rows % seq), (0, 0, 0));
+    let half = head_dim / 2;
+    let mut y = x.clone();
+    for row in 0..rows {
+        let position = (row % seq + offset) as f64;
+        for first in (0..cols).filter(|col| col % head_dim < half) {
+            let frequency = theta.powf(-2.0 * (first % head_dim) as f64 / head_dim as f64);
+            let (sin, cos) = (direction * position * frequency).sin_cos();
+            let (a, b) = (x.row(row)[first], x.row(row)[first + half]);
+            y.row_mut(row)[first] = a * cos - b * sin;
+            y.row_mut(row)[first + half] = a * sin + b * cos;
+        }
+    }
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::array::dot;
+    use crate::differences::{check_vjp, random_arrays};
+
+    #[test]
+    fn vjp_matches_finite_differences() {
+        let settings = Rotary { seq: 3, head_dim: 4, offset: 5, theta: 100.0 };
+        let inputs = random_arrays(41, [&[6, 8]]);
+        check_vjp("rotary", inputs, |x| rotary(&x[0], settings), |_, dy| rotary_vjp(settings, dy));
+    }
+
+    #[test]
+    fn inner_products_depend_on_the_distance_only() {
+        let [q, k] = random_arrays(42, [&[1, 8], &[1, 8]]);
+        let at = |x: &Array, offset| rotary(x, Rotary { seq: 1, head_dim: 8, offset, theta: 100.0 });
+        let product = |i, j| dot(&at(&q, i).data, &at(&k, j).data);
+        assert!((product(5, 3) - product(9, 7)).abs() < 1e-13);
+        assert_eq!(at(&q, 0), q);
+    }
+
+    #[test]
+    fn a_row_is_turned_by_its_position_in_its_sequence() {
+        let settings = Rotary { seq: 3, head_dim: 4, offset: 5, theta: 100.0 };
+        let y = rotary(&Array::from_fn(&[6, 4], |index| [1.0, 1.0, 0.0, 0.0][index % 4]), settings);
+        let (slow, fast) = (0.6_f64, 6.0_f64); // row 4 has position 4 % 3 + 5, and 100^(−2/4) is a tenth
+        for (got, want) in y.row(4).iter().zip([fast.cos(), slow.cos(), fast.sin(), slow.sin()]) {
+            assert!((got - want).abs() < 1e-14);
+        }
+    }
+}
