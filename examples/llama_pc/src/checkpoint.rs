@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::run;
 use crate::train::spikes::Spikes;
 
+pub use tensors::names;
 pub use writer::Writer;
 
 /// The raw parameters with u, v and γ.
@@ -76,6 +77,12 @@ impl Document {
     fn text(&self) -> String {
         serde_json::to_string_pretty(self).expect("bug: the state does not serialise") + "\n"
     }
+}
+
+/// The text of a `state.json` without files.
+#[cfg(test)]
+pub fn text_of(state: &State) -> String {
+    Document::new(state, BTreeMap::new()).text()
 }
 
 fn hexadecimal(sum: u32) -> String {

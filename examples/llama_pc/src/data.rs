@@ -1,8 +1,11 @@
 //! From text on disk to batches of tokens.
 
 mod cargo_sources;
-mod documents;
+pub mod documents;
+mod encode;
 pub mod meta;
+mod parquet;
+mod pieces;
 pub mod prepare;
 mod protobuf;
 mod sentencepiece;

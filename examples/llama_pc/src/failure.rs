@@ -16,12 +16,12 @@ pub struct Failure {
 impl Failure {
     /// The user asked for something that cannot be: a bad flag, a bad key, an output that exists already.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { status: 2, message: message.into(), hint: None }
+        Self { status: 2, message: one_line(message.into()), hint: None }
     }
 
     /// Anything else: a file that is missing, cut or foreign, a device that fails.
     pub fn other(message: impl Into<String>) -> Self {
-        Self { status: 1, message: message.into(), hint: None }
+        Self { status: 1, message: one_line(message.into()), hint: None }
     }
 
     /// An input or output error. There is no `From<std::io::Error>`, because such an error must always name its file.
@@ -39,6 +39,15 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// A message may quote names out of a foreign file: what would break the line or talk to the terminal is spelled out.
+fn one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
+    }
+    let spelled = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    message.chars().map(spelled).collect()
 }
 
 impl fmt::Display for Failure {
@@ -60,6 +69,12 @@ mod tests {
         let failure = Failure::usage("runs/a exists already").hint("choose another --out");
         assert_eq!(failure.to_string(), "runs/a exists already\nhint: choose another --out");
         assert_eq!(failure.status, 2);
+    }
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        let failure = Failure::other("a.parquet: found columns \u{1b}[2Ja\nb, größe");
+        assert_eq!(failure.to_string(), "a.parquet: found columns \\u{1b}[2Ja\\nb, größe");
     }
 
     #[test]

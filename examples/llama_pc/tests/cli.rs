@@ -207,6 +207,112 @@ fn a_failed_preparation_leaves_nothing() {
 }
 
 #[test]
+fn files_that_prepare_cannot_read_have_their_sentence() {
+    let folder = corpus();
+    let path = folder.path();
+    let files: [(&str, &[u8]); 9] = [
+        ("array.jsonl", b"{\"text\": \"fine\"}\n[1]\n"),
+        ("cut.jsonl", b"{\"text\": \"fine\"}\n\n{\"text\": \"fi"),
+        ("latin.jsonl", b"{\"text\": \"gr\xf6\xdfer\"}\n"),
+        ("number.jsonl", b"{\"text\": 3}\n"),
+        ("short.parquet", b"PAR1"),
+        ("foreign.parquet", b"This is no Parquet file, whatever its name says."),
+        ("other.json", b"{\"version\": \"1.0\"}"),
+        ("latin.json", b"gr\xf6\xdfer"),
+        ("other.model", b"This is no model."),
+    ];
+    for (name, bytes) in files {
+        fs::write(path.join(name), bytes).expect("a file");
+    }
+    let no_text = "found no string \"text\", expected the text there";
+    let hint = "hint: name the field with --text-field";
+    let texts: [(&str, &[&str]); 7] = [
+        ("array.jsonl", &[&format!("error: array.jsonl: line 2: {no_text}"), hint]),
+        ("cut.jsonl", &["error: cut.jsonl: line 3, column 12: found EOF while parsing a string, expected a JSON object"]),
+        ("latin.jsonl", &["error: latin.jsonl: line 1, column 13: found invalid unicode code point, expected a JSON object"]),
+        ("number.jsonl", &[&format!("error: number.jsonl: line 1: {no_text}"), hint]),
+        (
+            "short.parquet",
+            &["error: short.parquet: found EOF: Parquet file too small. Size is 4 but need 8, expected a Parquet file"],
+        ),
+        (
+            "foreign.parquet",
+            &["error: foreign.parquet: found Parquet error: Invalid Parquet file. Corrupt footer, expected a Parquet file"],
+        ),
+        ("none.parquet", &["error: cannot read none.parquet: no such file or folder"]),
+    ];
+    for (name, lines) in texts {
+        refused(path, &["prepare", "--text", name, "--train-bpe", "300", "--out", "d"], 1, lines);
+    }
+    let tokenizers = [
+        ("other.json", "other.json: found Model missing. at line 1 column 18, expected a tokenizer.json"),
+        ("latin.json", "latin.json: found other bytes than UTF-8, expected a tokenizer.json"),
+        ("other.model", "other.model: found no SentencePiece model, expected its pieces"),
+        ("src", "cannot read src: Is a directory (os error 21)"),
+    ];
+    for (name, line) in tokenizers {
+        let line = format!("error: {line}");
+        refused(path, &["prepare", "--text", "src", "--tokenizer", name, "--out", "d"], 1, &[&line]);
+    }
+    assert!(!path.join("d").exists());
+}
+
+#[test]
+fn settings_that_cannot_be_have_their_sentence() {
+    let folder = corpus();
+    let path = folder.path();
+    fs::write(path.join("syntax.toml"), "seed = 1\n[train\nsteps = 3\n").expect("a file");
+    fs::write(path.join("section.toml"), "[optimiser]\nlr = 1\n").expect("a file");
+    fs::write(path.join("latin.toml"), b"# gr\xf6\xdfer\n").expect("a file");
+    let cases: [(&[&str], i32, &[&str]); 6] = [
+        (&["--config", "syntax.toml"], 2, &["error: syntax.toml: line 2: unclosed table, expected `]`"]),
+        (
+            &["--config", "section.toml"],
+            2,
+            &["error: section.toml: unknown section [optimiser]", "hint: did you mean [optimizer]?"],
+        ),
+        (&["--config", "latin.toml"], 1, &["error: cannot read latin.toml: stream did not contain valid UTF-8"]),
+        (&["--set", "train.steps"], 2, &["error: --set train.steps: found no \"=\", expected section.key=value"]),
+        (
+            &["--set", "model.heads=5"],
+            2,
+            &["error: model.dim: found 256, expected a multiple of 2·heads = 10 (rotary turns pairs within a head)"],
+        ),
+        (
+            &["--set", "data.train=src", "model.vocab=300"],
+            1,
+            &["error: src: found no .bin file, expected token shards", "hint: make shards of text with llama_pc prepare"],
+        ),
+    ];
+    for (args, status, lines) in cases {
+        refused(path, &[&["train", "--out", "d"], args].concat(), status, lines);
+    }
+    assert!(!path.join("d").exists());
+}
+
+/// A file that is one long document is cut, and its tokens are those of the whole.
+#[test]
+fn a_long_file_is_prepared_in_bounded_shards_as_one_document() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path();
+    let text = "Some words of a long text, and so on. ".repeat(20_000);
+    for name in ["a.txt", "b.txt"] {
+        fs::write(path.join(name), &text).expect("a file");
+    }
+    let output = llama_pc(path, &["prepare", "--text", "a.txt", "b.txt", "--train-bpe", "300", "--out", "d"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let tokenizer = tokenizers::Tokenizer::from_file(path.join("d/tokenizer.json")).expect("a tokenizer");
+    let ids = tokenizer.encode(text.as_str(), false).expect("tokens");
+    for part in ["train", "val"] {
+        let bin = fs::read(path.join("d").join(part).join("00000.bin")).expect("tokens");
+        let tokens: Vec<u32> = bin.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect();
+        assert!(tokens == [&[0], ids.get_ids(), &[1]].concat(), "{part} has other tokens");
+        let texts = decoded(&path.join("d").join(part), &tokenizer);
+        assert!(texts == [text.as_str()], "{part} is another text");
+    }
+}
+
+#[test]
 fn cargo_sources_are_a_corpus() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path();

@@ -2,6 +2,8 @@
 //! none, they fail.
 
 mod common;
+#[path = "train/data.rs"]
+mod data;
 #[path = "train/plan.rs"]
 mod plan;
 #[path = "train/resume.rs"]

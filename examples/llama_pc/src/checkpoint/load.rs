@@ -7,8 +7,7 @@ use polytape::checkpoint::Checkpoint;
 use polytape::llama::Llama;
 use polytape::{Gpu, Trainer};
 
-use super::tensors::names;
-use super::{MODEL, OPTIMIZER, Saved};
+use super::{MODEL, OPTIMIZER, Saved, names};
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;

@@ -4,23 +4,14 @@
 //! wherever it lies.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
-
 use super::cargo_sources;
+use super::parquet;
+use super::pieces::{PIECE_BYTES, Piece, cut};
 use crate::failure::Failure;
-
-/// A text that is tokenized as one piece and goes to training or validation as a whole.
-pub struct Document {
-    /// Path relative to the given file or folder, with the line or row where a file has several documents.
-    pub name: String,
-    pub text: String,
-}
 
 /// All documents of a preparation, read anew by each pass and never held together.
 pub struct Corpus {
@@ -35,8 +26,30 @@ pub struct TextFile {
     pub name: String,
 }
 
-/// What a reader of documents is handed: each text, and whether it wants another.
-type Visit<'a> = dyn FnMut(Document) -> Result<ControlFlow<()>, Failure> + 'a;
+/// What a reader hands its documents to, which says whether it wants another.
+pub type Visit<'a> = dyn FnMut(Document<'_>) -> Result<ControlFlow<()>, Failure> + 'a;
+
+/// A document before it is cut into pieces.
+pub struct Document<'a> {
+    pub name: String,
+    pub text: Text<'a>,
+}
+
+/// The text of a document.
+pub enum Text<'a> {
+    Held(String),
+    /// A file that is too long to be held, and its bytes, which are UTF-8.
+    Long(&'a Path, u64),
+}
+
+impl Text<'_> {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Held(text) => text.len() as u64,
+            Self::Long(_, bytes) => *bytes,
+        }
+    }
+}
 
 impl Corpus {
     /// Lists the files of `paths`, folders with all they contain, and the crates' sources if a lockfile is given.
@@ -57,27 +70,27 @@ impl Corpus {
         Ok(Self { files, text_field: text_field.to_owned(), max_bytes: max_bytes.unwrap_or(u64::MAX) })
     }
 
-    /// Hands every document that has text to `visit`, in order, until `max_bytes` would be exceeded. Returns the files
-    /// that were left out because they are not UTF-8.
-    pub fn for_each(&self, mut visit: impl FnMut(Document) -> Result<(), Failure>) -> Result<Vec<&Path>, Failure> {
-        let mut bytes = 0;
+    /// Hands every document that has text to `visit`, in pieces and in order, until `max_bytes` would be exceeded. Returns
+    /// the files that were left out because they are not UTF-8.
+    pub fn for_each(&self, mut visit: impl FnMut(Piece) -> Result<(), Failure>) -> Result<Vec<&Path>, Failure> {
+        let mut room = self.max_bytes;
         let mut skipped = Vec::new();
-        let mut counted = |document: Document| {
-            if document.text.is_empty() {
-                return Ok(ControlFlow::Continue(()));
-            }
-            bytes += document.text.len() as u64;
-            if bytes > self.max_bytes {
+        let mut counted = |document: Document<'_>| {
+            let bytes = document.text.bytes();
+            if bytes > room {
                 return Ok(ControlFlow::Break(()));
             }
-            visit(document)?;
+            room -= bytes;
+            if bytes > 0 {
+                document.pieces(&mut visit)?;
+            }
             Ok(ControlFlow::Continue(()))
         };
         for file in &self.files {
             let extension = file.path.extension().and_then(|extension| extension.to_str());
             let flow = match extension {
                 Some("jsonl") => json_lines(file, &self.text_field, &mut counted)?,
-                Some("parquet") => parquet_rows(file, &self.text_field, &mut counted)?,
+                Some("parquet") => parquet::rows(file, &self.text_field, &mut counted)?,
                 _ => match whole(file)? {
                     Some(document) => counted(document)?,
                     None => {
@@ -91,6 +104,20 @@ impl Corpus {
             }
         }
         Ok(skipped)
+    }
+}
+
+impl Document<'_> {
+    fn pieces(self, visit: &mut dyn FnMut(Piece) -> Result<(), Failure>) -> Result<(), Failure> {
+        match self.text {
+            Text::Held(text) if text.len() <= PIECE_BYTES => visit(Piece { name: self.name, text, begins: true, ends: true }),
+            Text::Held(text) => cut(&self.name, text.as_bytes(), |error| Failure::io("cut", Path::new(&self.name), error), visit),
+            Text::Long(path, _) => {
+                let fail = |error: &_| Failure::io("read", path, error);
+                let file = File::open(path).map_err(|error| fail(&error))?;
+                cut(&self.name, file, fail, visit)
+            }
+        }
     }
 }
 
@@ -120,23 +147,58 @@ pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(TextFile)) -> Res
 }
 
 /// The file as one document, or `None` if it is not UTF-8.
-fn whole(file: &TextFile) -> Result<Option<Document>, Failure> {
-    let bytes = std::fs::read(&file.path).map_err(|error| Failure::io("read", &file.path, &error))?;
-    Ok(String::from_utf8(bytes).ok().map(|text| Document { name: file.name.clone(), text }))
+fn whole(file: &TextFile) -> Result<Option<Document<'_>>, Failure> {
+    let path = &file.path;
+    let fail = |error| Failure::io("read", path, &error);
+    let mut open = File::open(path).map_err(fail)?;
+    let mut bytes = Vec::new();
+    open.by_ref().take(PIECE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
+    let text = if bytes.len() <= PIECE_BYTES {
+        String::from_utf8(bytes).ok().map(Text::Held)
+    } else {
+        utf8_length(bytes, open).map_err(fail)?.map(|length| Text::Long(path, length))
+    };
+    Ok(text.map(|text| Document { name: file.name.clone(), text }))
+}
+
+/// How many bytes there are in `bytes` and what follows, or `None` if they are not UTF-8.
+fn utf8_length(mut bytes: Vec<u8>, mut rest: impl Read) -> std::io::Result<Option<u64>> {
+    let mut length = 0;
+    loop {
+        let valid = match std::str::from_utf8(&bytes) {
+            Ok(text) => text.len(),
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => return Ok(None),
+        };
+        length += valid as u64;
+        // At most the beginning of one character stays.
+        bytes.drain(..valid);
+        if rest.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut bytes)? == 0 {
+            return Ok(bytes.is_empty().then_some(length));
+        }
+    }
 }
 
 /// A document for every line that is not blank.
 fn json_lines(file: &TextFile, field: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
     let path = &file.path;
-    let reader = BufReader::new(File::open(path).map_err(|error| Failure::io("read", path, &error))?);
-    for (number, line) in (1..).zip(reader.lines()) {
-        let line = line.map_err(|error| Failure::io("read", path, &error))?;
-        if line.trim().is_empty() {
+    let mut reader = BufReader::new(File::open(path).map_err(|error| Failure::io("read", path, &error))?);
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(|error| Failure::io("read", path, &error))? == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
         let place = format!("{}: line {number}", path.display());
-        let mut value: serde_json::Value = serde_json::from_str(&line)
-            .map_err(|error| Failure::other(format!("{place}: found {error}, expected a JSON object")))?;
+        let mut value: serde_json::Value = serde_json::from_slice(&line).map_err(|error| {
+            // It counts lines in what it was given, which is one.
+            let (reason, column) = (error.to_string(), error.column());
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            Failure::other(format!("{place}, column {column}: found {reason}, expected a JSON object"))
+        })?;
         let text = match value.get_mut(field).map(serde_json::Value::take) {
             Some(serde_json::Value::String(text)) => text,
             _ => {
@@ -144,52 +206,11 @@ fn json_lines(file: &TextFile, field: &str, visit: &mut Visit<'_>) -> Result<Con
                     .hint("name the field with --text-field"));
             }
         };
-        if visit(Document { name: format!("{}:{number}", file.name), text })?.is_break() {
+        if visit(Document { name: format!("{}:{number}", file.name), text: Text::Held(text) })?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
-}
-
-/// A document for every row whose column is not null; no other column is decoded.
-fn parquet_rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
-    let path = &file.path;
-    let fail = |error: parquet::errors::ParquetError| {
-        Failure::other(format!("{}: found {error}, expected a Parquet file", path.display()))
-    };
-    let open = File::open(path).map_err(|error| Failure::io("read", path, &error))?;
-    let reader = SerializedFileReader::new(open).map_err(fail)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let found = schema.get_fields().iter().find(|field| field.name() == column).cloned();
-    let field = found.ok_or_else(|| {
-        let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-        let columns = columns.join(", ");
-        Failure::other(format!("{}: found columns {columns}, expected \"{column}\"", path.display()))
-            .hint("name the column with --text-field")
-    })?;
-    let only = Type::group_type_builder(schema.name()).with_fields(vec![field]).build().map_err(fail)?;
-    for (number, row) in (1..).zip(reader.get_row_iter(Some(only)).map_err(fail)?) {
-        let Some(text) = row_text(row.map_err(fail)?) else {
-            return Err(Failure::other(format!(
-                "{}: row {number}: found \"{column}\" of another kind, expected UTF-8 text",
-                path.display()
-            )));
-        };
-        if visit(Document { name: format!("{}:{number}", file.name), text })?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-/// The text of a row's only column; nothing for a null, `None` for anything but text.
-fn row_text(row: Row) -> Option<String> {
-    match row.into_columns().pop()?.1 {
-        Field::Str(text) => Some(text),
-        Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).ok(),
-        Field::Null => Some(String::new()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 fn read(corpus: &Corpus) -> Result<(Vec<(String, String)>, usize), Failure> {
     let mut documents = Vec::new();
-    let skipped = corpus.for_each(|document| {
-        documents.push((document.name, document.text));
+    let skipped = corpus.for_each(|piece| {
+        documents.push((piece.name, piece.text));
         Ok(())
     })?;
     Ok((documents, skipped.len()))
@@ -69,38 +69,42 @@ fn bad_lines_and_files_are_named() {
         error("a.jsonl", b"{\"text\": \"x\"}\n{\"body\": \"y\"}\n"),
         "a.jsonl: line 2: found no string \"text\", expected the text there\nhint: name the field with --text-field"
     );
-    assert!(error("b.jsonl", b"[1,").starts_with("b.jsonl: line 1: found EOF"));
+    assert!(error("b.jsonl", b"[1,").starts_with("b.jsonl: line 1, column 3: found EOF"));
     assert!(error("c.parquet", b"PAR1").starts_with("c.parquet: found "));
     assert!(Corpus::find(&["no/such".into()], None, "text", None).is_err());
 }
 
 #[test]
-fn parquet_columns_are_documents() {
-    use parquet::data_type::{ByteArray, ByteArrayType};
-    use parquet::file::writer::SerializedFileWriter;
-    use std::sync::Arc;
+fn a_long_file_comes_in_pieces() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = "größe und kleine ".repeat(PIECE_BYTES / 5);
+    for (name, content) in [("a.txt", text.clone()), ("b.jsonl", format!("{{\"text\": \"{text}\"}}"))] {
+        let path = write(folder.path(), name, content.as_bytes());
+        let corpus = |max| Corpus::find(std::slice::from_ref(&path), None, "text", max).expect("the file is there");
+        let (pieces, skipped) = read(&corpus(None)).expect("good text");
+        assert!(pieces.len() > 3 && skipped == 0);
+        assert_eq!(pieces.iter().map(|(_, piece)| piece.as_str()).collect::<String>(), text);
+        assert!(read(&corpus(Some(text.len() as u64 - 1))).expect("good text").0.is_empty(), "a document is not cut by the cap");
+        assert_eq!(read(&corpus(Some(text.len() as u64))).expect("good text").0.len(), pieces.len());
+    }
+    let bad = write(folder.path(), "c.txt", &[text.as_bytes(), &[0xc3]].concat());
+    let corpus = Corpus::find(&[bad], None, "text", None).expect("the file is there");
+    assert_eq!(read(&corpus).expect("no text"), (Vec::new(), 1));
+}
+
+#[test]
+fn what_a_parquet_file_lacks_is_said() {
+    use crate::readers::samples::parquet;
+    use ::parquet::basic::Compression;
 
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("a.parquet");
-    let schema = "message m { required binary id (UTF8); optional binary text (UTF8); }";
-    let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).expect("a schema"));
-    let file = File::create(&path).expect("the file is made");
-    let mut writer = SerializedFileWriter::new(file, schema, Default::default()).expect("a writer");
-    let mut group = writer.next_row_group().expect("a row group");
-    let columns = [(vec!["1", "2", "3"], None), (vec!["one", "three"], Some([1i16, 0, 1]))];
-    for (values, defined) in columns {
-        let values: Vec<ByteArray> = values.into_iter().map(ByteArray::from).collect();
-        let mut column = group.next_column().expect("a column").expect("one more");
-        let defined = defined.as_ref().map(|levels| levels.as_slice());
-        column.typed::<ByteArrayType>().write_batch(&values, defined, None).expect("values are written");
-        column.close().expect("the column closes");
-    }
-    group.close().expect("the group closes");
-    writer.close().expect("the file closes");
-
+    let path = write(folder.path(), "a.parquet", &parquet(Compression::SNAPPY, true));
     let corpus = |field: &str| Corpus::find(std::slice::from_ref(&path), None, field, None).expect("the file is there");
-    let expected = pairs(&[("a.parquet:1", "one"), ("a.parquet:3", "three")]);
-    assert_eq!(read(&corpus("text")).expect("good text").0, expected);
+    let expected = pairs(&[("a.parquet:1", "one"), ("a.parquet:3", "größer"), ("a.parquet:4", "one")]);
+    let (documents, _) = read(&corpus("text")).expect("good text");
+    assert_eq!(documents[..3], expected);
+    assert_eq!((documents[3].0.as_str(), documents.len()), ("a.parquet:5", 6));
     let message = read(&corpus("body")).expect_err("no such column").to_string();
-    assert!(message.contains("found columns id, text, expected \"body\""), "{message}");
+    let expected = ": found columns id, text, expected \"body\"\nhint: name the column with --text-field";
+    assert!(message.ends_with(expected), "{message}");
 }

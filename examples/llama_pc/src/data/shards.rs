@@ -9,7 +9,7 @@ use crate::failure::Failure;
 /// Tokens after which a new shard is begun: files of 256 MiB.
 pub const SHARD_TOKENS: u64 = 64 << 20;
 
-/// Writes documents into the shards of a folder as they come.
+/// Writes documents into the shards of a folder as they come, piece by piece.
 pub struct ShardWriter {
     folder: PathBuf,
     shard_tokens: u64,
@@ -24,21 +24,24 @@ struct OpenShard {
 }
 
 impl ShardWriter {
-    /// Makes the folder. A shard ends with the document that brings it to `shard_tokens` or more.
+    /// Makes the folder. A shard ends with the piece that brings it to `shard_tokens` or more, even within a document: the
+    /// rest of it counts as a document of the next shard.
     pub fn create(folder: &Path, shard_tokens: u64) -> Result<Self, Failure> {
         std::fs::create_dir(folder).map_err(|error| Failure::io("create", folder, &error))?;
         Ok(Self { folder: folder.to_owned(), shard_tokens, shards: 0, open: None })
     }
 
-    /// Appends a document, whole.
-    pub fn write(&mut self, tokens: &[u32]) -> Result<(), Failure> {
+    /// Appends a piece of a document; `begins` tells whether it is the first.
+    pub fn write(&mut self, tokens: &[u32], begins: bool) -> Result<(), Failure> {
         let mut shard = match self.open.take() {
             Some(shard) => shard,
             None => self.begin()?,
         };
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         shard.bin.write(&bytes)?;
-        shard.idx.write(&shard.tokens.to_le_bytes())?;
+        if begins || shard.tokens == 0 {
+            shard.idx.write(&shard.tokens.to_le_bytes())?;
+        }
         shard.tokens += tokens.len() as u64;
         if shard.tokens < self.shard_tokens {
             self.open = Some(shard);
@@ -102,13 +105,16 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("train");
         let mut writer = ShardWriter::create(&path, 4).expect("a writer");
-        for document in [&[1, 2, 3][..], &[4, 5], &[6], &[7, 8, 9, 10]] {
-            writer.write(document).expect("tokens are written");
+        let pieces = [(&[1, 2][..], true), (&[3], false), (&[4, 5], true), (&[6], false), (&[7, 8, 9], false), (&[10], true)];
+        for (piece, begins) in pieces {
+            writer.write(piece, begins).expect("tokens are written");
         }
         writer.finish().expect("the last shard closes");
-        let idx = std::fs::read(path.join("00000.idx")).expect("an index");
-        assert_eq!(idx, [0i64, 3, 5].map(i64::to_le_bytes).concat());
-        assert_eq!(std::fs::read_dir(&path).expect("a folder").count(), 4);
+        for (shard, offsets) in [("00000", &[0i64, 3, 5][..]), ("00001", &[0, 4]), ("00002", &[0, 1])] {
+            let idx = std::fs::read(path.join(shard).with_extension("idx")).expect("an index");
+            assert_eq!(idx, offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        assert_eq!(std::fs::read_dir(&path).expect("a folder").count(), 6);
         let stream = TokenStream::open(&path, 11).expect("good shards");
         let mut tokens = Vec::new();
         stream.read(0..stream.len(), &mut tokens).expect("good tokens");

@@ -1,17 +1,17 @@
 //! The first pass over the documents: how much there is, who goes to validation, and a sample for the tokenizer.
 //!
-//! A document goes to validation if its hash lies below a threshold, so that the choice depends on the document and the
-//! seed alone. Where few documents leave a side empty, the threshold moves just enough to give it one.
+//! A document goes to validation if the hash of its name and first piece lies below a threshold, so that the choice depends
+//! on the document and the seed alone. Where few documents leave a side empty, the threshold moves just enough to give it one.
 
 use std::path::PathBuf;
 
-use super::documents::{Corpus, Document};
+use super::documents::Corpus;
+use super::pieces::Piece;
 use super::windows::mix;
 use crate::failure::Failure;
 
-/// Text kept for training a tokenizer, and how much of it one document may give.
+/// Text kept for training a tokenizer, to which a document gives its first piece.
 const SAMPLE_BYTES: usize = 64 << 20;
-const DOCUMENT_BYTES: usize = 1 << 20;
 
 /// What the first pass found.
 pub struct Survey {
@@ -38,13 +38,15 @@ impl Survey {
         let (mut documents, mut bytes) = (0, 0);
         let (mut lowest, mut highest) = (u64::MAX, 0);
         let mut sample = Sample::new(SAMPLE_BYTES);
-        let skipped = corpus.for_each(|document| {
-            let hash = split.hash(&document);
-            documents += 1;
-            bytes += document.text.len() as u64;
-            (lowest, highest) = (lowest.min(hash), highest.max(hash));
-            if want_sample {
-                sample.offer(hash, document.text);
+        let skipped = corpus.for_each(|piece| {
+            bytes += piece.text.len() as u64;
+            if piece.begins {
+                let hash = split.hash(&piece);
+                documents += 1;
+                (lowest, highest) = (lowest.min(hash), highest.max(hash));
+                if want_sample {
+                    sample.offer(hash, piece.text);
+                }
             }
             Ok(())
         })?;
@@ -62,14 +64,14 @@ impl Survey {
 }
 
 impl Split {
-    /// Whether the document is for validation.
-    pub fn is_val(&self, document: &Document) -> bool {
-        self.hash(document) < self.threshold
+    /// Whether the document that begins with this piece is for validation.
+    pub fn is_val(&self, first: &Piece) -> bool {
+        self.hash(first) < self.threshold
     }
 
     /// FNV-1a over name and text, keyed by the seed and mixed, because FNV's high bits alone are poor.
-    fn hash(&self, document: &Document) -> u64 {
-        let bytes = document.name.bytes().chain([0xff]).chain(document.text.bytes());
+    fn hash(&self, first: &Piece) -> u64 {
+        let bytes = first.name.bytes().chain([0xff]).chain(first.text.bytes());
         let fnv =
             bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         mix(fnv ^ mix(self.seed))
@@ -94,7 +96,6 @@ impl Sample {
         if rank(hash) > self.bar {
             return;
         }
-        text.truncate(text.floor_char_boundary(DOCUMENT_BYTES));
         text.shrink_to_fit();
         self.bytes += text.len();
         self.kept.push((hash, text));
@@ -121,8 +122,8 @@ fn rank(hash: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn document(i: usize) -> Document {
-        Document { name: format!("d{i}"), text: format!("text {i}") }
+    fn document(i: usize) -> Piece {
+        Piece { name: format!("d{i}"), text: format!("text {i}"), begins: true, ends: true }
     }
 
     #[test]
@@ -159,8 +160,8 @@ mod tests {
             let survey = Survey::take(&corpus(), 1, fraction, true).expect("two documents");
             let mut val = 0;
             corpus()
-                .for_each(|document| {
-                    val += usize::from(survey.split.is_val(&document));
+                .for_each(|piece| {
+                    val += usize::from(survey.split.is_val(&piece));
                     Ok(())
                 })
                 .expect("good text");

@@ -9,9 +9,11 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
+use super::pieces::Piece;
 use super::{sentencepiece, sentencepiece_train};
 use crate::cli::Style;
 use crate::failure::Failure;
+use crate::guard::guarded;
 
 /// Special tokens of a tokenizer trained here; their ids are 0 and 1.
 const BOS: &str = "<|bos|>";
@@ -41,6 +43,8 @@ pub struct Tokenizer {
     json: String,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// Whether it puts a space before every text, so that a space where a text was cut would count twice.
+    adds_space: bool,
     unknown: Option<u32>,
 }
 
@@ -98,27 +102,43 @@ impl Tokenizer {
     fn from_json(json: String) -> Result<Self, String> {
         let wrong =
             |error: tokenizers::Error| format!("found {}, expected a tokenizer.json", error.to_string().replace('\n', " "));
-        let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(wrong)?;
+        let parsed = guarded(|| tokenizers::Tokenizer::from_bytes(json.as_bytes()));
+        let parsed = parsed.map_err(|panic| format!("found damage ({panic}), expected a tokenizer.json"))?;
+        let mut inner = parsed.map_err(wrong)?;
         inner.with_truncation(None).map_err(wrong)?;
         inner.with_padding(None);
         // A text that spells a special token must not become one.
         inner.set_encode_special_tokens(true);
         let id = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
         let (bos, eos, unknown) = (id(&BOS_NAMES), id(&EOS_NAMES), id(&UNKNOWN_NAMES));
-        Ok(Self { inner, json, bos, eos, unknown })
+        let mut this = Self { inner, json, bos, eos, adds_space: false, unknown };
+        let ids = |text: &str| this.encode(text).map_err(|failure| failure.to_string());
+        let (whole, left, right) = (ids("a b")?, ids("a")?, ids("b")?);
+        this.adds_space = whole == [left.clone(), right].concat() && whole != [left, ids(" b")?].concat();
+        Ok(this)
     }
 
     /// The tokens of a text, without any special ones.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
-        let encoding = self.inner.encode_fast(text, false).map_err(unencodable)?;
-        Ok(encoding.get_ids().to_vec())
+        let fail = |reason: String| Failure::other(format!("cannot encode the text: {reason}"));
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(fail)?;
+        Ok(encoding.map_err(|error| fail(error.to_string()))?.get_ids().to_vec())
     }
 
-    /// The tokens of whole documents, each begun with BOS and ended with EOS where the tokenizer has them; on all cores.
-    pub fn encode_documents(&self, texts: Vec<&str>) -> Result<Vec<Vec<u32>>, Failure> {
-        let encodings = self.inner.encode_batch_fast(texts, false).map_err(unencodable)?;
-        let framed = |ids: &[u32]| self.bos.iter().chain(ids).chain(&self.eos).copied().collect();
-        Ok(encodings.iter().map(|encoding| framed(encoding.get_ids())).collect())
+    /// The tokens of a piece, with BOS where its document begins and EOS where it ends, if the tokenizer has them.
+    pub fn encode_piece(&self, piece: &Piece) -> Result<Vec<u32>, Failure> {
+        let text = match piece.text.strip_prefix(' ') {
+            Some(rest) if self.adds_space && !piece.begins => rest,
+            _ => &piece.text,
+        };
+        let mut tokens = self.encode(text)?;
+        if piece.begins {
+            tokens.splice(..0, self.bos);
+        }
+        if piece.ends {
+            tokens.extend(self.eos);
+        }
+        Ok(tokens)
     }
 
     /// The text of tokens, special ones left out. Bytes that are not UTF-8 (yet) read as U+FFFD.
@@ -161,10 +181,6 @@ impl Tokenizer {
     pub fn save(&self, path: &Path) -> Result<(), Failure> {
         std::fs::write(path, &self.json).map_err(|error| Failure::io("write", path, &error))
     }
-}
-
-fn unencodable(error: tokenizers::Error) -> Failure {
-    Failure::other(format!("cannot encode the text: {error}"))
 }
 
 #[cfg(test)]

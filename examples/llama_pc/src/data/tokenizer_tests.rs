@@ -27,11 +27,34 @@ fn a_trained_tokenizer_round_trips_any_text() {
 #[test]
 fn documents_begin_and_end() {
     let tokenizer = Tokenizer::train(&texts(), 300).expect("a tokenizer");
-    let documents = tokenizer.encode_documents(vec!["a", "fn b"]).expect("tokens");
-    for (document, text) in documents.iter().zip(["a", "fn b"]) {
-        assert_eq!((document.first(), document.last()), (Some(&0), Some(&1)));
-        assert_eq!(document[1..document.len() - 1], tokenizer.encode(text).expect("tokens"));
-        assert_eq!(tokenizer.decode(document).expect("text"), text);
+    for text in ["a", "fn b"] {
+        let piece = |begins, ends| Piece { name: String::new(), text: text.to_owned(), begins, ends };
+        let tokens = |begins, ends| tokenizer.encode_piece(&piece(begins, ends)).expect("tokens");
+        let (inner, whole) = (tokenizer.encode(text).expect("tokens"), tokens(true, true));
+        assert_eq!((whole.first(), whole.last()), (Some(&0), Some(&1)));
+        assert_eq!(whole[1..whole.len() - 1], inner);
+        assert_eq!(tokens(true, false), whole[..whole.len() - 1]);
+        assert_eq!(tokens(false, true), whole[1..]);
+        assert_eq!(tokens(false, false), inner);
+        assert_eq!(tokenizer.decode(&whole).expect("text"), text);
+    }
+}
+
+/// Where a long document is cut, its tokens are those that it has uncut.
+#[test]
+fn pieces_have_the_tokens_of_the_whole() {
+    let text = "Some words of a naïve text,  twice  a line; größer 12 34.\n\n\tfn main() {}\n".repeat(40);
+    let trained = Tokenizer::train(&texts(), 400).expect("a tokenizer");
+    let models = ["bpe.model", "unigram.model"].map(|name| Tokenizer::load(&fixture(name)).expect("the model loads"));
+    for tokenizer in models.iter().chain([&trained]) {
+        let whole = tokenizer.encode(&text).expect("tokens");
+        for (at, _) in text.match_indices(" words").chain(text.match_indices(" a naïve")) {
+            let piece = |text: &str, begins| Piece { name: String::new(), text: text.to_owned(), begins, ends: !begins };
+            let mut tokens = tokenizer.encode_piece(&piece(&text[..at], true)).expect("tokens");
+            tokens.extend(tokenizer.encode_piece(&piece(&text[at..], false)).expect("tokens"));
+            let framed: Vec<u32> = tokenizer.bos.iter().chain(&whole).chain(&tokenizer.eos).copied().collect();
+            assert_eq!(tokens, framed);
+        }
     }
 }
 

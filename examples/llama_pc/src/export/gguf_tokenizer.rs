@@ -109,7 +109,7 @@ fn describe(tokenizer: &Tokenizer, vocab: usize) -> Result<Metadata, String> {
         };
         metadata.extend(id.map(|id| (key, Value::U32(id))));
     }
-    // Documents began with BOS in training, see `Tokenizer::encode_documents`.
+    // Documents began with BOS in training, see `Tokenizer::encode_piece`.
     metadata.push(("tokenizer.ggml.add_bos_token", Value::Bool(tokenizer.bos().is_some())));
     metadata.push(("tokenizer.ggml.add_eos_token", Value::Bool(false)));
     Ok(metadata)

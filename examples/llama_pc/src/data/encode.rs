@@ -1,0 +1,138 @@
+//! The second pass of `prepare`: a thread reads, one for each core encodes, and the calling one writes shards.
+//!
+//! Batches go to the encoders in turn and come back in the same turn, which keeps their order; every queue is short, which
+//! bounds the memory and makes the fast wait for the slow.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use super::documents::Corpus;
+use super::meta::Part;
+use super::pieces::{PIECE_BYTES, Piece};
+use super::shards::{SHARD_TOKENS, ShardWriter};
+use super::survey::{Split, Survey};
+use super::tokenizer::Tokenizer;
+use crate::failure::Failure;
+use crate::progress::Progress;
+
+/// Batches that wait before and behind each encoder.
+const QUEUE: usize = 2;
+
+/// Pieces that are encoded together: of about [`PIECE_BYTES`], so that short documents do not make the threads wait for each other.
+type Batch = Vec<Piece>;
+
+/// A piece with its tokens.
+type Encoded = Vec<(Piece, Vec<u32>)>;
+
+/// Encodes every document into the shards of its side, `train` or `val` in the folder `out`.
+pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<(Part, Part), Failure> {
+    let mut writer = Writer {
+        split: &survey.split,
+        train: Side::create(&out.join("train"))?,
+        val: Side::create(&out.join("val"))?,
+        to_val: false,
+    };
+    let mut progress = Progress::new("encoding", 0, survey.bytes);
+    thread::scope(|scope| {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for _ in 0..cores {
+            let (input, batches) = sync_channel::<Batch>(QUEUE);
+            let (encoded, output) = sync_channel(QUEUE);
+            scope.spawn(move || encode_batches(tokenizer, &batches, &encoded));
+            inputs.push(input);
+            outputs.push(output);
+        }
+        let reader = scope.spawn(move || read(corpus, &inputs));
+        let mut done = 0;
+        // The turn ends at the first encoder that has nothing: the reader has stopped. An error drops the queues, which stops all.
+        for output in outputs.iter().cycle() {
+            let Ok(encoded) = output.recv() else { break };
+            for (piece, tokens) in encoded? {
+                writer.write(&piece, &tokens)?;
+                done += piece.text.len() as u64;
+            }
+            progress.set(done, "bytes");
+        }
+        drop(outputs);
+        reader.join().expect("bug: the reader panicked")
+    })?;
+    progress.finish();
+    Ok((writer.train.finish()?, writer.val.finish()?))
+}
+
+/// Hands batches to the encoders in turn, until all is read or one of them has gone.
+fn read(corpus: &Corpus, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
+    let mut turn = inputs.iter().cycle();
+    let mut send = |batch: &mut Batch| {
+        let input = turn.next().expect("bug: there is no encoder");
+        input.send(std::mem::take(batch)).map_err(|_| Failure::other("the encoders have stopped"))
+    };
+    let (mut batch, mut bytes) = (Batch::new(), 0);
+    corpus.for_each(|piece| {
+        bytes += piece.text.len();
+        batch.push(piece);
+        if bytes >= PIECE_BYTES {
+            bytes = 0;
+            send(&mut batch)?;
+        }
+        Ok(())
+    })?;
+    send(&mut batch)
+}
+
+/// Encodes batches until there are no more, one fails, or nobody wants them.
+fn encode_batches(tokenizer: &Tokenizer, batches: &Receiver<Batch>, encoded: &SyncSender<Result<Encoded, Failure>>) {
+    for batch in batches {
+        let with_tokens = |piece: Piece| tokenizer.encode_piece(&piece).map(|tokens| (piece, tokens));
+        let result: Result<Encoded, Failure> = batch.into_iter().map(with_tokens).collect();
+        let failed = result.is_err();
+        if encoded.send(result).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Puts pieces on the side of their document.
+struct Writer<'a> {
+    split: &'a Split,
+    train: Side,
+    val: Side,
+    /// Whether the document that was begun last is for validation.
+    to_val: bool,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, piece: &Piece, tokens: &[u32]) -> Result<(), Failure> {
+        if piece.begins {
+            self.to_val = self.split.is_val(piece);
+        }
+        let side = if self.to_val { &mut self.val } else { &mut self.train };
+        side.write(piece, tokens)
+    }
+}
+
+/// The shards of one side and what went into them.
+struct Side {
+    shards: ShardWriter,
+    part: Part,
+}
+
+impl Side {
+    fn create(folder: &Path) -> Result<Self, Failure> {
+        Ok(Self { shards: ShardWriter::create(folder, SHARD_TOKENS)?, part: Part::default() })
+    }
+
+    fn write(&mut self, piece: &Piece, tokens: &[u32]) -> Result<(), Failure> {
+        self.part.documents += u64::from(piece.begins);
+        self.part.bytes += piece.text.len() as u64;
+        self.part.tokens += tokens.len() as u64;
+        self.shards.write(tokens, piece.begins)
+    }
+
+    fn finish(self) -> Result<Part, Failure> {
+        self.shards.finish()?;
+        Ok(self.part)
+    }
+}

@@ -1,0 +1,107 @@
+//! Documents as pieces of bounded size, so that memory stays bounded however long a document is.
+
+use std::io::Read;
+
+use crate::failure::Failure;
+
+/// The longest piece in bytes. Most documents are one piece; encoding one takes about a hundred times its memory.
+pub const PIECE_BYTES: usize = 256 << 10;
+
+/// A document, or a part of one that is longer than [`PIECE_BYTES`]; its parts follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Path relative to the given file or folder, with the line or row where a file has several documents.
+    pub name: String,
+    pub text: String,
+    /// Whether the document begins here.
+    pub begins: bool,
+    /// Whether it ends here.
+    pub ends: bool,
+}
+
+/// Hands the text of a document to `visit` piece by piece; `fail` is told why it could not be read.
+pub fn cut(
+    name: &str,
+    mut text: impl Read,
+    fail: impl Fn(&std::io::Error) -> Failure,
+    visit: &mut dyn FnMut(Piece) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (mut bytes, mut begins) = (Vec::new(), true);
+    loop {
+        // One byte more than a piece shows whether the document goes on.
+        let room = (PIECE_BYTES + 1 - bytes.len()) as u64;
+        text.by_ref().take(room).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
+        let ends = bytes.len() <= PIECE_BYTES;
+        let whole = valid(&bytes[..bytes.len().min(PIECE_BYTES)], ends).map_err(|error| fail(&error))?;
+        let at = if ends { whole.len() } else { boundary(whole) };
+        let piece = Piece { name: name.to_owned(), text: whole[..at].to_owned(), begins, ends };
+        bytes.drain(..at);
+        visit(piece)?;
+        if ends {
+            return Ok(());
+        }
+        begins = false;
+    }
+}
+
+/// The bytes as text; a character that they cut is left out if the text goes on.
+fn valid(bytes: &[u8], ends: bool) -> std::io::Result<&str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) if !ends && error.error_len().is_none() => valid(&bytes[..error.valid_up_to()], false),
+        Err(error) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error)),
+    }
+}
+
+/// Where to cut a text that goes on: before the last space between two words, which every usual tokenizer takes apart there
+/// anyway; at its end, if it has no such place.
+fn boundary(text: &str) -> usize {
+    let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
+    let between = |at: usize| letter(text[..at].chars().next_back()) && letter(text[at + 1..].chars().next());
+    text.rmatch_indices(' ').map(|(at, _)| at).find(|at| between(*at)).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(text: &[u8]) -> Result<Vec<Piece>, Failure> {
+        let mut pieces = Vec::new();
+        cut("a", text, |error| Failure::other(error.to_string()), &mut |piece| {
+            pieces.push(piece);
+            Ok(())
+        })?;
+        Ok(pieces)
+    }
+
+    #[test]
+    fn pieces_make_up_the_text() {
+        for text in [
+            "short".to_owned(),
+            "x".repeat(PIECE_BYTES),
+            "x".repeat(PIECE_BYTES + 1),
+            "größe ".repeat(PIECE_BYTES / 2),
+            "🦀".repeat(PIECE_BYTES),
+        ] {
+            let pieces = pieces(text.as_bytes()).expect("good text");
+            assert!(pieces.iter().all(|piece| (1..=PIECE_BYTES).contains(&piece.text.len())));
+            assert_eq!(pieces.iter().map(|piece| piece.text.as_str()).collect::<String>(), text);
+            let last = pieces.len() - 1;
+            assert!((text.len() - 1) / PIECE_BYTES <= last, "{last}");
+            for (i, piece) in pieces.iter().enumerate() {
+                assert_eq!((piece.begins, piece.ends), (i == 0, i == last));
+                assert!(!text.contains(' ') || piece.begins || piece.text.starts_with(" g"));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_wherever_they_stand() {
+        for at in [0, PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 9] {
+            let mut bytes = vec![b'x'; 2 * PIECE_BYTES + 10];
+            bytes[at] = 0xff;
+            assert!(pieces(&bytes).is_err(), "{at}");
+        }
+        assert!(pieces("ü".as_bytes().split_last().expect("two bytes").1).is_err(), "a character that is cut at the end");
+    }
+}

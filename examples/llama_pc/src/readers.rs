@@ -1,0 +1,142 @@
+//! Every reader of files that others may have written, as a function of bytes: what the property tests and the fuzz targets call.
+//!
+//! A reader may refuse any bytes with a sentence, but never panic; and what it takes must keep what it promises, or the
+//! function panics itself.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, Saved};
+use crate::config::Config;
+use crate::data::documents::Corpus;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::TokenStream;
+use crate::failure::Failure;
+
+/// A folder whose files are written anew for every call.
+pub struct Scratch {
+    folder: PathBuf,
+}
+
+impl Scratch {
+    /// Uses an empty folder.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.folder.join(name);
+        fs::write(&path, bytes).expect("the folder can be written to");
+        path
+    }
+
+    /// Token shards: a `.bin`, the `.idx` beside it if there is one, and the vocabulary.
+    pub fn shards(&self, bin: &[u8], idx: Option<&[u8]>, vocab: usize) {
+        let path = self.file("0.bin", bin);
+        let index = path.with_extension("idx");
+        match idx {
+            Some(bytes) => fs::write(&index, bytes).expect("the folder can be written to"),
+            // Perhaps the call before had none either.
+            None => drop(fs::remove_file(&index)),
+        }
+        let Some(stream) = taken(TokenStream::open(&path, vocab)) else { return };
+        let mut tokens = Vec::new();
+        if taken(stream.read(0..stream.len(), &mut tokens)).is_some() {
+            assert_eq!(tokens.len() as u64, stream.len());
+            assert!(tokens.iter().all(|token| (*token as usize) < vocab));
+        }
+    }
+
+    /// A `tokenizer.json`, which encodes and decodes a text if it loads.
+    pub fn tokenizer_json(&self, bytes: &[u8]) {
+        use_tokenizer(&self.file("tokenizer.json", bytes));
+    }
+
+    /// A SentencePiece model.
+    pub fn sentencepiece(&self, bytes: &[u8]) {
+        use_tokenizer(&self.file("tokenizer.model", bytes));
+    }
+
+    /// A run's `config.toml`.
+    pub fn config(&self, bytes: &[u8]) {
+        let path = self.file("config.toml", bytes);
+        let Some(config) = taken(Config::load(Some(&path), &[])) else { return };
+        let again = self.file("config.toml", config.to_toml().as_bytes());
+        let again = Config::load(Some(&again), &[]);
+        assert_eq!(again.expect("what is written is read"), config);
+    }
+
+    /// The `state.json` of a checkpoint.
+    pub fn state(&self, bytes: &[u8]) {
+        self.file("state.json", bytes);
+        if let Some(saved) = taken(Saved::open(&self.folder)) {
+            let _ = taken(saved.verify(checkpoint::MODEL));
+        }
+    }
+
+    /// Weights in safetensors: the library's reader and the program's reader of names.
+    pub fn safetensors(&self, bytes: &[u8]) {
+        let path = self.file("model.safetensors", bytes);
+        let names = taken(checkpoint::names(&path));
+        let Ok(file) = polytape::checkpoint::Checkpoint::open(&path) else { return };
+        let found = file.names().expect("a file that opens has names");
+        if let Some(names) = names {
+            assert!(names.iter().eq(&found), "{names:?} and {found:?}");
+        }
+        for name in &found {
+            let _ = file.values(name);
+        }
+    }
+
+    /// JSON lines.
+    pub fn json_lines(&self, bytes: &[u8]) {
+        self.documents("documents.jsonl", bytes);
+    }
+
+    /// A Parquet file.
+    pub fn parquet(&self, bytes: &[u8]) {
+        self.documents("documents.parquet", bytes);
+    }
+
+    /// A text file.
+    pub fn text(&self, bytes: &[u8]) {
+        self.documents("document.txt", bytes);
+    }
+
+    fn documents(&self, name: &str, bytes: &[u8]) {
+        let path = self.file(name, bytes);
+        let corpus = Corpus::find(&[path], None, "text", None).expect("the file is there");
+        let mut within = false;
+        let read = corpus.for_each(|piece| {
+            assert!(piece.begins != within && !piece.text.is_empty(), "{piece:?}");
+            within = !piece.ends;
+            Ok(())
+        });
+        assert!(taken(read).is_none() || !within, "a document has no end");
+    }
+}
+
+fn use_tokenizer(path: &Path) {
+    let Some(tokenizer) = taken(Tokenizer::load(path)) else { return };
+    let Some(tokens) = taken(tokenizer.encode("Naïve text, 12 <s>\u{2581}🦀\n")) else { return };
+    let vocab = tokenizer.vocab_size();
+    assert!(tokens.iter().all(|token| (*token as usize) < vocab), "{tokens:?} of {vocab}");
+    let _ = taken(tokenizer.decode(&tokens));
+}
+
+/// What was read; a refusal must be one sentence about something found or expected.
+fn taken<T>(result: Result<T, Failure>) -> Option<T> {
+    let failure = match result {
+        Ok(value) => return Some(value),
+        Err(failure) => failure,
+    };
+    let text = failure.to_string();
+    let sentence = text.split("\nhint: ").next().unwrap_or_default();
+    assert!(!sentence.is_empty() && !sentence.contains('\n'), "{text}");
+    None
+}
+
+#[cfg(test)]
+pub mod samples;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! Small good files of every kind, for tests to damage and for the fuzzer to begin with.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+use crate::data::tokenizer::Tokenizer;
+
+/// llm.c's two kinds of `.bin` and one without header, each with three tokens.
+pub fn shards() -> Vec<Vec<u8>> {
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let with_header = |magic, version, tokens: &[u8]| {
+        let mut bytes = words(&[magic, version, 3]);
+        bytes.resize(1024, 0);
+        [&bytes[..], tokens].concat()
+    };
+    vec![words(&[1, 2, 3]), with_header(20_240_520, 1, &[1, 0, 2, 0, 3, 0]), with_header(20_240_801, 7, &words(&[1, 2, 3]))]
+}
+
+/// Document offsets of three tokens.
+pub fn index() -> Vec<u8> {
+    [0i64, 1, 3].iter().flat_map(|offset| offset.to_le_bytes()).collect()
+}
+
+/// A column `text` of rows, one of them null, beside another; in two row groups.
+pub fn parquet(compression: Compression, dictionary: bool) -> Vec<u8> {
+    let schema = "message m { required binary id (UTF8); optional binary text (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(dictionary).build();
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).expect("a writer");
+    for _ in 0..2 {
+        let mut group = writer.next_row_group().expect("a row group");
+        let columns = [(vec!["1", "2", "3", "4"], None), (vec!["one", "größer", "one"], Some([1i16, 0, 1, 1]))];
+        for (values, defined) in columns {
+            let values: Vec<ByteArray> = values.into_iter().map(ByteArray::from).collect();
+            let mut column = group.next_column().expect("a column").expect("one more");
+            let defined = defined.as_ref().map(|levels| levels.as_slice());
+            column.typed::<ByteArrayType>().write_batch(&values, defined, None).expect("values are written");
+            column.close().expect("the column closes");
+        }
+        group.close().expect("the group closes");
+    }
+    writer.into_inner().expect("the file closes")
+}
+
+/// [`parquet`] in each way that FineWeb and its like are written.
+pub fn parquets() -> Vec<Vec<u8>> {
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    vec![parquet(zstd, true), parquet(Compression::SNAPPY, true), parquet(Compression::UNCOMPRESSED, false)]
+}
+
+/// Lines with and without text, one of them blank.
+pub fn json_lines() -> Vec<u8> {
+    "{\"text\": \"größe\", \"id\": [1, 2e3]}\n\n{\"meta\": null, \"text\": \"\\ud83e\\udd80\"}\r\n{\"text\": \"\"}".into()
+}
+
+/// A byte-level BPE, trained here.
+pub fn tokenizer_json() -> Vec<u8> {
+    let texts = ["the cat sat on the mat ".repeat(9), "größer, größer".to_owned()];
+    Tokenizer::train(&texts, 290).expect("a tokenizer").json().as_bytes().to_vec()
+}
+
+/// The models of the fixtures.
+pub fn sentencepiece() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    ["bpe.model", "unigram.model"].map(|name| std::fs::read(folder.join(name)).expect("a fixture")).to_vec()
+}
+
+/// A configuration with something in every section.
+pub fn config() -> Vec<u8> {
+    let text = "seed = 3\n[model]\npreset = \"20M\"\nvocab = 300\n[pc]\ntargets = [\"o\", \"ffn\"]\nlevel = 2\n[optimizer]\nkind = \"muon\"\n\
+                lr = 1e-3\nbetas = [0.9, 0.95]\n[schedule]\nkind = \"wsd\"\ndecay_steps = 5\n[data]\nseq_len = 64\n[train]\nsteps = 10\n";
+    text.into()
+}
+
+/// Two tensors.
+pub fn safetensors() -> Vec<u8> {
+    let header: BTreeMap<&str, serde_json::Value> = BTreeMap::from([
+        ("__metadata__", serde_json::json!({"format": "pt"})),
+        ("a", serde_json::json!({"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]})),
+        ("b", serde_json::json!({"dtype": "BF16", "shape": [3], "data_offsets": [8, 14]})),
+    ]);
+    let header = serde_json::to_vec(&header).expect("JSON");
+    [&(header.len() as u64).to_le_bytes()[..], &header, &[7; 14]].concat()
+}

@@ -1,0 +1,153 @@
+//! No bytes make a reader panic: neither arbitrary ones nor good files with damage.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::checkpoint::State;
+
+/// Calls a reader in a folder of its own.
+fn read(reader: impl FnOnce(&Scratch)) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    reader(&Scratch::new(folder.path()));
+}
+
+/// How a good file is damaged: bytes changed in some places, then perhaps cut.
+type Damage = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>);
+
+fn damage() -> impl Strategy<Value = Damage> {
+    (prop::collection::vec(any::<(prop::sample::Index, u8)>(), 1..4), prop::option::weighted(0.2, any::<prop::sample::Index>()))
+}
+
+fn damaged(good: &[u8], (changes, end): &Damage) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for (at, value) in changes {
+        let at = at.index(bytes.len());
+        bytes[at] ^= value;
+    }
+    if let Some(end) = end {
+        bytes.truncate(end.index(good.len()));
+    }
+    bytes
+}
+
+#[test]
+fn good_files_of_every_kind_are_taken() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let scratch = Scratch::new(folder.path());
+    for shard in samples::shards() {
+        let path = scratch.file("0.bin", &shard);
+        assert_eq!(TokenStream::open(&path, 4).expect("a good shard").len(), 3);
+        scratch.shards(&shard, Some(&samples::index()), 4);
+    }
+    let texts = |name: &str, bytes: &[u8]| {
+        let corpus = Corpus::find(&[scratch.file(name, bytes)], None, "text", None).expect("the file is there");
+        let mut texts = Vec::new();
+        let read = corpus.for_each(|piece| {
+            texts.push(piece.text);
+            Ok(())
+        });
+        read.expect("a good file");
+        texts
+    };
+    for parquet in samples::parquets() {
+        assert_eq!(texts("a.parquet", &parquet), ["one", "größer", "one", "one", "größer", "one"]);
+    }
+    assert_eq!(texts("a.jsonl", &samples::json_lines()), ["größe", "🦀"]);
+    Tokenizer::load(&scratch.file("tokenizer.json", &samples::tokenizer_json())).expect("a good tokenizer");
+    for model in samples::sentencepiece() {
+        Tokenizer::load(&scratch.file("tokenizer.model", &model)).expect("a good model");
+    }
+    Config::load(Some(&scratch.file("config.toml", &samples::config())), &[]).expect("a good configuration");
+    let path = scratch.file("model.safetensors", &samples::safetensors());
+    assert_eq!(checkpoint::names(&path).expect("good tensors").len(), 2);
+}
+
+/// The Parquet library panics on some of these; what it says must become the program's sentence.
+#[test]
+fn a_flipped_byte_in_a_parquet_file_never_panics() {
+    for parquet in samples::parquets() {
+        for at in 0..parquet.len() {
+            let mut bytes = parquet.clone();
+            bytes[at] ^= 1 << (at % 8);
+            read(|scratch| scratch.parquet(&bytes));
+            bytes[at] = !parquet[at];
+            read(|scratch| scratch.parquet(&bytes));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        read(|scratch| {
+            scratch.tokenizer_json(&bytes);
+            scratch.sentencepiece(&bytes);
+            scratch.config(&bytes);
+            scratch.state(&bytes);
+            scratch.safetensors(&bytes);
+            scratch.json_lines(&bytes);
+            scratch.parquet(&bytes);
+            scratch.text(&bytes);
+        });
+    }
+
+    #[test]
+    fn damaged_shards_are_refused_or_read(which in 0usize..3, damage in damage(), index in damage(), vocab in 1usize..6) {
+        let bin = damaged(&samples::shards()[which], &damage);
+        read(|scratch| {
+            scratch.shards(&bin, None, vocab);
+            scratch.shards(&bin, Some(&damaged(&samples::index(), &index)), vocab);
+        });
+    }
+
+    #[test]
+    fn damaged_configurations_states_and_weights_are_refused_or_read(damage in damage(), step in any::<u64>()) {
+        read(|scratch| {
+            scratch.config(&damaged(&samples::config(), &damage));
+            scratch.json_lines(&damaged(&samples::json_lines(), &damage));
+            scratch.safetensors(&damaged(&samples::safetensors(), &damage));
+            scratch.state(&damaged(checkpoint::text_of(&State { step, ..State::default() }).as_bytes(), &damage));
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn damaged_tokenizers_are_refused_or_used(damage in damage(), which in 0usize..2) {
+        static JSON: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(samples::tokenizer_json);
+        read(|scratch| {
+            scratch.tokenizer_json(&damaged(&JSON, &damage));
+            scratch.sentencepiece(&damaged(&samples::sentencepiece()[which], &damage));
+        });
+    }
+}
+
+/// Good files for the fuzzer to begin with, by fuzz target.
+fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let state = State { step: 3, tokens: 96, position: 6, windows: 9, ..State::default() };
+    let mut seeds = vec![
+        ("config", samples::config()),
+        ("json_lines", samples::json_lines()),
+        ("safetensors", samples::safetensors()),
+        ("state", checkpoint::text_of(&state).into_bytes()),
+        ("tokenizer_json", samples::tokenizer_json()),
+    ];
+    seeds.extend(samples::parquets().into_iter().map(|bytes| ("parquet", bytes)));
+    seeds.extend(samples::sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
+    // The target takes the length of the index and the vocabulary from the first two bytes.
+    seeds.extend(samples::shards().into_iter().map(|bytes| ("shards", [&[24, 3], &bytes[..], &samples::index()].concat())));
+    seeds
+}
+
+#[test]
+#[ignore = "writes to fuzz/corpus, before fuzzing"]
+fn write_fuzz_seeds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+    for (number, (target, bytes)) in fuzz_seeds().into_iter().enumerate() {
+        let folder = corpus.join(target);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join(format!("seed-{number}")), bytes).expect("a file");
+    }
+}

@@ -1,0 +1,5 @@
+//! JSON lines.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| llama_pc_fuzz::scratch(|scratch| scratch.json_lines(bytes)));

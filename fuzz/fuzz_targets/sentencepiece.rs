@@ -1,0 +1,5 @@
+//! A SentencePiece `.model`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| llama_pc_fuzz::scratch(|scratch| scratch.sentencepiece(bytes)));
