@@ -1,7 +1,10 @@
-// out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes 64 × 64 outputs, 4 × 4 each,
-// from tiles of 64 × 16 in shared memory (8 KiB).
+// out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes TILE × TILE outputs from tiles of
+// TILE × DEPTH in shared memory (8 KiB at 64, 16 at 128). An invocation owns TILE / 16 rows and columns, as groups of four
+// that lie 64 apart, so that neighbours read neighbouring vec4s. What the next step needs is loaded before the multiply of the
+// current. Every output is one chain of fused multiply-adds in the order of the inner index, whatever the tile: the choice never
+// changes a bit.
 //
-// Constants: TRANSPOSE_A, TRANSPOSE_B, VECTORS.
+// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS.
 
 @group(0) @binding(0) var<storage, read> a: array<Element>;
 @group(0) @binding(1) var<storage, read> b: array<Element>;
@@ -9,59 +12,59 @@
 @group(0) @binding(3) var<storage, read> factor: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<Element>;
 
-const TILE: u32 = 64u;
 const DEPTH: u32 = 16u;
+const SIDE: u32 = TILE / 4u;
 
-// Both as [DEPTH][TILE / 4]: four rows of op(A), four columns of op(B), at one inner index.
-var<workgroup> a_tile: array<vec4f, DEPTH * TILE / 4u>;
-var<workgroup> b_tile: array<vec4f, DEPTH * TILE / 4u>;
+// Both as [DEPTH][SIDE]: four rows of op(A), four columns of op(B), at one inner index.
+var<workgroup> a_tile: array<vec4f, DEPTH * SIDE>;
+var<workgroup> b_tile: array<vec4f, DEPTH * SIDE>;
 
-// One vec4 of an operand's tile per invocation: four neighbours along the tile's side at one inner index (`along_side`), or
-// four inner indices at one place of the side.
+// The place of four neighbours in a tile. Every four inner indices the order changes, which spreads over the banks what the
+// lanes of a subgroup write where an operand comes along the inner dimension.
+fn spot(depth: u32, quarter: u32) -> u32 { return depth * SIDE + (quarter ^ (depth / 4u * 2u)); }
+
+// The vec4 of an operand that an invocation brings: four neighbours along the tile's side at one inner index (`along_side`),
+// or four inner indices at one place of the side.
 struct Place { side: u32, depth: u32 }
 
-fn place(local: u32, along_side: bool) -> Place {
-    if (along_side) { return Place((local % (TILE / 4u)) * 4u, local / (TILE / 4u)); }
-    return Place(local / (DEPTH / 4u), (local % (DEPTH / 4u)) * 4u);
+fn place(index: u32, along_side: bool) -> Place {
+    if (along_side) { return Place((index % SIDE) * 4u, index / SIDE); }
+    return Place(index / (DEPTH / 4u), (index % (DEPTH / 4u)) * 4u);
 }
 
-fn fill_a(row: u32, k: u32, local: u32, base: u32) {
+fn fetch_a(index: u32, row: u32, k: u32, base: u32) -> vec4f {
+    let at = place(index, TRANSPOSE_A == 1u);
+    let inner = k + at.depth;
+    let side = row + at.side;
+    if (inner >= args.inner || side >= args.rows) { return vec4f(); }
+    if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
+    return load_a(base + side * args.a_stride + inner, args.inner - inner);
+}
+
+fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
+    let at = place(index, TRANSPOSE_B == 0u);
+    let inner = k + at.depth;
+    let side = column + at.side;
+    if (inner >= args.inner || side >= args.columns) { return vec4f(); }
+    if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
+    return load_b(base + side * args.b_stride + inner, args.inner - inner);
+}
+
+fn keep_a(index: u32, values: vec4f) {
+    let at = place(index, TRANSPOSE_A == 1u);
     if (TRANSPOSE_A == 1u) {
-        let at = place(local, true);
-        var values = vec4f();
-        if (k + at.depth < args.inner && row + at.side < args.rows) {
-            values = load_a(base + (k + at.depth) * args.a_stride + row + at.side, args.rows - row - at.side);
-        }
-        a_tile[at.depth * (TILE / 4u) + at.side / 4u] = values;
-        return;
-    }
-    let at = place(local, false);
-    var values = vec4f();
-    if (k + at.depth < args.inner && row + at.side < args.rows) {
-        values = load_a(base + (row + at.side) * args.a_stride + k + at.depth, args.inner - k - at.depth);
-    }
-    for (var q = 0u; q < 4u; q++) {
-        a_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = values[q];
+        a_tile[spot(at.depth, at.side / 4u)] = values;
+    } else {
+        @unroll for (var q = 0u; q < 4; q++) { a_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = values[q]; }
     }
 }
 
-fn fill_b(column: u32, k: u32, local: u32, base: u32) {
+fn keep_b(index: u32, values: vec4f) {
+    let at = place(index, TRANSPOSE_B == 0u);
     if (TRANSPOSE_B == 0u) {
-        let at = place(local, true);
-        var values = vec4f();
-        if (k + at.depth < args.inner && column + at.side < args.columns) {
-            values = load_b(base + (k + at.depth) * args.b_stride + column + at.side, args.columns - column - at.side);
-        }
-        b_tile[at.depth * (TILE / 4u) + at.side / 4u] = values;
-        return;
-    }
-    let at = place(local, false);
-    var values = vec4f();
-    if (k + at.depth < args.inner && column + at.side < args.columns) {
-        values = load_b(base + (column + at.side) * args.b_stride + k + at.depth, args.inner - k - at.depth);
-    }
-    for (var q = 0u; q < 4u; q++) {
-        b_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = values[q];
+        b_tile[spot(at.depth, at.side / 4u)] = values;
+    } else {
+        @unroll for (var q = 0u; q < 4; q++) { b_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = values[q]; }
     }
 }
 
@@ -74,26 +77,50 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let mine_row = local / 16u;
     let mine_column = local % 16u;
     if (SYMMETRIC == 1u && column >= row + TILE) { return; }
-    var sum0 = vec4f();
-    var sum1 = vec4f();
-    var sum2 = vec4f();
-    var sum3 = vec4f();
+    // Four rows of one group by four columns of another: sum[(rows·4 + row)·GROUPS + columns].
+    var sum: array<vec4f, 4u * GROUPS * GROUPS>;
+    var next_a: array<vec4f, GROUPS>;
+    var next_b: array<vec4f, GROUPS>;
+    var x: array<vec4f, GROUPS>;
+    var y: array<vec4f, GROUPS>;
+    @unroll for (var g = 0u; g < GROUPS; g++) {
+        next_a[g] = fetch_a(g * 256u + local, row, 0u, a_base);
+        next_b[g] = fetch_b(g * 256u + local, column, 0u, b_base);
+    }
     for (var k = 0u; k < args.inner; k += DEPTH) {
-        fill_a(row, k, local, a_base);
-        fill_b(column, k, local, b_base);
+        @unroll for (var g = 0u; g < GROUPS; g++) {
+            keep_a(g * 256u + local, next_a[g]);
+            keep_b(g * 256u + local, next_b[g]);
+        }
         workgroupBarrier();
-        @unroll for (var d = 0u; d < 16; d++) {
-            let x = a_tile[d * (TILE / 4u) + mine_row];
-            let y = b_tile[d * (TILE / 4u) + mine_column];
-            sum0 = fma(vec4f(x.x), y, sum0);
-            sum1 = fma(vec4f(x.y), y, sum1);
-            sum2 = fma(vec4f(x.z), y, sum2);
-            sum3 = fma(vec4f(x.w), y, sum3);
+        @unroll for (var g = 0u; g < GROUPS; g++) {
+            next_a[g] = fetch_a(g * 256u + local, row, k + DEPTH, a_base);
+            next_b[g] = fetch_b(g * 256u + local, column, k + DEPTH, b_base);
+        }
+        // Written out by four: all sixteen cost lavapipe seconds to compile, and GPUs the cache of their instructions.
+        for (var quarter = 0u; quarter < DEPTH; quarter += 4u) {
+            @unroll for (var d = 0u; d < 4; d++) {
+                @unroll for (var g = 0u; g < GROUPS; g++) {
+                    x[g] = a_tile[spot(quarter + d, g * 16u + mine_row)];
+                    y[g] = b_tile[spot(quarter + d, g * 16u + mine_column)];
+                }
+                @unroll for (var i = 0u; i < GROUPS; i++) {
+                    @unroll for (var q = 0u; q < 4; q++) {
+                        @unroll for (var j = 0u; j < GROUPS; j++) {
+                            sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
+                        }
+                    }
+                }
+            }
         }
         workgroupBarrier();
     }
-    finish(row + mine_row * 4u, column + mine_column * 4u, group.z, sum0);
-    finish(row + mine_row * 4u + 1u, column + mine_column * 4u, group.z, sum1);
-    finish(row + mine_row * 4u + 2u, column + mine_column * 4u, group.z, sum2);
-    finish(row + mine_row * 4u + 3u, column + mine_column * 4u, group.z, sum3);
+    @unroll for (var i = 0u; i < GROUPS; i++) {
+        @unroll for (var q = 0u; q < 4; q++) {
+            @unroll for (var j = 0u; j < GROUPS; j++) {
+                let first = row + i * 64u + mine_row * 4u;
+                finish(first + q, column + j * 64u + mine_column * 4u, group.z, sum[(i * 4u + q) * GROUPS + j]);
+            }
+        }
+    }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use super::device::{Gpu, IMMEDIATE_BYTES};
+use super::adapter::{IMMEDIATE_BYTES, Profile};
+use super::device::Gpu;
 use super::pool::Buffer;
 use super::wgsl::compose;
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub enum Access {
 /// Arguments reach the shader as `var<immediate>`, at most 128 bytes. Loops marked `@unroll` are written out: naga does not
 /// unroll loops, and an array indexed by a loop variable cannot live in registers. `@if NAME { … } @else { … }` chooses text by a
 /// constant. Before the source stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index`
-/// beside [`grid`].
+/// beside [`grid`], and the constant `SUBGROUPS`: whether the device's [`Profile`] reduces by subgroups.
 #[derive(Debug)]
 pub struct Kernel {
     name: &'static str,
@@ -118,6 +119,23 @@ impl Kernel {
         self.name
     }
 
+    /// The complete WGSL text with these constants, for a device with these kernels.
+    fn text(&self, profile: Profile, constants: &[(&str, u32)]) -> Result<String> {
+        let subgroups = u32::from(profile == Profile::Subgroup);
+        let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
+        compose(self.source, &constants).map_err(|problem| self.error(problem))
+    }
+
+    /// What the compiler says of the text, which needs no device.
+    #[cfg(test)]
+    pub(crate) fn validate(&self, profile: Profile, constants: &[(&str, u32)]) -> Result<()> {
+        use wgpu::naga::{front::wgsl, valid};
+        let text = self.text(profile, constants)?;
+        let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;
+        let mut validator = valid::Validator::new(valid::ValidationFlags::all(), valid::Capabilities::all());
+        validator.validate(&module).map(drop).map_err(|error| self.error(error.emit_to_string(&text)))
+    }
+
     fn error(&self, problem: impl Into<String>) -> Error {
         Error::Kernel { kernel: self.name, problem: problem.into() }
     }
@@ -210,7 +228,7 @@ impl Gpu {
         if argument_bytes > IMMEDIATE_BYTES {
             return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
         }
-        let text = compose(kernel.source, constants).map_err(|problem| kernel.error(problem))?;
+        let text = kernel.text(self.kernels(), constants)?;
         let device = &self.inner.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(text.into()) };

@@ -1,5 +1,6 @@
 //! The device: adapters, kernels, buffers, the command queue. Knows bytes and kernels, nothing of tensors.
 
+mod adapter;
 mod device;
 mod kernel;
 mod pool;
@@ -7,7 +8,8 @@ mod profile;
 mod queue;
 mod wgsl;
 
-pub use device::{AdapterChoice, AdapterSummary, Gpu, GpuOptions, Profile, adapters};
+pub use adapter::{AdapterChoice, AdapterSummary, Profile, adapters};
+pub use device::{Gpu, GpuOptions};
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
 pub use pool::{Buffer, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};

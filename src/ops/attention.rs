@@ -85,11 +85,11 @@ impl Sizes {
         let quarters = head_dim.div_ceil(4);
         let (lanes, one_subgroup, block) = match gpu.kernels() {
             Profile::Fallback => (gpu.lanes() as usize, 1, 4),
-            Profile::Portable => (64, 0, 8),
+            Profile::Portable | Profile::Subgroup => (64, 0, 8),
         };
         // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
-        let own = match (gpu.kernels(), pass, head_dim) {
-            (Profile::Portable, ..) | (_, _, 129..) => 1,
+        let own = match (one_subgroup, pass, head_dim) {
+            (0, ..) | (_, _, 129..) => 1,
             (_, Pass::Forward, ..=64) => 4,
             _ => 2,
         };

@@ -3,23 +3,12 @@
 //! Operands are [`Matrix`] views with a row stride, so that heads, row windows and column blocks need no copy. Not
 //! differentiable; [`Var::matmul`](crate::Var::matmul) is.
 
+mod plan;
+
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice};
+use crate::gpu::{Gpu, Launch, Slice};
 use crate::tensor::Tensor;
-
-static LANES: Kernel = Kernel::trusted(
-    "matmul",
-    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
-    "main",
-    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-);
-
-static TILED: Kernel = Kernel::trusted(
-    "matmul",
-    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
-    "main",
-    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-);
+use plan::{Needs, Plan};
 
 /// A row-major matrix, or a batch of them, inside a tensor.
 #[derive(Clone, Copy)]
@@ -198,26 +187,29 @@ impl<'a> Gemm<'a> {
             && columns.is_multiple_of(4)
             && inner.is_multiple_of(4)
             && (!self.a.transposed || rows.is_multiple_of(4));
-        let plan = Plan::new(gpu, rows, columns);
+        let plan = Plan::new(
+            gpu,
+            &Needs {
+                rows,
+                columns,
+                inner,
+                batch,
+                transpose_a: self.a.transposed,
+                transpose_b: self.b.transposed,
+                vectors,
+                add: beta != 0.0,
+                diagonal: self.delta != 0.0,
+                keep: self.keep != 0.0,
+                symmetric: self.symmetric,
+            },
+        );
         gpu.launch(&Launch {
             kernel: plan.kernel,
-            constants: &[
-                ("LANES", plan.lanes),
-                ("ROWS", plan.rows),
-                ("PARTS", plan.rows / plan.lanes),
-                ("SPAN", plan.span),
-                ("TRANSPOSE_A", u32::from(self.a.transposed)),
-                ("TRANSPOSE_B", u32::from(self.b.transposed)),
-                ("VECTORS", u32::from(vectors)),
-                ("ADD", u32::from(beta != 0.0)),
-                ("DIAGONAL", u32::from(self.delta != 0.0)),
-                ("KEEP", u32::from(self.keep != 0.0)),
-                ("SYMMETRIC", u32::from(self.symmetric)),
-            ],
+            constants: &plan.constants,
             buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
             arguments: bytemuck::bytes_of(&arguments),
             workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
-            iterations: inner.div_ceil(plan.depth) as u64,
+            iterations: plan.iterations as u64,
             work: 2 * (batch * rows * columns * inner) as u64 / if self.symmetric { 2 } else { 1 },
         })
     }
@@ -234,33 +226,6 @@ struct Arguments {
     epilogue: [f32; 4],
 }
 
-/// The kernel for a shape and its tile.
-struct Plan {
-    kernel: &'static Kernel,
-    lanes: u32,
-    rows: u32,
-    span: u32,
-    tile_rows: usize,
-    tile_columns: usize,
-    depth: usize,
-}
-
-impl Plan {
-    fn new(gpu: &Gpu, rows: usize, columns: usize) -> Self {
-        match gpu.kernels() {
-            Profile::Portable => Self { kernel: &TILED, lanes: 1, rows: 1, span: 1, tile_rows: 64, tile_columns: 64, depth: 16 },
-            Profile::Fallback => {
-                let lanes = gpu.lanes();
-                // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
-                let tile_rows = if rows <= 8 { 8.max(lanes) } else { 32 };
-                let span = if columns <= 4 * lanes as usize { 1 } else { 2 };
-                let tile_columns = (4 * lanes * span) as usize;
-                Self { kernel: &LANES, lanes, rows: tile_rows, span, tile_rows: tile_rows as usize, tile_columns, depth: 4 }
-            }
-        }
-    }
-}
-
 fn batch_of(matrix: &Matrix<'_>) -> usize {
     match *matrix.tensor.shape() {
         [batch, _, _] => batch,
@@ -268,8 +233,8 @@ fn batch_of(matrix: &Matrix<'_>) -> usize {
     }
 }
 
-/// The inner size of one dispatch: at four a step, as many as the iterations that are safe on a software adapter.
-const DEEPEST: usize = 4 * 65_535;
+/// The inner size of one dispatch, for which every kernel stays within the iterations that are safe on a software adapter.
+const DEEPEST: usize = 3 * 65_535;
 
 /// Cuts a product along its rows or columns until no operand exceeds `limit` elements of one binding.
 fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {

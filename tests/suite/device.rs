@@ -2,24 +2,20 @@
 
 use std::sync::OnceLock;
 
-use polytape::gpu::Profile;
-use polytape::{Error, Gpu, GpuOptions};
+use polytape::{Gpu, GpuOptions};
 
-/// The best adapter with its own kernels, then the same adapter with the other profile, where it can run that. No adapter is a
-/// failed test: nothing here is skipped.
+/// The best adapter with its own kernels, then the same adapter with every other profile that it can run. No adapter is a failed
+/// test: nothing here is skipped.
 pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let other = match own.kernels() {
-            Profile::Fallback => Profile::Portable,
-            Profile::Portable => Profile::Fallback,
-        };
-        match open(&GpuOptions { kernels: Some(other), ..Default::default() }) {
-            Ok(gpu) => vec![own, gpu],
-            Err(Error::Adapter(problem)) if problem.contains("cannot run the fallback kernels") => vec![own],
-            Err(error) => panic!("{other} kernels: {error}"),
-        }
+        let others = own.adapter().profiles().filter(|profile| *profile != own.kernels());
+        let opened = others.map(|profile| {
+            open(&GpuOptions { kernels: Some(profile), ..Default::default() })
+                .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))
+        });
+        std::iter::once(own.clone()).chain(opened).collect()
     })
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use polytape::gpu::Profile;
 
 use crate::export::Format;
 use crate::export::encode::Dtype;
@@ -22,7 +23,7 @@ pub struct Cli {
 pub enum Command {
     /// List the adapters: index, name, kind, driver, limits, features and the kernel profile each would get
     Devices,
-    /// Run every kernel of an adapter against a float64 reference and print a table for a bug report
+    /// Run every kernel that an adapter can run against a float64 reference and print a table for a bug report
     Selftest(Selftest),
     /// Turn text into token shards for training and validation
     Prepare(Prepare),
@@ -47,9 +48,6 @@ pub enum Command {
 pub struct Selftest {
     #[command(flatten)]
     pub device: Device,
-    /// The kernels to run instead of those that suit the adapter: fallback or portable
-    #[arg(long, value_name = "PROFILE")]
-    pub kernels: Option<String>,
 }
 
 /// Arguments of `prepare`.
@@ -255,6 +253,9 @@ pub struct Device {
     /// Adapter to run on: an index of `devices`, a part of a name, or cpu
     #[arg(long, value_name = "X")]
     pub adapter: Option<String>,
+    /// Kernels to run instead of those that suit the adapter: fallback, portable or subgroup
+    #[arg(long, value_name = "PROFILE")]
+    pub profile_kernels: Option<Profile>,
 }
 
 impl Train {

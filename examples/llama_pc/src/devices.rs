@@ -31,7 +31,11 @@ fn describe(adapter: &AdapterSummary) -> String {
     .flatten()
     .collect();
     let kernels = match (&adapter.profile, adapter.missing()) {
-        (Some(profile), _) => profile.to_string(),
+        (Some(profile), _) => {
+            let other: Vec<String> = adapter.profiles().filter(|other| other != profile).map(|other| other.to_string()).collect();
+            let other = if other.is_empty() { String::new() } else { format!(" (can also run {})", other.join(", ")) };
+            format!("{profile}{other}")
+        }
         (None, missing) => format!("cannot be used: {}", missing.unwrap_or_default()),
     };
     format!(

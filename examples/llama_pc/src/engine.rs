@@ -6,6 +6,7 @@ use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
 
+use crate::cli;
 use crate::config::{self, Config, Decay, DecayShape, LrRatio, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target};
 use crate::failure::Failure;
 use crate::output;
@@ -22,28 +23,28 @@ impl From<Error> for Failure {
     }
 }
 
-/// Opens the adapter that the user asked for, or the best.
-pub fn open(adapter: Option<&str>, profile: bool) -> Result<Gpu, Failure> {
-    open_by(adapter, GpuOptions { profile, ..Default::default() })
-}
-
-/// [`open`], with kernels other than those that suit the adapter.
-pub fn open_with(adapter: Option<&str>, kernels: Option<Profile>) -> Result<Gpu, Failure> {
-    open_by(adapter, GpuOptions { kernels, ..Default::default() })
-}
-
-fn open_by(adapter: Option<&str>, options: GpuOptions) -> Result<Gpu, Failure> {
-    let choice = adapter.map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
-    let options = GpuOptions { adapter: choice, warn: |line| output::note(&format!("warning: {line}")), ..options };
-    Gpu::open(&options).map_err(|error| match (&error, adapter) {
-        (Error::Adapter(_), Some(name)) => {
+/// Opens the adapter that the user asked for, or the best, with the kernels that the user asked for, or those that suit it.
+pub fn open(device: &cli::Device, profile: bool) -> Result<Gpu, Failure> {
+    let adapter = device.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
+    let warn = |line: &str| output::note(&format!("warning: {line}"));
+    let options = GpuOptions { adapter, kernels: device.profile_kernels, profile, warn, ..Default::default() };
+    Gpu::open(&options).map_err(|error| match (&error, &device.adapter, device.profile_kernels) {
+        (Error::Adapter(_), Some(name), None) => {
             Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
         }
-        (Error::Adapter(_), None) => {
+        (Error::Adapter(_), _, Some(kernels)) => Failure::usage(format!("--profile-kernels {kernels}: {error}"))
+            .hint("`devices` lists the adapters and the kernels that each can run"),
+        (Error::Adapter(_), None, None) => {
             Failure::other(error.to_string()).hint("scripts/demo installs a driver that runs on the CPU")
         }
         _ => error.into(),
     })
+}
+
+/// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
+pub fn open_again(gpu: &Gpu, kernels: Profile) -> Result<Gpu, Failure> {
+    let adapter = AdapterChoice::Index(gpu.adapter().index);
+    Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
 }
 
 /// The model's sizes; the vocabulary is resolved.

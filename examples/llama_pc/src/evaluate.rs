@@ -75,7 +75,7 @@ pub fn run(args: &cli::Eval) -> Result<(), Failure> {
     let vocab = config.model.vocab.ok_or_else(|| Failure::other(format!("{}: model.vocab is missing", args.path.display())))?;
     let stream = TokenStream::open(&data, vocab)?;
     let mut windows = Windows::new(stream, &data.display().to_string(), seq_len, Order::Sequential)?;
-    let gpu = engine::open(args.device.adapter.as_deref(), false)?;
+    let gpu = engine::open(&args.device, false)?;
     let model = Trained::open(&gpu, &args.path, Some(seq_len))?;
     let mut progress = Progress::new("eval", 0, windows.count());
     let (limit, batch) = (windows.count(), (BATCH_TOKENS / seq_len).max(1));

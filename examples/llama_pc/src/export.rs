@@ -76,7 +76,7 @@ pub fn run(args: &cli::Export) -> Result<(), Failure> {
         return Err(Failure::usage("--max-shard-bytes: found 0, expected 1 or more"));
     }
     weights::describe_at(&args.path, args.step)?;
-    let gpu = engine::open(args.device.adapter.as_deref(), false)?;
+    let gpu = engine::open(&args.device, false)?;
     let model = Merged::open(&gpu, &args.path, args.step)?;
     if model.tokenizer.is_none() {
         output::note(&format!("note: {} has no tokenizer.json, so the export has no tokenizer", args.path.display()));

@@ -76,9 +76,9 @@ pub fn run(args: &cli::Plan) -> Result<(), Failure> {
     let tokenizer = tokenizer_of(Path::new(&config.data.train));
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
     config.resolve_vocab(tokens)?;
-    // A plan needs no adapter, unless the user names one.
-    let gpu = match engine::open(args.device.adapter.as_deref(), false) {
-        Err(failure) if args.device.adapter.is_some() => return Err(failure),
+    // A plan needs no adapter, unless the user names one or its kernels.
+    let gpu = match engine::open(&args.device, false) {
+        Err(failure) if args.device.adapter.is_some() || args.device.profile_kernels.is_some() => return Err(failure),
         opened => opened.ok(),
     };
     let report = Report::new(&Model::new(&config)?, &Limits::new(args.memory, gpu.as_ref()), gpu.as_ref());

@@ -30,7 +30,7 @@ struct Data {
 pub fn run(args: &cli::Report) -> Result<(), Failure> {
     refuse_existing("--out", &args.out, "file")?;
     let runs = args.paths.iter().map(|path| gather::run(path)).collect::<Result<Vec<RunData>, Failure>>()?;
-    let runs = if args.no_spectra { runs } else { gather::with_spectra(runs, args.device.adapter.as_deref())? };
+    let runs = if args.no_spectra { runs } else { gather::with_spectra(runs, &args.device)? };
     write(runs, &args.out)?;
     output::print(&format!("{}\n", args.out.display()))
 }

@@ -23,7 +23,7 @@ pub fn run(args: &cli::Sample) -> Result<(), Failure> {
     if tokens.is_empty() {
         return Err(Failure::usage("--prompt: found no text, expected some, because the tokenizer has no token to begin with"));
     }
-    let gpu = engine::open(args.device.adapter.as_deref(), false)?;
+    let gpu = engine::open(&args.device, false)?;
     let model = Trained::open(&gpu, &args.path, Some(tokens.len() + args.tokens))?;
     let mut cache = model.llama.cache();
     let mut text = TextStream::after(&tokens);

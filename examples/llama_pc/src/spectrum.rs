@@ -59,7 +59,7 @@ pub fn run(args: &cli::Spectrum) -> Result<(), Failure> {
     for path in &args.paths {
         weights::describe(path)?;
     }
-    let gpu = engine::open(args.device.adapter.as_deref(), false)?;
+    let gpu = engine::open(&args.device, false)?;
     let runs = args.paths.iter().map(|path| of_run(&gpu, path)).collect::<Result<Vec<_>, _>>()?;
     let report = Report { runs };
     if let Some(path) = &args.json {

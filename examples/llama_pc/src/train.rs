@@ -52,7 +52,7 @@ fn begin(args: &cli::Train) -> Result<Session, Failure> {
     }
     let windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
-    let gpu = engine::open(args.device.adapter.as_deref(), args.profile)?;
+    let gpu = engine::open(&args.device, args.profile)?;
     let model = model(&gpu, &config, args.init.as_deref())?;
     let state = first_state(&config, &windows)?;
     let (llama, trainer) = fresh(model, &config)?;
@@ -84,7 +84,7 @@ fn resume(args: &cli::Train, path: &Path) -> Result<Session, Failure> {
     let state = saved.as_ref().map_or(&first, |saved| &saved.state).clone();
     check_state(&config, &state, &first)?;
     windows.seek(state.position);
-    let gpu = engine::open(args.device.adapter.as_deref(), args.profile)?;
+    let gpu = engine::open(&args.device, args.profile)?;
     let (llama, trainer) = match &saved {
         Some(saved) => saved.load(&gpu, &config)?,
         None => fresh(Model::fresh(&gpu, &config)?, &config)?,

@@ -85,7 +85,11 @@ fn wrong_use_has_its_sentence() {
         (&["spectrum", "data", "--json", "there"], 2, "--json there: found it exists already, expected a new file"),
         (&["report", "data", "--out", "there"], 2, "--out there: found it exists already, expected a new file"),
         (&["report", "data", "--out", "new.html"], 1, "cannot read data/config.toml: no such file or folder"),
-        (&["selftest", "--kernels", "fast"], 2, "--kernels: kernel profile: found `fast`, expected fallback or portable"),
+        (
+            &["selftest", "--profile-kernels", "fast"],
+            2,
+            "--profile-kernels <PROFILE>': kernel profile: found `fast`, expected one of fallback, portable, subgroup",
+        ),
         (&["sample", "data", "--top-p", "1.5"], 2, "--top-p: found 1.5, expected a number above 0 to 1"),
     ];
     for (args, status, expected) in cases {

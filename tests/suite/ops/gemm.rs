@@ -45,7 +45,7 @@ fn the_epilogue_scales_adds_and_keeps() {
 
 #[test]
 fn a_symmetric_product_computes_one_triangle() {
-    for [size, inner] in [[1, 1], [37, 13], [65, 33], [132, 68], [200, 100]] {
+    for [size, inner] in [[1, 1], [37, 13], [65, 33], [132, 68], [200, 100], [1300, 20]] {
         let [a, c] = random_arrays(1602, [&[2, size, inner], &[2, size, size]]);
         let c = c.plus(&c.transpose());
         let square = |batch| {
@@ -59,6 +59,37 @@ fn a_symmetric_product_computes_one_triangle() {
             let gemm = Gemm { alpha: 0.25, add: Some((Matrix::new(&c)?, 3.0)), symmetric: true, ..Gemm::new(a, a.t()) };
             gemm.compute()
         });
+    }
+}
+
+fn view(matrix: Matrix<'_>, transposed: bool) -> Matrix<'_> {
+    if transposed { matrix.t() } else { matrix }
+}
+
+#[test]
+fn the_tile_changes_no_bit() {
+    // Enough for large tiles, in windows of 100 rows for small ones; with rests of tiles, and in vec4 and without.
+    for [rows, inner, columns] in [[1156, 36, 1284], [1155, 37, 1283]] {
+        let [a, b] = random_arrays(1606, [&[rows, inner], &[inner, columns]]);
+        let want = a.matmul(&b);
+        for [transpose_a, transpose_b] in [[false, false], [false, true], [true, false], [true, true]] {
+            let stored = |x: &Array, transposed| if transposed { x.transpose() } else { x.clone() };
+            let (a, b) = (stored(&a, transpose_a), stored(&b, transpose_b));
+            let name = format!("[{rows}, {inner}] × [{inner}, {columns}], transposed: {transpose_a} {transpose_b}");
+            check(&name, inner, &want, |gpu| {
+                let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
+                let (a, b) = (Matrix::new(&a)?, view(Matrix::new(&b)?, transpose_b));
+                let whole = Gemm::new(view(a, transpose_a), b).compute()?;
+                let parts = Tensor::zeros(gpu, &[rows, columns])?;
+                for first in (0..rows).step_by(100) {
+                    let count = 100.min(rows - first);
+                    let part = if transpose_a { a.column_window(first, count).t() } else { a.row_window(first, count) };
+                    Gemm::new(part, b).compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+                }
+                assert!(whole.to_vec()? == parts.to_vec()?, "{name} with {} kernels", gpu.kernels());
+                Ok(whole)
+            });
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::curves::{Point, smoothed, thinned};
+use crate::cli;
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
@@ -214,11 +215,11 @@ fn kernels(path: &Path) -> Result<Vec<KernelTime>, Failure> {
 }
 
 /// Adds the spectra of the newest checkpoint and the condition numbers of all.
-pub fn with_spectra(mut runs: Vec<RunData>, adapter: Option<&str>) -> Result<Vec<RunData>, Failure> {
+pub fn with_spectra(mut runs: Vec<RunData>, device: &cli::Device) -> Result<Vec<RunData>, Failure> {
     if runs.iter().all(|run| run::checkpoints(&run.path).is_empty()) {
         return Ok(runs);
     }
-    let gpu = engine::open(adapter, false)?;
+    let gpu = engine::open(device, false)?;
     for run in &mut runs {
         add_spectra(&gpu, run)?;
     }

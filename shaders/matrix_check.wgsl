@@ -1,0 +1,43 @@
+// Whether cooperative matrices compute what they should: out[0] = A·B + C and out[1] = Aᵀ·Bᵀ + C for matrices of SIDE × SIDE, in one
+// subgroup. Loaded by rows and by columns, from shared memory, as the products do.
+
+enable f16;
+enable wgpu_cooperative_matrix;
+
+@group(0) @binding(0) var<storage, read> operands: array<f32>; // A, B, C
+@group(0) @binding(1) var<storage, read_write> out: array<f32>;
+
+@if LARGE {
+    const SIDE: u32 = 16u;
+    alias Left = coop_mat16x16<f16, A>;
+    alias Right = coop_mat16x16<f16, B>;
+    alias Sum = coop_mat16x16<f32, C>;
+} @else {
+    const SIDE: u32 = 8u;
+    alias Left = coop_mat8x8<f16, A>;
+    alias Right = coop_mat8x8<f16, B>;
+    alias Sum = coop_mat8x8<f32, C>;
+}
+
+const SIZE: u32 = SIDE * SIDE;
+
+var<workgroup> halves: array<f16, 2u * SIZE>;
+var<workgroup> sums: array<f32, 2u * SIZE>;
+
+@compute @workgroup_size(128)
+fn main(@builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32) {
+    for (var i = local; i < 2u * SIZE; i += 128u) {
+        halves[i] = f16(operands[i]);
+        sums[i] = operands[2u * SIZE + i % SIZE];
+    }
+    workgroupBarrier();
+    if (subgroup == 0u) {
+        let c = coopLoadT<Sum>(&sums[0], SIDE);
+        let by_rows = coopMultiplyAdd(coopLoadT<Left>(&halves[0], SIDE), coopLoadT<Right>(&halves[SIZE], SIDE), c);
+        let by_columns = coopMultiplyAdd(coopLoad<Left>(&halves[0], SIDE), coopLoad<Right>(&halves[SIZE], SIDE), c);
+        coopStoreT(by_rows, &sums[0], SIDE);
+        coopStoreT(by_columns, &sums[SIZE], SIDE);
+    }
+    workgroupBarrier();
+    for (var i = local; i < 2u * SIZE; i += 128u) { out[i] = sums[i]; }
+}

@@ -1,0 +1,209 @@
+//! Adapters: which there are, what they can do, which kernels suit them, which of them is chosen.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// Which adapter to use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AdapterChoice {
+    /// The best kind there is: a discrete card, then an integrated one, then a virtual one, then software.
+    #[default]
+    Best,
+    /// The CPU fallback adapter (Mesa lavapipe, WARP).
+    Cpu,
+    /// The position in [`adapters`].
+    Index(usize),
+    /// The first adapter whose name contains this text, in any case.
+    Name(String),
+}
+
+impl FromStr for AdapterChoice {
+    type Err = std::convert::Infallible;
+
+    /// `best`, `cpu`, a number, or else part of a name.
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match text.to_ascii_lowercase().as_str() {
+            "best" => Self::Best,
+            "cpu" => Self::Cpu,
+            lower => lower.parse().map_or_else(|_| Self::Name(text.to_string()), Self::Index),
+        })
+    }
+}
+
+/// Which set of kernels an adapter gets. Results agree within the test tolerances on every profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// Software adapters with subgroups: one subgroup per workgroup, no shared memory, operands spread over the lanes.
+    Fallback,
+    /// WebGPU's defaults: 256 invocations and 16 KiB of shared memory per workgroup.
+    Portable,
+    /// GPUs with subgroups of any size: as portable, but a workgroup reduces by subgroups.
+    Subgroup,
+}
+
+impl Profile {
+    /// Every profile.
+    pub const ALL: [Self; 3] = [Self::Fallback, Self::Portable, Self::Subgroup];
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fallback => "fallback",
+            Self::Portable => "portable",
+            Self::Subgroup => "subgroup",
+        })
+    }
+}
+
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
+            let names = Self::ALL.map(|profile| profile.to_string());
+            Error::Value(format!("kernel profile: found `{text}`, expected one of {}", names.join(", ")))
+        })
+    }
+}
+
+/// What [`adapters`] tells of an adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterSummary {
+    /// Position in the list, for [`AdapterChoice::Index`].
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// Discrete, integrated, virtual, CPU or other.
+    pub kind: wgpu::DeviceType,
+    /// Vulkan, Metal or DX12.
+    pub backend: wgpu::Backend,
+    /// Driver name and version.
+    pub driver: String,
+    /// What the adapter allows.
+    pub limits: wgpu::Limits,
+    /// What the adapter can do.
+    pub features: wgpu::Features,
+    /// Smallest and largest number of lanes of a subgroup.
+    pub subgroup_lanes: (u32, u32),
+    /// The kernels it would get; `None` when it cannot run this crate, see [`AdapterSummary::missing`].
+    pub profile: Option<Profile>,
+}
+
+impl AdapterSummary {
+    fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        let mut summary = Self {
+            index,
+            name: info.name,
+            kind: info.device_type,
+            backend: info.backend,
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            limits: adapter.limits(),
+            features: adapter.features(),
+            subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
+            profile: None,
+        };
+        let preferred = if summary.is_software() { Profile::Fallback } else { Profile::Subgroup };
+        summary.profile = [preferred, Profile::Portable].into_iter().find(|profile| summary.lacks(*profile).is_none());
+        summary
+    }
+
+    /// What the kernels of a profile need and the adapter lacks.
+    pub fn lacks(&self, profile: Profile) -> Option<String> {
+        let (least, most) = self.subgroup_lanes;
+        self.missing().or_else(|| match profile {
+            Profile::Portable => None,
+            _ if !self.features.contains(wgpu::Features::SUBGROUP) => Some("subgroups are not supported".into()),
+            Profile::Fallback if self.lanes().is_none() => {
+                Some(format!("subgroups of {least} to {most} lanes, always 4, 8, 16 or 32 needed"))
+            }
+            Profile::Fallback | Profile::Subgroup => None,
+        })
+    }
+
+    /// The kernels that it can run.
+    pub fn profiles(&self) -> impl Iterator<Item = Profile> {
+        Profile::ALL.into_iter().filter(|profile| self.lacks(*profile).is_none())
+    }
+
+    /// Whether shaders run on the CPU.
+    pub fn is_software(&self) -> bool {
+        self.kind == wgpu::DeviceType::Cpu
+    }
+
+    /// What this crate needs and the adapter lacks.
+    pub fn missing(&self) -> Option<String> {
+        let need = |have: u32, want: u32, what: &str| (have < want).then(|| format!("{what}: {have}, at least {want} needed"));
+        if !self.features.contains(wgpu::Features::IMMEDIATES) {
+            return Some("immediate data (push constants) is not supported".into());
+        }
+        need(self.limits.max_immediate_size, IMMEDIATE_BYTES, "bytes of immediate data")
+            .or_else(|| need(self.limits.max_compute_invocations_per_workgroup, 256, "invocations per workgroup"))
+            .or_else(|| need(self.limits.max_compute_workgroup_storage_size, 16 << 10, "bytes of workgroup memory"))
+            .or_else(|| need(self.limits.max_storage_buffers_per_shader_stage, 8, "storage buffers per kernel"))
+    }
+
+    /// The fixed number of lanes of a subgroup, where the kernels of [`Profile::Fallback`] can use it.
+    pub(super) fn lanes(&self) -> Option<u32> {
+        let (least, most) = self.subgroup_lanes;
+        let fixed = least == most && matches!(least, 4 | 8 | 16 | 32);
+        (fixed && self.features.contains(wgpu::Features::SUBGROUP)).then_some(least)
+    }
+
+    fn preference(&self) -> usize {
+        use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, Other, VirtualGpu};
+        [DiscreteGpu, IntegratedGpu, VirtualGpu, Other, Cpu].iter().position(|kind| *kind == self.kind).unwrap_or(usize::MAX)
+    }
+}
+
+/// Bytes of arguments that a dispatch may carry; every native backend has at least these.
+pub(super) const IMMEDIATE_BYTES: u32 = 128;
+
+/// All adapters of the machine, in the order that [`AdapterChoice::Index`] counts.
+pub fn adapters() -> Vec<AdapterSummary> {
+    pollster::block_on(enumerate()).iter().map(|(summary, _)| summary.clone()).collect()
+}
+
+pub(super) async fn enumerate() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::PRIMARY,
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let found = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    found.into_iter().enumerate().map(|(index, adapter)| (AdapterSummary::new(index, &adapter), adapter)).collect()
+}
+
+pub(super) fn choose(
+    choice: &AdapterChoice,
+    mut found: Vec<(AdapterSummary, wgpu::Adapter)>,
+) -> Result<(AdapterSummary, wgpu::Adapter)> {
+    let names: Vec<String> = found.iter().map(|(summary, _)| format!("{} {}", summary.index, summary.name)).collect();
+    let position = match choice {
+        AdapterChoice::Best => {
+            (0..found.len()).filter(|&i| found[i].0.profile.is_some()).min_by_key(|&i| found[i].0.preference())
+        }
+        AdapterChoice::Cpu => found.iter().position(|(summary, _)| summary.is_software()),
+        AdapterChoice::Index(index) => (*index < found.len()).then_some(*index),
+        AdapterChoice::Name(part) => {
+            let part = part.to_lowercase();
+            found.iter().position(|(summary, _)| summary.name.to_lowercase().contains(&part))
+        }
+    };
+    let wanted = match choice {
+        AdapterChoice::Best => "one that can run compute shaders".to_string(),
+        AdapterChoice::Cpu => "a CPU fallback adapter".to_string(),
+        AdapterChoice::Index(index) => format!("number {index}"),
+        AdapterChoice::Name(part) => format!("a name containing `{part}`"),
+    };
+    match position {
+        Some(at) => Ok(found.swap_remove(at)),
+        None if names.is_empty() => Err(Error::Adapter(format!(
+            "no Vulkan, Metal or DX12 adapter on this machine, {wanted} expected; on Linux without a GPU, install Mesa's Vulkan drivers"
+        ))),
+        None => Err(Error::Adapter(format!("found {}; expected {wanted}", names.join(", ")))),
+    }
+}

@@ -1,0 +1,149 @@
+//! Which kernel a product gets, and the constants it is compiled with.
+
+use crate::gpu::{Access, Gpu, Kernel, Profile};
+
+const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite];
+
+static LANES: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_lanes.wgsl")),
+    "main",
+    BINDINGS,
+);
+
+static TILED: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_tiled.wgsl")),
+    "main",
+    BINDINGS,
+);
+
+/// What a product needs of its kernel.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Needs {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) inner: usize,
+    pub(super) batch: usize,
+    pub(super) transpose_a: bool,
+    pub(super) transpose_b: bool,
+    /// Operands and sizes allow vec4.
+    pub(super) vectors: bool,
+    pub(super) add: bool,
+    pub(super) diagonal: bool,
+    pub(super) keep: bool,
+    pub(super) symmetric: bool,
+}
+
+/// The kernel for a product and its tile.
+pub(super) struct Plan {
+    pub(super) kernel: &'static Kernel,
+    pub(super) constants: Vec<(&'static str, u32)>,
+    pub(super) tile_rows: usize,
+    pub(super) tile_columns: usize,
+    /// Loop iterations of an invocation.
+    pub(super) iterations: usize,
+}
+
+/// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
+const OCCUPYING_TILES: usize = 96;
+
+impl Plan {
+    pub(super) fn new(gpu: &Gpu, needs: &Needs) -> Self {
+        Self::of(gpu.kernels(), gpu.lanes(), needs)
+    }
+
+    fn of(profile: Profile, lanes: u32, needs: &Needs) -> Self {
+        let mut plan = match profile {
+            Profile::Fallback => Self::lanes(lanes, needs),
+            Profile::Portable | Profile::Subgroup => Self::tiled(needs),
+        };
+        let flags = [
+            ("TRANSPOSE_A", needs.transpose_a),
+            ("TRANSPOSE_B", needs.transpose_b),
+            ("VECTORS", needs.vectors),
+            ("ADD", needs.add),
+            ("DIAGONAL", needs.diagonal),
+            ("KEEP", needs.keep),
+            ("SYMMETRIC", needs.symmetric),
+        ];
+        plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
+        plan
+    }
+
+    fn lanes(lanes: u32, needs: &Needs) -> Self {
+        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
+        let rows = if needs.rows <= 8 { 8.max(lanes) } else { 32 };
+        let span = if needs.columns <= 4 * lanes as usize { 1 } else { 2 };
+        Self {
+            kernel: &LANES,
+            constants: vec![("LANES", lanes), ("ROWS", rows), ("PARTS", rows / lanes), ("SPAN", span)],
+            tile_rows: rows as usize,
+            tile_columns: (4 * lanes * span) as usize,
+            iterations: needs.inner.div_ceil(4),
+        }
+    }
+
+    fn tiled(needs: &Needs) -> Self {
+        let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
+        let tile = if needs.rows >= 128 && needs.columns >= 128 && tiles >= OCCUPYING_TILES { 128 } else { 64 };
+        Self {
+            kernel: &TILED,
+            constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
+            tile_rows: tile as usize,
+            tile_columns: tile as usize,
+            iterations: needs.inner.div_ceil(16) * (1 + 4),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Every tile, by every choice that changes the kernel's text. The others only choose between branches of an `if`, of which
+    /// both are validated whatever the choice.
+    fn products() -> Vec<Needs> {
+        let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
+        let flags = (0..16).map(|bits| [0, 1, 2, 3].map(|at| bits >> at & 1 == 1));
+        let product = |[transpose_a, transpose_b, vectors, symmetric]: [bool; 4]| {
+            sizes.map(|(rows, columns)| Needs {
+                rows,
+                columns,
+                inner: 1,
+                batch: 1,
+                transpose_a,
+                transpose_b,
+                vectors,
+                symmetric,
+                ..Default::default()
+            })
+        };
+        flags.flat_map(product).collect()
+    }
+
+    #[test]
+    fn every_kernel_validates() {
+        let mut seen = HashSet::new();
+        for needs in products() {
+            for (profile, lanes) in [4, 8, 16, 32].into_iter().flat_map(|lanes| Profile::ALL.map(|profile| (profile, lanes))) {
+                let plan = Plan::of(profile, lanes, &needs);
+                if seen.insert((profile, plan.constants.clone())) {
+                    plan.kernel.validate(profile, &plan.constants).unwrap_or_else(|error| panic!("{profile} {needs:?}: {error}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
+        let tile = |rows, columns, batch, symmetric| {
+            Plan::of(Profile::Portable, 0, &Needs { rows, columns, batch, symmetric, ..Default::default() }).tile_rows
+        };
+        assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
+        assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);
+        assert_eq!([tile(1536, 1536, 1, false), tile(1536, 1536, 1, true)], [128, 64]);
+    }
+}
