@@ -12,14 +12,16 @@ static LANES: Kernel = Kernel::trusted(
     concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
     "main",
     &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",
     concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
     "main",
     &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 /// A row-major matrix, or a batch of them, inside a tensor.
 #[derive(Clone, Copy)]
@@ -192,6 +194,7 @@ impl<'a> Gemm<'a> {
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
             factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
+            first_group: 0,
         };
         let operands = [&self.a, &self.b, &c, &out];
         let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
@@ -232,7 +235,10 @@ struct Arguments {
     batches: [u32; 4],
     factor: [u32; 3],
     epilogue: [f32; 4],
+    first_group: u32,
 }
+
+const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 
 /// The kernel for a shape and its tile.
 struct Plan {
