@@ -98,7 +98,7 @@ fn fetch(first: u32, batch: u32, head: u32, lane: u32) {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let head = group.y;
     let batch = group.z;
-    let first = group.x * LANES * OWN;
+    let first = (args.first_group + group.x) * LANES * OWN;
     var near_first: array<vec4f, OWN * QUARTERS>;
     var near_second: array<vec4f, OWN * QUARTERS>;
     var sum_first: array<vec4f, OWN * QUARTERS>;

@@ -8,7 +8,10 @@
 //
 // Constants: DIM, QUARTERS = ⌈DIM/4⌉, LANES, OWN rows per lane, BLOCK, TOTAL = BLOCK·QUARTERS, PARTS = ⌈TOTAL/LANES⌉.
 
-struct Args { queries: u32, keys: u32, offset: u32, heads: u32, group: u32, scale: f32 }
+struct Args {
+    queries: u32, keys: u32, offset: u32, heads: u32, group: u32, scale: f32,
+    first_group: u32, // added to the workgroup's x
+}
 
 var<immediate> args: Args;
 

@@ -57,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let head = group.y;
     let batch = group.z;
     let kv_heads = args.heads / args.group;
-    let first = group.x * LANES * OWN;
+    let first = (args.first_group + group.x) * LANES * OWN;
     var own_q: array<vec4f, OWN * QUARTERS>;
     var sum: array<vec4f, OWN * QUARTERS>;
     var top: array<f32, OWN>;

@@ -13,6 +13,7 @@ struct Args {
     // α is multiplied by factor[factor_index + batch·factor_batch] where has_factor is 1.
     has_factor: u32, factor_index: u32, factor_batch: u32,
     alpha: f32, beta: f32, delta: f32, keep: f32,
+    first_group: u32, // added to the workgroup's y
 }
 
 var<immediate> args: Args;

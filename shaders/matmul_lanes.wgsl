@@ -69,7 +69,7 @@ fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * ROWS;
+    let row = (args.first_group + group.y) * ROWS;
     let column = group.x * (4u * LANES * SPAN) + 4u * lane;
     let a_base = args.a_offset + group.z * args.a_batch;
     let b_base = args.b_offset + group.z * args.b_batch;

@@ -111,7 +111,7 @@ fn main(
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_id) region: u32,
 ) {
-    let row = group.y * TILE;
+    let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
     let a_base = args.a_offset + group.z * args.a_batch;
     let b_base = args.b_offset + group.z * args.b_batch;

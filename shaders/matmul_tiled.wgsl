@@ -70,7 +70,7 @@ fn keep_b(index: u32, values: vec4f) {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
-    let row = group.y * TILE;
+    let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
     let a_base = args.a_offset + group.z * args.a_batch;
     let b_base = args.b_offset + group.z * args.b_batch;

@@ -22,6 +22,9 @@ pub struct GpuOptions {
     /// The most bytes of one buffer that a kernel is shown at a time; `None` takes what the adapter allows. Larger tensors are
     /// processed in windows, which a small limit lets a test see.
     pub binding_limit: Option<u64>,
+    /// The most floating-point operations of one dispatch of a product or of attention, which are cut to it; `None` takes what
+    /// lasts less than a tenth of a second on slow adapters of the kind: a watchdog ends what lasts seconds.
+    pub work_limit: Option<u64>,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate stay in bounds without them.
     pub checked_shaders: bool,
     /// Measure the time of each kernel with timestamp queries; see [`Gpu::profile`]. Slows everything down.
@@ -37,12 +40,20 @@ impl Default for GpuOptions {
             kernels: None,
             memory_budget: None,
             binding_limit: None,
+            work_limit: None,
             checked_shaders: cfg!(debug_assertions),
             profile: false,
             warn: |line| eprintln!("warning: {line}"),
         }
     }
 }
+
+/// Floating-point operations of a dispatch below a tenth of a second: at 40 GFLOP/s on a software adapter of two cores, at 200 on a
+/// small integrated GPU.
+const SOFTWARE_WORK: u64 = 4_000_000_000;
+const GPU_WORK: u64 = 16_000_000_000;
+/// A submit ends once it holds so many of them, which is below half a second.
+const WORK_LIMITS_PER_SUBMIT: u64 = 3;
 
 /// A device with its queue, kernels and buffers. Cheap to clone; every clone is the same device.
 #[derive(Clone)]
@@ -57,6 +68,7 @@ pub(super) struct Inner {
     pub(super) profile: Profile,
     pub(super) checked_shaders: bool,
     pub(super) binding_limit: u64,
+    pub(super) work_limit: u64,
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: PipelineCache,
     pub(super) recorder: Mutex<Recorder>,
@@ -90,7 +102,9 @@ impl Gpu {
         watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
         let binding_limit = options.binding_limit.map_or(allowed, |limit| limit.min(allowed)) & !(GRANULE - 1);
-        let recorder = Recorder::new(&device, &queue, options.profile, summary.is_software());
+        let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
+        let work_limit = options.work_limit.unwrap_or(usual).max(1);
+        let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
         Ok(Self {
             inner: Arc::new(Inner {
                 pool: Arc::new(Pool::new(device.clone(), options.memory_budget)),
@@ -98,6 +112,7 @@ impl Gpu {
                 recorder: Mutex::new(recorder),
                 checked_shaders: options.checked_shaders,
                 binding_limit,
+                work_limit,
                 device,
                 queue,
                 summary,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter::{IMMEDIATE_BYTES, Profile};
 use super::device::Gpu;
-use super::pool::Buffer;
+use super::pool::{BindGroupKey, Buffer};
 use super::wgsl::compose;
 use crate::error::{Error, Result};
 
@@ -32,6 +32,15 @@ pub struct Kernel {
     bindings: &'static [Access],
     /// Stays in bounds by itself, so that release builds leave the compiler's bounds checks out.
     trusted: bool,
+    /// How a dispatch of much work is cut; see [`Kernel::cut_along`].
+    cut: Option<Cut>,
+}
+
+/// The axis of the workgroups and the argument that names the first of them.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    axis: usize,
+    argument: usize,
 }
 
 /// A part of a buffer, in bytes.
@@ -46,6 +55,7 @@ pub struct Slice<'a> {
 }
 
 /// One dispatch of a kernel.
+#[derive(Clone, Copy)]
 pub struct Launch<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
@@ -60,7 +70,7 @@ pub struct Launch<'a> {
     /// The most loop iterations that one invocation makes, summed over its loops that are not unrolled. Old Mesa stops an
     /// invocation silently after 65,535.
     pub iterations: u64,
-    /// Floating-point operations, for bounding submits and for profiles; 0 when it is too small to matter.
+    /// Floating-point operations, for bounding dispatches and submits and for profiles; 0 when it is too small to matter.
     pub work: u64,
 }
 
@@ -102,7 +112,7 @@ impl Kernel {
     /// A kernel named `name` in errors and profiles, from WGSL text, an entry point, and its bindings in order. Compiled with
     /// bounds checks.
     pub const fn new(name: &'static str, source: &'static str, entry: &'static str, bindings: &'static [Access]) -> Self {
-        Self { name, source, entry, bindings, trusted: false }
+        Self { name, source, entry, bindings, trusted: false, cut: None }
     }
 
     /// A kernel of this crate, which guards every index and bounds every loop by itself.
@@ -112,7 +122,13 @@ impl Kernel {
         entry: &'static str,
         bindings: &'static [Access],
     ) -> Self {
-        Self { name, source, entry, bindings, trusted: true }
+        Self { name, source, entry, bindings, trusted: true, cut: None }
+    }
+
+    /// Lets a dispatch whose work would anger a watchdog be issued as several along an axis of its workgroups, 0 to 2. The shader
+    /// adds to its `workgroup_id` the u32 at place `argument` of its `var<immediate>`, where the caller leaves 0.
+    pub const fn cut_along(self, axis: usize, argument: usize) -> Self {
+        Self { cut: Some(Cut { axis, argument }), ..self }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -155,19 +171,36 @@ impl Gpu {
         self.check_buffers(launch)?;
         self.check_limits(launch)?;
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
-        let entries: Vec<wgpu::BindGroupEntry<'_>> = launch
-            .buffers
-            .iter()
-            .enumerate()
-            .map(|(binding, slice)| wgpu::BindGroupEntry { binding: binding as u32, resource: slice.resource() })
-            .collect();
-        let bind_group = self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
-        self.flush_if_due()
+        let bind_group = self.bind_group(&pipeline, launch.buffers);
+        let Some(Cut { axis, argument }) = kernel.cut.filter(|_| launch.work > self.inner.work_limit) else {
+            self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
+            return self.flush_if_due();
+        };
+        let groups = launch.workgroups[axis];
+        let step = (u64::from(groups) * self.inner.work_limit / launch.work).max(1) as u32;
+        let mut arguments = launch.arguments.to_vec();
+        for first in (0..groups).step_by(step as usize) {
+            let count = step.min(groups - first);
+            arguments[4 * argument..][..4].copy_from_slice(&first.to_ne_bytes());
+            let mut workgroups = launch.workgroups;
+            workgroups[axis] = count;
+            let work = launch.work / u64::from(groups) * u64::from(count);
+            self.recorder().dispatch(&pipeline.raw, &bind_group, &Launch { arguments: &arguments, workgroups, work, ..*launch });
+            self.flush_if_due()?;
+        }
+        Ok(())
+    }
+
+    fn bind_group(&self, pipeline: &Arc<Pipeline>, slices: &[Slice<'_>]) -> wgpu::BindGroup {
+        let numbered = slices.iter().map(|slice| (slice.buffer.number(), slice.offset, slice.size)).collect();
+        let key = BindGroupKey { pipeline: Arc::as_ptr(pipeline) as usize, slices: numbered };
+        self.inner.pool.bind_group(key, || {
+            let bindings = slices.iter().map(|slice| wgpu::BindingResource::Buffer(slice.binding()));
+            let entries: Vec<_> =
+                (0..).zip(bindings).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
+            let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
+            self.inner.device.create_bind_group(&descriptor)
+        })
     }
 
     /// What the driver would answer with an error on the whole device.
@@ -280,11 +313,8 @@ impl Gpu {
 }
 
 impl<'a> Slice<'a> {
-    fn resource(&self) -> wgpu::BindingResource<'a> {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: self.buffer.raw(),
-            offset: self.offset,
-            size: std::num::NonZeroU64::new(self.size.next_multiple_of(16)),
-        })
+    fn binding(&self) -> wgpu::BufferBinding<'a> {
+        let size = std::num::NonZeroU64::new(self.size.next_multiple_of(16));
+        wgpu::BufferBinding { buffer: self.buffer.raw(), offset: self.offset, size }
     }
 }

@@ -22,8 +22,35 @@ pub struct MemoryUse {
 
 #[derive(Default)]
 struct State {
-    idle: HashMap<u64, Vec<wgpu::Buffer>>,
+    idle: HashMap<u64, Vec<Raw>>,
     usage: MemoryUse,
+    created: u64,
+    /// They keep their buffers alive, so they go when idle buffers are given back to the driver.
+    bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
+}
+
+/// What a bind group is made from: the pipeline, by its address in the pipeline cache, and each buffer's number, offset and size.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct BindGroupKey {
+    pub(super) pipeline: usize,
+    pub(super) slices: Vec<(u64, u64, u64)>,
+}
+
+/// More than the dispatches of a step; a run whose buffers never repeat starts anew there.
+const MOST_BIND_GROUPS: usize = 16_384;
+
+/// A driver's buffer and a number that no other buffer of the pool has or had.
+struct Raw {
+    buffer: wgpu::Buffer,
+    number: u64,
+}
+
+impl State {
+    fn clear_idle(&mut self) {
+        self.idle.clear();
+        self.usage.allocated = self.usage.live;
+        self.bind_groups.clear();
+    }
 }
 
 pub(super) struct Pool {
@@ -34,7 +61,7 @@ pub(super) struct Pool {
 
 /// A storage buffer on the device. Goes back to the pool when dropped.
 pub struct Buffer {
-    raw: Option<wgpu::Buffer>,
+    raw: Option<Raw>,
     pool: Arc<Pool>,
 }
 
@@ -73,26 +100,35 @@ impl Pool {
         Ok(Buffer { raw: Some(raw), pool: self.clone() })
     }
 
-    fn create(&self, state: &mut State, size: u64) -> Result<wgpu::Buffer> {
+    /// The bind group of this key: that of an earlier dispatch where there was one, as the same buffers are handed out step after
+    /// step.
+    pub(super) fn bind_group(&self, key: BindGroupKey, create: impl FnOnce() -> wgpu::BindGroup) -> wgpu::BindGroup {
+        let groups = &mut self.lock().bind_groups;
+        if groups.len() >= MOST_BIND_GROUPS {
+            groups.clear();
+        }
+        groups.entry(key).or_insert_with(create).clone()
+    }
+
+    fn create(&self, state: &mut State, size: u64) -> Result<Raw> {
         let exceeds = |allocated: u64| self.budget.is_some_and(|budget| allocated + size > budget);
         if exceeds(state.usage.allocated) {
-            state.idle.clear();
-            state.usage.allocated = state.usage.live;
+            state.clear_idle();
         }
         let failed = Error::OutOfMemory { requested: size, live: state.usage.live, budget: self.budget };
         if exceeds(state.usage.allocated) || size > self.device.limits().max_buffer_size {
             return Err(failed);
         }
-        let raw = match self.try_create(size) {
-            Some(raw) => raw,
+        let buffer = match self.try_create(size) {
+            Some(buffer) => buffer,
             None => {
-                state.idle.clear();
-                state.usage.allocated = state.usage.live;
+                state.clear_idle();
                 self.try_create(size).ok_or(failed)?
             }
         };
         state.usage.allocated += size;
-        Ok(raw)
+        state.created += 1;
+        Ok(Raw { buffer, number: state.created })
     }
 
     fn try_create(&self, size: u64) -> Option<wgpu::Buffer> {
@@ -109,6 +145,15 @@ impl Pool {
 
 impl Buffer {
     pub(super) fn raw(&self) -> &wgpu::Buffer {
+        &self.held().buffer
+    }
+
+    /// A number that no other buffer of the device has or had.
+    pub(super) fn number(&self) -> u64 {
+        self.held().number
+    }
+
+    fn held(&self) -> &Raw {
         self.raw.as_ref().expect("bug: a live buffer has its wgpu buffer")
     }
 
@@ -121,7 +166,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(raw) = self.raw.take() {
-            let size = raw.size();
+            let size = raw.buffer.size();
             let mut state = self.pool.lock();
             state.usage.live -= size;
             state.idle.entry(size).or_default().push(raw);

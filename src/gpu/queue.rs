@@ -43,21 +43,23 @@ pub(super) struct Recorder {
 
 /// A submit ends after this many dispatches, so that the device starts early and the host keeps recording.
 const DISPATCHES_PER_SUBMIT: u32 = 128;
+/// What moving a byte counts for in a submit's work: adapters do about so many operations in that time.
+const OPERATIONS_PER_BYTE: u64 = 4;
 /// Submits that may wait in the driver before recording pauses; bounds the memory that the driver holds for them.
 const SUBMITS_IN_FLIGHT: usize = 3;
 /// How long another thread may take to call a callback whose work is done.
 const CALLBACK_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Recorder {
-    /// `software` bounds a submit at about a tenth of a second of CPU work; a GPU does a hundred times as much in that time.
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, timed: bool, software: bool) -> Self {
+    /// `work_per_submit` is in floating-point operations.
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, timed: bool, work_per_submit: u64) -> Self {
         Self {
             device: device.clone(),
             open: Open::default(),
             timer: timed.then(|| Timer::new(device, queue)),
             in_flight: VecDeque::new(),
             counters: QueueCounters::default(),
-            work_per_submit: if software { 4_000_000_000 } else { 400_000_000_000 },
+            work_per_submit,
         }
     }
 
@@ -101,7 +103,8 @@ impl Recorder {
             pass.write_timestamp(queries, at + 1);
         }
         self.open.dispatches += 1;
-        self.open.work += launch.work;
+        let bytes: u64 = launch.buffers.iter().map(|slice| slice.size).sum();
+        self.open.work += launch.work.max(OPERATIONS_PER_BYTE * bytes);
         self.counters.dispatches += 1;
     }
 

@@ -19,10 +19,15 @@ static FORWARD: Kernel = Kernel::trusted(
     concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_forward.wgsl")),
     "main",
     &[R, R, R, W, W],
-);
+)
+.cut_along(0, FIRST_GROUP);
 static DELTA: Kernel = Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]);
-static QUERY_BACKWARD: Kernel = Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]);
-static KEY_BACKWARD: Kernel = Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]);
+static QUERY_BACKWARD: Kernel =
+    Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]).cut_along(0, FIRST_GROUP);
+static KEY_BACKWARD: Kernel =
+    Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]).cut_along(0, FIRST_GROUP);
+/// Place of `first_group` in the arguments.
+const FIRST_GROUP: usize = 6;
 
 /// How the rows and columns of q, k and v divide into sequences and heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +118,7 @@ impl Sizes {
             heads as u32,
             (heads / kv_heads) as u32,
             (1.0 / (head_dim as f32).sqrt()).to_bits(),
+            0,
         ];
         gpu.launch(&Launch {
             kernel,

@@ -181,6 +181,7 @@ impl<'a> Gemm<'a> {
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
             factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
+            first_group: 0,
         };
         let operands = [&self.a, &self.b, &c, &out];
         let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
@@ -224,7 +225,10 @@ struct Arguments {
     batches: [u32; 4],
     factor: [u32; 3],
     epilogue: [f32; 4],
+    first_group: u32,
 }
+
+const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 
 fn batch_of(matrix: &Matrix<'_>) -> usize {
     match *matrix.tensor.shape() {

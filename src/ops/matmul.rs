@@ -3,6 +3,7 @@
 
 use super::gemm::{Gemm, Matrix};
 use crate::error::Result;
+use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::Tensor;
 
@@ -50,10 +51,10 @@ impl<'t> Var<'t> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let add = Some((Matrix::new(residual.value())?, 1.0));
         let y = Gemm { add, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
-        self.tape().record("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
-            let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true])).transpose()?;
+        self.tape().record_unformed("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true]));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, [false, true])).transpose()?;
-            Ok([da, db, Some(dy)])
+            Ok([da, db, Some(dy.into())])
         })
     }
 
@@ -70,34 +71,56 @@ impl<'t> Var<'t> {
     fn product(&self, rhs: &Var<'t>, transposed: [bool; 2]) -> Result<Var<'t>> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let y = a.product(&b, transposed)?;
-        self.tape().record("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
-            let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed)).transpose()?;
+        self.tape().record_unformed("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, transposed)).transpose()?;
             Ok([da, db])
         })
     }
 }
 
-fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Result<Tensor> {
-    let full = if ta { b.product(dy, [tb, true])? } else { dy.product(b, [false, !tb])? };
-    sum_over_batch(full, a)
+fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Gradient {
+    if ta { gradient(b, dy, [tb, true], a) } else { gradient(dy, b, [false, !tb], a) }
 }
 
-fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Result<Tensor> {
+fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2]) -> Result<Gradient> {
     if let (&[batch, m, k], [_, _], false) = (a.shape(), b.shape(), ta) {
         // One product over all rows of the batch instead of a sum of products.
         let a = a.reshape(&[batch * m, k])?;
         let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
         return gradient_b(&dy, &a, b, [ta, tb]);
     }
-    let full = if tb { dy.product(a, [true, ta])? } else { a.product(dy, [!ta, false])? };
-    sum_over_batch(full, b)
+    Ok(if tb { gradient(dy, a, [true, ta], b) } else { gradient(a, dy, [!ta, false], b) })
 }
 
-/// Sums the gradient of an operand that the batch shared.
-fn sum_over_batch(gradient: Tensor, operand: &Tensor) -> Result<Tensor> {
+/// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
+fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor) -> Gradient {
+    let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
+    Gradient::added(move |sum| {
+        let Some(sum) = sum else {
+            return sum_over_batch(left.product(&right, transposed)?, &shape);
+        };
+        let (a, b) = flatten_batch(&left, &right, transposed[0])?;
+        let is_batch = |tensor: &Tensor| tensor.shape().len() == 3;
+        if shape.len() == 2 && (is_batch(&a) || is_batch(&b)) {
+            return sum.accumulate(sum_over_batch(left.product(&right, transposed)?, &shape)?);
+        }
+        let gemm = Gemm::new(oriented(&a, transposed[0])?, oriented(&b, transposed[1])?);
+        let is_unique = sum.is_unique();
+        let (rows, columns) = sum.rows_and_columns();
+        let view = if is_batch(&a) || is_batch(&b) { sum.clone() } else { sum.reshape(&[rows, columns])? };
+        if is_unique {
+            Gemm { keep: 1.0, ..gemm }.compute_into(Matrix::new(&view)?)?;
+            return Ok(sum);
+        }
+        Gemm { add: Some((Matrix::new(&view)?, 1.0)), ..gemm }.compute()?.reshape(&shape)
+    })
+}
+
+/// Sums the gradient of an operand of this shape that the batch shared.
+fn sum_over_batch(gradient: Tensor, shape: &[usize]) -> Result<Tensor> {
     match *gradient.shape() {
-        [batch, rows, columns] if operand.shape().len() == 2 => {
+        [batch, rows, columns] if shape.len() == 2 => {
             gradient.reshape(&[batch, rows * columns])?.column_sum()?.reshape(&[rows, columns])
         }
         _ => Ok(gradient),

@@ -1,5 +1,6 @@
 //! Which kernel a product gets, and the constants it is compiled with.
 
+use super::FIRST_GROUP;
 use crate::gpu::{Access, Gpu, Kernel, Profile};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite];
@@ -9,14 +10,16 @@ static LANES: Kernel = Kernel::trusted(
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_lanes.wgsl")),
     "main",
     BINDINGS,
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_tiled.wgsl")),
     "main",
     BINDINGS,
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 /// What a product needs of its kernel.
 #[derive(Debug, Clone, Copy, Default)]

@@ -7,6 +7,7 @@ mod elementwise;
 mod embedding;
 mod gemm;
 mod layout;
+mod long_work;
 mod magnitude;
 mod matmul;
 mod normalize;

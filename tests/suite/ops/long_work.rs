@@ -1,0 +1,62 @@
+//! Dispatches of much work are cut into several, for watchdogs: the bits are those of one dispatch.
+
+use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Result, Tape, Tensor};
+
+use crate::device;
+
+/// Calls `compute` on every device and on one like it whose dispatches are short, and demands the same bits from more dispatches.
+fn check(name: &str, compute: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Result<()> {
+    for gpu in device::all() {
+        let options = GpuOptions { kernels: Some(gpu.kernels()), work_limit: Some(300_000), ..Default::default() };
+        let short = device::open(&options)?;
+        let run = |gpu: &Gpu| -> Result<(Vec<u32>, u64)> {
+            let before = gpu.counters().dispatches;
+            let tensors = compute(gpu)?;
+            let values = tensors.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
+            Ok((values.concat().into_iter().map(f32::to_bits).collect(), gpu.counters().dispatches - before))
+        };
+        let ((whole, few), (cut, many)) = (run(gpu)?, run(&short)?);
+        assert!(many > few, "{name} with {} kernels: {many} dispatches instead of {few}", gpu.kernels());
+        assert!(whole == cut, "{name} with {} kernels: other bits", gpu.kernels());
+    }
+    Ok(())
+}
+
+#[test]
+fn products_are_cut_along_their_rows() -> Result<()> {
+    check("product", |gpu| {
+        let a = Tensor::normal(gpu, &[2, 201, 67], 1.0, 1)?;
+        let b = Tensor::normal(gpu, &[2, 67, 131], 1.0, 2)?;
+        let c = Tensor::normal(gpu, &[2, 201, 131], 1.0, 3)?;
+        let gemm = Gemm { add: Some((Matrix::new(&c)?, 0.5)), ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+        let mut results = vec![gemm.compute()?];
+        let transposed = Gemm::new(Matrix::new(&b)?.t(), Matrix::new(&a)?.t());
+        results.push(transposed.compute()?);
+        Ok(results)
+    })
+}
+
+#[test]
+fn a_symmetric_product_with_a_diagonal_is_cut() -> Result<()> {
+    check("symmetric product", |gpu| {
+        let x = Tensor::normal(gpu, &[1, 203, 59], 1.0, 4)?;
+        let gram = Gemm { delta: 0.25, symmetric: true, ..Gemm::new(Matrix::new(&x)?, Matrix::new(&x)?.t()) };
+        Ok(vec![gram.compute()?])
+    })
+}
+
+#[test]
+fn attention_is_cut_along_its_queries_and_its_keys() -> Result<()> {
+    check("attention", |gpu| {
+        let shape = AttentionShape { batch: 2, heads: 4, kv_heads: 2, head_dim: 32 };
+        let params = Params::new(gpu);
+        let tape = Tape::new(&params);
+        let leaf = |columns: usize, seed: u64| Ok(tape.leaf(Tensor::normal(gpu, &[2 * 300, columns], 1.0, seed)?));
+        let (q, k, v) = (leaf(128, 5)?, leaf(64, 6)?, leaf(64, 7)?);
+        let o = q.attention(&k, &v, shape)?;
+        let dy = Tensor::normal(gpu, o.shape(), 1.0, 8)?;
+        let leaves = tape.backward_from(&[(&o, dy)], &mut Gradients::new())?;
+        let gradients = [&q, &k, &v].map(|leaf| leaves.get(leaf).expect("a gradient").clone());
+        Ok([o.value().clone()].into_iter().chain(gradients).collect())
+    })
+}
