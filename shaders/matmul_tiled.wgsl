@@ -1,7 +1,7 @@
 // out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes 64 × 64 outputs, 4 × 4 each,
-// from tiles of 64 × 16 in shared memory (8 KiB).
+// from tiles of 64 × 16 in shared memory (8 KiB, twice that with SPLIT).
 //
-// Constants: TRANSPOSE_A, TRANSPOSE_B, VECTORS.
+// Constants: TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
 @group(0) @binding(0) var<storage, read> a: array<Element>;
 @group(0) @binding(1) var<storage, read> b: array<Element>;
@@ -15,6 +15,10 @@ const DEPTH: u32 = 16u;
 // Both as [DEPTH][TILE / 4]: four rows of op(A), four columns of op(B), at one inner index.
 var<workgroup> a_tile: array<vec4f, DEPTH * TILE / 4u>;
 var<workgroup> b_tile: array<vec4f, DEPTH * TILE / 4u>;
+@if SPLIT {
+    var<workgroup> a_low: array<vec4f, DEPTH * TILE / 4u>;
+    var<workgroup> b_low: array<vec4f, DEPTH * TILE / 4u>;
+}
 
 // One vec4 of an operand's tile per invocation: four neighbours along the tile's side at one inner index (`along_side`), or
 // four inner indices at one place of the side.
@@ -32,7 +36,9 @@ fn fill_a(row: u32, k: u32, local: u32, base: u32) {
         if (k + at.depth < args.inner && row + at.side < args.rows) {
             values = load_a(base + (k + at.depth) * args.a_stride + row + at.side, args.rows - row - at.side);
         }
-        a_tile[at.depth * (TILE / 4u) + at.side / 4u] = values;
+        let high = to_half(values);
+        a_tile[at.depth * (TILE / 4u) + at.side / 4u] = high;
+        @if SPLIT { a_low[at.depth * (TILE / 4u) + at.side / 4u] = low_half(values, high); }
         return;
     }
     let at = place(local, false);
@@ -40,8 +46,15 @@ fn fill_a(row: u32, k: u32, local: u32, base: u32) {
     if (k + at.depth < args.inner && row + at.side < args.rows) {
         values = load_a(base + (row + at.side) * args.a_stride + k + at.depth, args.inner - k - at.depth);
     }
+    let high = to_half(values);
     for (var q = 0u; q < 4u; q++) {
-        a_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = values[q];
+        a_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = high[q];
+    }
+    @if SPLIT {
+        let low = low_half(values, high);
+        for (var q = 0u; q < 4u; q++) {
+            a_low[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = low[q];
+        }
     }
 }
 
@@ -52,7 +65,9 @@ fn fill_b(column: u32, k: u32, local: u32, base: u32) {
         if (k + at.depth < args.inner && column + at.side < args.columns) {
             values = load_b(base + (k + at.depth) * args.b_stride + column + at.side, args.columns - column - at.side);
         }
-        b_tile[at.depth * (TILE / 4u) + at.side / 4u] = values;
+        let high = to_half(values);
+        b_tile[at.depth * (TILE / 4u) + at.side / 4u] = high;
+        @if SPLIT { b_low[at.depth * (TILE / 4u) + at.side / 4u] = low_half(values, high); }
         return;
     }
     let at = place(local, false);
@@ -60,8 +75,15 @@ fn fill_b(column: u32, k: u32, local: u32, base: u32) {
     if (k + at.depth < args.inner && column + at.side < args.columns) {
         values = load_b(base + (column + at.side) * args.b_stride + k + at.depth, args.inner - k - at.depth);
     }
+    let high = to_half(values);
     for (var q = 0u; q < 4u; q++) {
-        b_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = values[q];
+        b_tile[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = high[q];
+    }
+    @if SPLIT {
+        let low = low_half(values, high);
+        for (var q = 0u; q < 4u; q++) {
+            b_low[(at.depth + q) * (TILE / 4u) + at.side / 4u][at.side % 4u] = low[q];
+        }
     }
 }
 
@@ -89,6 +111,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
             sum1 = fma(vec4f(x.y), y, sum1);
             sum2 = fma(vec4f(x.z), y, sum2);
             sum3 = fma(vec4f(x.w), y, sum3);
+            @if SPLIT {
+                let x_low = a_low[d * (TILE / 4u) + mine_row];
+                let y_low = b_low[d * (TILE / 4u) + mine_column];
+                sum0 = fma(vec4f(x.x), y_low, fma(vec4f(x_low.x), y, sum0));
+                sum1 = fma(vec4f(x.y), y_low, fma(vec4f(x_low.y), y, sum1));
+                sum2 = fma(vec4f(x.z), y_low, fma(vec4f(x_low.z), y, sum2));
+                sum3 = fma(vec4f(x.w), y_low, fma(vec4f(x_low.w), y, sum3));
+            }
         }
         workgroupBarrier();
     }

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice};
+use crate::precision::Precision;
 use crate::tensor::Tensor;
 
 static LANES: Kernel = Kernel::trusted(
@@ -111,12 +112,15 @@ pub struct Gemm<'a> {
     pub keep: f32,
     /// The result is known to be symmetric: half is computed, and mirrored.
     pub symmetric: bool,
+    /// What A and B are rounded to.
+    pub precision: Precision,
 }
 
 impl<'a> Gemm<'a> {
     /// op(A)·op(B).
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
-        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false }
+        let precision = Precision::F32;
+        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false, precision }
     }
 
     /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
@@ -198,7 +202,8 @@ impl<'a> Gemm<'a> {
             && columns.is_multiple_of(4)
             && inner.is_multiple_of(4)
             && (!self.a.transposed || rows.is_multiple_of(4));
-        let plan = Plan::new(gpu, rows, columns);
+        let halves = self.precision.halves();
+        let plan = Plan::new(gpu, rows, columns, halves);
         gpu.launch(&Launch {
             kernel: plan.kernel,
             constants: &[
@@ -213,6 +218,8 @@ impl<'a> Gemm<'a> {
                 ("DIAGONAL", u32::from(self.delta != 0.0)),
                 ("KEEP", u32::from(self.keep != 0.0)),
                 ("SYMMETRIC", u32::from(self.symmetric)),
+                ("HALVES", halves),
+                ("SPLIT", u32::from(halves == 2)),
             ],
             buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
             arguments: bytemuck::bytes_of(&arguments),
@@ -246,13 +253,18 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, rows: usize, columns: usize) -> Self {
+    fn new(gpu: &Gpu, rows: usize, columns: usize, halves: u32) -> Self {
         match gpu.kernels() {
             Profile::Portable => Self { kernel: &TILED, lanes: 1, rows: 1, span: 1, tile_rows: 64, tile_columns: 64, depth: 16 },
             Profile::Fallback => {
                 let lanes = gpu.lanes();
                 // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
-                let tile_rows = if rows <= 8 { 8.max(lanes) } else { 32 };
+                // With halves there is more to compile per row.
+                let tile_rows = match (rows, halves) {
+                    (..=8, _) => 8.max(lanes),
+                    (_, 0) => 32,
+                    _ => 16.max(lanes),
+                };
                 let span = if columns <= 4 * lanes as usize { 1 } else { 2 };
                 let tile_columns = (4 * lanes * span) as usize;
                 Self { kernel: &LANES, lanes, rows: tile_rows, span, tile_rows: tile_rows as usize, tile_columns, depth: 4 }

@@ -10,6 +10,7 @@ mod layout;
 mod magnitude;
 mod matmul;
 mod normalize;
+pub mod precision;
 mod rotary;
 mod rows;
 
