@@ -32,6 +32,8 @@ pub(super) struct Needs {
     pub(super) transpose_b: bool,
     /// Operands and sizes allow vec4.
     pub(super) vectors: bool,
+    /// How many halves stand for an operand; 0 where it stays f32.
+    pub(super) halves: u32,
     pub(super) add: bool,
     pub(super) diagonal: bool,
     pub(super) keep: bool,
@@ -71,12 +73,18 @@ impl Plan {
             ("SYMMETRIC", needs.symmetric),
         ];
         plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
+        plan.constants.extend([("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))]);
         plan
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
-        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
-        let rows = if needs.rows <= 8 { 8.max(lanes) } else { 32 };
+        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second. With halves there
+        // is more to compile per row.
+        let rows = match (needs.rows, needs.halves) {
+            (..=8, _) => 8.max(lanes),
+            (_, 0) => 32,
+            _ => 16.max(lanes),
+        };
         let span = if needs.columns <= 4 * lanes as usize { 1 } else { 2 };
         Self {
             kernel: &LANES,
@@ -89,7 +97,9 @@ impl Plan {
 
     fn tiled(needs: &Needs) -> Self {
         let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
-        let tile = if needs.rows >= 128 && needs.columns >= 128 && tiles >= OCCUPYING_TILES { 128 } else { 64 };
+        let fills = needs.rows >= 128 && needs.columns >= 128 && tiles >= OCCUPYING_TILES;
+        // Two halves of a large tile would take 32 KiB.
+        let tile = if fills && needs.halves != 2 { 128 } else { 64 };
         Self {
             kernel: &TILED,
             constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
@@ -110,9 +120,10 @@ mod tests {
     /// both are validated whatever the choice.
     fn products() -> Vec<Needs> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
-        let flags = (0..16).map(|bits| [0, 1, 2, 3].map(|at| bits >> at & 1 == 1));
-        let product = |[transpose_a, transpose_b, vectors, symmetric]: [bool; 4]| {
+        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits / 16));
+        let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Needs {
+                halves,
                 rows,
                 columns,
                 inner: 1,
@@ -124,7 +135,7 @@ mod tests {
                 ..Default::default()
             })
         };
-        flags.flat_map(product).collect()
+        choices.flat_map(product).collect()
     }
 
     #[test]
