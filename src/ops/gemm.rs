@@ -192,34 +192,52 @@ impl<'a> Gemm<'a> {
             && columns.is_multiple_of(4)
             && inner.is_multiple_of(4)
             && (!self.a.transposed || rows.is_multiple_of(4));
-        let plan = Plan::new(
-            gpu,
-            &Needs {
-                rows,
-                columns,
-                inner,
-                batch,
-                transpose_a: self.a.transposed,
-                transpose_b: self.b.transposed,
-                vectors,
-                halves: self.precision.halves(),
-                add: beta != 0.0,
-                diagonal: self.delta != 0.0,
-                keep: self.keep != 0.0,
-                symmetric: self.symmetric,
-            },
-        );
-        gpu.launch(&Launch {
-            kernel: plan.kernel,
-            constants: &plan.constants,
-            buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
-            arguments: bytemuck::bytes_of(&arguments),
-            workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
-            iterations: plan.iterations as u64,
-            work: 2 * (batch * rows * columns * inner) as u64 / if self.symmetric { 2 } else { 1 },
-        })
+        let needs = Needs {
+            rows,
+            columns,
+            inner,
+            batch,
+            transpose_a: self.a.transposed,
+            transpose_b: self.b.transposed,
+            vectors,
+            halves: self.precision.halves(),
+            add: beta != 0.0,
+            diagonal: self.delta != 0.0,
+            keep: self.keep != 0.0,
+            symmetric: self.symmetric,
+        };
+        let plans = Plan::candidates(gpu, &needs);
+        let launch = |plan: &Plan, out: Slice<'_>| {
+            gpu.launch(&Launch {
+                kernel: plan.kernel,
+                constants: &plan.constants,
+                buffers: &[a_slice, b_slice, c_slice, factor, out],
+                arguments: bytemuck::bytes_of(&arguments),
+                workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
+                iterations: plan.iterations as u64,
+                work: needs.work(),
+            })
+        };
+        let chosen = choose(gpu, &plans, &needs, |plan| {
+            // What is kept of the output must not be added twice.
+            let scratch = Tensor::uninitialized(gpu, &[out_slice.size as usize / 4])?;
+            launch(plan, scratch.slice())
+        })?;
+        launch(&plans[chosen], out_slice)
     }
 }
+
+/// The place of the plan to use: the first, by rule, unless the device tunes itself and the product is large enough to be worth it.
+fn choose(gpu: &Gpu, plans: &[Plan], needs: &Needs, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
+    if plans.len() == 1 || needs.work() < LEAST_TUNED {
+        return Ok(0);
+    }
+    let names: Vec<String> = plans.iter().map(Plan::name).collect();
+    gpu.tuned(&needs.class(), &names, |candidate| run(&plans[candidate]))
+}
+
+/// Floating-point operations below which trying costs more than it gains.
+const LEAST_TUNED: u64 = 100_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

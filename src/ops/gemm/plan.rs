@@ -53,15 +53,41 @@ pub(super) struct Plan {
 /// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
 const OCCUPYING_TILES: usize = 96;
 
+impl Needs {
+    /// Floating-point operations.
+    pub(super) fn work(&self) -> u64 {
+        2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
+    }
+
+    /// The class of shapes that share a choice: sizes up to the next power of two, and what changes the inner loop.
+    pub(super) fn class(&self) -> String {
+        let [batch, rows, columns, inner] = [self.batch, self.rows, self.columns, self.inner].map(usize::next_power_of_two);
+        let mark = |turned: bool| if turned { 'T' } else { 'N' };
+        let width = if self.vectors { 4 } else { 1 };
+        let half = if self.symmetric { " symmetric" } else { "" };
+        let operands = format!("{}{} halves {} width {width}", mark(self.transpose_a), mark(self.transpose_b), self.halves);
+        format!("{operands}{half}: {batch} of {rows} x {inner} x {columns}")
+    }
+}
+
 impl Plan {
-    pub(super) fn new(gpu: &Gpu, needs: &Needs) -> Self {
+    /// The plans that give a product's bits, best by rule first.
+    pub(super) fn candidates(gpu: &Gpu, needs: &Needs) -> Vec<Self> {
         Self::of(gpu.kernels(), gpu.lanes(), needs)
     }
 
-    fn of(profile: Profile, lanes: u32, needs: &Needs) -> Self {
-        let mut plan = match profile {
-            Profile::Fallback => Self::lanes(lanes, needs),
-            Profile::Portable | Profile::Subgroup => Self::tiled(needs),
+    /// What tells it from the other candidates.
+    pub(super) fn name(&self) -> String {
+        format!("{} x {}", self.tile_rows, self.tile_columns)
+    }
+
+    fn of(profile: Profile, lanes: u32, needs: &Needs) -> Vec<Self> {
+        let mut plans = match profile {
+            // One: the others were slower for every shape of a training step, and each takes a second to compile.
+            Profile::Fallback => vec![Self::lanes(lanes, needs)],
+            Profile::Portable | Profile::Subgroup => {
+                Self::tiles(needs).into_iter().map(|tile| Self::tiled(tile, needs)).collect()
+            }
         };
         let flags = [
             ("TRANSPOSE_A", needs.transpose_a),
@@ -72,9 +98,11 @@ impl Plan {
             ("KEEP", needs.keep),
             ("SYMMETRIC", needs.symmetric),
         ];
-        plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
-        plan.constants.extend([("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))]);
-        plan
+        let halves = [("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))];
+        for plan in &mut plans {
+            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))).into_iter().chain(halves));
+        }
+        plans
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
@@ -95,11 +123,16 @@ impl Plan {
         }
     }
 
-    fn tiled(needs: &Needs) -> Self {
+    /// Sides of the tiles that a shape may take, best by rule first. Two halves of a large tile would take 32 KiB.
+    fn tiles(needs: &Needs) -> Vec<u32> {
+        if needs.rows < 128 || needs.columns < 128 || needs.halves == 2 {
+            return vec![64];
+        }
         let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
-        let fills = needs.rows >= 128 && needs.columns >= 128 && tiles >= OCCUPYING_TILES;
-        // Two halves of a large tile would take 32 KiB.
-        let tile = if fills && needs.halves != 2 { 128 } else { 64 };
+        if tiles >= OCCUPYING_TILES { vec![128, 64] } else { vec![64, 128] }
+    }
+
+    fn tiled(tile: u32, needs: &Needs) -> Self {
         Self {
             kernel: &TILED,
             constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
@@ -143,9 +176,12 @@ mod tests {
         let mut seen = HashSet::new();
         for needs in products() {
             for (profile, lanes) in [4, 8, 16, 32].into_iter().flat_map(|lanes| Profile::ALL.map(|profile| (profile, lanes))) {
-                let plan = Plan::of(profile, lanes, &needs);
-                if seen.insert((profile, plan.constants.clone())) {
-                    plan.kernel.validate(profile, &plan.constants).unwrap_or_else(|error| panic!("{profile} {needs:?}: {error}"));
+                for plan in Plan::of(profile, lanes, &needs) {
+                    if seen.insert((profile, plan.constants.clone())) {
+                        plan.kernel
+                            .validate(profile, &plan.constants)
+                            .unwrap_or_else(|error| panic!("{profile} {needs:?}: {error}"));
+                    }
                 }
             }
         }
@@ -154,7 +190,7 @@ mod tests {
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            Plan::of(Profile::Portable, 0, &Needs { rows, columns, batch, symmetric, ..Default::default() }).tile_rows
+            Plan::of(Profile::Portable, 0, &Needs { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);

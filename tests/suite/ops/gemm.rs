@@ -163,3 +163,24 @@ fn what_does_not_fit_is_refused() {
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
     assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, which it would both read and write");
 }
+
+#[test]
+fn tuning_changes_no_bit() -> Result<()> {
+    for plain in device::all() {
+        let options = GpuOptions { kernels: Some(plain.kernels()), tuning: Tuning::Process, ..Default::default() };
+        let tuned = device::open(&options)?;
+        let run = |gpu: &Gpu, keep: f32| -> Result<Vec<u32>> {
+            let a = Tensor::normal(gpu, &[391, 1000], 1.0, 1)?;
+            let b = Tensor::normal(gpu, &[1000, 262], 1.0, 2)?;
+            let out = Tensor::normal(gpu, &[391, 262], 1.0, 3)?;
+            let gemm = Gemm { keep, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+            gemm.compute_into(Matrix::new(&out)?)?;
+            Ok(out.to_vec()?.into_iter().map(f32::to_bits).collect())
+        };
+        // With something kept, a trial on the output itself would add to it.
+        for keep in [1.0, 0.0] {
+            assert!(run(plain, keep)? == run(&tuned, keep)?, "{} kernels, κ = {keep}", plain.kernels());
+        }
+    }
+    Ok(())
+}
