@@ -20,7 +20,6 @@ use crate::failure::Failure;
 use crate::run;
 use crate::train::spikes::Spikes;
 
-pub use tensors::names;
 pub use writer::Writer;
 
 /// The raw parameters with u, v and γ.

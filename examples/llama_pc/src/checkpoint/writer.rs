@@ -53,7 +53,7 @@ impl Writer {
             run: self.run.clone(),
             keep: self.keep,
             state: state.clone(),
-            files: files.iter().map(|file| (file.name, file.header(), file.bytes())).collect(),
+            files: files.iter().map(|file| Ok((file.name, file.header()?, file.bytes()))).collect::<Result<_, Failure>>()?,
         };
         let (sender, receiver) = sync_channel(WAITING);
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || job.run(&receiver));

@@ -86,8 +86,7 @@ pub fn metadata(model: &Merged) -> Result<Metadata, Failure> {
     let Some(tokenizer) = &model.tokenizer else {
         return Ok(vec![("tokenizer.ggml.model", Value::Text("no_vocab".to_owned()))]);
     };
-    describe(tokenizer, model.llama.config().vocab)
-        .map_err(|reason| Failure::other(format!("{}/tokenizer.json: {reason}", model.name)))
+    describe(tokenizer, model.sizes.vocab).map_err(|reason| Failure::other(format!("{}/tokenizer.json: {reason}", model.name)))
 }
 
 fn describe(tokenizer: &Tokenizer, vocab: usize) -> Result<Metadata, String> {
