@@ -79,7 +79,7 @@ impl Document {
 }
 
 /// The text of a `state.json` without files.
-#[cfg(test)]
+#[cfg(any(test, feature = "samples"))]
 pub fn text_of(state: &State) -> String {
     Document::new(state, BTreeMap::new()).text()
 }

@@ -134,7 +134,7 @@ fn taken<T>(result: Result<T, Failure>) -> Option<T> {
     None
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "samples"))]
 pub mod samples;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::checkpoint::State;
 
 /// Calls a reader in a folder of its own.
 fn read(reader: impl FnOnce(&Scratch)) {
@@ -106,7 +105,7 @@ proptest! {
             scratch.config(&damaged(&samples::config(), &damage));
             scratch.json_lines(&damaged(&samples::json_lines(), &damage));
             scratch.safetensors(&damaged(&samples::safetensors(), &damage));
-            scratch.state(&damaged(checkpoint::text_of(&State { step, ..State::default() }).as_bytes(), &damage));
+            scratch.state(&damaged(&samples::state(step), &damage));
         });
     }
 }
@@ -121,33 +120,5 @@ proptest! {
             scratch.tokenizer_json(&damaged(&JSON, &damage));
             scratch.sentencepiece(&damaged(&samples::sentencepiece()[which], &damage));
         });
-    }
-}
-
-/// Good files for the fuzzer to begin with, by fuzz target.
-fn fuzz_seeds() -> Vec<(&'static str, Vec<u8>)> {
-    let state = State { step: 3, tokens: 96, position: 6, windows: 9, ..State::default() };
-    let mut seeds = vec![
-        ("config", samples::config()),
-        ("json_lines", samples::json_lines()),
-        ("safetensors", samples::safetensors()),
-        ("state", checkpoint::text_of(&state).into_bytes()),
-        ("tokenizer_json", samples::tokenizer_json()),
-    ];
-    seeds.extend(samples::parquets().into_iter().map(|bytes| ("parquet", bytes)));
-    seeds.extend(samples::sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
-    // The target takes the length of the index and the vocabulary from the first two bytes.
-    seeds.extend(samples::shards().into_iter().map(|bytes| ("shards", [&[24, 3], &bytes[..], &samples::index()].concat())));
-    seeds
-}
-
-#[test]
-#[ignore = "writes to fuzz/corpus, before fuzzing"]
-fn write_fuzz_seeds() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-    for (number, (target, bytes)) in fuzz_seeds().into_iter().enumerate() {
-        let folder = corpus.join(target);
-        fs::create_dir_all(&folder).expect("a folder");
-        fs::write(folder.join(format!("seed-{number}")), bytes).expect("a file");
     }
 }
