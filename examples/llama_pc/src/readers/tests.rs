@@ -1,5 +1,10 @@
 //! No bytes make a reader panic: neither arbitrary ones nor good files with damage.
 
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parquet::basic::Compression;
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use proptest::prelude::*;
 
 use super::*;
@@ -73,6 +78,19 @@ fn a_flipped_byte_in_a_parquet_file_never_panics() {
             read(|scratch| scratch.parquet(&bytes));
         }
     }
+}
+
+/// Two thousand million numbers of an unknown part of a page's header, where the file has some hundred bytes.
+#[test]
+fn what_a_parquet_page_announces_beyond_the_file_is_not_waited_for() {
+    let mut bytes = samples::parquet(Compression::UNCOMPRESSED, false);
+    let reader = SerializedFileReader::new(Bytes::from(bytes.clone())).expect("a good file");
+    let page = reader.metadata().row_group(0).column(1).data_page_offset() as usize;
+    // In Thrift's compact form: field 15, a list; of doubles, their number follows; 2³¹ - 1.
+    bytes[page..page + 7].copy_from_slice(&[0xf9, 0xf7, 0xff, 0xff, 0xff, 0xff, 0x07]);
+    let began = Instant::now();
+    read(|scratch| scratch.parquet(&bytes));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 proptest! {
