@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::Merged;
 use super::gguf::{Metadata, Value};
+use crate::data::sentencepiece::SPACE;
 use crate::data::tokenizer::Tokenizer;
 use crate::failure::Failure;
 
@@ -18,9 +19,6 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
-
-/// SentencePiece's mark for a space.
-const SPACE: &str = "\u{2581}";
 
 /// The cuts into words that llama.cpp has a name for, by their regular expression.
 const CUTS: [(&str, &str); 3] = [
