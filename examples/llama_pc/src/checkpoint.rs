@@ -20,7 +20,6 @@ use crate::failure::Failure;
 use crate::run;
 use crate::train::spikes::Spikes;
 
-pub use tensors::names;
 pub use writer::Writer;
 
 /// The raw parameters with u, v and γ.
@@ -80,7 +79,7 @@ impl Document {
 }
 
 /// The text of a `state.json` without files.
-#[cfg(test)]
+#[cfg(any(test, feature = "samples"))]
 pub fn text_of(state: &State) -> String {
     Document::new(state, BTreeMap::new()).text()
 }

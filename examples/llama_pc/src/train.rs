@@ -134,7 +134,7 @@ fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failu
     // A run's newest checkpoint, or the folder itself.
     let folder = if path.join("config.toml").is_file() { weights::describe(path)?.1 } else { path.to_owned() };
     hugging_face::check_folder(&folder, config)?;
-    let (model, ignored) = Model::load(gpu, config, &folder, engine::model(config))?;
+    let (model, ignored) = Model::load(gpu, config, &folder)?;
     if !ignored.is_empty() {
         output::note(&format!(
             "note: {}: ignored PC state that the configuration does not use: {}",

@@ -1,4 +1,5 @@
-use polytape::{Factor, Gemm, Gpu, Matrix, Result, Tensor};
+use polytape::gpu::Tuning;
+use polytape::{Factor, Gemm, Gpu, GpuOptions, Matrix, Result, Tensor};
 
 use crate::check::upload;
 use crate::device;

@@ -7,7 +7,7 @@ use polytape::checkpoint::Checkpoint;
 use polytape::llama::Llama;
 use polytape::{Gpu, Trainer};
 
-use super::{MODEL, OPTIMIZER, Saved, names};
+use super::{MODEL, OPTIMIZER, Saved};
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
@@ -17,10 +17,10 @@ impl Saved {
     /// The model and its trainer as they were saved: every tensor by name and shape, none missing and none left over.
     pub fn load(&self, gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer), Failure> {
         // Loading verifies the file.
-        let (model, _) = Model::load(gpu, config, self.folder(), engine::model(config))?;
+        let (model, _) = Model::load(gpu, config, self.folder())?;
         let path = self.folder().join(MODEL);
         let expected = model.params.iter().map(|(_, param)| param.name.clone()).collect();
-        same_names(&path, expected)?;
+        same_names(&path, &Checkpoint::open(&path)?, expected)?;
 
         let path = self.verify(OPTIMIZER)?;
         let file = Checkpoint::open(&path)?;
@@ -32,7 +32,7 @@ impl Saved {
             _ => Failure::other(format!("{}: {error}", path.display())),
         })?;
         let expected = optimizer.state(&model.params).into_iter().map(|(name, _)| name).collect();
-        same_names(&path, expected)?;
+        same_names(&path, &file, expected)?;
         let max_grad_norm = config.train.max_grad_norm as f32;
         // Not Trainer::new: u and v are as they were saved and must not be iterated again.
         let trainer = Trainer { params: model.params, preconditioner: model.preconditioner, optimizer, max_grad_norm };
@@ -40,8 +40,8 @@ impl Saved {
     }
 }
 
-fn same_names(path: &Path, expected: BTreeSet<String>) -> Result<(), Failure> {
-    let found = names(path)?;
+fn same_names(path: &Path, file: &Checkpoint, expected: BTreeSet<String>) -> Result<(), Failure> {
+    let found = BTreeSet::from_iter(file.names());
     let problem = match (expected.difference(&found).next(), found.difference(&expected).next()) {
         (Some(missing), _) => format!("found no tensor `{missing}`, expected one by the run's config.toml"),
         (_, Some(extra)) => format!("found a tensor `{extra}`, expected none of this name by the run's config.toml"),

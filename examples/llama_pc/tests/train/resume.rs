@@ -80,14 +80,24 @@ fn error_of(command: &mut assert_cmd::Command, status: i32) -> String {
 
 #[test]
 fn a_run_that_is_killed_at_random_moments_ends_with_the_same_bits() {
+    kill_at_random_moments("optimizer.kind=adamw", 11);
+}
+
+#[test]
+fn a_run_with_muon_that_is_killed_at_random_moments_ends_with_the_same_bits() {
+    kill_at_random_moments("optimizer.kind=muon", 12);
+}
+
+fn kill_at_random_moments(optimizer: &str, seed: u64) {
     let folder = prepared();
-    let mut rng = ChaCha12Rng::seed_from_u64(11);
-    train(folder.path(), "whole", &RICH).assert().success();
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    let settings = [&RICH[..], &[optimizer]].concat();
+    train(folder.path(), "whole", &settings).assert().success();
     let rows = metrics(folder.path(), "whole");
     let skipped = rows.iter().filter(|row| row["skipped"] == true).count();
     assert!(skipped > 0 && skipped as u64 == rows[35]["skipped_steps"].as_u64().expect("a count"), "{skipped} skipped");
 
-    let first = [&["train", "--out", "killed", "--set"], &TINY[..], &RICH].concat();
+    let first = [&["train", "--out", "killed", "--set"], &TINY[..], &settings].concat();
     let again = ["train", "--resume", "killed"];
     let config = folder.path().join("killed").join("config.toml");
     for kill in 0..=KILLS {
