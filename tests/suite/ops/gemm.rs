@@ -185,3 +185,18 @@ fn tuning_changes_no_bit() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_batch_above_the_binding_limit_is_cut() -> Result<()> {
+    let run = |gpu: &Gpu| -> Result<Vec<f32>> {
+        let a = Tensor::normal(gpu, &[5, 100, 64], 1.0, 1)?;
+        let b = Tensor::normal(gpu, &[5, 80, 64], 1.0, 2)?;
+        let c = Tensor::normal(gpu, &[100, 80], 1.0, 3)?;
+        let scales = Tensor::from_slice(gpu, &[1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0, 9.0, 5.0, 9.0], &[10])?;
+        let factor = Some(Factor { tensor: &scales, index: 0, batch_stride: 2 });
+        let add = Some((Matrix::new(&c)?, 0.5));
+        Gemm { factor, add, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?.to_vec()
+    };
+    assert_eq!(run(device::narrow())?, run(device::default())?);
+    Ok(())
+}
