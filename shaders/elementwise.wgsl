@@ -56,6 +56,13 @@ fn accumulate(at: Invocation) { // out += a
 }
 
 @compute @workgroup_size(64)
+fn accumulate_scaled(at: Invocation) { // out += factor[0]·a, where the product is rounded as `scaled_by` rounds it
+    let i = index(at);
+    if (is_outside(i)) { return; }
+    out_of_two[i] = fma(vec4f(1.0), out_of_two[i], factor[0] * a[i]);
+}
+
+@compute @workgroup_size(64)
 fn filled_by(at: Invocation) { // α·a[0] everywhere
     let i = index(at);
     if (is_outside(i)) { return; }

@@ -36,5 +36,5 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
     if (row >= args.table_rows) { return; }
     var sum = Element();
     for (var p = starts[which]; p < starts[which + 1u]; p++) { sum += dy[positions[p] * columns + i % columns]; }
-    dtable[row * columns + i % columns] = sum;
+    dtable[row * columns + i % columns] += sum;
 }

@@ -1,11 +1,10 @@
 // The vector passes of the PC layer over a batch of matrices w [batch, rows, columns]. Each entry point says what it computes.
-// The batch is workgroup z (or x, where there is one workgroup per matrix).
+// The batch is workgroup z (or x, where there is one workgroup per matrix). CHUNK is the number of rows of a workgroup of `apply`.
 
 struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32 }
 
 var<immediate> args: Args;
 
-const CHUNK: u32 = 64u; // rows that `multiply_transposed` adds in one invocation
 
 const SPECTRAL: u32 = 0u;
 const FROBENIUS: u32 = 1u;
@@ -37,17 +36,39 @@ fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
 }
 
-// y[chunk] = Σ over the rows r of a chunk of w[r]·scale[r]: one Element of columns per invocation, chunks along y.
-@compute @workgroup_size(16)
-fn multiply_transposed(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+@group(0) @binding(1) var<storage, read> v: array<Element>;
+@group(0) @binding(1) var<storage, read> u: array<f32>;
+@group(0) @binding(2) var<storage, read> inverses: array<f32>;
+@group(0) @binding(3) var<storage, read_write> squares: array<f32>;
+@group(0) @binding(4) var<storage, read_write> parts: array<Element>;
+
+// parts[chunk] = Σ over the rows r of a chunk of w[r]·y[r], chunks along x, where y is u, or with PRODUCT w·v times the matrix's
+// `inverses`: the rows are then still in the cache. `squares` gets Σ y².
+@compute @workgroup_size(WORKGROUP)
+fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
-    let column = group.x * 16u + local;
-    if (column >= columns) { return; }
-    var sum = Element();
-    for (var row = group.y * CHUNK; row < min((group.y + 1u) * CHUNK, args.rows); row++) {
-        sum += w[(group.z * args.rows + row) * columns + column] * scale[group.z * args.rows + row];
+    let first = group.z * args.rows + group.x * CHUNK;
+    let count = min(CHUNK, args.rows - group.x * CHUNK);
+    var y: array<f32, CHUNK>;
+    @if PRODUCT {
+        var square = 0.0;
+        for (var i = 0u; i < count; i++) {
+            var product = 0.0;
+            for (var c = lane; c < columns; c += WORKGROUP) {
+                product += total(w[(first + i) * columns + c] * v[group.z * columns + c]);
+            }
+            y[i] = inverses[group.z] * workgroup_sum(product, lane);
+            square += y[i] * y[i];
+        }
+        if (lane == 0u) { squares[group.z * args.chunks + group.x] = square; }
+    } @else {
+        for (var i = 0u; i < count; i++) { y[i] = u[first + i]; }
     }
-    y_elements[(group.z * args.chunks + group.y) * columns + column] = sum;
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        var sum = Element();
+        for (var i = 0u; i < count; i++) { sum += y[i] * w[(first + i) * columns + c]; }
+        parts[(group.z * args.chunks + group.x) * columns + c] = sum;
+    }
 }
 
 // y[r] = Σ_c w[r, c]·x[r, c]: one row per workgroup.
@@ -61,27 +82,41 @@ fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
 }
 
-@group(0) @binding(0) var<storage, read> parts: array<f32>;
-@group(0) @binding(1) var<storage, read> previous: array<f32>;
-@group(0) @binding(2) var<storage, read_write> vector: array<f32>;
+@group(0) @binding(0) var<storage, read> summands: array<Element>;
+@group(0) @binding(1) var<storage, read> old_squares: array<f32>;
+@group(0) @binding(2) var<storage, read> previous: array<Element>;
+@group(0) @binding(3) var<storage, read_write> new_inverses: array<f32>;
+@group(0) @binding(4) var<storage, read_write> vector: array<Element>;
 
-// vector = Σ over the chunks of parts, divided by (its norm + eps): one workgroup per matrix. Here `columns` is the vector's length.
-// A sum of zero leaves the previous vector: a matrix that starts at zero would else have u = v = 0 for ever.
+// vector = z / (|z| + eps), z = Σ over the chunks of the summands: one workgroup per matrix. Here `columns` is the vector's
+// length. A sum of zero leaves the previous vector: a matrix that starts at zero would else have u = v = 0 for ever.
+//
+// With PRODUCT the summands were made of y = inverse·w·v instead of u = w·v / (|w·v| + eps), so z is first divided by
+// |y| + inverse·eps. The new inverse keeps the next y near unit length, whatever the size of w.
 @compute @workgroup_size(WORKGROUP)
 fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let base = group.x * args.columns;
+    let columns = args.columns / WIDTH;
+    let base = group.x * columns;
+    let old_inverse = new_inverses[group.x];
     var square = 0.0;
-    for (var c = lane; c < args.columns; c += WORKGROUP) {
-        var sum = 0.0;
-        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += parts[(group.x * args.chunks + chunk) * args.columns + c]; }
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        var sum = Element();
+        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += summands[(group.x * args.chunks + chunk) * columns + c]; }
         vector[base + c] = sum;
-        square += sum * sum;
+        square += total(sum * sum);
     }
     let norm = sqrt(workgroup_sum(square, lane));
-    let scale = 1.0 / (norm + args.eps);
-    for (var c = lane; c < args.columns; c += WORKGROUP) {
-        vector[base + c] = select(previous[base + c], scale * vector[base + c], norm != 0.0);
+    var scale = 1.0;
+    @if PRODUCT {
+        var y = 0.0;
+        for (var chunk = 0u; chunk < args.chunks; chunk++) { y += old_squares[group.x * args.chunks + chunk]; }
+        scale = 1.0 / (sqrt(y) + old_inverse * args.eps);
     }
+    let inverse = 1.0 / (scale * norm + args.eps);
+    for (var c = lane; c < columns; c += WORKGROUP) {
+        vector[base + c] = select(previous[base + c], scale * inverse * vector[base + c], norm != 0.0);
+    }
+    if (lane == 0u) { new_inverses[group.x] = select(1.0, inverse, norm != 0.0); }
 }
 
 @group(0) @binding(0) var<storage, read> numbers: array<f32>;

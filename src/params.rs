@@ -127,6 +127,39 @@ impl Params {
     }
 }
 
+/// What the backward of an operation returns for a parent.
+pub(crate) enum Gradient {
+    /// The gradient.
+    Formed(Tensor),
+    /// How to add the gradient to what has flowed into the parent so far, if anything, without forming it by itself: the result
+    /// has the bits that adding it would give.
+    Added(Box<dyn FnOnce(Option<Tensor>) -> Result<Tensor>>),
+}
+
+impl From<Tensor> for Gradient {
+    fn from(tensor: Tensor) -> Self {
+        Self::Formed(tensor)
+    }
+}
+
+impl Gradient {
+    /// The gradient that `add` adds to what it is given.
+    pub(crate) fn added(add: impl FnOnce(Option<Tensor>) -> Result<Tensor> + 'static) -> Self {
+        Self::Added(Box::new(add))
+    }
+
+    /// This gradient and what is in the slot, as the slot's new contents.
+    pub(crate) fn add_to(self, slot: &mut Option<Tensor>) -> Result<()> {
+        let sum = slot.take();
+        *slot = Some(match (self, sum) {
+            (Self::Formed(tensor), Some(sum)) => sum.accumulate(tensor)?,
+            (Self::Formed(tensor), None) => tensor,
+            (Self::Added(add), sum) => add(sum)?,
+        });
+        Ok(())
+    }
+}
+
 /// One gradient accumulator per parameter, empty until something flows into it.
 #[derive(Debug, Default)]
 pub struct Gradients {
@@ -151,15 +184,14 @@ impl Gradients {
 
     /// Adds to a parameter's gradient: in place where the accumulator is not shared.
     pub fn add(&mut self, id: ParamId, gradient: Tensor) -> Result<()> {
+        self.add_gradient(id, gradient.into())
+    }
+
+    pub(crate) fn add_gradient(&mut self, id: ParamId, gradient: Gradient) -> Result<()> {
         if self.list.len() <= id.0 {
             self.list.resize_with(id.0 + 1, || None);
         }
-        let slot = &mut self.list[id.0];
-        *slot = Some(match slot.take() {
-            Some(sum) => sum.accumulate(gradient)?,
-            None => gradient,
-        });
-        Ok(())
+        gradient.add_to(&mut self.list[id.0])
     }
 
     /// The gradients that are there, by parameter, in order.

@@ -51,11 +51,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::params::{Gradients, ParamId, Params, Role};
+use crate::params::{Gradient, Gradients, ParamId, Params, Role};
 use crate::precision::Precision;
 use crate::tensor::Tensor;
 
-type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Tensor>>>>;
+type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Gradient>>>>;
 
 /// Where parameter gradients go while a tape is walked.
 struct Sink<'a> {
@@ -182,6 +182,21 @@ impl<'p> Tape<'p> {
         })
     }
 
+    /// [`Tape::record`] for gradients that are not formed by themselves.
+    pub(crate) fn record_unformed<const N: usize>(
+        &self,
+        op: &'static str,
+        value: Tensor,
+        parents: [&Var<'_>; N],
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Gradient>; N]> + 'static,
+    ) -> Result<Var<'_>> {
+        let backward = move |dy: Tensor, wanted: &[bool], _: &mut Sink<'_>| {
+            let wanted = std::array::from_fn(|i| wanted[i]);
+            Ok(backward(dy, wanted)?.into())
+        };
+        self.record_node(op, value, &parents, Box::new(backward))
+    }
+
     /// [`Tape::record`] for a number of parents that is known only at run time.
     pub fn record_many(
         &self,
@@ -190,7 +205,9 @@ impl<'p> Tape<'p> {
         parents: &[&Var<'_>],
         backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
     ) -> Result<Var<'_>> {
-        self.record_node(op, value, parents, Box::new(move |dy, wanted, _| backward(dy, wanted)))
+        let formed =
+            |gradients: Vec<Option<Tensor>>| gradients.into_iter().map(|gradient| gradient.map(Gradient::from)).collect();
+        self.record_node(op, value, parents, Box::new(move |dy, wanted, _| Ok(formed(backward(dy, wanted)?))))
     }
 
     fn record_node(&self, op: &'static str, value: Tensor, parents: &[&Var<'_>], backward: Backward) -> Result<Var<'_>> {
@@ -236,7 +253,7 @@ impl<'p> Tape<'p> {
             let variables: Vec<Var<'_>> = kept.into_iter().zip(wanted).map(lift).collect();
             let output = f(&inner, &variables)?;
             let mut leaves = inner.walk(vec![(output.node, dy)], sink)?;
-            let take = |variable: &Var<'_>| variable.node.and_then(|node| leaves.gradients.remove(&node));
+            let take = |variable: &Var<'_>| Some(leaves.gradients.remove(&variable.node?)?.into());
             Ok(variables.iter().map(take).collect())
         };
         // Recorded even when no input wants a gradient: parameters inside may.
@@ -283,7 +300,7 @@ impl<'p> Tape<'p> {
         let mut pending: Vec<Option<Tensor>> = (0..nodes.len()).map(|_| None).collect();
         for (node, gradient) in seeds {
             if let Some(node) = node {
-                add_to(&mut pending[node], gradient)?;
+                Gradient::from(gradient).add_to(&mut pending[node])?;
             }
         }
         let mut leaves = Leaves { gradients: BTreeMap::new() };
@@ -297,8 +314,10 @@ impl<'p> Tape<'p> {
                     let produced = backward(dy, &wanted, sink)?;
                     assert_eq!(produced.len(), parents.len(), "bug: {op} returns one gradient per parent");
                     for (parent, gradient) in parents.into_iter().zip(produced) {
-                        if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                            add_to(&mut pending[parent], gradient)?;
+                        let (Some(parent), Some(gradient)) = (parent, gradient) else { continue };
+                        match nodes[parent] {
+                            Node::Param(id) => sink.gradients.add_gradient(id, gradient)?,
+                            _ => gradient.add_to(&mut pending[parent])?,
                         }
                     }
                 }
@@ -306,14 +325,6 @@ impl<'p> Tape<'p> {
         }
         Ok(leaves)
     }
-}
-
-fn add_to(slot: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
-    *slot = Some(match slot.take() {
-        Some(sum) => sum.accumulate(gradient)?,
-        None => gradient,
-    });
-    Ok(())
 }
 
 impl<'t> Var<'t> {

@@ -162,6 +162,11 @@ impl Tensor {
         Slice { buffer: &self.buffer, offset: 4 * first as u64, size: 4 * count as u64 }
     }
 
+    /// The same values, which no other tensor shares.
+    pub(crate) fn into_unique(self) -> Result<Self> {
+        if self.is_unique() { Ok(self) } else { self.duplicate() }
+    }
+
     /// Whether no other tensor shares the values, so that they may change in place.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1

@@ -2,9 +2,12 @@
 //! its result was checked. The shapes are those of a training step; README and RESULTS.md say how to read the table.
 
 mod attention;
+mod dispatch;
 mod limits;
 mod matmul;
 mod model;
+mod polynomial;
+mod scaling;
 
 use std::time::Instant;
 
@@ -40,6 +43,15 @@ fn main() -> Result<()> {
     }
     if "model".contains(&filter) {
         model::run(&gpu)?;
+    }
+    if "polynomial".contains(&filter) {
+        polynomial::run(&gpu)?;
+    }
+    if "dispatch".contains(&filter) {
+        dispatch::run(&gpu)?;
+    }
+    if "scaling".contains(&filter) {
+        scaling::run(&gpu)?;
     }
     Ok(())
 }

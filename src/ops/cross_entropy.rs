@@ -7,6 +7,7 @@ use super::gemm::{Gemm, Matrix};
 use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch};
+use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
 use crate::tensor::{Indices, Tensor};
@@ -45,10 +46,15 @@ impl<'t> Var<'t> {
         check_ids("cross_entropy", targets, vocabulary)?;
         let wanted = [self, weight].map(Var::wants_gradient);
         let (loss, gradients) = forward(x, w, targets, wanted, self.tape().precision())?;
-        self.tape().record("cross_entropy", loss, [self, weight], move |dy, _| {
-            let [dx, dw] = gradients;
-            let scale = |gradient: Option<Tensor>| gradient.map(|tensor| tensor.scaled_by(&dy, 1.0)).transpose();
-            Ok([scale(dx)?, scale(dw)?])
+        self.tape().record_unformed("cross_entropy", loss, [self, weight], move |dy, _| {
+            let scaled = |gradient: Tensor| {
+                let dy = dy.clone();
+                Gradient::added(move |sum| match sum {
+                    Some(sum) => sum.plus_scaled_by(&gradient, &dy),
+                    None => gradient.scaled_by(&dy, 1.0),
+                })
+            };
+            Ok(gradients.map(|gradient| gradient.map(scaled)))
         })
     }
 }

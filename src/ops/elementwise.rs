@@ -14,6 +14,7 @@ static PRODUCT: Kernel = Kernel::trusted("product", SOURCE, "product", TWO);
 static SCALED: Kernel = Kernel::trusted("scaled", SOURCE, "scaled", ONE);
 static SCALED_BY: Kernel = Kernel::trusted("scaled_by", SOURCE, "scaled_by", TWO);
 static ACCUMULATE: Kernel = Kernel::trusted("accumulate", SOURCE, "accumulate", ONE);
+static ACCUMULATE_SCALED: Kernel = Kernel::trusted("accumulate scaled", SOURCE, "accumulate_scaled", TWO);
 static FILLED_BY: Kernel = Kernel::trusted("filled_by", SOURCE, "filled_by", ONE);
 
 /// A kernel over the rows of several tensors, cut into windows where a tensor exceeds the binding limit.
@@ -137,6 +138,14 @@ impl Tensor {
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         map(&SCALED_BY, &[], &[self, factor, &y], Some(1), &[alpha, 0.0])?;
         Ok(y)
+    }
+
+    /// `self + factor[0]·term`: in place where self is not shared. Has the bits of adding [`Tensor::scaled_by`].
+    pub(crate) fn plus_scaled_by(self, term: &Tensor, factor: &Tensor) -> Result<Tensor> {
+        same_shape("accumulate", &self, term)?;
+        let sum = self.into_unique()?;
+        map(&ACCUMULATE_SCALED, &[], &[term, factor, &sum], Some(1), &[1.0, 1.0])?;
+        Ok(sum)
     }
 
     /// A tensor of `shape` filled with alpha·self[0].

@@ -1,9 +1,10 @@
 //! Embedding: y[t] = table[ids[t]]. table [vocabulary, dim], ids [n] → [n, dim]. Saves ids; the gradient of the table adds the
-//! rows of dy that share an id in the order of their positions. The table is bound in windows of rows.
+//! rows of dy that share an id in the order of their positions, and touches no other row. The table is bound in windows of rows.
 
 use super::vectors;
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch, Slice, grid};
+use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::{Indices, Tensor};
 
@@ -29,7 +30,9 @@ impl<'t> Var<'t> {
             launch(&FORWARD, &buffers, ids.len(), columns, first, rows, 0, &y)
         })?;
         let ids = ids.clone();
-        self.tape().record("embedding", y, [self], move |dy, _| Ok([Some(backward(&dy, &ids, vocabulary)?)]))
+        self.tape().record_unformed("embedding", y, [self], move |dy, _| {
+            Ok([Some(Gradient::added(move |sum| backward(&dy, &ids, vocabulary, sum)))])
+        })
     }
 }
 
@@ -41,7 +44,8 @@ pub(super) fn check_ids(op: &'static str, ids: &Indices, vocabulary: usize) -> R
     }
 }
 
-fn backward(dy: &Tensor, ids: &Indices, vocabulary: usize) -> Result<Tensor> {
+/// Adds to the rows of the sum so far, if there is one, that `ids` name.
+fn backward(dy: &Tensor, ids: &Indices, vocabulary: usize, sum: Option<Tensor>) -> Result<Tensor> {
     let columns = dy.rows_and_columns().1;
     let mut positions: Vec<u32> = (0..ids.len() as u32).collect();
     positions.sort_by_key(|&position| ids.values()[position as usize]);
@@ -53,7 +57,10 @@ fn backward(dy: &Tensor, ids: &Indices, vocabulary: usize) -> Result<Tensor> {
     let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
     let [distinct, starts, positions] = [&distinct, &starts, &positions].map(|values| Indices::from_slice(dy.gpu(), values));
     let (distinct, starts, positions) = (distinct?, starts?, positions?);
-    let dtable = Tensor::zeros(dy.gpu(), &[vocabulary, columns])?;
+    let dtable = match sum {
+        Some(sum) => sum.into_unique()?,
+        None => Tensor::zeros(dy.gpu(), &[vocabulary, columns])?,
+    };
     for_each_window(&dtable, |slice, first, rows| {
         let buffers = [distinct.slice(), starts.slice(), positions.slice(), dy.slice(), slice];
         launch(&BACKWARD, &buffers, distinct.len(), columns, first, rows, longest, dy)

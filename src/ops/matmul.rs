@@ -4,6 +4,7 @@
 
 use super::gemm::{Gemm, Matrix};
 use crate::error::Result;
+use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
 use crate::tensor::Tensor;
@@ -54,10 +55,10 @@ impl<'t> Var<'t> {
         let add = Some((Matrix::new(residual.value())?, 1.0));
         let precision = self.tape().precision();
         let y = Gemm { add, precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
-        self.tape().record("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
-            let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true], precision)).transpose()?;
+        self.tape().record_unformed("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true], precision));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, [false, true], precision)).transpose()?;
-            Ok([da, db, Some(dy)])
+            Ok([da, db, Some(dy.into())])
         })
     }
 
@@ -75,34 +76,56 @@ impl<'t> Var<'t> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let precision = self.tape().precision();
         let y = a.product(&b, transposed, precision)?;
-        self.tape().record("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
-            let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed, precision)).transpose()?;
+        self.tape().record_unformed("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
+            let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed, precision));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, transposed, precision)).transpose()?;
             Ok([da, db])
         })
     }
 }
 
-fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Tensor> {
-    let full = if ta { b.product(dy, [tb, true], precision)? } else { dy.product(b, [false, !tb], precision)? };
-    sum_over_batch(full, a)
+fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Gradient {
+    if ta { gradient(b, dy, [tb, true], a, precision) } else { gradient(dy, b, [false, !tb], a, precision) }
 }
 
-fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Tensor> {
+fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Gradient> {
     if let (&[batch, m, k], [_, _], false) = (a.shape(), b.shape(), ta) {
         // One product over all rows of the batch instead of a sum of products.
         let a = a.reshape(&[batch * m, k])?;
         let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
         return gradient_b(&dy, &a, b, [ta, tb], precision);
     }
-    let full = if tb { dy.product(a, [true, ta], precision)? } else { a.product(dy, [!ta, false], precision)? };
-    sum_over_batch(full, b)
+    Ok(if tb { gradient(dy, a, [true, ta], b, precision) } else { gradient(a, dy, [!ta, false], b, precision) })
 }
 
-/// Sums the gradient of an operand that the batch shared.
-fn sum_over_batch(gradient: Tensor, operand: &Tensor) -> Result<Tensor> {
+/// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
+fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
+    let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
+    Gradient::added(move |sum| {
+        let Some(sum) = sum else {
+            return sum_over_batch(left.product(&right, transposed, precision)?, &shape);
+        };
+        let (a, b) = flatten_batch(&left, &right, transposed[0])?;
+        let is_batch = |tensor: &Tensor| tensor.shape().len() == 3;
+        if shape.len() == 2 && (is_batch(&a) || is_batch(&b)) {
+            return sum.accumulate(sum_over_batch(left.product(&right, transposed, precision)?, &shape)?);
+        }
+        let gemm = Gemm { precision, ..Gemm::new(oriented(&a, transposed[0])?, oriented(&b, transposed[1])?) };
+        let is_unique = sum.is_unique();
+        let (rows, columns) = sum.rows_and_columns();
+        let view = if is_batch(&a) || is_batch(&b) { sum.clone() } else { sum.reshape(&[rows, columns])? };
+        if is_unique {
+            Gemm { keep: 1.0, ..gemm }.compute_into(Matrix::new(&view)?)?;
+            return Ok(sum);
+        }
+        Gemm { add: Some((Matrix::new(&view)?, 1.0)), ..gemm }.compute()?.reshape(&shape)
+    })
+}
+
+/// Sums the gradient of an operand of this shape that the batch shared.
+fn sum_over_batch(gradient: Tensor, shape: &[usize]) -> Result<Tensor> {
     match *gradient.shape() {
-        [batch, rows, columns] if operand.shape().len() == 2 => {
+        [batch, rows, columns] if shape.len() == 2 => {
             gradient.reshape(&[batch, rows * columns])?.column_sum()?.reshape(&[rows, columns])
         }
         _ => Ok(gradient),

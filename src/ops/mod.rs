@@ -31,7 +31,7 @@ pub(crate) fn vectors(columns: usize) -> u32 {
 }
 
 /// Steps that a workgroup takes along a row of `columns` floats.
-fn strides(columns: usize, workgroup: u32) -> usize {
+pub(crate) fn strides(columns: usize, workgroup: u32) -> usize {
     let width = if columns.is_multiple_of(4) { 4 } else { 1 };
     (columns / width).div_ceil(workgroup as usize)
 }

@@ -112,8 +112,7 @@ impl Moments {
 pub(super) fn own(slot: &mut Option<Tensor>, like: &Tensor) -> Result<()> {
     *slot = Some(match slot.take() {
         None => Tensor::zeros(like.gpu(), like.shape())?,
-        Some(tensor) if tensor.is_unique() => tensor,
-        Some(tensor) => tensor.duplicate()?,
+        Some(tensor) => tensor.into_unique()?,
     });
     Ok(())
 }

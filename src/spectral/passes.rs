@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, Slice, grid};
-use crate::ops::{vectors, workgroup};
+use crate::ops::{strides, vectors, workgroup};
 use crate::tensor::Tensor;
 
 use super::pc::Norm;
@@ -12,16 +12,16 @@ const R: Access = Access::Read;
 const W: Access = Access::ReadWrite;
 
 static MULTIPLY: Kernel = Kernel::trusted("spectral multiply", SOURCE, "multiply", &[R, R, W]);
-static MULTIPLY_TRANSPOSED: Kernel = Kernel::trusted("spectral multiply t", SOURCE, "multiply_transposed", &[R, R, W]);
+static APPLY: Kernel = Kernel::trusted("spectral apply", SOURCE, "apply", &[R, R, R, W, W]);
 static ROW_PRODUCTS: Kernel = Kernel::trusted("spectral row products", SOURCE, "row_products", &[R, R, W]);
-static NORMALIZE: Kernel = Kernel::trusted("spectral normalize", SOURCE, "normalize", &[R, R, W]);
+static NORMALIZE: Kernel = Kernel::trusted("spectral normalize", SOURCE, "normalize", &[R, R, R, W, W]);
 static DIVIDE: Kernel = Kernel::trusted("spectral divide", SOURCE, "divide", &[R, R, R, W]);
 static GAMMA_GRADIENT: Kernel = Kernel::trusted("spectral dgamma", SOURCE, "gamma_gradient", &[R, R, W]);
 static PULL: Kernel = Kernel::trusted("spectral pull", SOURCE, "pull", &[R, R, W]);
 static FINISH: Kernel = Kernel::trusted("spectral finish", SOURCE, "finish", &[R, R, R, R, W]);
 
-/// Rows that one invocation of the transposed product adds; `CHUNK` of the shader.
-const CHUNK: usize = 64;
+/// The most rows of a workgroup of `apply`: few enough to be still in the cache when they are read again.
+const MOST_ROWS: usize = 32;
 /// Floats per matrix in the scalars; `SCALARS` of the shader.
 const SCALARS: usize = 8;
 
@@ -41,6 +41,10 @@ struct Pass<'a> {
     rows: usize,
     columns: usize,
     chunks: usize,
+    /// Rows of a chunk.
+    chunk: usize,
+    /// Whether the summands are made of w·v instead of u.
+    product: bool,
     eps: f32,
     norm: u32,
     recover: bool,
@@ -56,7 +60,13 @@ impl Pass<'_> {
             [self.rows as u32, self.columns as u32, self.chunks as u32, self.eps.to_bits(), self.norm, u32::from(self.recover)];
         on.gpu().launch(&Launch {
             kernel: self.kernel,
-            constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(self.columns))],
+            constants: &[
+                ("WORKGROUP", workgroup),
+                ("ONE_SUBGROUP", one_subgroup),
+                ("VECTORS", vectors(self.columns)),
+                ("CHUNK", self.chunk as u32),
+                ("PRODUCT", u32::from(self.product)),
+            ],
             buffers: self.buffers,
             arguments: bytemuck::cast_slice(&arguments),
             workgroups: self.workgroups,
@@ -71,6 +81,8 @@ const NEUTRAL: Pass<'static> = Pass {
     rows: 0,
     columns: 0,
     chunks: 1,
+    chunk: 1,
+    product: false,
     eps: 0.0,
     norm: 0,
     recover: false,
@@ -89,28 +101,72 @@ pub(super) fn multiply(w: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// wᵀ·x / (its norm + eps), or `previous` where that is zero: w [batch, rows, columns], x [batch, rows] → [batch, columns].
-pub(super) fn multiply_transposed(w: &Tensor, x: &Tensor, previous: &Tensor, eps: f32) -> Result<Tensor> {
-    let [batch, rows, columns] = w.dims("pc")?;
-    let chunks = rows.div_ceil(CHUNK);
-    let parts = Tensor::uninitialized(w.gpu(), &[batch, chunks, columns])?;
-    let width = if columns.is_multiple_of(4) { 4 } else { 1 };
-    let buffers = [w, x, &parts].map(Tensor::slice);
-    let workgroups = [(columns / width).div_ceil(16) as u32, chunks as u32, batch as u32];
-    let kernel = &MULTIPLY_TRANSPOSED;
-    Pass { kernel, rows, columns, chunks, buffers: &buffers, workgroups, iterations: CHUNK, ..NEUTRAL }.launch(w)?;
-    normalize(&parts, previous, eps)
+/// The iteration for the vectors u and v of the largest singular value of w [batch, rows, columns].
+pub(super) struct Iteration<'a> {
+    w: &'a Tensor,
+    eps: f32,
+    /// About 1/s of each matrix, so that squares of w·v neither overflow nor vanish; written by every normalisation.
+    inverses: Tensor,
+    chunk: usize,
 }
 
-/// Σ over the chunks of parts [batch, chunks, n], divided by (its norm + eps), or `previous` where that is zero → [batch, n].
-pub(super) fn normalize(parts: &Tensor, previous: &Tensor, eps: f32) -> Result<Tensor> {
-    let [batch, chunks, columns] = parts.dims("pc")?;
-    let y = Tensor::uninitialized(parts.gpu(), &[batch, columns])?;
-    let buffers = [parts, previous, &y].map(Tensor::slice);
-    let iterations = columns.div_ceil(workgroup(parts.gpu()).0 as usize) * (2 + chunks);
-    let workgroups = [batch as u32, 1, 1];
-    Pass { kernel: &NORMALIZE, columns, chunks, eps, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(parts)?;
-    Ok(y)
+/// Sums of w's rows, not yet added up.
+struct Summands {
+    parts: Tensor,
+    /// Of the factors of the rows, per chunk.
+    squares: Tensor,
+}
+
+impl<'a> Iteration<'a> {
+    pub(super) fn new(w: &'a Tensor, eps: f32) -> Result<Self> {
+        let [batch, _, columns] = w.dims("pc")?;
+        let inverses = Tensor::uninitialized(w.gpu(), &[batch])?;
+        let chunk = (16_384 / strides(columns, workgroup(w.gpu()).0)).clamp(1, MOST_ROWS);
+        Ok(Self { w, eps, inverses, chunk })
+    }
+
+    /// wᵀ·u / (its norm + eps), or `previous` where that is zero → [batch, columns].
+    pub(super) fn first(&self, u: &Tensor, previous: &Tensor) -> Result<Tensor> {
+        self.normalize(&self.apply(u, false)?, previous, false)
+    }
+
+    /// The next v: [`Iteration::first`] of w·v / (its norm + eps), reading w once.
+    pub(super) fn next(&self, v: &Tensor) -> Result<Tensor> {
+        self.normalize(&self.apply(v, true)?, v, true)
+    }
+
+    /// w·v / (its norm + eps), or `previous` where that is zero → [batch, rows].
+    pub(super) fn left(&self, v: &Tensor, previous: &Tensor) -> Result<Tensor> {
+        let [batch, rows, _] = self.w.dims("pc")?;
+        let parts = multiply(self.w, v)?.reshape(&[batch, 1, rows])?;
+        self.normalize(&Summands { squares: parts.clone(), parts }, previous, false)
+    }
+
+    fn apply(&self, x: &Tensor, product: bool) -> Result<Summands> {
+        let (w, chunk) = (self.w, self.chunk);
+        let [batch, rows, columns] = w.dims("pc")?;
+        let chunks = rows.div_ceil(chunk);
+        let parts = Tensor::uninitialized(w.gpu(), &[batch, chunks, columns])?;
+        let squares = Tensor::uninitialized(w.gpu(), &[batch, chunks])?;
+        let buffers = [w, x, &self.inverses, &squares, &parts].map(Tensor::slice);
+        let workgroups = [chunks as u32, 1, batch as u32];
+        let iterations = chunk * 2 * (1 + strides(columns, workgroup(w.gpu()).0));
+        let kernel = &APPLY;
+        Pass { kernel, rows, columns, chunks, chunk, product, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(w)?;
+        Ok(Summands { parts, squares })
+    }
+
+    fn normalize(&self, summands: &Summands, previous: &Tensor, product: bool) -> Result<Tensor> {
+        let [batch, chunks, columns] = summands.parts.dims("pc")?;
+        let gpu = self.w.gpu();
+        let y = Tensor::uninitialized(gpu, &[batch, columns])?;
+        let buffers = [&summands.parts, &summands.squares, previous, &self.inverses, &y].map(Tensor::slice);
+        let iterations = strides(columns, workgroup(gpu).0) * (2 + chunks) + chunks;
+        let workgroups = [batch as u32, 1, 1];
+        let (kernel, eps) = (&NORMALIZE, self.eps);
+        Pass { kernel, columns, chunks, product, eps, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(self.w)?;
+        Ok(y)
+    }
 }
 
 /// Σ_c a[r, c]·b[r, c] for each row → [batch, rows].

@@ -6,8 +6,8 @@
 //! polynomial's backward of R = NᵀE:
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
-use super::passes::{self, INVERSE, INVERSE_SQUARE, OUTPUT, factor};
-use super::polynomial::{Polynomial, beside, gram, sides};
+use super::passes::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::polynomial::{Form, Polynomial, beside, sides};
 use crate::error::{Error, Result};
 use crate::ops::{Gemm, Matrix};
 use crate::tensor::Tensor;
@@ -83,14 +83,15 @@ impl Layer {
     /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
     /// both: the new u and v.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
-        let (mut u, mut v) = (self.u.clone(), self.v.clone());
-        for _ in 0..config.power_iterations {
-            v = passes::multiply_transposed(&self.w, &u, &v, config.eps)?;
-            let [heads, rows] = u.dims("pc")?;
-            let product = passes::multiply(&self.w, &v)?.reshape(&[heads, 1, rows])?;
-            u = passes::normalize(&product, &u, config.eps)?;
+        if config.power_iterations == 0 {
+            return Ok((self.u.clone(), self.v.clone()));
         }
-        Ok((u, v))
+        let iteration = Iteration::new(&self.w, config.eps)?;
+        let mut v = iteration.first(&self.u, &self.v)?;
+        for _ in 1..config.power_iterations {
+            v = iteration.next(&v)?;
+        }
+        Ok((iteration.left(&v, &self.u)?, v))
     }
 
     /// s and what is made of it.
@@ -109,11 +110,11 @@ impl Layer {
     /// W_eff, and the scalars that the backward needs.
     pub(super) fn forward(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         let scalars = self.scalars(config)?;
-        let gram = gram(&self.w, Some(factor(&scalars, INVERSE_SQUARE)))?;
-        let polynomial = Polynomial::new(&gram, &config.coefficients)?;
-        let output = Some(factor(&scalars, OUTPUT));
-        let effective = match polynomial.value() {
-            Some(p) => Gemm { factor: output, ..beside(&self.w, p)? }.compute()?,
+        let effective = match Form::new(&config.coefficients) {
+            Some(form) => {
+                let polynomial = Polynomial::of_gram(&self.w, Some(factor(&scalars, INVERSE_SQUARE)), &form)?;
+                Gemm { factor: Some(factor(&scalars, OUTPUT)), ..beside(&self.w, polynomial.value())? }.compute()?
+            }
             None => self.times_identity(config.coefficients[0], &scalars)?,
         };
         Ok((effective, scalars))
@@ -126,24 +127,25 @@ impl Layer {
 
     /// (dW, dγ) for E = ∂L/∂W_eff.
     pub(super) fn backward(&self, scalars: &Tensor, e: &Tensor, config: &PcConfig) -> Result<(Tensor, Tensor)> {
-        let gram = gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)))?;
-        let polynomial = Polynomial::new(&gram, &config.coefficients)?;
-        let inverse = Some(factor(scalars, INVERSE));
-        let (left, right) = sides(&self.w, e)?;
-        let (m, dgamma) = match polynomial.value() {
-            Some(p) => {
-                let r = Gemm { factor: inverse, ..Gemm::new(left, right) }.compute()?;
-                let dgamma = passes::gamma_gradient(&passes::row_products(p, &r)?, scalars)?;
-                let m = beside(e, p)?.compute()?;
-                if let Some(d) = polynomial.backward(&r)? {
-                    Gemm { factor: inverse, keep: 1.0, ..beside(&self.w, &d)? }.compute_into(Matrix::new(&m)?)?;
-                }
-                (m, dgamma)
-            }
+        let (m, dgamma) = match Form::new(&config.coefficients) {
+            Some(form) => self.backward_of_polynomial(scalars, e, &form)?,
             None => self.backward_of_identity(scalars, e, config.coefficients[0])?,
         };
         let dw = passes::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm)?;
         Ok((dw, dgamma))
+    }
+
+    /// (M', dγ). The polynomial is computed again: what a forward would keep of it is larger than the gradient.
+    fn backward_of_polynomial(&self, scalars: &Tensor, e: &Tensor, form: &Form) -> Result<(Tensor, Tensor)> {
+        let polynomial = Polynomial::of_gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)), form)?;
+        let inverse = Some(factor(scalars, INVERSE));
+        let (left, right) = sides(&self.w, e)?;
+        let r = Gemm { factor: inverse, ..Gemm::new(left, right) }.compute()?;
+        let dgamma = passes::gamma_gradient(&passes::row_products(polynomial.value(), &r)?, scalars)?;
+        let m = beside(e, polynomial.value())?.compute()?;
+        let d = polynomial.backward(&r)?;
+        Gemm { alpha: form.scale, factor: inverse, keep: 1.0, ..beside(&self.w, &d)? }.compute_into(Matrix::new(&m)?)?;
+        Ok((m, dgamma))
     }
 
     /// Degree 0: M' = a0·E and ⟨E, N·P⟩ = a0·⟨E, W⟩/s.

@@ -1,160 +1,198 @@
-//! Polynomials of a symmetric matrix G with few products, and Newton–Schulz.
+//! Polynomials of a symmetric matrix with few products, and Newton–Schulz.
 //!
-//! Powers of G commute and are symmetric, so with G2 = G² a polynomial is evaluated by pairs of coefficients from the top,
-//! q_j = a_2j·I + a_2j+1·G + G2·q_j+1, where an even degree starts at a + b·G + c·G2: one product for degree 2, two for 3 and 4,
-//! where Horner takes one less than the degree. The identity, α and β are epilogues of the product.
+//! Powers of a matrix commute, and those of a symmetric one are symmetric. From degree d = 4 on, the matrix is shifted first: with
+//! X = G + h·I, where h makes the coefficient q_{d-1} of P = Σ qᵢ·Xⁱ vanish, the highest terms are one square,
+//!     q_d·K² + q_{d-3}·X + constant·I,   K = X² + s·I,   s = q_{d-2} / (2·q_d),
+//! so that degree 4 takes two products, where Horner's rule takes three, and its backward two, where Horner's takes five. What is
+//! below the square, or below a quadratic where there is none, is Horner's rule. Identities, α and β are epilogues of the
+//! products, the shift one of the product that makes G.
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, grid};
-use crate::ops::{Gemm, Matrix};
+use crate::ops::{Factor, Gemm, Matrix, vectors};
 use crate::tensor::Tensor;
 
-static COMBINE: Kernel = Kernel::trusted(
-    "combine",
-    include_str!("../../shaders/combine.wgsl"),
+static PLUS_TRANSPOSED: Kernel = Kernel::trusted(
+    "plus_transposed",
+    include_str!("../../shaders/plus_transposed.wgsl"),
     "main",
-    &[Access::Read, Access::Read, Access::ReadWrite],
+    &[Access::Read, Access::ReadWrite],
 );
 
-/// α·a + β·b + δ·I over a batch [batch, n, n]; b is transposed on request.
-fn combine(a: &Tensor, alpha: f32, b: &Tensor, beta: f32, transposed: bool, delta: f32) -> Result<Tensor> {
-    let [matrices, size, _] = a.dims("combine")?;
+/// a + aᵀ for a batch [batch, n, n].
+pub(super) fn plus_transposed(a: &Tensor) -> Result<Tensor> {
+    let [matrices, size, _] = a.dims("plus_transposed")?;
     let out = Tensor::uninitialized(a.gpu(), a.shape())?;
-    let arguments = [size as u32, matrices as u32, alpha.to_bits(), beta.to_bits(), delta.to_bits()];
+    let blocks = size / if size.is_multiple_of(4) { 4 } else { 1 };
     a.gpu().launch(&Launch {
-        kernel: &COMBINE,
-        constants: &[("TRANSPOSED", u32::from(transposed))],
-        buffers: &[a.slice(), b.slice(), out.slice()],
-        arguments: bytemuck::cast_slice(&arguments),
-        workgroups: grid(a.len() as u64, 64),
+        kernel: &PLUS_TRANSPOSED,
+        constants: &[("VECTORS", vectors(size))],
+        buffers: &[a.slice(), out.slice()],
+        arguments: bytemuck::cast_slice(&[size as u32, matrices as u32]),
+        workgroups: grid((matrices * blocks * blocks) as u64, 64),
         iterations: 0,
         work: 0,
     })?;
     Ok(out)
 }
 
-/// a + aᵀ.
-fn plus_transposed(a: &Tensor) -> Result<Tensor> {
-    combine(a, 1.0, a, 1.0, true, 0.0)
-}
-
 fn product<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
     Ok(Gemm::new(Matrix::new(a)?, Matrix::new(b)?))
 }
 
-/// P(G) = Σ aᵢ·Gⁱ of a batch of symmetric matrices, with what its backward needs.
+/// A product that is known to be symmetric.
+fn symmetric<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
+    Ok(Gemm { symmetric: true, ..product(a, b)? })
+}
+
+/// The highest terms of a polynomial, which take no step of Horner's rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Top {
+    /// X
+    Itself,
+    /// q₂·X² + q₁·X + q₀·I
+    Quadratic([f32; 3]),
+    /// square·K² + linear·X + constant·I, where K = X² + inner·I
+    Quartic { square: f32, inner: f32, linear: f32, constant: f32 },
+}
+
+/// How P(G) = Σ aᵢ·Gⁱ is evaluated: as a polynomial of X = scale·G + shift·I.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Form {
+    pub(super) scale: f32,
+    shift: f32,
+    top: Top,
+    /// Horner's steps: what is added after each further product with X.
+    steps: Vec<f32>,
+}
+
+impl Form {
+    /// The form of a polynomial; `None` where it is a₀·I.
+    pub(super) fn new(coefficients: &[f32]) -> Option<Self> {
+        let degree = coefficients.iter().rposition(|&a| a != 0.0)?;
+        match coefficients[..=degree] {
+            [_] => None,
+            // P itself is what the product that makes G gives.
+            [shift, scale] => Some(Self { scale, shift, top: Top::Itself, steps: Vec::new() }),
+            ref a => Some(Self::with_square(a).unwrap_or_else(|| Self::with_quadratic(a))),
+        }
+    }
+
+    fn with_quadratic(a: &[f32]) -> Self {
+        let (below, top) = a.split_at(a.len() - 3);
+        let top = Top::Quadratic([top[0], top[1], top[2]]);
+        Self { scale: 1.0, shift: 0.0, top, steps: below.iter().rev().copied().collect() }
+    }
+
+    /// `None` below degree 4, and where the shifted coefficients are so large that their terms would cancel.
+    fn with_square(a: &[f32]) -> Option<Self> {
+        let degree = a.len() - 1;
+        if degree < 4 {
+            return None;
+        }
+        let mut q: Vec<f64> = a.iter().copied().map(f64::from).collect();
+        let shift = q[degree - 1] / (degree as f64 * q[degree]);
+        for first in 0..degree {
+            for i in (first..degree).rev() {
+                q[i] -= shift * q[i + 1];
+            }
+        }
+        let (below, top) = q.split_at(degree - 4);
+        let inner = top[2] / (2.0 * top[4]);
+        let constant = top[0] - top[4] * inner * inner;
+        // What the terms may come to for a G with eigenvalues in [0, 1].
+        let reach = 1.0 + shift.abs();
+        let highest = top[4].abs() * (reach * reach + inner.abs()).powi(2) + top[1].abs() * reach + constant.abs();
+        let terms = below.iter().rev().fold(highest, |sum, q| sum * reach + q.abs());
+        let plain: f64 = a.iter().map(|a| f64::from(a.abs())).sum();
+        let form = || Self {
+            scale: 1.0,
+            shift: shift as f32,
+            top: Top::Quartic { square: top[4] as f32, inner: inner as f32, linear: top[1] as f32, constant: constant as f32 },
+            steps: below.iter().rev().map(|&q| q as f32).collect(),
+        };
+        (terms <= 4.0 * plain).then(form)
+    }
+}
+
+/// A polynomial of a batch of symmetric matrices with what its backward needs.
 pub(super) struct Polynomial<'a> {
-    gram: &'a Tensor,
-    square: Option<Tensor>,
-    /// q_0 = P, q_1, … from the bottom.
+    form: &'a Form,
+    x: Tensor,
+    /// K of a quartic top.
+    inner: Option<Tensor>,
+    /// The top, then what each of Horner's steps made of it: the last is P.
     levels: Vec<Tensor>,
-    coefficients: &'a [f32],
 }
 
 impl<'a> Polynomial<'a> {
-    /// Evaluates; a polynomial of degree 0 has no value, as it is a0·I.
-    pub(super) fn new(gram: &'a Tensor, coefficients: &'a [f32]) -> Result<Self> {
-        let degree = coefficients.len() - 1;
-        let mut this = Self { gram, square: None, levels: Vec::new(), coefficients };
-        match degree {
-            0 => return Ok(this),
-            1 => this.levels.push(combine(gram, coefficients[1], gram, 0.0, false, coefficients[0])?),
-            2 => this.levels.push(this.quadratic()?),
-            _ => this.by_pairs(degree)?,
-        }
-        Ok(this)
-    }
-
-    /// a0·I + a1·G + a2·G² in one product.
-    fn quadratic(&self) -> Result<Tensor> {
-        let [a0, a1, a2] = [0, 1, 2].map(|i| self.coefficients[i]);
-        let add = Some((Matrix::new(self.gram)?, a1));
-        Gemm { alpha: a2, add, delta: a0, symmetric: true, ..product(self.gram, self.gram)? }.compute()
-    }
-
-    fn by_pairs(&mut self, degree: usize) -> Result<()> {
-        let (gram, a) = (self.gram, self.coefficients);
-        let square = Gemm { symmetric: true, ..product(gram, gram)? }.compute()?;
-        let mut pair = (degree - 1) / 2;
-        let top = if degree.is_multiple_of(2) {
-            combine(gram, a[degree - 1], &square, a[degree], false, a[degree - 2])?
-        } else {
-            combine(gram, a[degree], gram, 0.0, false, a[degree - 1])?
+    /// P(G) for G = f·wᵀw of a tall w, f·w·wᵀ of a wide one, where f is a factor on the device.
+    pub(super) fn of_gram(w: &Tensor, factor: Option<Factor<'_>>, form: &'a Form) -> Result<Self> {
+        let (left, right) = sides(w, w)?;
+        let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..Gemm::new(left, right) }.compute()?;
+        let (top, inner) = match form.top {
+            Top::Itself => (x.clone(), None),
+            Top::Quadratic([q0, q1, q2]) => {
+                let add = Some((Matrix::new(&x)?, q1));
+                (Gemm { alpha: q2, add, delta: q0, ..symmetric(&x, &x)? }.compute()?, None)
+            }
+            Top::Quartic { square, inner, linear, constant } => {
+                let k = Gemm { delta: inner, ..symmetric(&x, &x)? }.compute()?;
+                let add = Some((Matrix::new(&x)?, linear));
+                (Gemm { alpha: square, add, delta: constant, ..symmetric(&k, &k)? }.compute()?, Some(k))
+            }
         };
         let mut levels = vec![top];
-        while pair > 0 {
-            pair -= 1;
+        for &delta in &form.steps {
             let above = levels.last().expect("bug: there is a top");
-            let add = Some((Matrix::new(gram)?, a[2 * pair + 1]));
-            levels.push(Gemm { add, delta: a[2 * pair], symmetric: true, ..product(&square, above)? }.compute()?);
+            let level = Gemm { delta, ..symmetric(&x, above)? }.compute()?;
+            levels.push(level);
         }
-        levels.reverse();
-        self.levels = levels;
-        self.square = Some(square);
-        Ok(())
+        Ok(Self { form, x, inner, levels })
     }
 
-    /// P, or `None` where it is a0·I.
-    pub(super) fn value(&self) -> Option<&Tensor> {
-        self.levels.first()
+    /// P.
+    pub(super) fn value(&self) -> &Tensor {
+        self.levels.last().expect("bug: there is a top")
     }
 
-    /// D + Dᵀ, where D = ∂⟨R, P(G)⟩/∂G for a cotangent R of P. Any R; not zero only above degree 0.
-    pub(super) fn backward(&self, r: &Tensor) -> Result<Option<Tensor>> {
-        let a = self.coefficients;
-        let degree = a.len() - 1;
-        match degree {
-            0 => return Ok(None),
-            1 => return combine(r, a[1], r, a[1], true, 0.0).map(Some),
-            2 => {
-                let dsquare = combine(r, a[2], r, a[2], true, 0.0)?;
-                return self.through_square(&combine(r, a[1], r, a[1], true, 0.0)?, &dsquare).map(Some);
+    /// D + Dᵀ, where D = ∂⟨R, P⟩/∂X for a cotangent R of P.
+    ///
+    /// As X and all that is made of it are symmetric, only S = R + Rᵀ matters. A step L' = X·L + q·I gives (S·L + L·S)/2 and hands
+    /// (X·S + S·X)/2 on to L. All that is given is summed as one half Y, so that D + Dᵀ = Y + Yᵀ.
+    pub(super) fn backward(&self, r: &Tensor) -> Result<Tensor> {
+        let mut s = plus_transposed(r)?;
+        let mut half = None;
+        for level in self.levels.iter().rev().skip(1) {
+            half = Some(added(half, Gemm { alpha: 0.5, ..product(&s, level)? })?);
+            s = plus_transposed(&Gemm { alpha: 0.5, ..product(&self.x, &s)? }.compute()?)?;
+        }
+        let half = match self.form.top {
+            Top::Itself => return Ok(s),
+            Top::Quadratic([_, q1, q2]) => {
+                let add = Some((Matrix::new(&s)?, 0.5 * q1));
+                added(half, Gemm { alpha: q2, add, ..product(&s, &self.x)? })?
             }
-            _ => {}
-        }
-        let square = self.square.as_ref().expect("bug: degrees above 2 keep the square");
-        let (mut dlevel, mut dgram, mut dsquare) = (r.clone(), None, None);
-        for (pair, above) in self.levels.iter().enumerate().skip(1) {
-            add_scaled(&mut dgram, &dlevel, a[2 * pair - 1])?;
-            add_product(&mut dsquare, &dlevel, above)?;
-            dlevel = product(square, &dlevel)?.compute()?;
-        }
-        add_scaled(&mut dgram, &dlevel, a[if degree.is_multiple_of(2) { degree - 1 } else { degree }])?;
-        if degree.is_multiple_of(2) {
-            add_scaled(&mut dsquare, &dlevel, a[degree])?;
-        }
-        let (Some(dgram), Some(dsquare)) = (dgram, dsquare) else {
-            unreachable!("bug: degrees above 2 have two levels");
+            Top::Quartic { square, linear, .. } => {
+                let k = self.inner.as_ref().expect("bug: a quartic keeps its K");
+                let m = plus_transposed(&Gemm { alpha: square, ..product(&s, k)? }.compute()?)?;
+                let add = Some((Matrix::new(&s)?, 0.5 * linear));
+                added(half, Gemm { add, ..product(&m, &self.x)? })?
+            }
         };
-        self.through_square(&plus_transposed(&dgram)?, &plus_transposed(&dsquare)?).map(Some)
-    }
-
-    /// (dG + dGᵀ) + Y + Yᵀ with Y = G·(dG2 + dG2ᵀ): the backward of G2 = G², from symmetrised sums.
-    fn through_square(&self, dgram: &Tensor, dsquare: &Tensor) -> Result<Tensor> {
-        let half = Gemm { add: Some((Matrix::new(dgram)?, 0.5)), ..product(self.gram, dsquare)? }.compute()?;
         plus_transposed(&half)
     }
 }
 
-/// sum += factor·term.
-fn add_scaled(sum: &mut Option<Tensor>, term: &Tensor, factor: f32) -> Result<()> {
-    *sum = Some(match sum.take() {
-        None => term.scaled(factor)?,
-        Some(sum) => sum.weighted_sum(1.0, term, factor)?,
-    });
-    Ok(())
-}
-
-/// sum += a·b.
-fn add_product(sum: &mut Option<Tensor>, a: &Tensor, b: &Tensor) -> Result<()> {
-    *sum = Some(match sum.take() {
-        None => product(a, b)?.compute()?,
+/// sum + what a product gives.
+fn added(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
+    match sum {
+        None => gemm.compute(),
         Some(sum) => {
-            Gemm { keep: 1.0, ..product(a, b)? }.compute_into(Matrix::new(&sum)?)?;
-            sum
+            Gemm { keep: 1.0, ..gemm }.compute_into(Matrix::new(&sum)?)?;
+            Ok(sum)
         }
-    });
-    Ok(())
+    }
 }
 
 /// Coefficient sets (a, b, c) of the quintic X ← a·X + (b·A + c·A²)·X, A = X·Xᵀ.
@@ -219,11 +257,9 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     let [rows, columns] = x.dims("newton_schulz")?;
     let mut x = x.reshape(&[1, rows, columns])?;
     for step in 0..steps {
-        let gram = gram(&x, None)?;
-        let triple = coefficients.at(step);
-        let polynomial = Polynomial::new(&gram, &triple)?;
-        let p = polynomial.value().expect("bug: a quintic has degree 2");
-        x = beside(&x, p)?.compute()?;
+        let form = Form::new(&coefficients.at(step)).expect("bug: a quintic has degree 2");
+        let polynomial = Polynomial::of_gram(&x, None, &form)?;
+        x = beside(&x, polynomial.value())?.compute()?;
     }
     x.reshape(&[rows, columns])
 }
@@ -234,15 +270,51 @@ pub(super) fn beside<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
     if rows >= columns { product(x, p) } else { product(p, x) }
 }
 
-/// f·xᵀx for a tall x, f·x·xᵀ for a wide one.
-pub(super) fn gram(x: &Tensor, factor: Option<crate::ops::Factor<'_>>) -> Result<Tensor> {
-    let (left, right) = sides(x, x)?;
-    Gemm { factor, symmetric: true, ..Gemm::new(left, right) }.compute()
-}
-
 /// The factors of xᵀ·y for a tall x, of y·xᵀ for a wide one.
 pub(super) fn sides<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
     let [_, rows, columns] = x.dims("pc")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
     Ok(if rows >= columns { (x.t(), y) } else { (y, x.t()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spectral::level_coefficients;
+
+    /// P(g) by the form, of a number.
+    fn value(form: &Form, g: f64) -> f64 {
+        let x = f64::from(form.scale) * g + f64::from(form.shift);
+        let top = match form.top {
+            Top::Itself => x,
+            Top::Quadratic(q) => f64::from(q[0]) + x * (f64::from(q[1]) + x * f64::from(q[2])),
+            Top::Quartic { square, inner, linear, constant } => {
+                f64::from(square) * (x * x + f64::from(inner)).powi(2) + f64::from(linear) * x + f64::from(constant)
+            }
+        };
+        form.steps.iter().fold(top, |sum, &q| x * sum + f64::from(q))
+    }
+
+    #[test]
+    fn a_form_has_the_polynomials_values() {
+        let levels = (1..=4).map(|level| level_coefficients(level).expect("a level"));
+        let others =
+            [vec![2.5, -4.0, 5.5, -5.0, 3.0, -1.0], vec![1.0, 0.5, 0.0], vec![3.0, -7.0, 13.0, -16.0, 13.5, -8.0, 3.0, -0.5]];
+        for a in levels.chain(others) {
+            let form = Form::new(&a).expect("more than a constant");
+            for g in [0.0, 0.1, 0.37, 0.8, 1.0] {
+                let want = a.iter().rev().fold(0.0, |sum, &q| g * sum + f64::from(q));
+                assert!((value(&form, g) - want).abs() < 1e-5, "{a:?} at {g}: {} instead of {want}", value(&form, g));
+            }
+        }
+    }
+
+    #[test]
+    fn degree_4_is_a_square_unless_its_terms_would_cancel() {
+        let top = |a: &[f32]| Form::new(a).expect("more than a constant").top;
+        assert!(matches!(top(&level_coefficients(4).expect("a level")), Top::Quartic { .. }));
+        assert!(matches!(top(&[1.0, 0.5, -0.25, 0.75, 0.001]), Top::Quadratic(_)));
+        assert_eq!(top(&[1.0, 0.5, 0.0, 0.0]), Top::Itself);
+        assert_eq!(Form::new(&[1.0, 0.0]), None);
+    }
 }

@@ -12,8 +12,13 @@ const SHAPES: [[usize; 2]; 11] =
 
 const NORMS: [Norm; 3] = [Norm::Spectral, Norm::Frobenius, Norm::None];
 
-/// Odd polynomials of more coefficients than a level has; the alternating signs cancel as those of the levels do.
-const LONG: [&[f64]; 3] = [
+/// Odd polynomials that are no level: longer ones, with alternating signs that cancel as those of the levels do; a highest
+/// coefficient that is too small to divide by; coefficients of 0 at the end, and nothing else.
+const OTHERS: [&[f64]; 7] = [
+    &[1.0, 0.5, -0.25, 0.75, 0.0009765625],
+    &[2.0, -1.0, 0.5, 0.0, 0.0],
+    &[1.5, -0.5, 0.0],
+    &[0.0, 0.0],
     &[2.5, -4.0, 5.5, -5.0, 3.0, -1.0],
     &[2.75, -5.5, 9.0, -10.0, 7.5, -3.5, 0.75],
     &[3.0, -7.0, 13.0, -16.0, 13.5, -8.0, 3.0, -0.5],
@@ -87,9 +92,9 @@ fn every_norm_matches_with_and_without_recovery() {
 }
 
 #[test]
-fn polynomials_of_degree_5_to_7_match() {
+fn polynomials_that_are_no_level_match() {
     for (seed, shape) in (2041..).zip([[13, 7], [33, 65], [60, 36], [128, 256]]) {
-        for coefficients in LONG {
+        for coefficients in OTHERS {
             check(&Layer::random(seed, shape, 1, of_coefficients(coefficients)));
         }
     }

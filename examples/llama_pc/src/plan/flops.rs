@@ -66,13 +66,21 @@ fn attention_per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
 fn pc_layer(layer: &PcLayer, degree: usize, power_iterations: usize) -> f64 {
     let (n, m) = (layer.small() as f64, layer.rows.max(layer.columns) as f64);
     let (cube, slab) = (n * n * n, n * n * m);
-    // Levels of the polynomial above the first; see `polytape::spectral`.
-    let levels = if degree > 2 { (degree - 1) / 2 } else { 0 } as f64;
-    let evaluation = slab + if degree >= 2 { cube * (1.0 + levels) } else { 0.0 };
+    let [forward, backward] = products(degree).map(|count| count as f64);
+    let evaluation = slab + forward * cube;
     let applied = if degree >= 1 { 2.0 * slab } else { 0.0 };
-    let derivative = if degree >= 2 { 2.0 * cube * (1.0 + 2.0 * levels) } else { 0.0 };
     let iteration = 4.0 * power_iterations as f64 * n * m;
-    layer.heads as f64 * (2.0 * evaluation + 4.0 * applied + derivative + iteration)
+    layer.heads as f64 * (2.0 * evaluation + 4.0 * applied + 2.0 * backward * cube + iteration)
+}
+
+/// Products that the polynomial takes forward, and its derivative; see `polytape::spectral`: a square of a square from degree 4 on,
+/// a quadratic below, and one and two more for each of Horner's steps.
+fn products(degree: usize) -> [usize; 2] {
+    match degree {
+        0 | 1 => [0, 0],
+        2 | 3 => [degree - 1, 2 * degree - 3],
+        _ => [degree - 2, 2 * degree - 6],
+    }
 }
 
 /// One Newton–Schulz step of all matrices: A = XXᵀ (n²m), b·A + c·A² (n³), and the product with X (2n²m).

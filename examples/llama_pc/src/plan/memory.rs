@@ -200,12 +200,16 @@ impl<'a> Estimate<'a> {
     /// The backward through the polynomial of each PC layer: two matrices of its size, and the powers of its Gram matrix with what
     /// flows back to them.
     fn preconditioner(&self) -> Option<Moment> {
-        let levels = if self.model.degree > 2 { 2 + (self.model.degree - 1) / 2 } else { 1 } as u64;
+        // X, K and the levels; then R, S and what makes D of them, most where there are Horner's steps.
+        let (kept, derivative) = match self.model.degree {
+            degree @ (0 | 1) => (degree, 2),
+            degree @ (2 | 4) => (degree / 2 + 1, 4),
+            3 => (3, 5),
+            degree => (degree - 1, 5),
+        };
         let workspace = |layer: &super::model::PcLayer| {
             let (matrix, gram) = (bytes(layer.elements()), bytes(layer.gram()));
-            // G, its square and levels, R; then the backward's own sums, or D and the result.
-            let kept = (2 + levels) * gram;
-            (matrix + kept + 5 * gram).max(2 * matrix + kept + gram)
+            (matrix + (kept + derivative) as u64 * gram).max(2 * matrix)
         };
         let most = self.model.pc.iter().map(workspace).max()?;
         Some(self.at("backward of the PC layers", self.gradients, 0, most))
