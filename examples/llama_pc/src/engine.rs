@@ -4,7 +4,7 @@ use polytape::gpu::Profile;
 use polytape::llama::LlamaConfig;
 use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
-use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
+use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Precision};
 
 use crate::config::{self, Config, Decay, DecayShape, LrRatio, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target};
 use crate::failure::Failure;
@@ -44,6 +44,15 @@ fn open_by(adapter: Option<&str>, options: GpuOptions) -> Result<Gpu, Failure> {
         }
         _ => error.into(),
     })
+}
+
+/// What the model's products are rounded to while it is trained.
+pub fn precision(config: &Config) -> Precision {
+    match config.train.precision {
+        config::Precision::F32 => Precision::F32,
+        config::Precision::F16x3 => Precision::F16x3,
+        config::Precision::F16 => Precision::F16,
+    }
 }
 
 /// The model's sizes; the vocabulary is resolved.
