@@ -85,7 +85,7 @@ impl<'t> Var<'t> {
 }
 
 fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Gradient {
-    if ta { gradient(b, dy, [tb, true], precision, a) } else { gradient(dy, b, [false, !tb], precision, a) }
+    if ta { gradient(b, dy, [tb, true], a, precision) } else { gradient(dy, b, [false, !tb], a, precision) }
 }
 
 fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Gradient> {
@@ -95,11 +95,11 @@ fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
         let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
         return gradient_b(&dy, &a, b, [ta, tb], precision);
     }
-    Ok(if tb { gradient(dy, a, [true, ta], precision, b) } else { gradient(a, dy, [!ta, false], precision, b) })
+    Ok(if tb { gradient(dy, a, [true, ta], b, precision) } else { gradient(a, dy, [!ta, false], b, precision) })
 }
 
 /// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
-fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], precision: Precision, operand: &Tensor) -> Gradient {
+fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
     let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
     Gradient::added(move |sum| {
         let Some(sum) = sum else {

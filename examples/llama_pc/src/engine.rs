@@ -6,7 +6,7 @@ use polytape::gpu::{Profile, Tuning};
 use polytape::llama::LlamaConfig;
 use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
-use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
+use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Precision};
 
 use crate::cli;
 use crate::config::{self, Config, Decay, DecayShape, LrRatio, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target};
@@ -61,6 +61,15 @@ fn cache_folder() -> Option<PathBuf> {
 pub fn open_again(gpu: &Gpu, kernels: Profile) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
     Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
+}
+
+/// What the model's products are rounded to while it is trained.
+pub fn precision(config: &Config) -> Precision {
+    match config.train.precision {
+        config::Precision::F32 => Precision::F32,
+        config::Precision::F16x3 => Precision::F16x3,
+        config::Precision::F16 => Precision::F16,
+    }
 }
 
 /// The model's sizes; the vocabulary is resolved.

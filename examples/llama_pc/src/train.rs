@@ -1,6 +1,7 @@
 //! `train`: begins a run, or goes on with one.
 
 pub mod layers;
+pub mod scaling;
 mod session;
 pub mod spikes;
 
@@ -126,7 +127,8 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
 
 fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
     let (optimizer, max_norm) = (engine::optimizer(&config.optimizer), config.train.max_grad_norm as f32);
-    Ok((model.llama, Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?))
+    let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
+    Ok((model.llama, trainer.with_precision(engine::precision(config))))
 }
 
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {

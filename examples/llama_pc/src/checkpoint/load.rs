@@ -5,12 +5,14 @@ use std::path::Path;
 
 use polytape::checkpoint::Checkpoint;
 use polytape::llama::Llama;
-use polytape::{Gpu, Trainer};
+use polytape::optim::LossScale;
+use polytape::{Gpu, Precision, Trainer};
 
 use super::{MODEL, OPTIMIZER, Saved};
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
+use crate::train::scaling::Scaling;
 use crate::weights::Model;
 
 impl Saved {
@@ -25,7 +27,7 @@ impl Saved {
         let path = self.verify(OPTIMIZER)?;
         let file = Checkpoint::open(&path)?;
         let mut optimizer = engine::optimizer(&config.optimizer);
-        let steps = self.state.step - self.state.spikes.skipped;
+        let steps = self.state.step - self.state.skipped();
         let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
         loaded.map_err(|error| match error {
             polytape::Error::File { .. } => Failure::from(error),
@@ -33,9 +35,17 @@ impl Saved {
         })?;
         let expected = optimizer.state(&model.params).into_iter().map(|(name, _)| name).collect();
         same_names(&path, &file, expected)?;
-        let max_grad_norm = config.train.max_grad_norm as f32;
+        let precision = engine::precision(config);
+        let saved = || self.state.loss_scale.as_ref().map_or_else(LossScale::default, Scaling::restored);
         // Not Trainer::new: u and v are as they were saved and must not be iterated again.
-        let trainer = Trainer { params: model.params, preconditioner: model.preconditioner, optimizer, max_grad_norm };
+        let trainer = Trainer {
+            params: model.params,
+            preconditioner: model.preconditioner,
+            optimizer,
+            max_grad_norm: config.train.max_grad_norm as f32,
+            precision,
+            loss_scale: (precision != Precision::F32).then(saved),
+        };
         Ok((model.llama, trainer))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use polytape::Role;
 use polytape::llama::{LlamaConfig, ParameterShape};
+use polytape::{Precision, Role};
 
 use crate::config::{Config, OptimizerKind};
 use crate::engine;
@@ -53,6 +53,7 @@ pub struct Model {
     pub seq_len: usize,
     pub micro_batches: usize,
     pub checkpoint_activations: bool,
+    pub precision: Precision,
 }
 
 impl Model {
@@ -79,6 +80,7 @@ impl Model {
             seq_len: config.data.seq_len,
             micro_batches: train.grad_accumulation,
             checkpoint_activations: train.checkpoint_activations,
+            precision: engine::precision(config),
             sizes,
             parameters,
         })

@@ -28,7 +28,7 @@ const RICH: [&str; 9] = [
     "optimizer.lr=3e-4",
 ];
 
-fn resume(folder: &Path, run: &str, extra: &[&str]) -> assert_cmd::Command {
+pub fn resume(folder: &Path, run: &str, extra: &[&str]) -> assert_cmd::Command {
     let mut command = llama_pc(folder);
     command.args(["train", "--resume", run]).args(extra);
     command
@@ -63,7 +63,7 @@ fn repeatable(folder: &Path, run: &str) -> Vec<Value> {
     rows
 }
 
-fn assert_same_run(folder: &Path, a: &str, b: &str, step: u64) {
+pub fn assert_same_run(folder: &Path, a: &str, b: &str, step: u64) {
     for file in ["model.safetensors", "optimizer.safetensors"] {
         let bytes = |run: &str| fs::read(folder.join(run).join(format!("checkpoints/step-{step}")).join(file)).expect("a file");
         assert!(bytes(a) == bytes(b), "{file} of {b} differs");
