@@ -4,6 +4,9 @@
 // The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. Every output has its own copy
 // of it in the code, so that an unused part would cost seconds of compilation on lavapipe. With SYMMETRIC the result is known to
 // be symmetric: only its lower triangle is computed, and mirrored.
+//
+// HALVES says how many f16 stand for an operand: 0 leaves it f32, 1 rounds it, 2 (SPLIT) adds a second for what the first lost.
+// The sums and the epilogue are f32.
 
 struct Args {
     rows: u32, columns: u32, inner: u32,
@@ -52,6 +55,30 @@ var<immediate> args: Args;
     }
     fn store_one(at: u32, value: f32) { out[at] = value; }
 }
+
+@if HALVES {
+    // The nearest f16, ties to even, as an f32; from 65,520 on an infinity. In integers, because pack2x16float may round as the
+    // adapter likes and gives anything beyond its range.
+    fn to_half(x: vec4f) -> vec4f {
+        let bits = bitcast<vec4u>(x);
+        let magnitude = bits & vec4u(0x7fffffffu);
+        // An f16 has 13 bits less, and from 2⁻¹⁴ down one less for every halving.
+        let shift = 126u - clamp(magnitude >> vec4u(23u), vec4u(103u), vec4u(113u));
+        let unit = vec4u(1u) << shift;
+        var rounded = (magnitude + (unit >> vec4u(1u)) - 1u + ((magnitude >> shift) & vec4u(1u))) & ~(unit - 1u);
+        // Below the least f16, 2⁻²⁴, more than half of it is one and the rest nothing.
+        rounded = select(rounded, vec4u(0x33800000u), magnitude < vec4u(0x33800000u));
+        rounded = select(rounded, vec4u(0u), magnitude <= vec4u(0x33000000u));
+        // 65,536 and more; the larger of the two keeps a NaN.
+        rounded = select(rounded, max(magnitude, vec4u(0x7f800000u)), rounded >= vec4u(0x47800000u));
+        return bitcast<vec4f>(rounded | (bits & vec4u(0x80000000u)));
+    }
+} @else {
+    fn to_half(x: vec4f) -> vec4f { return x; }
+}
+
+// What `high` = to_half(x) lost. Times 2¹¹ while it is rounded, where it has the range of `high`; exact otherwise.
+fn low_half(x: vec4f, high: vec4f) -> vec4f { return to_half((x - high) * 2048.0) * 0.00048828125; }
 
 // The epilogue for four outputs of one row: α·sum + β·C + δ·I + κ·out.
 fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {

@@ -6,7 +6,7 @@
 // vec4 of A and 4·SPAN of B for 16·ROWS·SPAN multiply-adds. Each load is a scalar sequence per lane there, so the tile is as
 // large as the compiler bears.
 //
-// Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS.
+// Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
 @group(0) @binding(0) var<storage, read> a: array<Element>;
 @group(0) @binding(1) var<storage, read> b: array<Element>;
@@ -77,6 +77,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var sum: array<vec4f, ROWS * SPAN>;
     var a_part: array<vec4f, PARTS>;
     var b_part: array<vec4f, 4u * SPAN>;
+    @if SPLIT {
+        var a_low: array<vec4f, PARTS>;
+        var b_low: array<vec4f, 4u * SPAN>;
+    }
     for (var k = 0u; k < args.inner; k += 4u) {
         @unroll for (var i = 0u; i < PARTS; i++) {
             a_part[i] = load_a_part(row + i * LANES, k, lane, a_base);
@@ -98,17 +102,38 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 }
             }
         }
+        @if HALVES {
+            @unroll for (var i = 0u; i < PARTS; i++) {
+                let x = a_part[i];
+                a_part[i] = to_half(x);
+                @if SPLIT { a_low[i] = low_half(x, a_part[i]); }
+            }
+            @unroll for (var j = 0u; j < SPAN; j++) {
+                @unroll for (var q = 0u; q < 4; q++) {
+                    let x = b_part[4u * j + q];
+                    b_part[4u * j + q] = to_half(x);
+                    @if SPLIT { b_low[4u * j + q] = low_half(x, b_part[4u * j + q]); }
+                }
+            }
+        }
         @unroll for (var i = 0u; i < ROWS; i++) {
             @unroll for (var q = 0u; q < 4; q++) {
                 @if TRANSPOSE_A {
-                    let x = vec4f(subgroupShuffle(a_part[i / LANES][i % 4u], q * (LANES / 4u) + (i % LANES) / 4u));
-                    @unroll for (var j = 0u; j < SPAN; j++) {
-                        sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
-                    }
+                    const component = i % 4u;
+                    const holder = q * (LANES / 4u) + (i % LANES) / 4u;
                 } @else {
-                    let x = vec4f(subgroupShuffle(a_part[i / LANES][q], i % LANES));
+                    const component = q;
+                    const holder = i % LANES;
+                }
+                let x = vec4f(subgroupShuffle(a_part[i / LANES][component], holder));
+                @unroll for (var j = 0u; j < SPAN; j++) {
+                    sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
+                }
+                @if SPLIT {
+                    let low = vec4f(subgroupShuffle(a_low[i / LANES][component], holder));
                     @unroll for (var j = 0u; j < SPAN; j++) {
-                        sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
+                        sum[i * SPAN + j] = fma(x, b_low[4u * j + q], sum[i * SPAN + j]);
+                        sum[i * SPAN + j] = fma(low, b_part[4u * j + q], sum[i * SPAN + j]);
                     }
                 }
             }

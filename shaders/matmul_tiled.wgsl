@@ -1,10 +1,10 @@
 // out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes TILE × TILE outputs from tiles of
-// TILE × DEPTH in shared memory (8 KiB at 64, 16 at 128). An invocation owns TILE / 16 rows and columns, as groups of four
+// TILE × DEPTH in shared memory (8 KiB at 64, 16 with SPLIT or at 128). An invocation owns TILE / 16 rows and columns, as groups of four
 // that lie 64 apart, so that neighbours read neighbouring vec4s. What the next step needs is loaded before the multiply of the
 // current. Every output is one chain of fused multiply-adds in the order of the inner index, whatever the tile: the choice never
 // changes a bit.
 //
-// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS.
+// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
 @group(0) @binding(0) var<storage, read> a: array<Element>;
 @group(0) @binding(1) var<storage, read> b: array<Element>;
@@ -18,6 +18,10 @@ const SIDE: u32 = TILE / 4u;
 // Both as [DEPTH][SIDE]: four rows of op(A), four columns of op(B), at one inner index.
 var<workgroup> a_tile: array<vec4f, DEPTH * SIDE>;
 var<workgroup> b_tile: array<vec4f, DEPTH * SIDE>;
+@if SPLIT {
+    var<workgroup> a_low: array<vec4f, DEPTH * SIDE>;
+    var<workgroup> b_low: array<vec4f, DEPTH * SIDE>;
+}
 
 // The place of four neighbours in a tile. Every four inner indices the order changes, which spreads over the banks what the
 // lanes of a subgroup write where an operand comes along the inner dimension.
@@ -52,19 +56,35 @@ fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
 
 fn keep_a(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_A == 1u);
+    let high = to_half(values);
+    @if SPLIT { let low = low_half(values, high); }
     if (TRANSPOSE_A == 1u) {
-        a_tile[spot(at.depth, at.side / 4u)] = values;
+        let to = spot(at.depth, at.side / 4u);
+        a_tile[to] = high;
+        @if SPLIT { a_low[to] = low; }
     } else {
-        @unroll for (var q = 0u; q < 4; q++) { a_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = values[q]; }
+        @unroll for (var q = 0u; q < 4; q++) {
+            let to = spot(at.depth + q, at.side / 4u);
+            a_tile[to][at.side % 4u] = high[q];
+            @if SPLIT { a_low[to][at.side % 4u] = low[q]; }
+        }
     }
 }
 
 fn keep_b(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_B == 0u);
+    let high = to_half(values);
+    @if SPLIT { let low = low_half(values, high); }
     if (TRANSPOSE_B == 0u) {
-        b_tile[spot(at.depth, at.side / 4u)] = values;
+        let to = spot(at.depth, at.side / 4u);
+        b_tile[to] = high;
+        @if SPLIT { b_low[to] = low; }
     } else {
-        @unroll for (var q = 0u; q < 4; q++) { b_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = values[q]; }
+        @unroll for (var q = 0u; q < 4; q++) {
+            let to = spot(at.depth + q, at.side / 4u);
+            b_tile[to][at.side % 4u] = high[q];
+            @if SPLIT { b_low[to][at.side % 4u] = low[q]; }
+        }
     }
 }
 
@@ -83,6 +103,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     var next_b: array<vec4f, GROUPS>;
     var x: array<vec4f, GROUPS>;
     var y: array<vec4f, GROUPS>;
+    @if SPLIT {
+        var x_low: array<vec4f, GROUPS>;
+        var y_low: array<vec4f, GROUPS>;
+    }
     @unroll for (var g = 0u; g < GROUPS; g++) {
         next_a[g] = fetch_a(g * 256u + local, row, 0u, a_base);
         next_b[g] = fetch_b(g * 256u + local, column, 0u, b_base);
@@ -103,11 +127,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
                 @unroll for (var g = 0u; g < GROUPS; g++) {
                     x[g] = a_tile[spot(quarter + d, g * 16u + mine_row)];
                     y[g] = b_tile[spot(quarter + d, g * 16u + mine_column)];
+                    @if SPLIT {
+                        x_low[g] = a_low[spot(quarter + d, g * 16u + mine_row)];
+                        y_low[g] = b_low[spot(quarter + d, g * 16u + mine_column)];
+                    }
                 }
                 @unroll for (var i = 0u; i < GROUPS; i++) {
                     @unroll for (var q = 0u; q < 4; q++) {
                         @unroll for (var j = 0u; j < GROUPS; j++) {
                             sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
+                            @if SPLIT {
+                                let part = fma(vec4f(x_low[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
+                                sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y_low[j], part);
+                            }
                         }
                     }
                 }

@@ -1,8 +1,9 @@
 // What is made of a sum of squares on the device: one invocation.
-//   clip:     out = [norm, min(1, most / (norm + 1e-6))]; a norm that is not finite stays so in the factor
+//   clip:     norm = unscale·√sum, out = [norm, unscale·min(1, most / (norm + 1e-6))]; a norm that is not finite stays so in the
+//             factor
 //   inverse:  out[0] = 1 / (norm + 1e-7)
 
-struct Args { most: f32 }
+struct Args { most: f32, unscale: f32 }
 
 var<immediate> args: Args;
 
@@ -11,9 +12,9 @@ var<immediate> args: Args;
 
 @compute @workgroup_size(1)
 fn clip() {
-    let norm = sqrt(squares[0]);
+    let norm = args.unscale * sqrt(squares[0]);
     out[0] = norm;
-    var factor = min(1.0, args.most / (norm + 1e-6));
+    var factor = args.unscale * min(1.0, args.most / (norm + 1e-6));
     // By its bits: compilers may assume that a float is finite, and min(1, NaN) may be 1.
     if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) { factor = norm; }
     out[1] = factor;

@@ -52,6 +52,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::params::{Gradient, Gradients, ParamId, Params, Role};
+use crate::precision::Precision;
 use crate::tensor::Tensor;
 
 type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Gradient>>>>;
@@ -77,6 +78,7 @@ enum Node {
 /// has passed it.
 pub struct Tape<'p> {
     params: &'p Params,
+    precision: Precision,
     recording: bool,
     walked: Cell<bool>,
     nodes: RefCell<Vec<Node>>,
@@ -105,12 +107,22 @@ impl Leaves {
 impl<'p> Tape<'p> {
     /// A tape over `params` that records.
     pub fn new(params: &'p Params) -> Self {
-        Self { params, recording: true, walked: Cell::default(), nodes: RefCell::default() }
+        Self { params, precision: Precision::F32, recording: true, walked: Cell::default(), nodes: RefCell::default() }
     }
 
     /// A tape over `params` that records nothing: for evaluation. Nothing is kept for a backward.
     pub fn inference(params: &'p Params) -> Self {
-        Self { params, recording: false, walked: Cell::default(), nodes: RefCell::default() }
+        Self { recording: false, ..Self::new(params) }
+    }
+
+    /// The same tape with the products of its variables, and those of their gradients, at `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What the products of its variables are rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The parameters it reads.
@@ -227,15 +239,16 @@ impl<'p> Tape<'p> {
         self.check_parents("checkpoint", inputs)?;
         let kept: Vec<Tensor> = inputs.iter().map(|input| input.value.clone()).collect();
         let value = {
-            let plain = Tape::inference(self.params);
+            let plain = Tape::inference(self.params).with_precision(self.precision);
             let variables: Vec<Var<'_>> = kept.iter().map(|value| plain.constant(value.clone())).collect();
             f(&plain, &variables)?.value
         };
         if !self.recording {
             return Ok(self.constant(value));
         }
+        let precision = self.precision;
         let backward = move |dy: Tensor, wanted: &[bool], sink: &mut Sink<'_>| {
-            let inner = Tape::new(sink.params);
+            let inner = Tape::new(sink.params).with_precision(precision);
             let lift = |(value, &wanted)| if wanted { inner.leaf(value) } else { inner.constant(value) };
             let variables: Vec<Var<'_>> = kept.into_iter().zip(wanted).map(lift).collect();
             let output = f(&inner, &variables)?;
@@ -251,12 +264,17 @@ impl<'p> Tape<'p> {
 
     /// Walks the tape from a scalar, adding parameter gradients to `gradients` and returning those of the leaves.
     pub fn backward(&self, loss: &Var<'_>, gradients: &mut Gradients) -> Result<Leaves> {
+        self.backward_scaled(loss, 1.0, gradients)
+    }
+
+    /// [`Tape::backward`] of `factor` times the loss.
+    pub fn backward_scaled(&self, loss: &Var<'_>, factor: f32, gradients: &mut Gradients) -> Result<Leaves> {
         if loss.value.len() != 1 {
             let problem = format!("shape {:?}: a scalar expected; backward_from takes any shape", loss.shape());
             return Err(Error::shape("backward", problem));
         }
-        let one = Tensor::from_slice(loss.value.gpu(), &[1.0], loss.shape())?;
-        self.backward_from(&[(loss, one)], gradients)
+        let seed = Tensor::from_slice(loss.value.gpu(), &[factor], loss.shape())?;
+        self.backward_from(&[(loss, seed)], gradients)
     }
 
     /// Walks the tape from given gradients of given variables.

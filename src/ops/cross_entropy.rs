@@ -1,6 +1,6 @@
 //! Cross-entropy fused with the head: loss = mean over rows of (log Σ exp(x·wᵀ) - (x·wᵀ)[target]). x [rows, dim], w [vocab, dim]
 //! → [1]. Walks the rows in chunks, so that never more than a chunk of logits exists, and computes the gradients on the way:
-//! saves dx and dw, which the backward only scales.
+//! saves dx and dw, which the backward only scales. The three products are at the tape's precision.
 
 use super::embedding::check_ids;
 use super::gemm::{Gemm, Matrix};
@@ -8,6 +8,7 @@ use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch};
 use crate::params::Gradient;
+use crate::precision::Precision;
 use crate::tape::Var;
 use crate::tensor::{Indices, Tensor};
 
@@ -22,6 +23,8 @@ static CROSS_ENTROPY: Kernel = Kernel::trusted(
 
 /// Bytes of logits that exist at a time, where one block of rows allows it.
 const LOGIT_BYTES: usize = 32 << 20;
+/// The logits' gradient lies within ±1 but is mostly tiny: this brings it to where halves are best before it is rounded to them.
+const HALF_SCALE: f32 = 32_768.0;
 /// Rows of a chunk: each takes a workgroup, of one dimension of at most 65,535.
 const MOST_ROWS: usize = 65_535 / 64 * 64;
 
@@ -42,7 +45,7 @@ impl<'t> Var<'t> {
         }
         check_ids("cross_entropy", targets, vocabulary)?;
         let wanted = [self, weight].map(Var::wants_gradient);
-        let (loss, gradients) = forward(x, w, targets, wanted)?;
+        let (loss, gradients) = forward(x, w, targets, wanted, self.tape().precision())?;
         self.tape().record_unformed("cross_entropy", loss, [self, weight], move |dy, _| {
             let scaled = |gradient: Tensor| {
                 let dy = dy.clone();
@@ -56,46 +59,57 @@ impl<'t> Var<'t> {
     }
 }
 
-fn forward(x: &Tensor, w: &Tensor, targets: &Indices, [wants_x, wants_w]: [bool; 2]) -> Result<(Tensor, [Option<Tensor>; 2])> {
+fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    targets: &Indices,
+    [wants_x, wants_w]: [bool; 2],
+    precision: Precision,
+) -> Result<(Tensor, [Option<Tensor>; 2])> {
     let gpu = x.gpu();
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
     let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
     let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows);
+    let mean = 1.0 / rows as f32;
+    // What the logits' gradient is times, and what its products are times to make them those of the mean's gradient.
+    let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (HALF_SCALE, mean / HALF_SCALE) };
     let losses = Tensor::uninitialized(gpu, &[rows])?;
     let dx = wants_x.then(|| Tensor::uninitialized(gpu, x.shape())).transpose()?;
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
     for first in (0..rows).step_by(step) {
         let count = step.min(rows - first);
         let x_chunk = Matrix::new(x)?.row_window(first, count);
-        let logits = Gemm::new(x_chunk, Matrix::new(w)?.t()).compute()?;
-        softmax_gradient(&logits, targets, &losses, first, wants_x || wants_w)?;
+        let logits = Gemm { precision, ..Gemm::new(x_chunk, Matrix::new(w)?.t()) }.compute()?;
+        softmax_gradient(&logits, targets, &losses, first, (wants_x || wants_w).then_some(scale))?;
+        let dlogits = Matrix::new(&logits)?;
         if let Some(dx) = &dx {
-            Gemm::new(Matrix::new(&logits)?, Matrix::new(w)?).compute_into(Matrix::new(dx)?.row_window(first, count))?;
+            let rows = Matrix::new(dx)?.row_window(first, count);
+            Gemm { alpha, precision, ..Gemm::new(dlogits, Matrix::new(w)?) }.compute_into(rows)?;
         }
         if let Some(dw) = &dw {
             let keep = if first == 0 { 0.0 } else { 1.0 };
-            Gemm { keep, ..Gemm::new(Matrix::new(&logits)?.t(), x_chunk) }.compute_into(Matrix::new(dw)?)?;
+            Gemm { alpha, keep, precision, ..Gemm::new(dlogits.t(), x_chunk) }.compute_into(Matrix::new(dw)?)?;
         }
     }
-    Ok((losses.total(Term::Plain, 1.0 / rows as f32)?, [dx, dw]))
+    Ok((losses.total(Term::Plain, mean)?, [dx, dw]))
 }
 
-/// Writes the losses of a chunk of rows and turns its logits into their gradient.
-fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, gradient: bool) -> Result<()> {
+/// Writes the losses of a chunk of rows and, given a scale, turns its logits into the gradient of the sum of their losses times
+/// that.
+fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, scale: Option<f32>) -> Result<()> {
     let gpu = logits.gpu();
     let [count, vocabulary] = logits.dims("cross_entropy")?;
     let (workgroup, one_subgroup) = workgroup(gpu);
-    let scale = 1.0 / losses.len() as f32;
     gpu.launch(&Launch {
         kernel: &CROSS_ENTROPY,
         constants: &[
             ("WORKGROUP", workgroup),
             ("ONE_SUBGROUP", one_subgroup),
             ("VECTORS", vectors(vocabulary)),
-            ("GRADIENT", u32::from(gradient)),
+            ("GRADIENT", u32::from(scale.is_some())),
         ],
         buffers: &[targets.slice(), logits.slice(), losses.slice()],
-        arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.to_bits()]),
+        arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.unwrap_or_default().to_bits()]),
         workgroups: [count as u32, 1, 1],
         iterations: 3 * strides(vocabulary, workgroup) as u64,
         work: 0,

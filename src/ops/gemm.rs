@@ -7,6 +7,7 @@ mod plan;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Slice};
+use crate::precision::Precision;
 use crate::tensor::Tensor;
 use plan::{Needs, Plan};
 
@@ -100,12 +101,15 @@ pub struct Gemm<'a> {
     pub keep: f32,
     /// The result is known to be symmetric: half is computed, and mirrored.
     pub symmetric: bool,
+    /// What A and B are rounded to.
+    pub precision: Precision,
 }
 
 impl<'a> Gemm<'a> {
     /// op(A)·op(B).
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
-        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false }
+        let precision = Precision::F32;
+        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false, precision }
     }
 
     /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
@@ -202,6 +206,7 @@ impl<'a> Gemm<'a> {
                 diagonal: self.delta != 0.0,
                 keep: self.keep != 0.0,
                 symmetric: self.symmetric,
+                halves: self.precision.halves(),
             },
         );
         gpu.launch(&Launch {

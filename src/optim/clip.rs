@@ -1,4 +1,5 @@
-//! Clipping to a global L2 norm: g·min(1, max/(‖g‖+1e-6)), where ‖g‖ goes over all gradients together.
+//! Clipping to a global L2 norm: g·min(1, max/(‖g‖+1e-6)), where ‖g‖ goes over all gradients together. Gradients that come times a
+//! loss scale are divided by it on the way.
 
 use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, Launch};
@@ -25,10 +26,16 @@ pub struct Clip {
 impl Clip {
     /// Measures `gradients`; `max_norm` may be infinite.
     pub fn new(gpu: &Gpu, gradients: &Gradients, max_norm: f32) -> Result<Self> {
+        Self::unscaling(gpu, gradients, max_norm, 1.0)
+    }
+
+    /// [`Clip::new`] for gradients that are `scale` times what they should be: the norm is that of the right ones, and the factor
+    /// makes them so.
+    pub fn unscaling(gpu: &Gpu, gradients: &Gradients, max_norm: f32, scale: f32) -> Result<Self> {
         let tensors: Vec<&Tensor> = gradients.iter().map(|(_, tensor)| tensor).collect();
         let partials = partial_squares(gpu, &tensors)?;
         let values = Tensor::uninitialized(gpu, &[2])?;
-        scalar(gpu, &CLIP, &partials, &values, max_norm.min(f32::MAX))?;
+        scalar(gpu, &CLIP, &partials, &values, [max_norm.min(f32::MAX), 1.0 / scale])?;
         let owners = gradients.iter().map(|(id, tensor)| (id, partial_count(tensor))).collect();
         Ok(Self { values, partials, owners })
     }
@@ -47,7 +54,7 @@ impl Clip {
         Ok(None)
     }
 
-    /// [norm before clipping, factor], still on the device.
+    /// [norm before clipping, factor that clips and unscales], still on the device.
     pub fn values(&self) -> &Tensor {
         &self.values
     }
@@ -68,19 +75,19 @@ fn partial_squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
 /// 1 / (‖x‖_F + 1e-7) → [1].
 pub(super) fn inverse_norm(x: &Tensor) -> Result<Tensor> {
     let out = Tensor::uninitialized(x.gpu(), &[1])?;
-    scalar(x.gpu(), &INVERSE, &partial_squares(x.gpu(), &[x])?, &out, 0.0)?;
+    scalar(x.gpu(), &INVERSE, &partial_squares(x.gpu(), &[x])?, &out, [0.0, 1.0])?;
     Ok(out)
 }
 
 /// One of the kernels on the sum of `partials`.
-fn scalar(gpu: &Gpu, kernel: &Kernel, partials: &Tensor, out: &Tensor, argument: f32) -> Result<()> {
+fn scalar(gpu: &Gpu, kernel: &Kernel, partials: &Tensor, out: &Tensor, arguments: [f32; 2]) -> Result<()> {
     let squares = Tensor::uninitialized(gpu, &[1])?;
     final_sum(partials, 1.0, &squares, 0)?;
     gpu.launch(&Launch {
         kernel,
         constants: &[],
         buffers: &[squares.slice(), out.slice()],
-        arguments: bytemuck::bytes_of(&argument),
+        arguments: bytemuck::cast_slice(&arguments),
         workgroups: [1, 1, 1],
         iterations: 0,
         work: 0,

@@ -1,12 +1,15 @@
-//! Optimizers as shader passes: [`AdamW`], [`Muon`], global-norm clipping, learning-rate schedules. Nothing is read back.
+//! Optimizers as shader passes: [`AdamW`], [`Muon`], global-norm clipping, learning-rate schedules, loss scaling. Nothing is read
+//! back.
 
 mod adamw;
 mod clip;
+mod loss_scale;
 mod muon;
 mod schedule;
 
 pub use adamw::{AdamConfig, AdamW, Decay};
 pub use clip::Clip;
+pub use loss_scale::LossScale;
 pub use muon::{LrRatio, Muon, MuonConfig};
 pub use schedule::{DecayShape, Schedule, ScheduleKind};
 

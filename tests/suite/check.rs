@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use polytape::{Gpu, Gradients, Params, Result, Tape, Tensor, Var};
+use polytape::{Gpu, Gradients, Params, Precision, Result, Tape, Tensor, Var};
 
 use crate::device;
 use crate::reference::Array;
@@ -21,6 +21,20 @@ pub fn check<const N: usize>(
     vjp: impl Fn(&[Array], &Array) -> [Array; N],
     tolerances: &[Tolerance],
 ) {
+    check_at(Precision::F32, name, inputs, record, forward, vjp, tolerances);
+}
+
+/// [`check`] on tapes of the precision.
+#[track_caller]
+pub fn check_at<const N: usize>(
+    precision: Precision,
+    name: &str,
+    inputs: [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
+    forward: impl Fn(&[Array]) -> Array,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    tolerances: &[Tolerance],
+) {
     let value = forward(&inputs);
     let dy = Array::random(&value.shape, &mut seeded(977));
     let gradients = vjp(&inputs, &dy);
@@ -28,8 +42,8 @@ pub fn check<const N: usize>(
     let shapes: Vec<&[usize]> = inputs.iter().map(|input| &input.shape[..]).collect();
     let record = Rc::new(record);
     for gpu in device::all() {
-        let context = format!("{name} of {shapes:?} with {} kernels", gpu.kernels());
-        let run = |checkpointed| match run(gpu, &inputs, &dy, &record, checkpointed) {
+        let context = format!("{name} of {shapes:?} at {precision} with {} kernels", gpu.kernels());
+        let run = |checkpointed| match run((gpu, precision), &inputs, &dy, &record, checkpointed) {
             Ok(results) => results,
             Err(error) => panic!("{context}: {error}"),
         };
@@ -46,12 +60,18 @@ pub fn check<const N: usize>(
 }
 
 /// The value, then the gradient of every input.
-fn run<const N: usize, F>(gpu: &Gpu, inputs: &[Array; N], dy: &Array, record: &Rc<F>, checkpointed: bool) -> Result<Vec<Tensor>>
+fn run<const N: usize, F>(
+    (gpu, precision): (&Gpu, Precision),
+    inputs: &[Array; N],
+    dy: &Array,
+    record: &Rc<F>,
+    checkpointed: bool,
+) -> Result<Vec<Tensor>>
 where
     F: for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
 {
     let params = Params::new(gpu);
-    let tape = Tape::new(&params);
+    let tape = Tape::new(&params).with_precision(precision);
     let leaves = inputs.iter().map(|input| Ok(tape.leaf(upload(gpu, input)?))).collect::<Result<Vec<Var<'_>>>>()?;
     let y = if checkpointed {
         let record = record.clone();

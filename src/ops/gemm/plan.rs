@@ -13,6 +13,13 @@ static LANES: Kernel = Kernel::trusted(
 )
 .cut_along(1, FIRST_GROUP);
 
+static MATRIX: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_matrix.wgsl")),
+    "main",
+    BINDINGS,
+);
+
 static TILED: Kernel = Kernel::trusted(
     "matmul",
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_tiled.wgsl")),
@@ -36,6 +43,18 @@ pub(super) struct Needs {
     pub(super) diagonal: bool,
     pub(super) keep: bool,
     pub(super) symmetric: bool,
+    /// How many f16 stand for an operand; 0 leaves it f32.
+    pub(super) halves: u32,
+}
+
+/// What the kernels depend on beside the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Machine {
+    profile: Profile,
+    /// Lanes of a subgroup, where that is fixed.
+    lanes: u32,
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
+    matrices: Option<(u32, u32)>,
 }
 
 /// The kernel for a product and its tile.
@@ -48,18 +67,29 @@ pub(super) struct Plan {
     pub(super) iterations: usize,
 }
 
+impl Needs {
+    /// The side of a workgroup's tile of outputs: 128 where the shape fills that and the device. Two halves take the memory of two
+    /// tiles.
+    fn tile(&self) -> u32 {
+        let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
+        let fills = self.rows >= 128 && self.columns >= 128 && tiles >= OCCUPYING_TILES;
+        if fills && self.halves < 2 { 128 } else { 64 }
+    }
+}
+
 /// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
 const OCCUPYING_TILES: usize = 96;
 
 impl Plan {
     pub(super) fn new(gpu: &Gpu, needs: &Needs) -> Self {
-        Self::of(gpu.kernels(), gpu.lanes(), needs)
+        Self::of(Machine { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }, needs)
     }
 
-    fn of(profile: Profile, lanes: u32, needs: &Needs) -> Self {
-        let mut plan = match profile {
-            Profile::Fallback => Self::lanes(lanes, needs),
-            Profile::Portable | Profile::Subgroup => Self::tiled(needs),
+    fn of(machine: Machine, needs: &Needs) -> Self {
+        let mut plan = match (machine.profile, machine.matrices) {
+            (Profile::Fallback, _) => Self::lanes(machine.lanes, needs),
+            (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => Self::matrix(lanes, block, needs),
+            _ => Self::tiled(needs),
         };
         let flags = [
             ("TRANSPOSE_A", needs.transpose_a),
@@ -69,14 +99,21 @@ impl Plan {
             ("DIAGONAL", needs.diagonal),
             ("KEEP", needs.keep),
             ("SYMMETRIC", needs.symmetric),
+            ("SPLIT", needs.halves == 2),
         ];
         plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
+        plan.constants.push(("HALVES", needs.halves));
         plan
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
         // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
-        let rows = if needs.rows <= 8 { 8.max(lanes) } else { 32 };
+        // With halves there is more to compile per row.
+        let rows = match (needs.rows, needs.halves) {
+            (..=8, _) => 8.max(lanes),
+            (_, 0) => 32,
+            _ => 16.max(lanes),
+        };
         let span = if needs.columns <= 4 * lanes as usize { 1 } else { 2 };
         Self {
             kernel: &LANES,
@@ -88,14 +125,42 @@ impl Plan {
     }
 
     fn tiled(needs: &Needs) -> Self {
-        let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
-        let tile = if needs.rows >= 128 && needs.columns >= 128 && tiles >= OCCUPYING_TILES { 128 } else { 64 };
+        let tile = needs.tile();
         Self {
             kernel: &TILED,
             constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
             tile_rows: tile as usize,
             tile_columns: tile as usize,
             iterations: needs.inner.div_ceil(16) * (1 + 4),
+        }
+    }
+
+    /// Regions of whole blocks, one for each subgroup of `lanes`, in a grid as square as may be. Their blocks of sums take at most
+    /// 16 KiB when they are handed on, beside 12 KiB of tiles.
+    fn matrix(lanes: u32, block: u32, needs: &Needs) -> Self {
+        let tile = needs.tile();
+        let side = tile / block;
+        let regions = (256 / lanes).min(side * side).min(4096 / (block * block));
+        let down = 1 << (regions.ilog2() / 2);
+        let across = regions / down;
+        let (region_rows, region_columns) = (side / down, side / across);
+        Self {
+            kernel: &MATRIX,
+            constants: vec![
+                ("TILE", tile),
+                ("GROUPS", tile / 64),
+                ("LARGE", u32::from(block == 16)),
+                ("STEPS", 16 / block),
+                ("REGIONS", regions),
+                ("ACROSS", across),
+                ("REGION_ROWS", region_rows),
+                ("REGION_COLUMNS", region_columns),
+                ("BLOCKS", region_rows * region_columns),
+                ("QUOTA", (regions * block * block).div_ceil(4 * 256)),
+            ],
+            tile_rows: tile as usize,
+            tile_columns: tile as usize,
+            iterations: needs.inner.div_ceil(16),
         }
     }
 }
@@ -110,8 +175,8 @@ mod tests {
     /// both are validated whatever the choice.
     fn products() -> Vec<Needs> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
-        let flags = (0..16).map(|bits| [0, 1, 2, 3].map(|at| bits >> at & 1 == 1));
-        let product = |[transpose_a, transpose_b, vectors, symmetric]: [bool; 4]| {
+        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
+        let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Needs {
                 rows,
                 columns,
@@ -121,21 +186,61 @@ mod tests {
                 transpose_b,
                 vectors,
                 symmetric,
+                halves,
                 ..Default::default()
             })
         };
-        flags.flat_map(product).collect()
+        choices.flat_map(product).collect()
+    }
+
+    /// Every machine that differs for `Plan`.
+    fn machines() -> Vec<Machine> {
+        let fallback = [4, 8, 16, 32].map(|lanes| Machine { profile: Profile::Fallback, lanes, matrices: None });
+        let tiled = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+        let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
+        let matrix = matrices.map(|matrices| Machine { profile: Profile::Matrix, lanes: 8, matrices: Some(matrices) });
+        fallback.into_iter().chain([tiled]).chain(matrix).collect()
+    }
+
+    fn validate(profile: Profile) {
+        let mut seen = HashSet::new();
+        for machine in machines().into_iter().filter(|machine| machine.profile == profile) {
+            for needs in products() {
+                let plan = Plan::of(machine, &needs);
+                if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
+                    let outcome = plan.kernel.validate(profile, &plan.constants);
+                    outcome.unwrap_or_else(|error| panic!("{machine:?} {needs:?}: {error}"));
+                }
+            }
+        }
     }
 
     #[test]
-    fn every_kernel_validates() {
-        let mut seen = HashSet::new();
-        for needs in products() {
-            for (profile, lanes) in [4, 8, 16, 32].into_iter().flat_map(|lanes| Profile::ALL.map(|profile| (profile, lanes))) {
-                let plan = Plan::of(profile, lanes, &needs);
-                if seen.insert((profile, plan.constants.clone())) {
-                    plan.kernel.validate(profile, &plan.constants).unwrap_or_else(|error| panic!("{profile} {needs:?}: {error}"));
-                }
+    fn every_fallback_kernel_validates() {
+        validate(Profile::Fallback);
+    }
+
+    #[test]
+    fn every_portable_kernel_validates() {
+        validate(Profile::Portable);
+    }
+
+    #[test]
+    fn every_matrix_kernel_validates() {
+        validate(Profile::Matrix);
+    }
+
+    #[test]
+    fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
+        for machine in machines().into_iter().filter(|machine| machine.profile == Profile::Matrix) {
+            for needs in products().into_iter().filter(|needs| needs.halves > 0) {
+                let plan = Plan::of(machine, &needs);
+                let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
+                let block = if of("LARGE") == 1 { 16 } else { 8 };
+                let blocks = (of("TILE") / block) * (of("TILE") / block);
+                assert_eq!(of("REGIONS") * of("REGION_ROWS") * of("REGION_COLUMNS"), blocks, "{machine:?}");
+                let tiles = of("TILE") * 24 * 2 * 2 * of("HALVES");
+                assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{machine:?}");
             }
         }
     }
@@ -143,7 +248,8 @@ mod tests {
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            Plan::of(Profile::Portable, 0, &Needs { rows, columns, batch, symmetric, ..Default::default() }).tile_rows
+            let machine = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+            Plan::of(machine, &Needs { rows, columns, batch, symmetric, ..Default::default() }).tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);

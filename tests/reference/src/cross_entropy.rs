@@ -2,10 +2,21 @@
 //! x `[rows, dim]`, weight `[vocab, dim]`, targets `[rows]` → `[1]`
 
 use super::array::Array;
+use super::half::Operands;
 use super::normalize::softmax;
 
 pub fn cross_entropy_head(x: &Array, weight: &Array, targets: &[u32]) -> Array {
-    let logits = x.matmul(&weight.transpose());
+    rounded_head(Operands::Whole, x, weight, targets)
+}
+
+/// dlogits = (softmax − one_hot(target))·dy/rows; dx = dlogits·weight, dweight = dlogitsᵀ·x.
+pub fn cross_entropy_head_vjp(x: &Array, weight: &Array, targets: &[u32], dy: &Array) -> [Array; 2] {
+    rounded_head_vjp(Operands::Whole, x, weight, targets, dy)
+}
+
+/// [`cross_entropy_head`] with the operands of its product rounded.
+pub fn rounded_head(operands: Operands, x: &Array, weight: &Array, targets: &[u32]) -> Array {
+    let logits = operands.matmul(x, weight, false, true);
     let loss = |(row, &target): (usize, &u32)| {
         let logits = logits.row(row);
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -16,14 +27,17 @@ pub fn cross_entropy_head(x: &Array, weight: &Array, targets: &[u32]) -> Array {
     Array::scalar(losses / targets.len() as f64)
 }
 
-/// dlogits = (softmax − one_hot(target))·dy/rows; dx = dlogits·weight, dweight = dlogitsᵀ·x.
-pub fn cross_entropy_head_vjp(x: &Array, weight: &Array, targets: &[u32], dy: &Array) -> [Array; 2] {
-    let mut dlogits = softmax(&x.matmul(&weight.transpose()));
+/// [`cross_entropy_head_vjp`] with the operands of its products rounded: softmax − one_hot as 2¹⁵ times itself, so that small
+/// probabilities are not lost.
+pub fn rounded_head_vjp(operands: Operands, x: &Array, weight: &Array, targets: &[u32], dy: &Array) -> [Array; 2] {
+    const SCALE: f64 = 32_768.0;
+    let mut dlogits = softmax(&operands.matmul(x, weight, false, true));
     for (row, &target) in targets.iter().enumerate() {
         dlogits.row_mut(row)[target as usize] -= 1.0;
     }
-    let dlogits = dlogits.times(dy.item() / targets.len() as f64);
-    [dlogits.matmul(weight), dlogits.transpose().matmul(x)]
+    let dlogits = dlogits.times(SCALE);
+    let products = [operands.matmul(&dlogits, weight, false, false), operands.matmul(&dlogits, x, true, false)];
+    products.map(|product| product.times(dy.item() / targets.len() as f64 / SCALE))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::Array;
+use crate::half::Operands;
 use crate::llama::{Batch, LlamaConfig};
 use crate::newton_schulz::Coefficients;
 use crate::optimizer::{Adam, Muon, Ratio};
@@ -210,6 +211,7 @@ pub fn llama_tiny() -> LlamaTiny {
         norm_eps: config.rms_norm_eps,
         theta: config.rope_theta,
         tied: config.tie_word_embeddings,
+        operands: Operands::Whole,
     };
     let mut arrays = safetensors("llama_tiny/model.safetensors");
     let (mut weights, mut vectors) = (BTreeMap::new(), BTreeMap::new());

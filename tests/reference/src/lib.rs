@@ -12,6 +12,7 @@ pub mod differences;
 pub mod elementwise;
 pub mod embedding;
 pub mod golden;
+pub mod half;
 pub mod layout;
 pub mod llama;
 pub mod matmul;

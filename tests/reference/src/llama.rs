@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use super::array::Array;
 use super::attention::{AttentionShape, attention, attention_vjp};
-use super::cross_entropy::{cross_entropy_head, cross_entropy_head_vjp};
+use super::cross_entropy::{rounded_head, rounded_head_vjp};
 use super::elementwise::{swiglu, swiglu_vjp};
 use super::embedding::{embedding, embedding_vjp};
-use super::matmul::{matmul, matmul_vjp};
+use super::half::Operands;
 use super::normalize::{rms_norm, rms_norm_vjp};
 use super::rotary::{Rotary, rotary, rotary_vjp};
 
@@ -29,6 +29,8 @@ pub struct LlamaConfig {
     pub theta: f64,
     /// The head is the embedding table; there is no `output`.
     pub tied: bool,
+    /// What the linear layers and the head round their operands to, forward and backward; attention rounds nothing.
+    pub operands: Operands,
 }
 
 /// Token sequences, one after another: inputs and targets `[batch·seq]`.
@@ -116,11 +118,11 @@ impl Block<'_> {
 
     /// x·wᵀ
     fn linear(&self, x: &Array, part: &str) -> Array {
-        matmul(x, self.weight(part), false, true)
+        self.config.operands.matmul(x, self.weight(part), false, true)
     }
 
     fn linear_vjp(&self, x: &Array, part: &str, dy: &Array, gradients: &mut Weights) -> Array {
-        let [dx, dw] = matmul_vjp(x, self.weight(part), false, true, dy);
+        let [dx, dw] = self.config.operands.matmul_vjp(x, self.weight(part), false, true, dy);
         gradients.insert(self.name(part), dw);
         dx
     }
@@ -195,21 +197,21 @@ fn trunk(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Tr
 
 /// ids `[batch·seq]` → `[batch·seq, vocab]`
 pub fn logits(config: &LlamaConfig, weights: &Weights, ids: &[u32], seq: usize) -> Array {
-    matmul(&trunk(config, weights, ids, seq).y, &weights[config.head_name()], false, true)
+    config.operands.matmul(&trunk(config, weights, ids, seq).y, &weights[config.head_name()], false, true)
 }
 
 /// The mean cross-entropy over all positions.
 pub fn loss(config: &LlamaConfig, weights: &Weights, batch: &Batch) -> f64 {
     let y = trunk(config, weights, &batch.inputs, batch.seq).y;
-    cross_entropy_head(&y, &weights[config.head_name()], &batch.targets).item()
+    rounded_head(config.operands, &y, &weights[config.head_name()], &batch.targets).item()
 }
 
 /// The loss and its gradient in every parameter.
 pub fn loss_and_gradients(config: &LlamaConfig, weights: &Weights, batch: &Batch) -> (f64, Weights) {
     let Trunk { saved, last, y } = trunk(config, weights, &batch.inputs, batch.seq);
     let head = &weights[config.head_name()];
-    let loss = cross_entropy_head(&y, head, &batch.targets).item();
-    let [dy, dhead] = cross_entropy_head_vjp(&y, head, &batch.targets, &Array::scalar(1.0));
+    let loss = rounded_head(config.operands, &y, head, &batch.targets).item();
+    let [dy, dhead] = rounded_head_vjp(config.operands, &y, head, &batch.targets, &Array::scalar(1.0));
     let [mut dx, dnorm] = rms_norm_vjp(&last, &weights["norm"], config.norm_eps, &dy);
     let mut gradients = Weights::from([("norm".to_string(), dnorm)]);
     for (layer, saved) in saved.iter().enumerate().rev() {
@@ -229,6 +231,7 @@ pub fn loss_and_gradients(config: &LlamaConfig, weights: &Weights, batch: &Batch
 mod tests {
     use super::*;
     use crate::array::seeded;
+    use crate::cross_entropy::cross_entropy_head;
     use crate::differences::{assert_near, numerical_gradient};
 
     fn check(config: &LlamaConfig) {
@@ -262,6 +265,7 @@ mod tests {
             norm_eps: 1e-5,
             theta: 100.0,
             tied: false,
+            operands: Operands::Whole,
         };
         check(&config);
         check(&LlamaConfig { layers: 1, kv_heads: 1, tied: true, ..config });

@@ -8,9 +8,9 @@ use crate::reference::differences::random_arrays;
 use crate::reference::matmul::{matmul, matmul_vjp};
 use crate::tolerance::{EXACT, reduction};
 
-const TRANSPOSES: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+pub const TRANSPOSES: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
 
-fn multiply<'t>(a: &Var<'t>, b: &Var<'t>, transposes: [bool; 2]) -> Result<Var<'t>> {
+pub fn multiply<'t>(a: &Var<'t>, b: &Var<'t>, transposes: [bool; 2]) -> Result<Var<'t>> {
     match transposes {
         [false, false] => a.matmul(b),
         [false, true] => a.matmul_nt(b),
@@ -19,11 +19,15 @@ fn multiply<'t>(a: &Var<'t>, b: &Var<'t>, transposes: [bool; 2]) -> Result<Var<'
     }
 }
 
-/// op(a) [rows, inner] · op(b) [inner, columns], each behind its batch sizes: none, or one.
-fn product(seed: u64, [rows, inner, columns]: [usize; 3], transposes: [bool; 2], batches: [&[usize]; 2]) {
+/// The shapes of a and b for op(a) [rows, inner] · op(b) [inner, columns], each behind its batch sizes: none, or one.
+pub fn sizes_of([rows, inner, columns]: [usize; 3], transposes: [bool; 2], batches: [&[usize]; 2]) -> [Vec<usize>; 2] {
     let turned = |[first, second]: [usize; 2], turn: bool| if turn { [second, first] } else { [first, second] };
     let a = [batches[0], &turned([rows, inner], transposes[0])].concat();
-    let b = [batches[1], &turned([inner, columns], transposes[1])].concat();
+    [a, [batches[1], &turned([inner, columns], transposes[1])].concat()]
+}
+
+fn product(seed: u64, [rows, inner, columns]: [usize; 3], transposes: [bool; 2], batches: [&[usize]; 2]) {
+    let [a, b] = sizes_of([rows, inner, columns], transposes, batches);
     // A factor without a batch collects its gradient over the batch of the other.
     let shared = |own: &[usize], other: &[usize]| if own.is_empty() { other.iter().product() } else { 1 };
     let da = reduction(columns * shared(batches[0], batches[1]));

@@ -11,6 +11,7 @@ mod long_work;
 mod magnitude;
 mod matmul;
 mod normalize;
+pub mod precision;
 mod rotary;
 mod rows;
 

@@ -7,15 +7,21 @@ use super::{Parameter, gradients_of, params_of};
 use crate::device;
 use crate::reference::Array;
 use crate::reference::array::seeded;
-use crate::tolerance::{assert_close_scalar, reduction};
+use crate::tolerance::{ELEMENTWISE, assert_close_scalar, reduction};
 
 /// [norm, factor] of gradients on every device.
 fn clips(gradients: &[Array], max: f32) -> Vec<[f32; 2]> {
+    clips_of_scaled(gradients, max, 1.0)
+}
+
+/// [norm, factor] of gradients that are multiplied by `scale` on every device.
+fn clips_of_scaled(gradients: &[Array], max: f32, scale: f32) -> Vec<[f32; 2]> {
+    let gradients: Vec<Array> = gradients.iter().map(|gradient| gradient.times(f64::from(scale))).collect();
     let of_device = |gpu| {
         let parameters: Vec<Parameter> =
             gradients.iter().zip(NAMES).map(|(g, name)| Parameter::new(name, Role::Matrix, g.clone())).collect();
         let params = params_of(gpu, &parameters)?;
-        let values = Clip::new(gpu, &gradients_of(&params, gradients)?, max)?.values().to_vec()?;
+        let values = Clip::unscaling(gpu, &gradients_of(&params, &gradients)?, max, scale)?.values().to_vec()?;
         Ok([values[0], values[1]])
     };
     device::all().iter().map(|gpu| of_device(gpu).unwrap_or_else(|error: polytape::Error| panic!("clip: {error}"))).collect()
@@ -40,6 +46,21 @@ fn the_norm_goes_over_all_gradients_and_the_factor_bounds_it() {
             assert_close_scalar("norm", found, norm, 0.0, reduction(elements));
             assert_close_scalar("factor", factor, want, 0.0, reduction(elements));
             assert!(want < 1.0 || factor == 1.0, "gradients within the limit are not touched");
+        }
+    }
+}
+
+#[test]
+fn a_loss_scale_is_not_seen_in_the_norm_and_divided_away_by_the_factor() {
+    let gradients = gradients();
+    for max in [0.5, 1e6, f32::INFINITY] {
+        let plain = clips(&gradients, max);
+        for scale in [0.125, 65_536.0, 16_777_216.0] {
+            for ([norm, factor], [wanted_norm, wanted_factor]) in clips_of_scaled(&gradients, max, scale).into_iter().zip(&plain)
+            {
+                assert_close_scalar("norm", norm, f64::from(*wanted_norm), 0.0, ELEMENTWISE);
+                assert_close_scalar("factor", scale * factor, f64::from(*wanted_factor), 0.0, ELEMENTWISE);
+            }
         }
     }
 }

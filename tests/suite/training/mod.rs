@@ -3,6 +3,7 @@
 mod checkpoints;
 mod golden_runs;
 mod models;
+mod precision;
 mod properties;
 mod small;
 

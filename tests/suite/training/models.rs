@@ -1,14 +1,16 @@
 //! Llama on the device against the float64 reference: logits and every gradient, and generating token by token.
 
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::{Gpu, Gradients, Indices, Params, Tape};
+use polytape::{Gpu, Gradients, Indices, Params, Precision, Tape};
 use rand::RngExt;
 
 use super::small::{SEQ, batch, config};
 use crate::device;
 use crate::golden::hugging_face_name;
+use crate::ops::precision::operands;
 use crate::reference::Array;
 use crate::reference::array::seeded;
+use crate::reference::half::Operands;
 use crate::reference::llama::{self, Batch, Weights};
 use crate::tolerance::{Tolerance, assert_close};
 
@@ -26,6 +28,7 @@ fn reference_config(config: &LlamaConfig) -> llama::LlamaConfig {
         norm_eps: f64::from(config.norm_eps),
         theta: config.rope_theta,
         tied: config.tied,
+        operands: Operands::Whole,
     }
 }
 
@@ -89,6 +92,46 @@ fn gradients_of_grouped_heads_match() {
 #[test]
 fn a_tied_embedding_gets_the_gradients_of_both_its_uses() {
     check_gradients(LlamaConfig { tied: true, ..config() });
+}
+
+/// How far two sets of gradients are from each other, relative to the second.
+fn distance(found: &Array, want: &Array) -> f64 {
+    found.minus(want).norm() / want.norm()
+}
+
+/// Against the reference that rounds where the device must, and only there: an activation that is off by an f32 rounding goes to
+/// another half now and then, so that the device is not as close to it as at f32, but much closer than to the exact model.
+#[test]
+fn gradients_at_lower_precision_are_those_of_rounded_linear_layers() {
+    let config = config();
+    for (gpu, checkpoint_activations) in device::all().iter().flat_map(|gpu| [(gpu, false), (gpu, true)]) {
+        let (model, params) = sharpened(gpu, LlamaConfig { checkpoint_activations, ..config.clone() });
+        let exact = reference_config(&config);
+        let (weights, names) = weights(&exact, &params);
+        let (inputs, targets) = batch(gpu, 1).expect("a batch");
+        let host = Batch { seq: SEQ, inputs: inputs.values().to_vec(), targets: targets.values().to_vec() };
+        let (_, unrounded) = llama::loss_and_gradients(&exact, &weights, &host);
+        for precision in [Precision::F16x3, Precision::F16] {
+            let tape = Tape::new(&params).with_precision(precision);
+            let loss = model.loss(&tape, &inputs, &targets, SEQ).expect("a loss");
+            let mut gradients = Gradients::new();
+            tape.backward(&loss, &mut gradients).expect("gradients");
+            let rounded = llama::LlamaConfig { operands: operands(precision), ..exact };
+            let (want, wanted) = llama::loss_and_gradients(&rounded, &weights, &host);
+            let loss = f64::from(loss.value().item().expect("read-back"));
+            assert!((loss - want).abs() < 1e-5 * want, "{precision}: loss {loss}, want {want}");
+            for (short, stored) in &names {
+                let gradient = gradients.get(params.id(stored).expect("the same names")).expect("a gradient");
+                let gradient = Array::from_f32(gradient.shape(), &gradient.to_vec().expect("read-back"));
+                let (to_rounded, to_exact) = (distance(&gradient, &wanted[short]), distance(&gradient, &unrounded[short]));
+                let context = format!("{stored} at {precision}, {} kernels: {to_rounded:e}, {to_exact:e}", gpu.kernels());
+                match precision {
+                    Precision::F16 => assert!(to_rounded < 0.5 * to_exact && (1e-4..1e-2).contains(&to_exact), "{context}"),
+                    _ => assert!(to_rounded < 2e-6 && to_exact < 2e-6, "{context}"),
+                }
+            }
+        }
+    }
 }
 
 #[test]

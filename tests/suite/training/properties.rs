@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use polytape::checkpoint::{Checkpoint, save};
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::{GpuOptions, Tape, Tensor, Trainer};
+use polytape::{GpuOptions, Precision, Tape, Tensor, Trainer};
 
 use super::small::{SEQ, Small, batch, bits, config, optimizer, precondition};
 use crate::device;
@@ -12,11 +12,13 @@ use crate::device;
 #[test]
 fn recomputed_activations_give_the_same_bits() {
     for gpu in device::all() {
-        let run = |checkpoint_activations| {
-            let config = LlamaConfig { checkpoint_activations, ..config() };
-            Small::new(gpu, config, false).and_then(|mut small| small.run(0..3)).expect("three steps")
-        };
-        assert!(run(true) == run(false), "{} kernels", gpu.kernels());
+        for precision in Precision::ALL {
+            let run = |checkpoint_activations| {
+                let config = LlamaConfig { checkpoint_activations, ..config() };
+                Small::at(precision, gpu, config, false).and_then(|mut small| small.run(0..3)).expect("three steps")
+            };
+            assert!(run(true) == run(false), "{precision}, {} kernels", gpu.kernels());
+        }
     }
 }
 
@@ -63,10 +65,12 @@ fn a_checkpoint_resumes_with_the_same_bits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("run.safetensors");
     for gpu in device::all() {
-        for muon in [false, true] {
-            let mut small = Small::new(gpu, config(), muon).expect("a model");
+        let lower = [(false, Precision::F16), (true, Precision::F16x3)];
+        for (muon, precision) in [(false, Precision::F32), (true, Precision::F32)].into_iter().chain(lower) {
+            let mut small = Small::at(precision, gpu, config(), muon).expect("a model");
             small.run(0..2).expect("two steps");
             let trainer = &small.trainer;
+            let loss_scale = trainer.loss_scale.clone();
             let mut tensors: Vec<(String, Tensor)> =
                 trainer.params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
             tensors.extend(trainer.optimizer.state(&trainer.params));
@@ -87,9 +91,11 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             let mut optimizer = optimizer(muon);
             optimizer.load_state(&params, 2, &mut |name| file.tensor(gpu, name)).expect("a state");
             // Not Trainer::new: u and v come from the file and are not iterated again.
-            let trainer = Trainer { params, preconditioner, optimizer, max_grad_norm: 1.0 };
+            let trainer = Trainer { params, preconditioner, optimizer, max_grad_norm: 1.0, precision, loss_scale };
             let mut resumed = Small { model, trainer };
-            assert!(resumed.run(2..4).expect("two more steps") == expected, "{} kernels, Muon: {muon}", gpu.kernels());
+            let context = format!("{precision}, {} kernels, Muon: {muon}", gpu.kernels());
+            assert!(resumed.run(2..4).expect("two more steps") == expected, "{context}");
+            assert_eq!(resumed.trainer.loss_scale, small.trainer.loss_scale, "{context}");
         }
     }
 }

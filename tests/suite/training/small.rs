@@ -3,7 +3,7 @@
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
-use polytape::{Gpu, Indices, Params, Result, StepOutcome, Trainer};
+use polytape::{Gpu, Indices, Params, Precision, Result, StepOutcome, Trainer};
 
 pub const SEQ: usize = 8;
 const BATCH: usize = 2;
@@ -41,12 +41,25 @@ impl Small {
         Ok(Self { model, trainer: Trainer::new(params, Some(preconditioner), optimizer(muon), 1.0)? })
     }
 
+    /// [`Small::new`] at a precision. What scales the loss grows after three good steps.
+    pub fn at(precision: Precision, gpu: &Gpu, config: LlamaConfig, muon: bool) -> Result<Self> {
+        let Self { model, trainer } = Self::new(gpu, config, muon)?;
+        let mut trainer = trainer.with_precision(precision);
+        trainer.loss_scale.iter_mut().for_each(|loss_scale| loss_scale.interval = 3);
+        Ok(Self { model, trainer })
+    }
+
     /// One step of two micro-batches.
     pub fn step(&mut self, step: usize) -> Result<StepOutcome> {
+        self.step_of(1.0, step)
+    }
+
+    /// One step on `factor` times the loss.
+    pub fn step_of(&mut self, factor: f32, step: usize) -> Result<StepOutcome> {
         let gpu = self.trainer.params.gpu().clone();
         let batches = [batch(&gpu, 2 * step)?, batch(&gpu, 2 * step + 1)?];
         let model = &self.model;
-        self.trainer.step(2, 1e-2, |tape, i| model.loss(tape, &batches[i].0, &batches[i].1, SEQ))
+        self.trainer.step(2, 1e-2, |tape, i| model.loss(tape, &batches[i].0, &batches[i].1, SEQ)?.scale(factor))
     }
 
     /// Losses of some steps, and the bits of every parameter, u and v included, after them.
