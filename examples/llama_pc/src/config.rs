@@ -244,8 +244,8 @@ pub struct Train {
     pub checkpoint_activations: bool,
     /// What the products of the linear layers and of the head round their operands to, forward and backward: nothing, the sum of
     /// two halves (about as exact as f32), or one half. The loss of the lower two is scaled, and the gradient norm read back at
-    /// every step. All else stays in f32: sums, weights, optimizer, norms, attention, PC layers, and every evaluation. This version
-    /// does not use matrix units: it computes the rounding, so that lower is slower.
+    /// every step. All else stays in f32: sums, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix`
+    /// kernels multiply halves on matrix units; elsewhere the rounding is computed, so that lower is slower.
     pub precision: Precision,
     /// Between validations.
     pub val_every: u64,

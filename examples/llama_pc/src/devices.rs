@@ -1,6 +1,6 @@
 //! `devices`: the adapters of this machine.
 
-use polytape::gpu::{AdapterSummary, Features, adapters};
+use polytape::gpu::{AdapterSummary, Features, Profile, adapters};
 
 use crate::failure::Failure;
 use crate::output;
@@ -38,9 +38,13 @@ fn describe(adapter: &AdapterSummary) -> String {
         }
         (None, missing) => format!("cannot be used: {}", missing.unwrap_or_default()),
     };
+    let halves = match adapter.profile {
+        Some(Profile::Matrix) => "on matrix units",
+        _ => "without matrix units, slower",
+    };
     format!(
         "{} {}\n  kind      {:?}, {:?}, {}\n  limits    {} MiB a binding, {} MiB a buffer, {} KiB shared, {} invocations a workgroup\n  \
-         features  {} (subgroups of {} to {})\n  kernels   {kernels}\n  precision f32; f16x3 and f16 without matrix units, slower\n",
+         features  {} (subgroups of {} to {})\n  kernels   {kernels}\n  precision f32; f16x3 and f16 {halves}\n",
         adapter.index,
         adapter.name,
         adapter.kind,

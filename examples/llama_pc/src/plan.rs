@@ -8,6 +8,7 @@ mod model;
 use std::path::Path;
 
 use polytape::Gpu;
+use polytape::gpu::Profile;
 use serde::Serialize;
 
 use crate::cli;
@@ -68,6 +69,7 @@ struct LargestBuffer {
 #[derive(Serialize)]
 struct Adapter {
     name: String,
+    kernels: String,
     binding_limit: u64,
     buffer_limit: u64,
 }
@@ -107,6 +109,7 @@ impl Report {
             pc_share: flops.pc / flops.total(),
             adapter: gpu.map(|gpu| Adapter {
                 name: gpu.adapter().name.clone(),
+                kernels: gpu.kernels().to_string(),
                 binding_limit: gpu.binding_limit(),
                 buffer_limit: gpu.adapter().limits.max_buffer_size,
             }),
@@ -124,12 +127,7 @@ impl Report {
     fn text(&self) -> String {
         let (all, rest) = (grouped(self.parameters as u64), grouped(self.non_embedding_parameters as u64));
         let mut lines = vec![format!("model              {}", self.model)];
-        let how = if self.precision == "f32" {
-            ""
-        } else {
-            " in linear layers and head, rounded without matrix units: slower than f32"
-        };
-        lines.push(format!("precision          {}{how}", self.precision));
+        lines.push(format!("precision          {}", self.products()));
         lines.push(format!("parameters         {all} ({rest} without embedding and head)"));
         lines.push(format!("memory             {} at its peak, the {}", binary(self.memory_bytes), self.memory.name));
         let Moment { parameters, gradients, optimizer, effective_weights, activations, workspace, .. } = self.memory;
@@ -152,6 +150,18 @@ impl Report {
         lines.extend(self.arithmetic());
         lines.extend(self.verdict());
         lines.join("\n") + "\n"
+    }
+
+    /// The arithmetic of the model's products.
+    fn products(&self) -> String {
+        let has_units = self.adapter.as_ref().map(|adapter| adapter.kernels == Profile::Matrix.to_string());
+        let how = match (self.precision.as_str(), has_units) {
+            ("f32", _) => "",
+            (_, None) => " in linear layers and head",
+            (_, Some(true)) => " in linear layers and head, on matrix units",
+            (_, Some(false)) => " in linear layers and head, rounded without matrix units: slower than f32",
+        };
+        format!("{}{how}", self.precision)
     }
 
     fn windows(&self) -> String {

@@ -153,7 +153,8 @@ impl Session {
             grouped(self.windows.count()),
             self.config.data.seq_len,
         );
-        for line in [Some(line), scaling::warning(self.trainer.precision)].into_iter().flatten() {
+        let warning = scaling::warning(self.trainer.precision, self.gpu.kernels());
+        for line in [Some(line), warning].into_iter().flatten() {
             output::note(&line);
             self.run.log(&line)?;
         }
