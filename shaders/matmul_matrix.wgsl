@@ -3,7 +3,8 @@
 // A workgroup of 256 invocations computes TILE × TILE outputs. It brings tiles of TILE × DEPTH to shared memory, in the order in
 // which their matrices hold them, so that neither needs to be transposed. The tile of outputs is divided into REGIONS regions,
 // ACROSS of them side by side, of REGION_ROWS × REGION_COLUMNS blocks; a subgroup holds the sums of one region. REGIONS is the
-// number of subgroups where they are as large as they may be; where they are smaller, some only help to load.
+// number of subgroups where they are as large as they may be; where they are smaller, some only help to load. Conditions on the
+// subgroup are loops of one round: naga takes an `if` for a branch between lanes, where matrices may not be touched.
 //
 // Constants: TILE, GROUPS = TILE / 64, LARGE (blocks of 16 × 16, else 8 × 8), STEPS = DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS,
 // REGION_COLUMNS, BLOCKS = REGION_ROWS · REGION_COLUMNS, QUOTA (vec4s of one block of every region, per invocation), TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
@@ -115,7 +116,7 @@ fn main(
     let column = group.x * TILE;
     let a_base = args.a_offset + group.z * args.a_batch;
     let b_base = args.b_offset + group.z * args.b_batch;
-    if (SYMMETRIC == 1u && column >= row + TILE) { return; }
+    @if SYMMETRIC { if (column >= row + TILE) { return; } }
     let first_row = region / ACROSS * REGION_ROWS * BLOCK;
     let first_column = region % ACROSS * REGION_COLUMNS * BLOCK;
     var sum: array<Sum, BLOCKS>;
@@ -141,7 +142,7 @@ fn main(
             next_a[g] = fetch_a(g * 256u + local, row, k + DEPTH, a_base);
             next_b[g] = fetch_b(g * 256u + local, column, k + DEPTH, b_base);
         }
-        if (region < REGIONS) {
+        while (region < REGIONS) {
             @unroll for (var s = 0u; s < STEPS; s++) {
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     @if TRANSPOSE_A {
@@ -173,6 +174,7 @@ fn main(
                     }
                 }
             }
+            break;
         }
         workgroupBarrier();
     }
@@ -180,22 +182,28 @@ fn main(
     @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
         @unroll for (var i = 0u; i < REGION_ROWS; i++) {
             @if SPLIT {
-                if (region < REGIONS) { coopStoreT(rest[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK); }
+                while (region < REGIONS) {
+                    coopStoreT(rest[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK);
+                    break;
+                }
                 workgroupBarrier();
                 @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = made_vec4(n * 256u + local); }
                 workgroupBarrier();
             }
-            if (region < REGIONS) { coopStoreT(sum[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK); }
+            while (region < REGIONS) {
+                coopStoreT(sum[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK);
+                break;
+            }
             workgroupBarrier();
             @unroll for (var n = 0u; n < QUOTA; n++) {
                 let index = n * 256u + local;
                 var value = made_vec4(index);
                 @if SPLIT { value = fma(low[n], vec4f(0.00048828125), value); }
-                let from = index / (BLOCK * BLOCK / 4u);
-                let block_row = from / ACROSS * REGION_ROWS + i;
-                let block_column = from % ACROSS * REGION_COLUMNS + j;
+                let maker = index / (BLOCK * BLOCK / 4u);
+                let block_row = maker / ACROSS * REGION_ROWS + i;
+                let block_column = maker % ACROSS * REGION_COLUMNS + j;
                 let spot = index % (BLOCK * BLOCK / 4u);
-                if (from < REGIONS) {
+                if (maker < REGIONS) {
                     let at = row + block_row * BLOCK + spot / (BLOCK / 4u);
                     finish(at, column + block_column * BLOCK + spot % (BLOCK / 4u) * 4u, group.z, value);
                 }

@@ -31,12 +31,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgr
         sums[i] = operands[2u * SIZE + i % SIZE];
     }
     workgroupBarrier();
-    if (subgroup == 0u) {
+    while (subgroup == 0u) { // naga takes an `if` for a branch between lanes, where matrices may not be touched
         let c = coopLoadT<Sum>(&sums[0], SIDE);
         let by_rows = coopMultiplyAdd(coopLoadT<Left>(&halves[0], SIDE), coopLoadT<Right>(&halves[SIZE], SIDE), c);
         let by_columns = coopMultiplyAdd(coopLoad<Left>(&halves[0], SIDE), coopLoad<Right>(&halves[SIZE], SIDE), c);
         coopStoreT(by_rows, &sums[0], SIDE);
         coopStoreT(by_columns, &sums[SIZE], SIDE);
+        break;
     }
     workgroupBarrier();
     for (var i = local; i < 2u * SIZE; i += 128u) { out[i] = sums[i]; }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::matrix;
 use crate::error::{Error, Result};
 
 /// Which adapter to use.
@@ -41,11 +42,14 @@ pub enum Profile {
     Portable,
     /// GPUs with subgroups of any size: as portable, but a workgroup reduces by subgroups.
     Subgroup,
+    /// GPUs with matrix units that wgpu can use: as subgroup, but products of halves run on those. A small product is held
+    /// against the host's when the device is opened; where it differs, the subgroup kernels run, or it is an error.
+    Matrix,
 }
 
 impl Profile {
     /// Every profile.
-    pub const ALL: [Self; 3] = [Self::Fallback, Self::Portable, Self::Subgroup];
+    pub const ALL: [Self; 4] = [Self::Fallback, Self::Portable, Self::Subgroup, Self::Matrix];
 }
 
 impl fmt::Display for Profile {
@@ -54,6 +58,7 @@ impl fmt::Display for Profile {
             Self::Fallback => "fallback",
             Self::Portable => "portable",
             Self::Subgroup => "subgroup",
+            Self::Matrix => "matrix",
         })
     }
 }
@@ -88,6 +93,8 @@ pub struct AdapterSummary {
     pub features: wgpu::Features,
     /// Smallest and largest number of lanes of a subgroup.
     pub subgroup_lanes: (u32, u32),
+    /// Side of the square blocks of f16 that its cooperative matrices multiply with sums in f32; `None` where there are none.
+    pub matrix_block: Option<u32>,
     /// The kernels it would get; `None` when it cannot run this crate, see [`AdapterSummary::missing`].
     pub profile: Option<Profile>,
 }
@@ -104,10 +111,14 @@ impl AdapterSummary {
             limits: adapter.limits(),
             features: adapter.features(),
             subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
+            matrix_block: matrix::block(adapter),
             profile: None,
         };
-        let preferred = if summary.is_software() { Profile::Fallback } else { Profile::Subgroup };
-        summary.profile = [preferred, Profile::Portable].into_iter().find(|profile| summary.lacks(*profile).is_none());
+        let preferred: &[Profile] = match summary.is_software() {
+            true => &[Profile::Fallback, Profile::Portable],
+            false => &[Profile::Matrix, Profile::Subgroup, Profile::Portable],
+        };
+        summary.profile = preferred.iter().copied().find(|profile| summary.lacks(*profile).is_none());
         summary
     }
 
@@ -121,7 +132,19 @@ impl AdapterSummary {
                 Some(format!("subgroups of {least} to {most} lanes, always 4, 8, 16 or 32 needed"))
             }
             Profile::Fallback | Profile::Subgroup => None,
+            Profile::Matrix => self.lacks_matrices(),
         })
+    }
+
+    fn lacks_matrices(&self) -> Option<String> {
+        let shared = self.limits.max_compute_workgroup_storage_size;
+        if !self.features.contains(wgpu::Features::SHADER_F16) {
+            return Some("f16 is not supported in kernels".into());
+        }
+        if !self.features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) || self.matrix_block.is_none() {
+            return Some("no cooperative matrices of 16 × 16 or 8 × 8 with factors in f16 and sums in f32".into());
+        }
+        (shared < 32 << 10).then(|| format!("bytes of workgroup memory: {shared}, at least {} needed", 32 << 10))
     }
 
     /// The kernels that it can run.

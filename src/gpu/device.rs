@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, AdapterSummary, Profile, choose, enumerate};
 use super::kernel::PipelineCache;
+use super::matrix;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::{QueueCounters, Recorder};
@@ -102,16 +103,41 @@ impl Gpu {
                 summary.name
             ));
         }
-        let (device, queue) = Self::request(&adapter, &summary, options.profile).await?;
+        let (device, queue) = Self::request(&adapter, &summary, profile, options.profile).await?;
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
+        let with = |profile| Self::of(&device, &queue, &summary, &failure, profile, options);
+        match (profile, summary.matrix_block) {
+            (Profile::Matrix, Some(side)) => match matrix::check(&with(profile), side).await {
+                Ok(()) => Ok(with(profile)),
+                Err(problem) if options.kernels.is_none() => {
+                    let name = &summary.name;
+                    (options.warn)(&format!(
+                        "`{name}` has matrix units that cannot be used, so it gets the subgroup kernels: {problem}"
+                    ));
+                    Ok(with(Profile::Subgroup))
+                }
+                Err(problem) => Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {problem}", summary.name))),
+            },
+            _ => Ok(with(profile)),
+        }
+    }
+
+    fn of(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        summary: &AdapterSummary,
+        failure: &Arc<Mutex<Option<String>>>,
+        profile: Profile,
+        options: &GpuOptions,
+    ) -> Self {
         let allowed = summary.limits.max_storage_buffer_binding_size;
         let binding_limit = options.binding_limit.map_or(allowed, |limit| limit.min(allowed)) & !(GRANULE - 1);
         let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
         let work_limit = options.work_limit.unwrap_or(usual).max(1);
-        let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
+        let recorder = Recorder::new(device, queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
         let tuned_for = format!("{} {}, {profile} kernels", summary.name, summary.driver);
-        Ok(Self {
+        Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
                 pool: Arc::new(Pool::new(device.clone(), options.memory_budget)),
@@ -120,13 +146,13 @@ impl Gpu {
                 checked_shaders: options.checked_shaders,
                 binding_limit,
                 work_limit,
-                device,
-                queue,
-                summary,
+                device: device.clone(),
+                queue: queue.clone(),
+                summary: summary.clone(),
                 profile,
-                failure,
+                failure: failure.clone(),
             }),
-        })
+        }
     }
 
     fn choose_profile(summary: &AdapterSummary, forced: Option<Profile>) -> Result<Profile> {
@@ -140,14 +166,28 @@ impl Gpu {
         }
     }
 
-    async fn request(adapter: &wgpu::Adapter, summary: &AdapterSummary, timed: bool) -> Result<(wgpu::Device, wgpu::Queue)> {
+    async fn request(
+        adapter: &wgpu::Adapter,
+        summary: &AdapterSummary,
+        profile: Profile,
+        timed: bool,
+    ) -> Result<(wgpu::Device, wgpu::Queue)> {
         let timestamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         if timed && !summary.features.contains(timestamps) {
             return Err(Error::Adapter(format!("`{}` has no timestamp queries inside passes, so no profile", summary.name)));
         }
         let optional = wgpu::Features::SUBGROUP | if timed { timestamps } else { wgpu::Features::empty() };
+        let mut needed = wgpu::Features::IMMEDIATES;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if profile == Profile::Matrix {
+            needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: the features that this allows may have bugs that break memory safety. Only cooperative matrices are asked
+            // for, in two kernels of this crate that stay in bounds.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
-            required_features: wgpu::Features::IMMEDIATES | (optional & summary.features),
+            required_features: needed | (optional & summary.features),
+            experimental_features,
             required_limits: summary.limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -169,6 +209,12 @@ impl Gpu {
     /// Lanes of a subgroup for the kernels of [`Profile::Fallback`].
     pub(crate) fn lanes(&self) -> u32 {
         self.inner.summary.lanes().unwrap_or(8)
+    }
+
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices, for the kernels of [`Profile::Matrix`].
+    pub(crate) fn matrices(&self) -> Option<(u32, u32)> {
+        let summary = &self.inner.summary;
+        summary.matrix_block.map(|block| (summary.subgroup_lanes.1, block))
     }
 
     /// The largest number of bytes that a kernel can see of one buffer.

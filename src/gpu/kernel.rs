@@ -137,7 +137,7 @@ impl Kernel {
 
     /// The complete WGSL text with these constants, for a device with these kernels.
     fn text(&self, profile: Profile, constants: &[(&str, u32)]) -> Result<String> {
-        let subgroups = u32::from(profile == Profile::Subgroup);
+        let subgroups = u32::from(matches!(profile, Profile::Subgroup | Profile::Matrix));
         let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
         compose(self.source, &constants).map_err(|problem| self.error(problem))
     }
@@ -152,7 +152,7 @@ impl Kernel {
         validator.validate(&module).map(drop).map_err(|error| self.error(error.emit_to_string(&text)))
     }
 
-    fn error(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn error(&self, problem: impl Into<String>) -> Error {
         Error::Kernel { kernel: self.name, problem: problem.into() }
     }
 }

@@ -3,6 +3,7 @@
 mod adapter;
 mod device;
 mod kernel;
+mod matrix;
 mod pool;
 mod profile;
 mod queue;

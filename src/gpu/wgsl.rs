@@ -11,14 +11,19 @@ const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 
 type Constants<'a> = &'a [(&'a str, u32)];
 
-/// The complete WGSL text of a kernel: one `const` line per constant, the prelude, the source with its directives resolved.
+/// The complete WGSL text of a kernel: its `enable` lines, one `const` line per constant, the prelude, the source with its directives
+/// resolved.
 pub(super) fn compose(source: &str, constants: Constants<'_>) -> Result<String, String> {
-    let mut text = String::new();
+    let source = expand(source, constants)?;
+    // WGSL wants these before everything else.
+    let (enables, rest): (Vec<&str>, Vec<&str>) = source.lines().partition(|line| line.starts_with("enable "));
+    let mut text = enables.join("\n");
     for (name, value) in constants {
-        text.push_str(&format!("const {name}: u32 = {value}u;\n"));
+        text.push_str(&format!("\nconst {name}: u32 = {value}u;"));
     }
+    text.push('\n');
     text.push_str(&expand(PRELUDE, constants)?);
-    text.push_str(&expand(source, constants)?);
+    text.push_str(&rest.join("\n"));
     Ok(text)
 }
 

@@ -90,7 +90,7 @@ impl Sizes {
         let quarters = head_dim.div_ceil(4);
         let (lanes, one_subgroup, block) = match gpu.kernels() {
             Profile::Fallback => (gpu.lanes() as usize, 1, 4),
-            Profile::Portable | Profile::Subgroup => (64, 0, 8),
+            _ => (64, 0, 8),
         };
         // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
         let own = match (one_subgroup, pass, head_dim) {

@@ -40,6 +40,6 @@ pub(crate) fn strides(columns: usize, workgroup: u32) -> usize {
 pub(crate) fn workgroup(gpu: &Gpu) -> (u32, u32) {
     match gpu.kernels() {
         Profile::Fallback => (gpu.lanes(), 1),
-        Profile::Portable | Profile::Subgroup => (256, 0),
+        _ => (256, 0),
     }
 }

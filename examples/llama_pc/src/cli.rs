@@ -253,7 +253,7 @@ pub struct Device {
     /// Adapter to run on: an index of `devices`, a part of a name, or cpu
     #[arg(long, value_name = "X")]
     pub adapter: Option<String>,
-    /// Kernels to run instead of those that suit the adapter: fallback, portable or subgroup
+    /// Kernels to run instead of those that suit the adapter: fallback, portable, subgroup or matrix
     #[arg(long, value_name = "PROFILE")]
     pub profile_kernels: Option<Profile>,
     /// Choose kernels by rule instead of trying them out on first use. What was found out is kept in the user's cache folder; it

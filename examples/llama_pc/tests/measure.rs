@@ -88,7 +88,7 @@ fn wrong_use_has_its_sentence() {
         (
             &["selftest", "--profile-kernels", "fast"],
             2,
-            "--profile-kernels <PROFILE>': kernel profile: found `fast`, expected one of fallback, portable, subgroup",
+            "--profile-kernels <PROFILE>': kernel profile: found `fast`, expected one of fallback, portable, subgroup, matrix",
         ),
         (&["sample", "data", "--top-p", "1.5"], 2, "--top-p: found 1.5, expected a number above 0 to 1"),
     ];

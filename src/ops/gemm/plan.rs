@@ -13,6 +13,13 @@ static LANES: Kernel = Kernel::trusted(
 )
 .cut_along(1, FIRST_GROUP);
 
+static MATRIX: Kernel = Kernel::trusted(
+    "matmul",
+    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_matrix.wgsl")),
+    "main",
+    BINDINGS,
+);
+
 static TILED: Kernel = Kernel::trusted(
     "matmul",
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_tiled.wgsl")),
@@ -40,6 +47,16 @@ pub(super) struct Needs {
     pub(super) symmetric: bool,
 }
 
+/// What the kernels depend on beside the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Machine {
+    profile: Profile,
+    /// Lanes of a subgroup, where that is fixed.
+    lanes: u32,
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
+    matrices: Option<(u32, u32)>,
+}
+
 /// The kernel for a product and its tile.
 pub(super) struct Plan {
     pub(super) kernel: &'static Kernel,
@@ -54,6 +71,16 @@ pub(super) struct Plan {
 const OCCUPYING_TILES: usize = 96;
 
 impl Needs {
+    /// The sides that a workgroup's tile of outputs may have, best by rule first: 128 where the shape fills that and the device. Two
+    /// halves take the memory of two tiles.
+    fn tiles(&self) -> &'static [u32] {
+        if self.rows < 128 || self.columns < 128 || self.halves == 2 {
+            return &[64];
+        }
+        let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
+        if tiles >= OCCUPYING_TILES { &[128, 64] } else { &[64, 128] }
+    }
+
     /// Floating-point operations.
     pub(super) fn work(&self) -> u64 {
         2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
@@ -73,7 +100,7 @@ impl Needs {
 impl Plan {
     /// The plans that give a product's bits, best by rule first.
     pub(super) fn candidates(gpu: &Gpu, needs: &Needs) -> Vec<Self> {
-        Self::of(gpu.kernels(), gpu.lanes(), needs)
+        Self::of(Machine { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }, needs)
     }
 
     /// What tells it from the other candidates.
@@ -81,13 +108,12 @@ impl Plan {
         format!("{} x {}", self.tile_rows, self.tile_columns)
     }
 
-    fn of(profile: Profile, lanes: u32, needs: &Needs) -> Vec<Self> {
-        let mut plans = match profile {
+    fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
+        let mut plans = match (machine.profile, machine.matrices) {
             // One: the others were slower for every shape of a training step, and each takes a second to compile.
-            Profile::Fallback => vec![Self::lanes(lanes, needs)],
-            Profile::Portable | Profile::Subgroup => {
-                Self::tiles(needs).into_iter().map(|tile| Self::tiled(tile, needs)).collect()
-            }
+            (Profile::Fallback, _) => vec![Self::lanes(machine.lanes, needs)],
+            (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => vec![Self::matrix(lanes, block, needs)],
+            _ => needs.tiles().iter().map(|&tile| Self::tiled(tile, needs)).collect(),
         };
         let flags = [
             ("TRANSPOSE_A", needs.transpose_a),
@@ -97,17 +123,18 @@ impl Plan {
             ("DIAGONAL", needs.diagonal),
             ("KEEP", needs.keep),
             ("SYMMETRIC", needs.symmetric),
+            ("SPLIT", needs.halves == 2),
         ];
-        let halves = [("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))];
         for plan in &mut plans {
-            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))).into_iter().chain(halves));
+            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
+            plan.constants.push(("HALVES", needs.halves));
         }
         plans
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
-        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second. With halves there
-        // is more to compile per row.
+        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
+        // With halves there is more to compile per row.
         let rows = match (needs.rows, needs.halves) {
             (..=8, _) => 8.max(lanes),
             (_, 0) => 32,
@@ -123,15 +150,6 @@ impl Plan {
         }
     }
 
-    /// Sides of the tiles that a shape may take, best by rule first. Two halves of a large tile would take 32 KiB.
-    fn tiles(needs: &Needs) -> Vec<u32> {
-        if needs.rows < 128 || needs.columns < 128 || needs.halves == 2 {
-            return vec![64];
-        }
-        let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
-        if tiles >= OCCUPYING_TILES { vec![128, 64] } else { vec![64, 128] }
-    }
-
     fn tiled(tile: u32, needs: &Needs) -> Self {
         Self {
             kernel: &TILED,
@@ -139,6 +157,35 @@ impl Plan {
             tile_rows: tile as usize,
             tile_columns: tile as usize,
             iterations: needs.inner.div_ceil(16) * (1 + 4),
+        }
+    }
+
+    /// Regions of whole blocks, one for each subgroup of `lanes`, in a grid as square as may be. Their blocks of sums take at most
+    /// 16 KiB when they are handed on, beside 12 KiB of tiles.
+    fn matrix(lanes: u32, block: u32, needs: &Needs) -> Self {
+        let tile = needs.tiles()[0];
+        let side = tile / block;
+        let regions = (256 / lanes).min(side * side).min(4096 / (block * block));
+        let down = 1 << (regions.ilog2() / 2);
+        let across = regions / down;
+        let (region_rows, region_columns) = (side / down, side / across);
+        Self {
+            kernel: &MATRIX,
+            constants: vec![
+                ("TILE", tile),
+                ("GROUPS", tile / 64),
+                ("LARGE", u32::from(block == 16)),
+                ("STEPS", 16 / block),
+                ("REGIONS", regions),
+                ("ACROSS", across),
+                ("REGION_ROWS", region_rows),
+                ("REGION_COLUMNS", region_columns),
+                ("BLOCKS", region_rows * region_columns),
+                ("QUOTA", (regions * block * block).div_ceil(4 * 256)),
+            ],
+            tile_rows: tile as usize,
+            tile_columns: tile as usize,
+            iterations: needs.inner.div_ceil(16),
         }
     }
 }
@@ -153,7 +200,7 @@ mod tests {
     /// both are validated whatever the choice.
     fn products() -> Vec<Needs> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
-        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits / 16));
+        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
         let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Needs {
                 halves,
@@ -171,16 +218,23 @@ mod tests {
         choices.flat_map(product).collect()
     }
 
-    #[test]
-    fn every_kernel_validates() {
+    /// Every machine that differs for `Plan`.
+    fn machines() -> Vec<Machine> {
+        let fallback = [4, 8, 16, 32].map(|lanes| Machine { profile: Profile::Fallback, lanes, matrices: None });
+        let tiled = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+        let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
+        let matrix = matrices.map(|matrices| Machine { profile: Profile::Matrix, lanes: 8, matrices: Some(matrices) });
+        fallback.into_iter().chain([tiled]).chain(matrix).collect()
+    }
+
+    fn validate(profile: Profile) {
         let mut seen = HashSet::new();
-        for needs in products() {
-            for (profile, lanes) in [4, 8, 16, 32].into_iter().flat_map(|lanes| Profile::ALL.map(|profile| (profile, lanes))) {
-                for plan in Plan::of(profile, lanes, &needs) {
-                    if seen.insert((profile, plan.constants.clone())) {
-                        plan.kernel
-                            .validate(profile, &plan.constants)
-                            .unwrap_or_else(|error| panic!("{profile} {needs:?}: {error}"));
+        for machine in machines().into_iter().filter(|machine| machine.profile == profile) {
+            for needs in products() {
+                for plan in Plan::of(machine, &needs) {
+                    if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
+                        let outcome = plan.kernel.validate(profile, &plan.constants);
+                        outcome.unwrap_or_else(|error| panic!("{machine:?} {needs:?}: {error}"));
                     }
                 }
             }
@@ -188,9 +242,40 @@ mod tests {
     }
 
     #[test]
+    fn every_fallback_kernel_validates() {
+        validate(Profile::Fallback);
+    }
+
+    #[test]
+    fn every_portable_kernel_validates() {
+        validate(Profile::Portable);
+    }
+
+    #[test]
+    fn every_matrix_kernel_validates() {
+        validate(Profile::Matrix);
+    }
+
+    #[test]
+    fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
+        for machine in machines().into_iter().filter(|machine| machine.profile == Profile::Matrix) {
+            for needs in products().into_iter().filter(|needs| needs.halves > 0) {
+                let [plan] = &Plan::of(machine, &needs)[..] else { panic!("one plan") };
+                let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
+                let block = if of("LARGE") == 1 { 16 } else { 8 };
+                let blocks = (of("TILE") / block) * (of("TILE") / block);
+                assert_eq!(of("REGIONS") * of("REGION_ROWS") * of("REGION_COLUMNS"), blocks, "{machine:?}");
+                let tiles = of("TILE") * 24 * 2 * 2 * of("HALVES");
+                assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{machine:?}");
+            }
+        }
+    }
+
+    #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            Plan::of(Profile::Portable, 0, &Needs { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
+            let machine = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+            Plan::of(machine, &Needs { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);

@@ -1,0 +1,53 @@
+//! Cooperative matrices: which of an adapter's shapes the products use, and whether it computes what it should.
+
+use super::device::Gpu;
+use super::kernel::{Access, Kernel, Launch, Slice};
+use crate::error::Result;
+
+static CHECK: Kernel =
+    Kernel::trusted("matrix check", include_str!("../../shaders/matrix_check.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
+
+/// The side of the largest square blocks of f16 that the adapter multiplies with sums in f32.
+pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let found = adapter.cooperative_matrix_properties();
+    let has = |side: u32| {
+        found
+            .iter()
+            .any(|shape| [shape.m_size, shape.n_size, shape.k_size] == [side; 3] && (shape.ab_type, shape.cr_type) == (F16, F32))
+    };
+    [16, 8].into_iter().find(|side| has(*side))
+}
+
+/// Multiplies small matrices of whole numbers, of which every sum is exact; the error says what is wrong.
+pub(super) async fn check(gpu: &Gpu, side: u32) -> Result<()> {
+    let side = side as usize;
+    let matrix = |step: usize, range: usize| (0..side * side).map(move |i| ((i * step) % range) as f32 - (range / 2) as f32);
+    let [a, b, c] = [(7, 13), (5, 11), (3, 17)].map(|(step, range)| matrix(step, range).collect::<Vec<f32>>());
+    let at = |i: usize, j: usize| (i * side + j, j * side + i);
+    let mut want = vec![0.0; 2 * side * side];
+    for i in 0..side {
+        for j in 0..side {
+            let (place, _) = at(i, j);
+            want[place] = c[place] + (0..side).map(|k| a[at(i, k).0] * b[at(k, j).0]).sum::<f32>();
+            want[side * side + place] = c[place] + (0..side).map(|k| a[at(i, k).1] * b[at(k, j).1]).sum::<f32>();
+        }
+    }
+    let operands = gpu.upload(bytemuck::cast_slice(&[a, b, c].concat()))?;
+    let out = gpu.allocate(8 * (side * side) as u64)?;
+    let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
+    gpu.launch(&Launch {
+        kernel: &CHECK,
+        constants: &[("LARGE", u32::from(side == 16))],
+        buffers: &slices,
+        arguments: &[],
+        workgroups: [1, 1, 1],
+        iterations: 8,
+        work: 0,
+    })?;
+    let found: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read_async(&slices[1..]).await?[0]);
+    match (0..want.len()).find(|&i| found[i] != want[i]) {
+        None => Ok(()),
+        Some(i) => Err(CHECK.error(format!("element {i} of a product is {}, expected {}", found[i], want[i]))),
+    }
+}
