@@ -1,16 +1,26 @@
 //! Tensors in safetensors files, written atomically: to a temporary name beside the file, synced, then renamed.
+//!
+//! Neither direction holds a file in memory: tensors are written one by one, and read in pieces.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
+pub use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Slice};
 use crate::tensor::Tensor;
+
+/// Values that are on their way to the device at a time.
+const PIECE: usize = 4 << 20;
+
+/// The longest header that is read, as in the safetensors crate.
+const HEADER_LIMIT: u64 = 100_000_000;
 
 fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::File { path: path.to_path_buf(), problem: problem.to_string() }
@@ -18,97 +28,161 @@ fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
 
 /// Writes named tensors as float32, in the order of their names, with `metadata`.
 pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
-    let values: Vec<Vec<f32>> = tensors.iter().map(|(_, tensor)| tensor.to_vec()).collect::<Result<_>>()?;
-    let view = |((name, tensor), values): (&(String, Tensor), &'_ Vec<f32>)| -> Result<(String, Vec<usize>, Vec<u8>)> {
-        Ok((name.clone(), tensor.shape().to_vec(), bytemuck::cast_slice(values).to_vec()))
+    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
+    sorted.sort_by_key(|(name, _)| name);
+    let header = header(Dtype::F32, sorted.iter().map(|(name, tensor)| (name.as_str(), tensor.shape())), metadata)?;
+    atomically(path, |file| {
+        file.write_all(&header).map_err(|error| failed(path, error))?;
+        for (_, tensor) in sorted {
+            let values = tensor.to_vec()?;
+            file.write_all(bytemuck::cast_slice(&values)).map_err(|error| failed(path, error))?;
+        }
+        Ok(())
+    })
+}
+
+/// What a safetensors file begins with: the header's length, then the header, padded so that the values, one tensor after another,
+/// begin at a multiple of their size. `tensors` are names and shapes in the order of the values.
+pub fn header<'a>(
+    dtype: Dtype,
+    tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let entry = |(name, shape): (&str, &[usize])| {
+        let begin = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name.to_string(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) })
     };
-    let owned: Vec<_> = tensors.iter().zip(&values).map(view).collect::<Result<_>>()?;
-    let views = owned.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|error| failed(path, error))?;
-        Ok((name.as_str(), view))
-    });
-    let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_>>()?;
-    let bytes = serialize(views, Some(metadata)).map_err(|error| failed(path, error))?;
-    write_atomically(path, &bytes)
+    let entries = tensors.into_iter().map(entry).collect();
+    let invalid = |error: &dyn std::fmt::Display| Error::Value(format!("safetensors: {error}"));
+    let header = Metadata::new(Some(metadata), entries).map_err(|error| invalid(&error))?;
+    let mut json = serde_json::to_vec(&header).map_err(|error| invalid(&error))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
 }
 
 /// Writes a file so that it is either the old one or the whole new one, whatever happens.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    atomically(path, |file| file.write_all(bytes).map_err(|error| failed(path, error)))
+}
+
+fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     let partial = PathBuf::from(name);
     let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
+        let mut file = File::create(&partial).map_err(|error| failed(path, error))?;
+        fill(&mut file)?;
+        let finish = || {
+            file.sync_all()?;
+            std::fs::rename(&partial, path)
+        };
+        finish().map_err(|error| failed(path, error))
     };
-    write().map_err(|error| {
-        // The old file is untouched; what was written of the new one is of no use.
-        let _ = std::fs::remove_file(&partial);
-        failed(path, error)
-    })
+    // The old file is untouched; what was written of the new one is of no use.
+    write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
-/// A safetensors file in memory.
+/// An open safetensors file: its header in memory, its tensors on disk.
 pub struct Checkpoint {
     path: PathBuf,
-    bytes: Vec<u8>,
+    file: Mutex<File>,
+    header: Metadata,
+    /// Where the values begin.
+    values: u64,
 }
 
 impl Checkpoint {
-    /// Reads a file and checks its header.
+    /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|error| failed(path, error))?;
-        let this = Self { path: path.to_path_buf(), bytes };
-        this.parse()?;
-        Ok(this)
-    }
-
-    fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.bytes).map_err(|error| failed(&self.path, format!("not a safetensors file: {error}")))
+        let mut file = File::open(path).map_err(|error| failed(path, error))?;
+        let foreign = |problem: &dyn std::fmt::Display| failed(path, format!("not a safetensors file: {problem}"));
+        let bytes = file.metadata().map_err(|error| failed(path, error))?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|error| foreign(&error))?;
+        let length = u64::from_le_bytes(length);
+        if length > HEADER_LIMIT.min(bytes.saturating_sub(8)) {
+            return Err(foreign(&format!("found a header of {length} bytes in a file of {bytes}")));
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact(&mut json).map_err(|error| foreign(&error))?;
+        let header: Metadata = serde_json::from_slice(&json).map_err(|error| foreign(&error))?;
+        let expected = (8 + length).saturating_add(header.data_len() as u64);
+        if bytes != expected {
+            return Err(foreign(&format!("found {bytes} bytes, expected {expected} by its header")));
+        }
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), header, values: 8 + length })
     }
 
     /// The names of its tensors, sorted.
-    pub fn names(&self) -> Result<Vec<String>> {
-        let mut names: Vec<String> = self.parse()?.names().into_iter().map(str::to_string).collect();
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.header.offset_keys();
         names.sort();
-        Ok(names)
+        names
     }
 
     /// [`Checkpoint::tensor`], which must have this shape.
     pub fn tensor_of(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self.tensor(gpu, name)?;
-        if tensor.shape() == shape {
-            return Ok(tensor);
+        let found = &self.info(name)?.shape;
+        if found != shape {
+            return Err(failed(&self.path, format!("tensor `{name}` has shape {found:?}, {shape:?} expected")));
         }
-        Err(failed(&self.path, format!("tensor `{name}` has shape {:?}, {shape:?} expected", tensor.shape())))
+        self.tensor(gpu, name)
     }
 
-    /// A tensor by name, from float32, float16 or bfloat16.
+    /// A tensor by name, from float32, float16 or bfloat16. The host holds a piece of it at a time.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
-        let (values, shape) = self.read(name)?;
-        Tensor::from_slice(gpu, &values, &shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))
+        let shape = &self.info(name)?.shape;
+        let tensor =
+            Tensor::uninitialized(gpu, shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))?;
+        for begin in (0..tensor.len()).step_by(PIECE) {
+            let values = self.part(name, begin..tensor.len().min(begin + PIECE))?;
+            let piece = gpu.upload(bytemuck::cast_slice(&values))?;
+            let from = Slice { buffer: &piece, offset: 0, size: 4 * values.len() as u64 };
+            gpu.copy(from, tensor.slice().buffer, 4 * begin as u64);
+            // What the driver keeps of the piece goes when the copy is done, so it had better begin.
+            gpu.flush()?;
+        }
+        Ok(tensor)
     }
 
     /// The values of a tensor, without a device.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.read(name)?.0)
+        let count = self.info(name)?.shape.iter().product();
+        self.part(name, 0..count)
     }
 
-    fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let file = self.parse()?;
-        let view = file.tensor(name).map_err(|_| failed(&self.path, format!("tensor `{name}` is missing")))?;
-        let halves = || view.data().as_chunks::<2>().0.iter().map(|&pair| u16::from_le_bytes(pair));
-        let values: Vec<f32> = match view.dtype() {
-            Dtype::F32 => view.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-            Dtype::F16 => halves().map(from_f16).collect(),
-            Dtype::BF16 => halves().map(|half| f32::from_bits(u32::from(half) << 16)).collect(),
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header.info(name).ok_or_else(|| failed(&self.path, format!("tensor `{name}` is missing")))
+    }
+
+    /// Some of a tensor's values.
+    fn part(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let info = self.info(name)?;
+        let offset = self.values + (info.data_offsets.0 + range.start * info.dtype.bitsize() / 8) as u64;
+        // Little-endian, as wherever values go to a device.
+        let halves = || {
+            let mut halves = vec![0u16; range.len()];
+            self.fill(offset, bytemuck::cast_slice_mut(&mut halves)).map(|()| halves)
+        };
+        Ok(match info.dtype {
+            Dtype::F32 => {
+                let mut values = vec![0f32; range.len()];
+                self.fill(offset, bytemuck::cast_slice_mut(&mut values))?;
+                values
+            }
+            Dtype::F16 => halves()?.into_iter().map(from_f16).collect(),
+            Dtype::BF16 => halves()?.into_iter().map(|half| f32::from_bits(u32::from(half) << 16)).collect(),
             other => {
                 return Err(failed(&self.path, format!("tensor `{name}` is {other:?}; F32, F16 or BF16 expected")));
             }
-        };
-        Ok((values, view.shape().to_vec()))
+        })
+    }
+
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(bytes)).map_err(|error| failed(&self.path, error))
     }
 }
 

@@ -56,6 +56,13 @@ pub struct ParameterShape {
     pub deviation: f64,
 }
 
+impl ParameterShape {
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 /// Published sizes: name, dim, layers, heads.
 pub const PRESETS: [(&str, usize, usize, usize); 6] = [
     ("20M", 256, 4, 4),

@@ -1,6 +1,7 @@
 //! [`Tensor`]: a shape and a buffer of f32, row-major and contiguous. [`Indices`]: the same for u32. No gradients here.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -12,6 +13,9 @@ use crate::random::normals;
 
 /// The most dimensions a tensor has.
 pub const MAX_RANK: usize = 4;
+
+/// The copy of so many values begins at once: until it is done the driver holds them twice, and a model has many.
+const LARGE: usize = 1 << 18;
 
 /// f32 values on a device, row-major and contiguous, of rank 1 to 4. Cheap to clone: clones share the values, and no method of
 /// a shared tensor changes them.
@@ -76,6 +80,9 @@ impl Tensor {
             return Err(Error::shape("from_slice", problem));
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
+        if values.len() >= LARGE {
+            gpu.flush()?;
+        }
         Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
     }
 
@@ -89,6 +96,16 @@ impl Tensor {
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         let [values] = read_all([self])?;
         Ok(values)
+    }
+
+    /// [`Tensor::to_vec`] of some of the values.
+    pub fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
+        if range.start > range.end || range.end > self.len() {
+            return Err(Error::shape("read", format!("values {range:?} of shape {:?}: a range within it expected", self.shape)));
+        }
+        let part = Slice { buffer: &self.buffer, offset: 4 * range.start as u64, size: 4 * range.len() as u64 };
+        let bytes = self.gpu.read(&[part])?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes[0]))
     }
 
     /// The one value of a tensor of one element.

@@ -9,6 +9,7 @@ use super::matrix;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::{QueueCounters, Recorder};
+use super::tune::{Tuner, Tuning};
 use crate::error::{Error, Result};
 
 /// How to open a device.
@@ -26,6 +27,8 @@ pub struct GpuOptions {
     /// The most floating-point operations of one dispatch of a product or of attention, which are cut to it; `None` takes what
     /// lasts less than a tenth of a second on slow adapters of the kind: a watchdog ends what lasts seconds.
     pub work_limit: Option<u64>,
+    /// Whether to try out which kernel is fastest for a class of shapes.
+    pub tuning: Tuning,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate stay in bounds without them.
     pub checked_shaders: bool,
     /// Measure the time of each kernel with timestamp queries; see [`Gpu::profile`]. Slows everything down.
@@ -42,6 +45,7 @@ impl Default for GpuOptions {
             memory_budget: None,
             binding_limit: None,
             work_limit: None,
+            tuning: Tuning::Off,
             checked_shaders: cfg!(debug_assertions),
             profile: false,
             warn: |line| eprintln!("warning: {line}"),
@@ -73,6 +77,7 @@ pub(super) struct Inner {
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: PipelineCache,
     pub(super) recorder: Mutex<Recorder>,
+    pub(super) tuner: Tuner,
     pub(super) failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -131,8 +136,10 @@ impl Gpu {
         let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
         let work_limit = options.work_limit.unwrap_or(usual).max(1);
         let recorder = Recorder::new(device, queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
+        let tuned_for = format!("{} {}, {profile} kernels", summary.name, summary.driver);
         Self {
             inner: Arc::new(Inner {
+                tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
                 pool: Arc::new(Pool::new(device.clone(), options.memory_budget)),
                 pipelines: PipelineCache::default(),
                 recorder: Mutex::new(recorder),

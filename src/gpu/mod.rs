@@ -7,6 +7,7 @@ mod matrix;
 mod pool;
 mod profile;
 mod queue;
+mod tune;
 mod wgsl;
 
 pub use adapter::{AdapterChoice, AdapterSummary, Profile, adapters};
@@ -15,6 +16,7 @@ pub use kernel::{Access, Kernel, Launch, Slice, grid};
 pub use pool::{Buffer, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
+pub use tune::Tuning;
 
 /// Names of what adapters can do and allow.
 pub use wgpu::{Backend, DeviceType, Features, Limits};

@@ -17,32 +17,33 @@ pub enum Tuning {
     Off,
     /// On the first use of each class of shapes, anew in every process.
     Process,
-    /// As [`Tuning::Process`], but what was found is kept in this file, for the next process on the same adapter and driver. A
-    /// file of another is replaced.
-    File(PathBuf),
+    /// As [`Tuning::Process`], but what was found is kept in a file of this folder, one for each adapter, driver, set of kernels and
+    /// version of this crate.
+    Folder(PathBuf),
 }
 
 /// What was found so far.
 pub(super) struct Tuner {
-    tuning: Tuning,
-    /// First line of the file: what the choices hold for.
-    header: String,
+    is_on: bool,
+    file: Option<PathBuf>,
     choices: Mutex<BTreeMap<String, String>>,
     warn: fn(&str),
 }
 
 /// Tries of each candidate, of which the fastest counts.
 const TRIES: usize = 3;
+/// First line of a file.
+const HEADER: &str = "polytape: the fastest kernels by class of shapes";
 
 impl Tuner {
-    /// `adapter` names the adapter, its driver and its kernels.
-    pub(super) fn new(tuning: Tuning, adapter: &str, warn: fn(&str)) -> Self {
-        let header = format!("polytape {} {adapter}", env!("CARGO_PKG_VERSION"));
-        let known = match &tuning {
-            Tuning::File(path) => read(path, &header, warn),
-            _ => BTreeMap::new(),
+    /// `device` names the adapter, its driver and its kernels.
+    pub(super) fn new(tuning: &Tuning, device: &str, warn: fn(&str)) -> Self {
+        let file = match tuning {
+            Tuning::Folder(folder) => Some(folder.join(file_name(device))),
+            _ => None,
         };
-        Self { tuning, header, choices: Mutex::new(known), warn }
+        let known = file.as_ref().map_or_else(BTreeMap::new, |path| read(path, warn));
+        Self { is_on: *tuning != Tuning::Off, file, choices: Mutex::new(known), warn }
     }
 
     fn choices(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
@@ -52,8 +53,8 @@ impl Tuner {
     fn keep(&self, class: &str, name: &str) {
         let mut choices = self.choices();
         choices.insert(class.to_owned(), name.to_owned());
-        let Tuning::File(path) = &self.tuning else { return };
-        let mut text = self.header.clone() + "\n";
+        let Some(path) = &self.file else { return };
+        let mut text = format!("{HEADER}\n");
         for (class, name) in choices.iter() {
             let _ = writeln!(text, "{class} = {name}"); // a String takes everything
         }
@@ -61,6 +62,13 @@ impl Tuner {
             (self.warn)(&format!("{}: the choice of kernels cannot be kept: {error}", path.display()));
         }
     }
+}
+
+/// Letters and digits of what the choices hold for, the rest as single hyphens.
+fn file_name(device: &str) -> String {
+    let text = format!("polytape {} {device}", env!("CARGO_PKG_VERSION")).to_lowercase();
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    words.join("-") + ".txt"
 }
 
 /// Replaces the file in one step: another process may read it.
@@ -73,8 +81,8 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&partial, path)
 }
 
-/// The choices in the file: none where it is not there or is another adapter's.
-fn read(path: &Path, header: &str, warn: fn(&str)) -> BTreeMap<String, String> {
+/// The choices in the file; none where there is none yet.
+fn read(path: &Path, warn: fn(&str)) -> BTreeMap<String, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
@@ -84,18 +92,22 @@ fn read(path: &Path, header: &str, warn: fn(&str)) -> BTreeMap<String, String> {
         }
     };
     let mut lines = text.lines();
-    if lines.next() != Some(header) {
-        return BTreeMap::new();
-    }
-    lines.filter_map(|line| line.split_once(" = ")).map(|(class, name)| (class.to_owned(), name.to_owned())).collect()
+    let choices = lines.next().filter(|first| *first == HEADER).and_then(|_| {
+        let pair = |line: &str| line.split_once(" = ").map(|(class, name)| (class.to_owned(), name.to_owned()));
+        lines.map(pair).collect()
+    });
+    choices.unwrap_or_else(|| {
+        warn(&format!("{}: not a choice of kernels; it will be replaced", path.display()));
+        BTreeMap::new()
+    })
 }
 
 impl Gpu {
-    /// The place of the fastest of `candidates` for a class of shapes: the first without tuning, and where there is one. `run`
-    /// records the work by a candidate; its results are thrown away.
-    pub(crate) fn fastest(&self, class: &str, candidates: &[&str], run: impl Fn(usize) -> Result<()>) -> Result<usize> {
+    /// The place of the fastest of `candidates` for a class of shapes; without tuning the first. `run` records the work by a
+    /// candidate; its results are thrown away.
+    pub(crate) fn tuned(&self, class: &str, candidates: &[String], run: impl Fn(usize) -> Result<()>) -> Result<usize> {
         let tuner = &self.inner.tuner;
-        if tuner.tuning == Tuning::Off || candidates.len() == 1 {
+        if !tuner.is_on {
             return Ok(0);
         }
         let known = tuner.choices().get(class).and_then(|name| candidates.iter().position(|candidate| candidate == name));
@@ -119,7 +131,7 @@ impl Gpu {
                 }
             }
         }
-        tuner.keep(class, candidates[best.0]);
+        tuner.keep(class, &candidates[best.0]);
         Ok(best.0)
     }
 }
@@ -132,27 +144,32 @@ mod tests {
         panic!("a warning: {line}");
     }
 
-    #[test]
-    fn choices_are_kept_for_the_same_adapter_only() {
-        let path = std::env::temp_dir().join(format!("polytape-tuning-{}", std::process::id())).join("choices");
-        let open = |adapter| Tuner::new(Tuning::File(path.clone()), adapter, no_warning);
-        open("one").keep("NT 1024", "128");
-        open("one").keep("NN 64", "64");
-        let again = open("one").choices().clone();
-        assert_eq!(again, BTreeMap::from([("NT 1024", "128"), ("NN 64", "64")].map(|(a, b)| (a.to_owned(), b.to_owned()))));
-        assert!(open("another").choices().is_empty());
-        std::fs::write(&path, "foreign text\nNT 1024 = 128\n").expect("a file");
-        assert!(open("one").choices().is_empty());
-        std::fs::remove_dir_all(path.parent().expect("a folder")).expect("the folder goes");
+    fn expected_warning(line: &str) {
+        assert!(["cannot be kept", "cannot be read", "will be replaced"].iter().any(|part| line.contains(part)), "{line}");
     }
 
     #[test]
-    fn a_file_that_cannot_be_written_is_told() {
-        fn expected(line: &str) {
-            assert!(line.contains("cannot be kept") || line.contains("cannot be read"), "{line}");
+    fn choices_are_kept_for_the_same_device_only() {
+        let folder = std::env::temp_dir().join(format!("polytape-tuning-{}", std::process::id()));
+        let tuning = Tuning::Folder(folder.join("new"));
+        let open = |device| Tuner::new(&tuning, device, no_warning);
+        open("one (22.3), portable").keep("NT 1024", "128 x 128");
+        open("one (22.3), portable").keep("NN 64", "64 x 64");
+        let again = open("one (22.3), portable").choices().clone();
+        let want = [("NT 1024", "128 x 128"), ("NN 64", "64 x 64")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(again, BTreeMap::from(want));
+        assert!(open("one (25.0), portable").choices().is_empty());
+        for damaged in ["foreign text\n", &format!("{HEADER}\nno choice\n")] {
+            std::fs::write(folder.join("new").join(file_name("one (22.3), portable")), damaged).expect("a file");
+            assert!(Tuner::new(&tuning, "one (22.3), portable", expected_warning).choices().is_empty());
         }
-        // A file where a folder would have to be.
-        let blocked = std::env::current_exe().expect("a path").join("choices");
-        Tuner::new(Tuning::File(blocked), "one", expected).keep("NT 1024", "128");
+        std::fs::remove_dir_all(&folder).expect("the folder goes");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_told() {
+        // A file where the folder would have to be.
+        let blocked = Tuning::Folder(std::env::current_exe().expect("a path"));
+        Tuner::new(&blocked, "one", expected_warning).keep("NT 1024", "128 x 128");
     }
 }

@@ -21,6 +21,8 @@ pub struct Matrix<'a> {
     columns: usize,
     /// Elements from one row to the next.
     stride: usize,
+    /// Number of matrices.
+    count: usize,
     /// Elements from one matrix of the batch to the next; 0 repeats the first.
     batch_stride: usize,
     transposed: bool,
@@ -29,12 +31,12 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// A tensor of rank 2 as a matrix, or of rank 3 [batch, rows, columns] as a batch of matrices.
     pub fn new(tensor: &'a Tensor) -> Result<Self> {
-        let (rows, columns, batch_stride) = match *tensor.shape() {
-            [rows, columns] => (rows, columns, 0),
-            [_, rows, columns] => (rows, columns, rows * columns),
+        let (count, rows, columns, batch_stride) = match *tensor.shape() {
+            [rows, columns] => (1, rows, columns, 0),
+            [count, rows, columns] => (count, rows, columns, rows * columns),
             _ => return Err(Error::shape("matmul", format!("shape {:?}: 2 or 3 dimensions expected", tensor.shape()))),
         };
-        Ok(Self { tensor, offset: 0, rows, columns, stride: columns, batch_stride, transposed: false })
+        Ok(Self { tensor, offset: 0, rows, columns, stride: columns, count, batch_stride, transposed: false })
     }
 
     /// The transposed matrix.
@@ -54,6 +56,12 @@ impl<'a> Matrix<'a> {
         Self { offset: self.offset + first, columns: count, ..self }
     }
 
+    /// `count` matrices from `first`; a single one that is repeated stays.
+    fn batch_window(self, first: usize, count: usize) -> Self {
+        let count = if self.batch_stride == 0 { 1 } else { count };
+        Self { offset: self.offset + first * self.batch_stride, count, ..self }
+    }
+
     /// Rows and columns as the product sees them.
     fn size(&self) -> (usize, usize) {
         if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
@@ -64,9 +72,9 @@ impl<'a> Matrix<'a> {
     }
 
     /// The binding that holds the elements, and the place of the first in it.
-    fn binding(&self, batch: usize) -> (Slice<'a>, usize) {
+    fn binding(&self) -> (Slice<'a>, usize) {
         let start = self.offset / 64 * 64;
-        let end = self.offset + (batch - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
+        let end = self.offset + (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
         (self.tensor.window(start, end - start), self.offset - start)
     }
 }
@@ -115,7 +123,7 @@ impl<'a> Gemm<'a> {
     /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
     pub fn compute(&self) -> Result<Tensor> {
         let (rows, columns) = (self.a.size().0, self.b.size().1);
-        let batch = batch_of(&self.a).max(batch_of(&self.b));
+        let batch = self.a.count.max(self.b.count);
         let is_batch = self.a.tensor.shape().len() == 3 || self.b.tensor.shape().len() == 3;
         let shape: &[usize] = if is_batch { &[batch, rows, columns] } else { &[rows, columns] };
         let out = Tensor::uninitialized(self.a.tensor.gpu(), shape)?;
@@ -125,17 +133,17 @@ impl<'a> Gemm<'a> {
 
     /// Computes into an existing matrix, whose tensor is none of the operands.
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
-        let problem = self.problem(&out)?;
+        self.check(&out)?;
         let gpu = self.a.tensor.gpu();
         let limit = (gpu.binding_limit() / 4) as usize;
         for part in split(self, out, limit)? {
-            part.0.launch(gpu, part.1, problem)?;
+            part.0.launch(gpu, part.1)?;
         }
         Ok(())
     }
 
-    /// The batch size, or why the operands do not fit.
-    fn problem(&self, out: &Matrix<'_>) -> Result<usize> {
+    /// Why the operands do not fit, if they do not.
+    fn check(&self, out: &Matrix<'_>) -> Result<()> {
         let ((rows, inner), (inner_b, columns)) = (self.a.size(), self.b.size());
         let fail = |problem: String| Err(Error::shape("matmul", problem));
         if inner != inner_b {
@@ -145,37 +153,37 @@ impl<'a> Gemm<'a> {
             let (out_rows, out_columns) = out.size();
             return fail(format!("[{rows}, {inner}] × [{inner}, {columns}] does not give [{out_rows}, {out_columns}]"));
         }
-        let (batch_a, batch_b) = (batch_of(&self.a), batch_of(&self.b));
+        let (batch_a, batch_b) = (self.a.count, self.b.count);
         let are_batches = [&self.a, &self.b].map(|matrix| matrix.tensor.shape().len() == 3);
         if batch_a != batch_b && are_batches == [true, true] {
             let (a, b) = (self.a.tensor.shape(), self.b.tensor.shape());
             return fail(format!("{a:?} × {b:?}: batches {batch_a} and {batch_b} differ"));
         }
         let batch = batch_a.max(batch_b);
-        if batch_of(out) != batch {
+        if out.count != batch {
             return fail(format!("a batch of {batch} does not give {:?}", out.tensor.shape()));
         }
         if let Some((c, _)) = self.add {
             if c.size() != (rows, columns) || c.transposed {
                 return fail(format!("[{rows}, {columns}] + [{}, {}]: the shapes differ", c.size().0, c.size().1));
             }
-            if c.tensor.shape().len() == 3 && batch_of(&c) != batch {
+            if c.tensor.shape().len() == 3 && c.count != batch {
                 return fail(format!("a batch of {batch} + {:?}: the batches differ", c.tensor.shape()));
             }
         }
         if self.symmetric && rows != columns {
             return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result is square"));
         }
-        Ok(batch)
+        Ok(())
     }
 
-    fn launch(&self, gpu: &Gpu, out: Matrix<'_>, batch: usize) -> Result<()> {
-        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
+    fn launch(&self, gpu: &Gpu, out: Matrix<'_>) -> Result<()> {
+        let ((rows, inner), (_, columns), batch) = (self.a.size(), self.b.size(), out.count);
         let (c, beta) = self.add.unwrap_or((self.a, 0.0));
-        let (a_slice, a_offset) = self.a.binding(batch_of(&self.a));
-        let (b_slice, b_offset) = self.b.binding(batch_of(&self.b));
-        let (c_slice, c_offset) = c.binding(batch_of(&c));
-        let (out_slice, out_offset) = out.binding(batch);
+        let (a_slice, a_offset) = self.a.binding();
+        let (b_slice, b_offset) = self.b.binding();
+        let (c_slice, c_offset) = c.binding();
+        let (out_slice, out_offset) = out.binding();
         let (factor, factor_index, factor_batch) =
             self.factor.map_or((a_slice, 0, 0), |factor| (factor.tensor.slice(), factor.index, factor.batch_stride));
         let arguments = Arguments {
@@ -192,34 +200,52 @@ impl<'a> Gemm<'a> {
             && columns.is_multiple_of(4)
             && inner.is_multiple_of(4)
             && (!self.a.transposed || rows.is_multiple_of(4));
-        let plan = Plan::new(
-            gpu,
-            &Needs {
-                rows,
-                columns,
-                inner,
-                batch,
-                transpose_a: self.a.transposed,
-                transpose_b: self.b.transposed,
-                vectors,
-                add: beta != 0.0,
-                diagonal: self.delta != 0.0,
-                keep: self.keep != 0.0,
-                symmetric: self.symmetric,
-                halves: self.precision.halves(),
-            },
-        );
-        gpu.launch(&Launch {
-            kernel: plan.kernel,
-            constants: &plan.constants,
-            buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
-            arguments: bytemuck::bytes_of(&arguments),
-            workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
-            iterations: plan.iterations as u64,
-            work: 2 * (batch * rows * columns * inner) as u64 / if self.symmetric { 2 } else { 1 },
-        })
+        let needs = Needs {
+            rows,
+            columns,
+            inner,
+            batch,
+            transpose_a: self.a.transposed,
+            transpose_b: self.b.transposed,
+            vectors,
+            halves: self.precision.halves(),
+            add: beta != 0.0,
+            diagonal: self.delta != 0.0,
+            keep: self.keep != 0.0,
+            symmetric: self.symmetric,
+        };
+        let plans = Plan::candidates(gpu, &needs);
+        let launch = |plan: &Plan, out: Slice<'_>| {
+            gpu.launch(&Launch {
+                kernel: plan.kernel,
+                constants: &plan.constants,
+                buffers: &[a_slice, b_slice, c_slice, factor, out],
+                arguments: bytemuck::bytes_of(&arguments),
+                workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
+                iterations: plan.iterations as u64,
+                work: needs.work(),
+            })
+        };
+        let chosen = choose(gpu, &plans, &needs, |plan| {
+            // What is kept of the output must not be added twice.
+            let scratch = Tensor::uninitialized(gpu, &[out_slice.size as usize / 4])?;
+            launch(plan, scratch.slice())
+        })?;
+        launch(&plans[chosen], out_slice)
     }
 }
+
+/// The place of the plan to use: the first, by rule, unless the device tunes itself and the product is large enough to be worth it.
+fn choose(gpu: &Gpu, plans: &[Plan], needs: &Needs, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
+    if plans.len() == 1 || needs.work() < LEAST_TUNED {
+        return Ok(0);
+    }
+    let names: Vec<String> = plans.iter().map(Plan::name).collect();
+    gpu.tuned(&needs.class(), &names, |candidate| run(&plans[candidate]))
+}
+
+/// Floating-point operations below which trying costs more than it gains.
+const LEAST_TUNED: u64 = 100_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -235,26 +261,20 @@ struct Arguments {
 
 const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 
-fn batch_of(matrix: &Matrix<'_>) -> usize {
-    match *matrix.tensor.shape() {
-        [batch, _, _] => batch,
-        _ => 1,
-    }
-}
-
 /// The inner size of one dispatch, for which every kernel stays within the iterations that are safe on a software adapter.
 const DEEPEST: usize = 3 * 65_535;
 
-/// Cuts a product along its rows or columns until no operand exceeds `limit` elements of one binding.
+/// Cuts a product along its batch, its rows or its columns until no operand exceeds `limit` elements of one binding.
 fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
-    let size = |matrix: &Matrix<'_>| matrix.binding(batch_of(matrix)).0.size as usize / 4;
+    let size = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4;
     let over = |matrix: &Matrix<'_>| size(matrix) > limit;
     let (rows, columns) = (gemm.a.size().0, gemm.b.size().1);
     let c_over = gemm.add.is_some_and(|(c, _)| over(&c));
-    if batch_of(&gemm.a).max(batch_of(&gemm.b)) > 1 && (over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
-        return Err(Error::shape("matmul", "a batch of matrices exceeds the adapter's binding limit"));
+    let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out);
+    if is_over && out.count > 1 {
+        return split_batch(gemm, out, limit);
     }
-    if !(over(&gemm.a) || over(&gemm.b) || c_over || over(&out)) {
+    if !is_over {
         return if gemm.a.size().1 <= DEEPEST { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, limit) };
     }
     // Only cuts that take whole stored rows shrink a binding.
@@ -283,6 +303,21 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
         return Err(Error::shape("matmul", "a symmetric product or one with a diagonal exceeds the adapter's binding limit"));
     }
     let [first, second] = parts;
+    let mut all = split(&first.0, first.1, limit)?;
+    all.extend(split(&second.0, second.1, limit)?);
+    Ok(all)
+}
+
+/// Cuts a batch in two.
+fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
+    let half = out.count / 2;
+    let cut = |first, count| {
+        let window = |matrix: Matrix<'a>| matrix.batch_window(first, count);
+        let factor = gemm.factor.map(|factor| Factor { index: factor.index + first * factor.batch_stride, ..factor });
+        let add = gemm.add.map(|(c, beta)| (window(c), beta));
+        (Gemm { a: window(gemm.a), b: window(gemm.b), add, factor, ..*gemm }, window(out))
+    };
+    let (first, second) = (cut(0, half), cut(half, out.count - half));
     let mut all = split(&first.0, first.1, limit)?;
     all.extend(split(&second.0, second.1, limit)?);
     Ok(all)

@@ -13,7 +13,7 @@ impl Tensor {
     /// op(self)·op(rhs), where the flags transpose the last two dimensions.
     fn product(&self, rhs: &Tensor, transposed: [bool; 2], precision: Precision) -> Result<Tensor> {
         let (a, b) = flatten_batch(self, rhs, transposed[0])?;
-        let gemm = Gemm::new(oriented(&a, transposed[0])?, oriented(&b, transposed[1])?);
+        let gemm = Gemm { precision, ..Gemm::new(oriented(&a, transposed[0])?, oriented(&b, transposed[1])?) };
         let y = Gemm { precision, ..gemm }.compute()?;
         match *self.shape() {
             [batch, ..] if a.shape().len() < self.shape().len() => {

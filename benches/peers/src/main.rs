@@ -1,11 +1,13 @@
 //! The same training step of the same Llama in polytape, burn and candle, in one process on one machine.
 //!
 //! All start from polytape's initial weights and see the same tokens. The losses of the first two steps have to agree before
-//! anything is timed: the first compares the forward passes, the second the backward passes and the optimizers.
+//! anything is timed: the first compares the forward passes, the second the backward passes and the optimizers. Then single
+//! products, whose results have to agree, too.
 
 mod burn;
 mod candle;
 mod polytape;
+mod products;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -128,5 +130,5 @@ fn main() -> Result<()> {
     for ((name, speed), (low, high)) in names.into_iter().zip(medians).zip(range) {
         println!("| {name} | {speed:.0} | {low:.0} to {high:.0} | {:.2} |", medians[0] / speed);
     }
-    Ok(())
+    products::run()
 }

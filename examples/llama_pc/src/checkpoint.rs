@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::crc32c::{Crc32c, crc32c};
 use crate::failure::Failure;
 use crate::run;
+use crate::train::scaling::Scaling;
 use crate::train::spikes::Spikes;
 
-pub use tensors::names;
 pub use writer::Writer;
 
 /// The raw parameters with u, v and γ.
@@ -48,6 +48,16 @@ pub struct State {
     pub milliseconds: u64,
     /// What the spike guard knows.
     pub spikes: Spikes,
+    /// The loss scale, where the precision needs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<Scaling>,
+}
+
+impl State {
+    /// Steps left out, for whatever reason: the optimizer has done so many less.
+    pub fn skipped(&self) -> u64 {
+        self.spikes.skipped + self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped)
+    }
 }
 
 /// What a file of the checkpoint must be.
@@ -80,7 +90,7 @@ impl Document {
 }
 
 /// The text of a `state.json` without files.
-#[cfg(test)]
+#[cfg(any(test, feature = "samples"))]
 pub fn text_of(state: &State) -> String {
     Document::new(state, BTreeMap::new()).text()
 }

@@ -256,6 +256,10 @@ pub struct Device {
     /// Kernels to run instead of those that suit the adapter: fallback, portable, subgroup or matrix
     #[arg(long, value_name = "PROFILE")]
     pub profile_kernels: Option<Profile>,
+    /// Choose kernels by rule instead of trying them out on first use. What was found out is kept in the user's cache folder; it
+    /// changes speed, never results
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 impl Train {

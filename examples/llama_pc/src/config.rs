@@ -242,7 +242,10 @@ pub struct Train {
     pub max_grad_norm: f64,
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_activations: bool,
-    /// The arithmetic of the run.
+    /// What the products of the linear layers and of the head round their operands to, forward and backward: nothing, the sum of
+    /// two halves (about as exact as f32), or one half. The loss of the lower two is scaled, and the gradient norm read back at
+    /// every step. All else stays in f32: sums, weights, optimizer, norms, attention, PC layers, and every evaluation. This version
+    /// does not use matrix units: it computes the rounding, so that lower is slower.
     pub precision: Precision,
     /// Between validations.
     pub val_every: u64,
@@ -263,11 +266,13 @@ pub struct Train {
     pub skip_spikes: f64,
 }
 
-/// The arithmetic of the run.
+/// What products round their operands to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
+    F16x3,
+    F16,
 }
 
 impl Default for Config {

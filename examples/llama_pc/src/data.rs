@@ -8,7 +8,7 @@ mod parquet;
 mod pieces;
 pub mod prepare;
 mod protobuf;
-mod sentencepiece;
+pub mod sentencepiece;
 mod sentencepiece_train;
 mod shards;
 mod survey;

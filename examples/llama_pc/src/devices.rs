@@ -40,7 +40,7 @@ fn describe(adapter: &AdapterSummary) -> String {
     };
     format!(
         "{} {}\n  kind      {:?}, {:?}, {}\n  limits    {} MiB a binding, {} MiB a buffer, {} KiB shared, {} invocations a workgroup\n  \
-         features  {} (subgroups of {} to {})\n  kernels   {kernels}\n",
+         features  {} (subgroups of {} to {})\n  kernels   {kernels}\n  precision f32; f16x3 and f16 without matrix units, slower\n",
         adapter.index,
         adapter.name,
         adapter.kind,

@@ -1,10 +1,12 @@
 //! From the configuration to the engine: the device, the model's sizes, the PC layers, the optimizer, the schedule.
 
-use polytape::gpu::Profile;
+use std::path::PathBuf;
+
+use polytape::gpu::{Profile, Tuning};
 use polytape::llama::LlamaConfig;
 use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
-use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
+use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Precision};
 
 use crate::cli;
 use crate::config::{self, Config, Decay, DecayShape, LrRatio, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target};
@@ -27,7 +29,8 @@ impl From<Error> for Failure {
 pub fn open(device: &cli::Device, profile: bool) -> Result<Gpu, Failure> {
     let adapter = device.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
     let warn = |line: &str| output::note(&format!("warning: {line}"));
-    let options = GpuOptions { adapter, kernels: device.profile_kernels, profile, warn, ..Default::default() };
+    let tuning = if device.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
+    let options = GpuOptions { adapter, kernels: device.profile_kernels, profile, tuning, warn, ..Default::default() };
     Gpu::open(&options).map_err(|error| match (&error, &device.adapter, device.profile_kernels) {
         (Error::Adapter(_), Some(name), None) => {
             Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
@@ -41,10 +44,32 @@ pub fn open(device: &cli::Device, profile: bool) -> Result<Gpu, Failure> {
     })
 }
 
+/// Where programs of this user keep what they can find out again.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = if cfg!(windows) {
+        folder("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        folder("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|base| base.join("polytape"))
+}
+
 /// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
 pub fn open_again(gpu: &Gpu, kernels: Profile) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
     Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
+}
+
+/// What the model's products are rounded to while it is trained.
+pub fn precision(config: &Config) -> Precision {
+    match config.train.precision {
+        config::Precision::F32 => Precision::F32,
+        config::Precision::F16x3 => Precision::F16x3,
+        config::Precision::F16 => Precision::F16,
+    }
 }
 
 /// The model's sizes; the vocabulary is resolved.

@@ -8,19 +8,21 @@ mod hugging_face;
 use std::path::Path;
 
 use clap::ValueEnum;
-use polytape::llama::Llama;
-use polytape::{Gpu, Param, Params};
+use polytape::llama::{LlamaConfig, ParameterShape};
+use polytape::{Gpu, Tensor};
 
 use crate::cli;
-use crate::config::Config;
 use crate::data::tokenizer::Tokenizer;
 use crate::engine;
 use crate::failure::Failure;
 use crate::output;
 use crate::partial::refuse_existing;
 use crate::progress::grouped;
-use crate::weights::{self, Model};
+use crate::weights::{self, Stored};
 use encode::Dtype;
+
+/// Values that leave the device at a time: whole blocks of every number format.
+const PIECE: usize = 4 << 20;
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -31,33 +33,53 @@ pub enum Format {
     Gguf,
 }
 
-/// An ordinary Llama: effective weights under the plain weights' names, and what belongs to it.
+/// An ordinary Llama, tensor by tensor: effective weights under the plain weights' names, and what belongs to them.
 pub struct Merged {
-    pub config: Config,
-    pub llama: Llama,
-    params: Params,
+    gpu: Gpu,
+    stored: Stored,
+    pub sizes: LlamaConfig,
+    /// In float64, as the configuration has it.
+    pub norm_eps: f64,
     pub tokenizer: Option<Tokenizer>,
     /// What to call it: the name of its folder.
     pub name: String,
 }
 
 impl Merged {
-    fn open(gpu: &Gpu, path: &Path, step: Option<u64>) -> Result<Self, Failure> {
+    fn open(gpu: Gpu, path: &Path, step: Option<u64>) -> Result<Self, Failure> {
         let (config, folder) = weights::describe_at(path, step)?;
-        let (model, _) = Model::load(gpu, &config, &folder, engine::model(&config))?;
+        let sizes = engine::model(&config);
+        sizes.check()?;
         let tokenizer = path.join("tokenizer.json");
         let tokenizer = tokenizer.is_file().then(|| Tokenizer::load(&tokenizer)).transpose()?;
         let name = path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
-        Ok(Self { params: model.merged()?, llama: model.llama, config, tokenizer, name: name.unwrap_or_default() })
+        Ok(Self {
+            gpu,
+            stored: Stored::open(&config, &folder)?,
+            sizes,
+            norm_eps: config.model.norm_eps,
+            tokenizer,
+            name: name.unwrap_or_default(),
+        })
     }
 
     /// Every tensor in the model's order.
-    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Param> {
-        self.params.iter().map(|(_, param)| param)
+    pub fn tensors(&self) -> Vec<ParameterShape> {
+        self.sizes.parameters()
+    }
+
+    /// A tensor's values on the device.
+    pub fn tensor(&self, tensor: &ParameterShape) -> Result<Tensor, Failure> {
+        Ok(self.stored.effective(&self.gpu, &tensor.name, &tensor.shape)?)
     }
 }
 
-/// The values of a tensor in a number format.
+/// A tensor's values, some at a time.
+pub fn pieces(tensor: &Tensor) -> impl Iterator<Item = polytape::Result<Vec<f32>>> {
+    (0..tensor.len()).step_by(PIECE).map(|begin| tensor.read(begin..tensor.len().min(begin + PIECE)))
+}
+
+/// Values of a tensor in a number format.
 pub fn encoded(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, Failure> {
     dtype.encode(values).map_err(|value| {
         let format = dtype.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -77,7 +99,7 @@ pub fn run(args: &cli::Export) -> Result<(), Failure> {
     }
     weights::describe_at(&args.path, args.step)?;
     let gpu = engine::open(&args.device, false)?;
-    let model = Merged::open(&gpu, &args.path, args.step)?;
+    let model = Merged::open(gpu, &args.path, args.step)?;
     if model.tokenizer.is_none() {
         output::note(&format!("note: {} has no tokenizer.json, so the export has no tokenizer", args.path.display()));
     }
@@ -85,7 +107,8 @@ pub fn run(args: &cli::Export) -> Result<(), Failure> {
         Format::Hf => hugging_face::write(&model, args.dtype, args.max_shard_bytes, &args.out)?,
         Format::Gguf => gguf::write(&model, args.dtype, &args.out)?,
     }
-    let values: usize = model.tensors().map(|param| param.tensor.len()).sum();
-    output::note(&format!("{} tensors, {} parameters", model.tensors().len(), grouped(values as u64)));
+    let tensors = model.tensors();
+    let values: usize = tensors.iter().map(ParameterShape::elements).sum();
+    output::note(&format!("{} tensors, {} parameters", tensors.len(), grouped(values as u64)));
     output::print(&format!("{}\n", args.out.display()))
 }

@@ -20,8 +20,8 @@ pub struct Metrics {
     pub tokens: u64,
     /// Mean loss of the step, in nats per token.
     pub loss: f64,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
+    /// Global norm of the gradient before clipping, without the loss scale. Null where the gradient overflowed.
+    pub grad_norm: Option<f64>,
     /// Learning rate that the step used.
     pub lr: f64,
     pub tokens_per_second: f64,
@@ -35,10 +35,13 @@ pub struct Metrics {
     /// On validation steps only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
-    /// The spike guard left this step out.
+    /// What the loss was multiplied by for the backward; where `train.precision` is below f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f32>,
+    /// The step was left out: a spike, or an overflow.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
-    /// Steps that the spike guard has left out so far.
+    /// Steps that have been left out so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_steps: u64,
     /// On the steps of `train.log_spectrum_every` only: of the weights that the step left.
@@ -74,13 +77,17 @@ impl Metrics {
     pub fn scalars(&self) -> Vec<(String, f32)> {
         let mut scalars = vec![
             ("loss/train".to_owned(), self.loss as f32),
-            ("gradient_norm".to_owned(), self.grad_norm as f32),
             ("learning_rate".to_owned(), self.lr as f32),
             ("tokens".to_owned(), self.tokens as f32),
             ("speed/tokens_per_second".to_owned(), self.tokens_per_second as f32),
             ("memory/bytes".to_owned(), self.memory_bytes as f32),
         ];
-        let optional = [("loss/validation", self.val_loss), ("speed/utilization", self.utilization)];
+        let optional = [
+            ("gradient_norm", self.grad_norm),
+            ("loss_scale", self.loss_scale.map(f64::from)),
+            ("loss/validation", self.val_loss),
+            ("speed/utilization", self.utilization),
+        ];
         scalars.extend(optional.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value? as f32))));
         if self.skipped_steps > 0 {
             scalars.push(("skipped_steps".to_owned(), self.skipped_steps as f32));

@@ -116,7 +116,7 @@ mod tests {
             step,
             tokens: step,
             loss: 3.0 + 5.0 / (step as f64).sqrt() + 0.2 * (step as f64 * 12.9898).sin(),
-            grad_norm: 1.0,
+            grad_norm: Some(1.0),
             lr: 1.0,
             tokens_per_second: 1.0,
             seconds: 1.0,

@@ -28,6 +28,8 @@ use model::Model;
 struct Report {
     /// Sizes of the model and of a step, in words.
     model: String,
+    /// `train.precision`.
+    precision: String,
     parameters: usize,
     /// Without the embedding and the head.
     non_embedding_parameters: usize,
@@ -93,6 +95,7 @@ impl Report {
         let fits = limits.fit(model);
         Self {
             model: model.to_string(),
+            precision: model.precision.to_string(),
             parameters: model.trained(),
             non_embedding_parameters: model.non_embedding(),
             tokens_per_step: model.tokens() * model.micro_batches,
@@ -121,6 +124,12 @@ impl Report {
     fn text(&self) -> String {
         let (all, rest) = (grouped(self.parameters as u64), grouped(self.non_embedding_parameters as u64));
         let mut lines = vec![format!("model              {}", self.model)];
+        let how = if self.precision == "f32" {
+            ""
+        } else {
+            " in linear layers and head, rounded without matrix units: slower than f32"
+        };
+        lines.push(format!("precision          {}{how}", self.precision));
         lines.push(format!("parameters         {all} ({rest} without embedding and head)"));
         lines.push(format!("memory             {} at its peak, the {}", binary(self.memory_bytes), self.memory.name));
         let Moment { parameters, gradients, optimizer, effective_weights, activations, workspace, .. } = self.memory;

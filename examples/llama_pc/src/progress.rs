@@ -53,6 +53,11 @@ impl Progress {
         }
     }
 
+    /// Moves on by one.
+    pub fn advance(&mut self) {
+        self.set(self.position + 1, "");
+    }
+
     /// Prints a line of its own, above the bar.
     pub fn note(&self, line: &str) {
         match &self.bar {

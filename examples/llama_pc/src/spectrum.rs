@@ -17,7 +17,7 @@ use crate::output;
 use crate::partial::{Partial, refuse_existing};
 use crate::progress::Progress;
 use crate::run;
-use crate::weights::{self, Model};
+use crate::weights::{self, Stored};
 pub use measure::{Gmcn, Matrix};
 
 /// What was measured of some runs; what `--json` writes.
@@ -86,11 +86,10 @@ fn of_run(gpu: &Gpu, path: &Path) -> Result<RunSpectra, Failure> {
 /// The checkpoint of a run after so many steps, or an exported folder.
 pub fn of_checkpoint(gpu: &Gpu, path: &Path, step: Option<u64>) -> Result<Spectra, Failure> {
     let (config, folder) = weights::describe_at(path, step)?;
-    let (model, _) = Model::load(gpu, &config, &folder, engine::model(&config))?;
     let total = 7 * config.model.layers as u64;
     let progress = std::sync::Mutex::new(Progress::new("matrices", 0, total));
-    let show = |done: usize| progress.lock().expect("bug: a worker panicked").set(done as u64, "");
-    let matrices = measure::matrices(&config, &model.params, &model.effective()?, show)?;
+    let show = || progress.lock().expect("bug: a worker panicked").advance();
+    let matrices = measure::matrices(gpu, &config, &Stored::open(&config, &folder)?, show)?;
     progress.into_inner().expect("bug: a worker panicked").finish();
     let mean = |condition: &dyn Fn(&Matrix) -> f64| {
         let conditions: Vec<(f64, bool)> =

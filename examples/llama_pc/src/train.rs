@@ -1,6 +1,7 @@
 //! `train`: begins a run, or goes on with one.
 
 pub mod layers;
+pub mod scaling;
 mod session;
 pub mod spikes;
 
@@ -126,7 +127,8 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
 
 fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
     let (optimizer, max_norm) = (engine::optimizer(&config.optimizer), config.train.max_grad_norm as f32);
-    Ok((model.llama, Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?))
+    let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
+    Ok((model.llama, trainer.with_precision(engine::precision(config))))
 }
 
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {
@@ -134,7 +136,7 @@ fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failu
     // A run's newest checkpoint, or the folder itself.
     let folder = if path.join("config.toml").is_file() { weights::describe(path)?.1 } else { path.to_owned() };
     hugging_face::check_folder(&folder, config)?;
-    let (model, ignored) = Model::load(gpu, config, &folder, engine::model(config))?;
+    let (model, ignored) = Model::load(gpu, config, &folder)?;
     if !ignored.is_empty() {
         output::note(&format!(
             "note: {}: ignored PC state that the configuration does not use: {}",

@@ -1,22 +1,22 @@
 //! Weights on disk: a run's checkpoints, and folders of other programs in Hugging Face's layout.
 
-use std::collections::{BTreeMap, HashMap};
+mod stored;
+
 use std::path::{Path, PathBuf};
 
-use polytape::checkpoint::Checkpoint;
-use polytape::llama::{Llama, LlamaConfig};
+use polytape::llama::Llama;
 use polytape::spectral::Preconditioner;
-use polytape::{Gpu, ParamId, Params, Tensor};
+use polytape::{Gpu, ParamId, Params};
 use serde::Deserialize;
 
-use crate::checkpoint;
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
 use crate::hugging_face;
 use crate::run;
+pub use stored::Stored;
 
-/// The model of a configuration with its PC layers.
+/// The model of a configuration with its PC layers, to train.
 pub struct Model {
     pub llama: Llama,
     /// Raw parameters.
@@ -31,17 +31,17 @@ impl Model {
         Self::precondition(llama, params, config)
     }
 
-    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state that stands beside the matrices which the configuration preconditions. Returns
-    /// the names of the PC state that it ignored, too.
-    pub fn load(gpu: &Gpu, config: &Config, folder: &Path, sizes: LlamaConfig) -> Result<(Self, Vec<String>), Failure> {
-        let file = Folder::open(folder)?;
-        let (llama, params) = Llama::load(gpu, sizes, |name, _| file.tensor(gpu, name))?;
+    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state that stands beside the matrices which the
+    /// configuration preconditions. Returns the names of the PC state that it ignored, too.
+    pub fn load(gpu: &Gpu, config: &Config, folder: &Path) -> Result<(Self, Vec<String>), Failure> {
+        let stored = Stored::open(config, folder)?;
+        let (llama, params) = Llama::load(gpu, engine::model(config), |name, shape| stored.raw(gpu, name, shape))?;
         // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.
         let mut model = Self::precondition(llama, params, config)?;
         let mut ignored = Vec::new();
-        for name in file.names().filter(|name| is_pc_state(name)) {
+        for name in stored.names().filter(|name| is_pc_state(name)) {
             match model.params.find(name) {
-                Some(id) => model.params.set(id, file.tensor(gpu, name)?)?,
+                Some(id) => model.params.set(id, stored.tensor(gpu, name)?)?,
                 None => ignored.push(name.to_owned()),
             }
         }
@@ -57,77 +57,10 @@ impl Model {
         let preconditioner = Preconditioner::attach(&mut params, engine::pc(pc)?, &targets, config.seed)?;
         Ok(Self { llama, params, preconditioner: Some(preconditioner) })
     }
-
-    /// The parameters of an ordinary model with the same outputs.
-    pub fn merged(&self) -> Result<Params, Failure> {
-        match &self.preconditioner {
-            Some(preconditioner) => Ok(preconditioner.merge(&self.params)?),
-            None => Ok(self.params.clone()),
-        }
-    }
-
-    /// The weights that the model computes with: effective ones where there are PC layers.
-    pub fn effective(&self) -> Result<Params, Failure> {
-        match &self.preconditioner {
-            Some(preconditioner) => Ok(preconditioner.effective(&self.params)?.params),
-            None => Ok(self.params.clone()),
-        }
-    }
 }
 
 fn is_pc_state(name: &str) -> bool {
     [".pc_u", ".pc_v", ".pc_gamma"].iter().any(|suffix| name.ends_with(suffix))
-}
-
-/// The safetensors of a folder: `model.safetensors`, or the files of `model.safetensors.index.json`.
-struct Folder {
-    path: PathBuf,
-    files: Vec<Checkpoint>,
-    /// Which file holds a tensor.
-    place: BTreeMap<String, usize>,
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
-}
-
-impl Folder {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        checkpoint::verify_weights(path)?;
-        let single = path.join("model.safetensors");
-        let names = if single.is_file() { vec![single] } else { shards(path)? };
-        let files: Vec<Checkpoint> = names.iter().map(|name| Checkpoint::open(name)).collect::<polytape::Result<_>>()?;
-        let mut place = BTreeMap::new();
-        for (at, file) in files.iter().enumerate() {
-            place.extend(file.names()?.into_iter().map(|name| (name, at)));
-        }
-        Ok(Self { path: path.to_owned(), files, place })
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.place.keys().map(String::as_str)
-    }
-
-    fn tensor(&self, gpu: &Gpu, name: &str) -> polytape::Result<Tensor> {
-        match self.place.get(name) {
-            Some(&at) => self.files[at].tensor(gpu, name),
-            None => Err(polytape::Error::File { path: self.path.clone(), problem: format!("tensor `{name}` is missing") }),
-        }
-    }
-}
-
-fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let path = folder.join("model.safetensors.index.json");
-    if !path.is_file() {
-        let folder = folder.display();
-        return Err(Failure::other(format!("{folder}: found neither model.safetensors nor its index, expected weights")));
-    }
-    let index: Index = json(&path)?;
-    let mut names: Vec<PathBuf> = index.weight_map.values().map(|name| folder.join(name)).collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
 }
 
 /// Reads a JSON file.
@@ -149,8 +82,9 @@ impl Trained {
         let (config, folder) = describe(path)?;
         let mut sizes = engine::model(&config);
         sizes.max_seq_len = positions.unwrap_or(sizes.max_seq_len);
-        let (model, _) = Model::load(gpu, &config, &folder, sizes)?;
-        Ok(Self { params: model.effective()?, llama: model.llama })
+        let stored = Stored::open(&config, &folder)?;
+        let (llama, params) = Llama::load(gpu, sizes, |name, shape| stored.effective(gpu, name, shape))?;
+        Ok(Self { llama, params })
     }
 }
 

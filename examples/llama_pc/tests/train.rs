@@ -6,6 +6,8 @@ mod common;
 mod data;
 #[path = "train/plan.rs"]
 mod plan;
+#[path = "train/precision.rs"]
+mod precision;
 #[path = "train/resume.rs"]
 mod resume;
 

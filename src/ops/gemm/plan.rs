@@ -18,7 +18,8 @@ static MATRIX: Kernel = Kernel::trusted(
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_matrix.wgsl")),
     "main",
     BINDINGS,
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",
@@ -39,22 +40,12 @@ pub(super) struct Needs {
     pub(super) transpose_b: bool,
     /// Operands and sizes allow vec4.
     pub(super) vectors: bool,
+    /// How many halves stand for an operand; 0 where it stays f32.
+    pub(super) halves: u32,
     pub(super) add: bool,
     pub(super) diagonal: bool,
     pub(super) keep: bool,
     pub(super) symmetric: bool,
-    /// How many f16 stand for an operand; 0 leaves it f32.
-    pub(super) halves: u32,
-}
-
-/// What the kernels depend on beside the product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Machine {
-    profile: Profile,
-    /// Lanes of a subgroup, where that is fixed.
-    lanes: u32,
-    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
-    matrices: Option<(u32, u32)>,
 }
 
 /// The kernel for a product and its tile.
@@ -67,29 +58,56 @@ pub(super) struct Plan {
     pub(super) iterations: usize,
 }
 
-impl Needs {
-    /// The side of a workgroup's tile of outputs: 128 where the shape fills that and the device. Two halves take the memory of two
-    /// tiles.
-    fn tile(&self) -> u32 {
-        let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
-        let fills = self.rows >= 128 && self.columns >= 128 && tiles >= OCCUPYING_TILES;
-        if fills && self.halves < 2 { 128 } else { 64 }
-    }
-}
-
 /// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
 const OCCUPYING_TILES: usize = 96;
 
+/// What the kernels depend on beside the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Machine {
+    profile: Profile,
+    /// Lanes of a subgroup, where that is fixed.
+    lanes: u32,
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
+    matrices: Option<(u32, u32)>,
+}
+
+impl Needs {
+    /// Floating-point operations.
+    pub(super) fn work(&self) -> u64 {
+        2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
+    }
+
+    /// The class of shapes that share a choice: sizes up to the next power of two, and what changes the inner loop.
+    pub(super) fn class(&self) -> String {
+        let [batch, rows, columns, inner] = [self.batch, self.rows, self.columns, self.inner].map(usize::next_power_of_two);
+        let mark = |turned: bool| if turned { 'T' } else { 'N' };
+        let width = if self.vectors { 4 } else { 1 };
+        let half = if self.symmetric { " symmetric" } else { "" };
+        let operands = format!("{}{} halves {} width {width}", mark(self.transpose_a), mark(self.transpose_b), self.halves);
+        format!("{operands}{half}: {batch} of {rows} x {inner} x {columns}")
+    }
+}
+
 impl Plan {
-    pub(super) fn new(gpu: &Gpu, needs: &Needs) -> Self {
+    /// The plans that give a product's bits, best by rule first.
+    pub(super) fn candidates(gpu: &Gpu, needs: &Needs) -> Vec<Self> {
         Self::of(Machine { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }, needs)
     }
 
-    fn of(machine: Machine, needs: &Needs) -> Self {
-        let mut plan = match (machine.profile, machine.matrices) {
-            (Profile::Fallback, _) => Self::lanes(machine.lanes, needs),
-            (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => Self::matrix(lanes, block, needs),
-            _ => Self::tiled(needs),
+    /// What tells it from the other candidates.
+    pub(super) fn name(&self) -> String {
+        format!("{} x {}", self.tile_rows, self.tile_columns)
+    }
+
+    fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
+        let tiles = Self::tiles(needs).into_iter();
+        let mut plans = match (machine.profile, machine.matrices) {
+            // One: the others were slower for every shape of a training step, and each takes a second to compile.
+            (Profile::Fallback, _) => vec![Self::lanes(machine.lanes, needs)],
+            (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => {
+                tiles.map(|tile| Self::matrix(lanes, block, tile, needs)).collect()
+            }
+            _ => tiles.map(|tile| Self::tiled(tile, needs)).collect(),
         };
         let flags = [
             ("TRANSPOSE_A", needs.transpose_a),
@@ -99,16 +117,17 @@ impl Plan {
             ("DIAGONAL", needs.diagonal),
             ("KEEP", needs.keep),
             ("SYMMETRIC", needs.symmetric),
-            ("SPLIT", needs.halves == 2),
         ];
-        plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
-        plan.constants.push(("HALVES", needs.halves));
-        plan
+        let halves = [("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))];
+        for plan in &mut plans {
+            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))).into_iter().chain(halves));
+        }
+        plans
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
-        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
-        // With halves there is more to compile per row.
+        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second. With halves there
+        // is more to compile per row.
         let rows = match (needs.rows, needs.halves) {
             (..=8, _) => 8.max(lanes),
             (_, 0) => 32,
@@ -124,8 +143,16 @@ impl Plan {
         }
     }
 
-    fn tiled(needs: &Needs) -> Self {
-        let tile = needs.tile();
+    /// Sides of the tiles that a shape may take, best by rule first. Two halves of a large tile would take 32 KiB.
+    fn tiles(needs: &Needs) -> Vec<u32> {
+        if needs.rows < 128 || needs.columns < 128 || needs.halves == 2 {
+            return vec![64];
+        }
+        let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
+        if tiles >= OCCUPYING_TILES { vec![128, 64] } else { vec![64, 128] }
+    }
+
+    fn tiled(tile: u32, needs: &Needs) -> Self {
         Self {
             kernel: &TILED,
             constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
@@ -137,8 +164,7 @@ impl Plan {
 
     /// Regions of whole blocks, one for each subgroup of `lanes`, in a grid as square as may be. Their blocks of sums take at most
     /// 16 KiB when they are handed on, beside 12 KiB of tiles.
-    fn matrix(lanes: u32, block: u32, needs: &Needs) -> Self {
-        let tile = needs.tile();
+    fn matrix(lanes: u32, block: u32, tile: u32, needs: &Needs) -> Self {
         let side = tile / block;
         let regions = (256 / lanes).min(side * side).min(4096 / (block * block));
         let down = 1 << (regions.ilog2() / 2);
@@ -175,9 +201,10 @@ mod tests {
     /// both are validated whatever the choice.
     fn products() -> Vec<Needs> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
-        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
+        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits / 16));
         let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Needs {
+                halves,
                 rows,
                 columns,
                 inner: 1,
@@ -186,7 +213,6 @@ mod tests {
                 transpose_b,
                 vectors,
                 symmetric,
-                halves,
                 ..Default::default()
             })
         };
@@ -194,22 +220,26 @@ mod tests {
     }
 
     /// Every machine that differs for `Plan`.
-    fn machines() -> Vec<Machine> {
-        let fallback = [4, 8, 16, 32].map(|lanes| Machine { profile: Profile::Fallback, lanes, matrices: None });
-        let tiled = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
-        let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
-        let matrix = matrices.map(|matrices| Machine { profile: Profile::Matrix, lanes: 8, matrices: Some(matrices) });
-        fallback.into_iter().chain([tiled]).chain(matrix).collect()
+    fn machines(profile: Profile) -> Vec<Machine> {
+        match profile {
+            Profile::Fallback => [4, 8, 16, 32].map(|lanes| Machine { profile, lanes, matrices: None }).to_vec(),
+            Profile::Portable | Profile::Subgroup => vec![Machine { profile, lanes: 8, matrices: None }],
+            Profile::Matrix => {
+                let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
+                matrices.map(|matrices| Machine { profile, lanes: 8, matrices: Some(matrices) }).collect()
+            }
+        }
     }
 
     fn validate(profile: Profile) {
         let mut seen = HashSet::new();
-        for machine in machines().into_iter().filter(|machine| machine.profile == profile) {
+        for machine in machines(profile) {
             for needs in products() {
-                let plan = Plan::of(machine, &needs);
-                if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
-                    let outcome = plan.kernel.validate(profile, &plan.constants);
-                    outcome.unwrap_or_else(|error| panic!("{machine:?} {needs:?}: {error}"));
+                for plan in Plan::of(machine, &needs) {
+                    if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
+                        let outcome = plan.kernel.validate(profile, &plan.constants);
+                        outcome.unwrap_or_else(|error| panic!("{machine:?} {needs:?}: {error}"));
+                    }
                 }
             }
         }
@@ -232,9 +262,9 @@ mod tests {
 
     #[test]
     fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
-        for machine in machines().into_iter().filter(|machine| machine.profile == Profile::Matrix) {
-            for needs in products().into_iter().filter(|needs| needs.halves > 0) {
-                let plan = Plan::of(machine, &needs);
+        let half = |needs: &Needs| needs.halves > 0;
+        for machine in machines(Profile::Matrix) {
+            for plan in products().iter().filter(|needs| half(needs)).flat_map(|needs| Plan::of(machine, needs)) {
                 let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
                 let block = if of("LARGE") == 1 { 16 } else { 8 };
                 let blocks = (of("TILE") / block) * (of("TILE") / block);
@@ -249,7 +279,7 @@ mod tests {
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
             let machine = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
-            Plan::of(machine, &Needs { rows, columns, batch, symmetric, ..Default::default() }).tile_rows
+            Plan::of(machine, &Needs { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);

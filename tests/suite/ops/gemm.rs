@@ -1,4 +1,5 @@
-use polytape::{Factor, Gemm, Gpu, Matrix, Result, Tensor};
+use polytape::gpu::Tuning;
+use polytape::{Factor, Gemm, Gpu, GpuOptions, Matrix, Result, Tensor};
 
 use crate::check::upload;
 use crate::device;
@@ -162,4 +163,40 @@ fn what_does_not_fit_is_refused() {
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
     assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, which it would both read and write");
+}
+
+#[test]
+fn tuning_changes_no_bit() -> Result<()> {
+    for plain in device::all() {
+        let options = GpuOptions { kernels: Some(plain.kernels()), tuning: Tuning::Process, ..Default::default() };
+        let tuned = device::open(&options)?;
+        let run = |gpu: &Gpu, keep: f32| -> Result<Vec<u32>> {
+            let a = Tensor::normal(gpu, &[391, 1000], 1.0, 1)?;
+            let b = Tensor::normal(gpu, &[1000, 262], 1.0, 2)?;
+            let out = Tensor::normal(gpu, &[391, 262], 1.0, 3)?;
+            let gemm = Gemm { keep, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+            gemm.compute_into(Matrix::new(&out)?)?;
+            Ok(out.to_vec()?.into_iter().map(f32::to_bits).collect())
+        };
+        // With something kept, a trial on the output itself would add to it.
+        for keep in [1.0, 0.0] {
+            assert!(run(plain, keep)? == run(&tuned, keep)?, "{} kernels, κ = {keep}", plain.kernels());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_above_the_binding_limit_is_cut() -> Result<()> {
+    let run = |gpu: &Gpu| -> Result<Vec<f32>> {
+        let a = Tensor::normal(gpu, &[5, 100, 64], 1.0, 1)?;
+        let b = Tensor::normal(gpu, &[5, 80, 64], 1.0, 2)?;
+        let c = Tensor::normal(gpu, &[100, 80], 1.0, 3)?;
+        let scales = Tensor::from_slice(gpu, &[1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0, 9.0, 5.0, 9.0], &[10])?;
+        let factor = Some(Factor { tensor: &scales, index: 0, batch_stride: 2 });
+        let add = Some((Matrix::new(&c)?, 0.5));
+        Gemm { factor, add, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?.to_vec()
+    };
+    assert_eq!(run(device::narrow())?, run(device::default())?);
+    Ok(())
 }

@@ -5,43 +5,53 @@ use std::path::Path;
 
 use polytape::checkpoint::Checkpoint;
 use polytape::llama::Llama;
-use polytape::{Gpu, Trainer};
+use polytape::optim::LossScale;
+use polytape::{Gpu, Precision, Trainer};
 
-use super::{MODEL, OPTIMIZER, Saved, names};
+use super::{MODEL, OPTIMIZER, Saved};
 use crate::config::Config;
 use crate::engine;
 use crate::failure::Failure;
+use crate::train::scaling::Scaling;
 use crate::weights::Model;
 
 impl Saved {
     /// The model and its trainer as they were saved: every tensor by name and shape, none missing and none left over.
     pub fn load(&self, gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer), Failure> {
         // Loading verifies the file.
-        let (model, _) = Model::load(gpu, config, self.folder(), engine::model(config))?;
+        let (model, _) = Model::load(gpu, config, self.folder())?;
         let path = self.folder().join(MODEL);
         let expected = model.params.iter().map(|(_, param)| param.name.clone()).collect();
-        same_names(&path, expected)?;
+        same_names(&path, &Checkpoint::open(&path)?, expected)?;
 
         let path = self.verify(OPTIMIZER)?;
         let file = Checkpoint::open(&path)?;
         let mut optimizer = engine::optimizer(&config.optimizer);
-        let steps = self.state.step - self.state.spikes.skipped;
+        let steps = self.state.step - self.state.skipped();
         let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
         loaded.map_err(|error| match error {
             polytape::Error::File { .. } => Failure::from(error),
             _ => Failure::other(format!("{}: {error}", path.display())),
         })?;
         let expected = optimizer.state(&model.params).into_iter().map(|(name, _)| name).collect();
-        same_names(&path, expected)?;
-        let max_grad_norm = config.train.max_grad_norm as f32;
+        same_names(&path, &file, expected)?;
+        let precision = engine::precision(config);
+        let saved = || self.state.loss_scale.as_ref().map_or_else(LossScale::default, Scaling::restored);
         // Not Trainer::new: u and v are as they were saved and must not be iterated again.
-        let trainer = Trainer { params: model.params, preconditioner: model.preconditioner, optimizer, max_grad_norm };
+        let trainer = Trainer {
+            params: model.params,
+            preconditioner: model.preconditioner,
+            optimizer,
+            max_grad_norm: config.train.max_grad_norm as f32,
+            precision,
+            loss_scale: (precision != Precision::F32).then(saved),
+        };
         Ok((model.llama, trainer))
     }
 }
 
-fn same_names(path: &Path, expected: BTreeSet<String>) -> Result<(), Failure> {
-    let found = names(path)?;
+fn same_names(path: &Path, file: &Checkpoint, expected: BTreeSet<String>) -> Result<(), Failure> {
+    let found = BTreeSet::from_iter(file.names());
     let problem = match (expected.difference(&found).next(), found.difference(&expected).next()) {
         (Some(missing), _) => format!("found no tensor `{missing}`, expected one by the run's config.toml"),
         (_, Some(extra)) => format!("found a tensor `{extra}`, expected none of this name by the run's config.toml"),

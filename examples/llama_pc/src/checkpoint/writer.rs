@@ -1,7 +1,7 @@
 //! Writes checkpoints on a thread of their own while training goes on.
 //!
 //! The training thread reads the tensors from the device, so that what is saved is one moment, and hands them over in pieces. At
-//! most [`WAITING`] groups of pieces wait for the disk: a checkpoint below 2 GiB never makes training wait for it, and a larger
+//! most [`WAITING`] groups of pieces wait for the disk: a checkpoint below 1 GiB never makes training wait for it, and a larger
 //! one never takes more memory than that.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::output;
 use crate::run;
 
 /// Groups of pieces, of up to 16 MiB each, between the device and the disk.
-const WAITING: usize = 128;
+const WAITING: usize = 64;
 
 /// Saves the checkpoints of one run, one at a time.
 pub struct Writer {
@@ -53,7 +53,7 @@ impl Writer {
             run: self.run.clone(),
             keep: self.keep,
             state: state.clone(),
-            files: files.iter().map(|file| (file.name, file.header(), file.bytes())).collect(),
+            files: files.iter().map(|file| Ok((file.name, file.header()?, file.bytes()))).collect::<Result<_, Failure>>()?,
         };
         let (sender, receiver) = sync_channel(WAITING);
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || job.run(&receiver));

@@ -99,7 +99,7 @@ pub static KEYS: [Key; 54] = [
     key("train", "grad_accumulation", Kind::Integer(1..=1 << 20)),
     key("train", "max_grad_norm", POSITIVE),
     key("train", "checkpoint_activations", FLAG),
-    key("train", "precision", Kind::Choice(&["f32"])),
+    key("train", "precision", Kind::Choice(&["f32", "f16x3", "f16"])),
     key("train", "val_every", COUNT_OR_NEVER),
     key("train", "val_batches", COUNT),
     key("train", "checkpoint_every", COUNT_OR_NEVER),

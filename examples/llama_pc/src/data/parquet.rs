@@ -3,12 +3,14 @@
 //! The library panics on some damaged files, so every call that reads is guarded.
 
 use std::fs::File;
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use parquet::basic::{Compression, LogicalType, Type as Physical};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
@@ -25,7 +27,7 @@ pub fn rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<Cont
     let path = &file.path;
     let foreign = |found: String| Failure::other(format!("{}: {found}", path.display()));
     let open = File::open(path).map_err(|error| Failure::io("read", path, &error))?;
-    let reader = checked(|| SerializedFileReader::new(open)).map_err(foreign)?;
+    let reader = checked(|| SerializedFileReader::new(Source(open))).map_err(foreign)?;
     let only = projection(reader.metadata(), column).map_err(|found| foreign(found).hint("name the column with --text-field"))?;
     check_compression(reader.metadata(), column).map_err(foreign)?;
     let rows = checked(|| RowIter::from_file_into(Box::new(reader)).project(Some(only))).map_err(foreign)?;
@@ -38,6 +40,40 @@ pub fn rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<Cont
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// A file whose end is an error to those who read on. The library skips unknown parts of a page's header by what they say of their
+/// length, two thousand million numbers if need be, and at the end of a usual file it would try to read every one of them.
+struct Source(File);
+
+/// See [`Source`].
+struct Endless(BufReader<File>);
+
+impl Length for Source {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for Source {
+    type T = Endless;
+
+    fn get_read(&self, start: u64) -> Result<Endless, ParquetError> {
+        Ok(Endless(self.0.get_read(start)?))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        self.0.get_bytes(start, length)
+    }
+}
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 if !buffer.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
+            count => Ok(count),
+        }
+    }
 }
 
 /// Calls the library; its errors and panics alike say what is wrong with the file.

@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use polytape::Param;
-use polytape::llama::LlamaConfig;
+use polytape::llama::ParameterShape;
 
 use super::encode::{BLOCK, Dtype};
 use super::gguf_tokenizer;
-use super::{Merged, encoded};
+use super::{Merged, encoded, pieces};
 use crate::failure::Failure;
 use crate::partial::Partial;
+use crate::progress::Progress;
 
 const VERSION: u32 = 3;
 const ALIGNMENT: u64 = 32;
@@ -35,7 +35,7 @@ pub type Metadata = Vec<(&'static str, Value)>;
 pub fn write(model: &Merged, dtype: Dtype, out: &Path) -> Result<(), Failure> {
     let mut metadata = architecture(model, dtype);
     metadata.extend(gguf_tokenizer::metadata(model)?);
-    let tensors: Vec<Stored<'_>> = model.tensors().map(|param| Stored::new(param, dtype)).collect::<Result<_, _>>()?;
+    let tensors: Vec<Entry> = model.tensors().into_iter().map(|tensor| Entry::new(tensor, dtype)).collect::<Result<_, _>>()?;
     let partial = Partial::file(out)?;
     let io = |error| Failure::io("write", partial.path(), &error);
     let file = File::create(partial.path()).map_err(|error| Failure::io("create", partial.path(), &error))?;
@@ -43,11 +43,13 @@ pub fn write(model: &Merged, dtype: Dtype, out: &Path) -> Result<(), Failure> {
     let mut header = Vec::new();
     put_header(&mut header, &metadata, &tensors);
     file.write_all(&header).map_err(io)?;
+    let mut progress = Progress::new("export", 0, tensors.len() as u64);
     for tensor in &tensors {
-        let bytes = tensor.bytes(model.llama.config())?;
-        file.write_all(&bytes).map_err(io)?;
-        file.write_all(&vec![0; padding(bytes.len() as u64)]).map_err(io)?;
+        tensor.encode(model, |bytes| file.write_all(bytes).map_err(io))?;
+        file.write_all(&vec![0; padding(tensor.bytes())]).map_err(io)?;
+        progress.advance();
     }
+    progress.finish();
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)?;
     partial.finish()
@@ -59,7 +61,7 @@ fn padding(bytes: u64) -> usize {
 }
 
 fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
-    let sizes = model.llama.config();
+    let sizes = &model.sizes;
     let number = |value: usize| Value::U32(value as u32);
     // The number that llama.cpp gives a file whose matrices are mostly of this type.
     let file_type = match dtype {
@@ -89,24 +91,23 @@ fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
     ]
 }
 
-/// A tensor on its way into the file.
-struct Stored<'a> {
-    param: &'a Param,
+/// A tensor of the file.
+struct Entry {
+    tensor: ParameterShape,
     name: String,
     dtype: Dtype,
 }
 
-impl<'a> Stored<'a> {
-    fn new(param: &'a Param, dtype: Dtype) -> Result<Self, Failure> {
-        let shape = param.tensor.shape();
-        let dtype = if shape.len() == 1 { Dtype::F32 } else { dtype };
-        let row = shape[shape.len() - 1];
+impl Entry {
+    fn new(tensor: ParameterShape, dtype: Dtype) -> Result<Self, Failure> {
+        let dtype = if tensor.shape.len() == 1 { Dtype::F32 } else { dtype };
+        let row = tensor.shape[tensor.shape.len() - 1];
         if dtype == Dtype::Q8_0 && !row.is_multiple_of(BLOCK) {
-            let name = &param.name;
+            let name = &tensor.name;
             return Err(Failure::usage(format!("--dtype q8_0: {name} has rows of {row} values, expected a multiple of {BLOCK}"))
                 .hint("--dtype f16 stores rows of any length"));
         }
-        Ok(Self { param, name: gguf_name(&param.name), dtype })
+        Ok(Self { name: gguf_name(&tensor.name), tensor, dtype })
     }
 
     fn kind(&self) -> u32 {
@@ -118,18 +119,20 @@ impl<'a> Stored<'a> {
         }
     }
 
-    fn len(&self) -> u64 {
-        self.dtype.bytes(self.param.tensor.len())
+    fn bytes(&self) -> u64 {
+        self.dtype.bytes(self.tensor.elements())
     }
 
-    fn bytes(&self, sizes: &LlamaConfig) -> Result<Vec<u8>, Failure> {
-        let mut values = self.param.tensor.to_vec()?;
-        if self.name.ends_with(".attn_q.weight") {
-            values = adjacent_pairs(&values, sizes.heads, sizes.head_dim());
-        } else if self.name.ends_with(".attn_k.weight") {
-            values = adjacent_pairs(&values, sizes.kv_heads, sizes.head_dim());
+    /// Hands over the values as they stand in the file, some at a time.
+    fn encode(&self, model: &Merged, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+        let turned = [(".attn_q.weight", model.sizes.heads), (".attn_k.weight", model.sizes.kv_heads)];
+        let heads = turned.into_iter().find(|(part, _)| self.name.ends_with(part));
+        let values = model.tensor(&self.tensor)?;
+        let mut take = |values: &[f32]| take(&encoded(&self.tensor.name, values, self.dtype)?);
+        match heads {
+            Some((_, heads)) => take(&adjacent_pairs(&values.to_vec()?, heads, model.sizes.head_dim())),
+            None => pieces(&values).try_for_each(|piece| take(&piece?)),
         }
-        encoded(&self.param.name, &values, self.dtype)
     }
 }
 
@@ -170,7 +173,7 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// Everything before the data, padded.
-fn put_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Stored<'_>]) {
+fn put_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Entry]) {
     out.extend(b"GGUF");
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -182,12 +185,12 @@ fn put_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Stored<'_>]) {
     let mut offset = 0u64;
     for tensor in tensors {
         put_text(out, &tensor.name);
-        let shape = tensor.param.tensor.shape();
+        let shape = &tensor.tensor.shape;
         out.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|size| out.extend((*size as u64).to_le_bytes()));
         out.extend(tensor.kind().to_le_bytes());
         out.extend(offset.to_le_bytes());
-        offset += tensor.len().next_multiple_of(ALIGNMENT);
+        offset += tensor.bytes().next_multiple_of(ALIGNMENT);
     }
     out.resize(out.len() + padding(out.len() as u64), 0);
 }

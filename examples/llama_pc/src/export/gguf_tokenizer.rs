@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::Merged;
 use super::gguf::{Metadata, Value};
+use crate::data::sentencepiece::SPACE;
 use crate::data::tokenizer::Tokenizer;
 use crate::failure::Failure;
 
@@ -18,9 +19,6 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
-
-/// SentencePiece's mark for a space.
-const SPACE: &str = "\u{2581}";
 
 /// The cuts into words that llama.cpp has a name for, by their regular expression.
 const CUTS: [(&str, &str); 3] = [
@@ -86,8 +84,7 @@ pub fn metadata(model: &Merged) -> Result<Metadata, Failure> {
     let Some(tokenizer) = &model.tokenizer else {
         return Ok(vec![("tokenizer.ggml.model", Value::Text("no_vocab".to_owned()))]);
     };
-    describe(tokenizer, model.llama.config().vocab)
-        .map_err(|reason| Failure::other(format!("{}/tokenizer.json: {reason}", model.name)))
+    describe(tokenizer, model.sizes.vocab).map_err(|reason| Failure::other(format!("{}/tokenizer.json: {reason}", model.name)))
 }
 
 fn describe(tokenizer: &Tokenizer, vocab: usize) -> Result<Metadata, String> {

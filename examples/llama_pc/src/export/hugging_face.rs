@@ -1,33 +1,38 @@
 //! A folder that `transformers` loads: safetensors, `config.json`, `generation_config.json` and the tokenizer's files.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use polytape::Param;
+use polytape::checkpoint;
+use polytape::llama::ParameterShape;
 use serde_json::{Map, Value, json};
 
 use super::encode::Dtype;
-use super::{Merged, encoded};
+use super::{Merged, encoded, pieces};
 use crate::failure::Failure;
 use crate::partial::Partial;
+use crate::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
 pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
     let partial = Partial::folder(out)?;
     let folder = partial.path();
-    let shards = shards(model, dtype, max_shard_bytes);
-    let mut places = Map::new();
+    let tensors = model.tensors();
+    let shards = shards(&tensors, dtype, max_shard_bytes);
+    let (mut places, mut progress) = (Map::new(), Progress::new("export", 0, tensors.len() as u64));
     for (number, shard) in (1..).zip(&shards) {
         let name = match shards.len() {
             1 => "model.safetensors".to_owned(),
             count => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
-        places.extend(shard.iter().map(|param| (param.name.clone(), json!(name))));
-        write_safetensors(shard, dtype, &folder.join(name))?;
+        places.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(name))));
+        write_safetensors(model, shard, dtype, &folder.join(name), &mut progress)?;
     }
+    progress.finish();
     if shards.len() > 1 {
-        let size: u64 = model.tensors().map(|param| dtype.bytes(param.tensor.len())).sum();
+        let size: u64 = tensors.iter().map(|tensor| dtype.bytes(tensor.elements())).sum();
         let index = json!({"metadata": {"total_size": size}, "weight_map": places});
         write_json(&folder.join("model.safetensors.index.json"), &index)?;
     }
@@ -39,47 +44,44 @@ pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> 
 }
 
 /// The tensors in order, as many to a file as fit; one that is larger than the bound has a file of its own.
-fn shards(model: &Merged, dtype: Dtype, max_bytes: u64) -> Vec<Vec<&Param>> {
-    let mut shards: Vec<Vec<&Param>> = vec![Vec::new()];
+fn shards(tensors: &[ParameterShape], dtype: Dtype, max_bytes: u64) -> Vec<Vec<&ParameterShape>> {
+    let mut shards: Vec<Vec<&ParameterShape>> = vec![Vec::new()];
     let mut held = 0;
-    for param in model.tensors() {
-        let bytes = dtype.bytes(param.tensor.len());
+    for tensor in tensors {
+        let bytes = dtype.bytes(tensor.elements());
         if held > 0 && held + bytes > max_bytes {
             shards.push(Vec::new());
             held = 0;
         }
         held += bytes;
-        shards.last_mut().expect("bug: there is a shard").push(param);
+        shards.last_mut().expect("bug: there is a shard").push(tensor);
     }
     shards
 }
 
-/// The safetensors format: the header's length, the header in JSON, the tensors. Written tensor by tensor, so that no second copy of the
-/// model is ever in memory.
-fn write_safetensors(shard: &[&Param], dtype: Dtype, path: &Path) -> Result<(), Failure> {
-    let name = match dtype {
-        Dtype::F32 => "F32",
-        Dtype::F16 => "F16",
-        Dtype::Bf16 => "BF16",
+fn write_safetensors(
+    model: &Merged,
+    shard: &[&ParameterShape],
+    dtype: Dtype,
+    path: &Path,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    let stored = match dtype {
+        Dtype::F32 => checkpoint::Dtype::F32,
+        Dtype::F16 => checkpoint::Dtype::F16,
+        Dtype::Bf16 => checkpoint::Dtype::BF16,
         Dtype::Q8_0 => unreachable!("bug: q8_0 is refused for this format"),
     };
-    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
-    let mut begin = 0;
-    for param in shard {
-        let end = begin + dtype.bytes(param.tensor.len());
-        let entry = json!({"dtype": name, "shape": param.tensor.shape(), "data_offsets": [begin, end]});
-        header.insert(param.name.clone(), entry);
-        begin = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    // Spaces at its end keep the data aligned to 8 bytes.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let tensors = shard.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
+    let header = checkpoint::header(stored, tensors, HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
     let io = |error| Failure::io("write", path, &error);
     let mut file = BufWriter::new(File::create(path).map_err(|error| Failure::io("create", path, &error))?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    file.write_all(header.as_bytes()).map_err(io)?;
-    for param in shard {
-        file.write_all(&encoded(&param.name, &param.tensor.to_vec()?, dtype)?).map_err(io)?;
+    file.write_all(&header).map_err(io)?;
+    for tensor in shard {
+        for piece in pieces(&model.tensor(tensor)?) {
+            file.write_all(&encoded(&tensor.name, &piece?, dtype)?).map_err(io)?;
+        }
+        progress.advance();
     }
     let file = file.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)
@@ -87,7 +89,7 @@ fn write_safetensors(shard: &[&Param], dtype: Dtype, path: &Path) -> Result<(), 
 
 /// `config.json`, with everything said that has a default which differs between versions and programs.
 fn config(model: &Merged, dtype: Dtype) -> Value {
-    let sizes = model.llama.config();
+    let sizes = &model.sizes;
     let dtype = match dtype {
         Dtype::F32 => "float32",
         Dtype::F16 => "float16",
@@ -104,7 +106,7 @@ fn config(model: &Merged, dtype: Dtype) -> Value {
         "head_dim": sizes.head_dim(),
         "vocab_size": sizes.vocab,
         "max_position_embeddings": sizes.max_seq_len,
-        "rms_norm_eps": model.config.model.norm_eps,
+        "rms_norm_eps": model.norm_eps,
         "rope_theta": sizes.rope_theta,
         "rope_scaling": null,
         "rope_parameters": {"rope_type": "default", "rope_theta": sizes.rope_theta},
@@ -149,7 +151,7 @@ fn write_tokenizer(model: &Merged, folder: &Path) -> Result<(), Failure> {
     config.extend(known(&json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
-        "model_max_length": model.llama.config().max_seq_len,
+        "model_max_length": model.sizes.max_seq_len,
     })));
     write_json(&folder.join("tokenizer_config.json"), &Value::Object(config))
 }

@@ -67,8 +67,10 @@ fn pc_layer(layer: &PcLayer, degree: usize, power_iterations: usize) -> f64 {
     let (n, m) = (layer.small() as f64, layer.rows.max(layer.columns) as f64);
     let (cube, slab) = (n * n * n, n * n * m);
     let [forward, backward] = products(degree).map(|count| count as f64);
+    // Of degree 0, W_eff and its gradient are multiples of W and of E.
+    let slab = if degree == 0 { 0.0 } else { slab };
     let evaluation = slab + forward * cube;
-    let applied = if degree >= 1 { 2.0 * slab } else { 0.0 };
+    let applied = 2.0 * slab;
     let iteration = 4.0 * power_iterations as f64 * n * m;
     layer.heads as f64 * (2.0 * evaluation + 4.0 * applied + 2.0 * backward * cube + iteration)
 }

@@ -8,7 +8,7 @@
 use polytape::Role;
 use serde::Serialize;
 
-use super::model::{Model, elements};
+use super::model::Model;
 
 /// Buffers are multiples of this many bytes.
 const GRANULE: u64 = 256;
@@ -50,7 +50,7 @@ pub fn peak(model: &Model) -> Moment {
 pub fn largest_buffer(model: &Model) -> (String, u64) {
     let tokens = model.tokens();
     let sizes = &model.sizes;
-    let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(elements(parameter))));
+    let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(parameter.elements())));
     let logits = ("logits of the cross-entropy".to_owned(), bytes(logits(model)));
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
     let inner = ("an activation [tokens, hidden]".to_owned(), bytes(tokens * sizes.hidden));
@@ -88,7 +88,7 @@ impl<'a> Estimate<'a> {
     fn new(model: &'a Model) -> Self {
         let sizes = &model.sizes;
         let sum = |role: fn(Role) -> bool| -> u64 {
-            model.parameters.iter().filter(|parameter| role(parameter.role)).map(|parameter| bytes(elements(parameter))).sum()
+            model.parameters.iter().filter(|parameter| role(parameter.role)).map(|parameter| bytes(parameter.elements())).sum()
         };
         let trained = sum(|_| true);
         let gammas = if model.learnable_gamma { model.pc.iter().map(|layer| bytes(layer.heads)).sum() } else { 0 };
@@ -117,7 +117,7 @@ impl<'a> Estimate<'a> {
             table: bytes(sizes.vocab * dim),
             stream: bytes(tokens * dim),
             block: kept.iter().map(|&(count, width)| count * bytes(tokens * width)).sum(),
-            block_gradients: block_gradients.map(|parameter| bytes(elements(parameter))).sum(),
+            block_gradients: block_gradients.map(|parameter| bytes(parameter.elements())).sum(),
         }
     }
 
@@ -183,7 +183,7 @@ impl<'a> Estimate<'a> {
     fn optimizer(&self) -> Moment {
         let (mut left, mut most) = (self.gradients, 0);
         for parameter in &self.model.parameters {
-            let own = bytes(elements(parameter));
+            let own = bytes(parameter.elements());
             let mut workspace = 0;
             if self.model.muon.is_some() && parameter.role == Role::Matrix {
                 let small = parameter.shape[0].min(parameter.shape[1]);

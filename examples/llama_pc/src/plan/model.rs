@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use polytape::Role;
 use polytape::llama::{LlamaConfig, ParameterShape};
+use polytape::{Precision, Role};
 
 use crate::config::{Config, OptimizerKind};
 use crate::engine;
@@ -53,6 +53,7 @@ pub struct Model {
     pub seq_len: usize,
     pub micro_batches: usize,
     pub checkpoint_activations: bool,
+    pub precision: Precision,
 }
 
 impl Model {
@@ -79,6 +80,7 @@ impl Model {
             seq_len: config.data.seq_len,
             micro_batches: train.grad_accumulation,
             checkpoint_activations: train.checkpoint_activations,
+            precision: engine::precision(config),
             sizes,
             parameters,
         })
@@ -92,13 +94,13 @@ impl Model {
     /// Trained values, γ included.
     pub fn trained(&self) -> usize {
         let gammas: usize = if self.learnable_gamma { self.pc.iter().map(|layer| layer.heads).sum() } else { 0 };
-        self.parameters.iter().map(elements).sum::<usize>() + gammas
+        self.parameters.iter().map(ParameterShape::elements).sum::<usize>() + gammas
     }
 
     /// Trained values outside of the embedding and the head.
     pub fn non_embedding(&self) -> usize {
         let tables = self.parameters.iter().filter(|parameter| matches!(parameter.role, Role::Embedding | Role::Head));
-        self.trained() - tables.map(elements).sum::<usize>()
+        self.trained() - tables.map(ParameterShape::elements).sum::<usize>()
     }
 }
 
@@ -117,9 +119,4 @@ impl fmt::Display for Model {
         write!(f, "{}; ", if self.muon.is_some() { "Muon" } else { "AdamW" })?;
         write!(f, "{} × {} sequences of {} a step", self.micro_batches, self.batch, self.seq_len)
     }
-}
-
-/// Number of values of a parameter.
-pub fn elements(parameter: &ParameterShape) -> usize {
-    parameter.shape.iter().product()
 }

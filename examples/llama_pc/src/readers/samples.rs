@@ -10,6 +10,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
+use crate::checkpoint::{self, State};
 use crate::data::tokenizer::Tokenizer;
 
 /// llm.c's two kinds of `.bin` and one without header, each with three tokens.
@@ -88,4 +89,25 @@ pub fn safetensors() -> Vec<u8> {
     ]);
     let header = serde_json::to_vec(&header).expect("JSON");
     [&(header.len() as u64).to_le_bytes()[..], &header, &[7; 14]].concat()
+}
+
+/// The `state.json` of a checkpoint without files.
+pub fn state(step: u64) -> Vec<u8> {
+    checkpoint::text_of(&State { step, tokens: 96, position: 6, windows: 9, ..State::default() }).into_bytes()
+}
+
+/// All of them, each with the fuzz target that reads it.
+pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
+    let mut all = vec![
+        ("config", config()),
+        ("json_lines", json_lines()),
+        ("safetensors", safetensors()),
+        ("state", state(3)),
+        ("tokenizer_json", tokenizer_json()),
+    ];
+    all.extend(parquets().into_iter().map(|bytes| ("parquet", bytes)));
+    all.extend(sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
+    // The target takes the length of the index and the vocabulary from the first two bytes.
+    all.extend(shards().into_iter().map(|bytes| ("shards", [&[24, 3], &bytes[..], &index()].concat())));
+    all
 }

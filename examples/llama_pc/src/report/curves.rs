@@ -12,7 +12,8 @@ pub struct Point {
     pub tokens: u64,
     pub seconds: f64,
     pub loss: f64,
-    pub grad_norm: f64,
+    /// Null where the gradient overflowed.
+    pub grad_norm: Option<f64>,
     pub lr: f64,
     pub tokens_per_second: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +29,7 @@ impl Point {
             tokens: row["tokens"].as_u64()?,
             seconds: number("seconds")?,
             loss: number("loss")?,
-            grad_norm: number("grad_norm")?,
+            grad_norm: row.get("grad_norm")?.as_f64(),
             lr: number("lr")?,
             tokens_per_second: number("tokens_per_second")?,
             val_loss: number("val_loss"),
@@ -40,10 +41,11 @@ impl Point {
 pub fn thinned(points: &[Point], group: usize) -> Vec<Point> {
     let join = |part: &[Point]| {
         let mean = |value: fn(&Point) -> f64| part.iter().map(value).sum::<f64>() / part.len() as f64;
+        let norms: Vec<f64> = part.iter().filter_map(|point| point.grad_norm).collect();
         let last = part.last().expect("bug: chunks are not empty");
         Point {
             loss: mean(|point| point.loss),
-            grad_norm: mean(|point| point.grad_norm),
+            grad_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
             tokens_per_second: mean(|point| point.tokens_per_second),
             val_loss: None,
             ..last.clone()

@@ -173,7 +173,7 @@ fn gamma_of_checkpoints(path: &Path) -> Result<Vec<Gamma>, Failure> {
     let mut found: BTreeMap<String, Gamma> = BTreeMap::new();
     for step in run::checkpoints(path) {
         let file = Checkpoint::open(&run::checkpoint(path, step).join("model.safetensors"))?;
-        for name in file.names()? {
+        for name in file.names() {
             let Some((stem, (layer, kind))) = name.strip_suffix(".pc_gamma").and_then(|stem| Some((stem, place(stem)?))) else {
                 continue;
             };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use polytape::{Gpu, Gradients, Params, Result, Tape, Tensor, Var};
+use polytape::{Gpu, Gradients, Params, Precision, Result, Tape, Tensor, Var};
 use polytape_reference::Array;
 use polytape_reference::array::seeded;
 use polytape_reference::tolerance::{Tolerance, worst_error};
@@ -82,13 +82,26 @@ pub fn differentiable<const N: usize>(
     vjp: impl Fn(&[Array], &Array) -> [Array; N],
     tolerances: &[Tolerance],
 ) -> Line {
+    differentiable_at((gpu, Precision::F32), operation, inputs, record, forward, vjp, tolerances)
+}
+
+/// [`differentiable`] on a tape of the precision.
+pub fn differentiable_at<const N: usize>(
+    (gpu, precision): (&Gpu, Precision),
+    operation: &str,
+    inputs: [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>,
+    forward: impl Fn(&[Array]) -> Array,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    tolerances: &[Tolerance],
+) -> Line {
     let shapes: Vec<String> = inputs.iter().map(|input| shape(&input.shape)).collect();
     let value = forward(&inputs);
     let dy = Array::random(&value.shape, &mut seeded(977));
     let gradients = vjp(&inputs, &dy);
     let run = || {
         let params = Params::new(gpu);
-        let tape = Tape::new(&params);
+        let tape = Tape::new(&params).with_precision(precision);
         let leaves = inputs.iter().map(|input| Ok(tape.leaf(upload(gpu, input)?))).collect::<Result<Vec<Var<'_>>>>()?;
         let y = record(&leaves)?;
         let found = tape.backward_from(&[(&y, upload(gpu, &dy)?)], &mut Gradients::new())?;

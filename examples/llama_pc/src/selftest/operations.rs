@@ -1,19 +1,20 @@
 //! The differentiable operations. Sizes go over a tile and over a workgroup, once in whole vectors of four and once not.
 
-use polytape::{AttentionShape, Factor, Gemm, Gpu, Indices, Matrix, Result, RotaryTable, Var};
+use polytape::{AttentionShape, Factor, Gemm, Gpu, Indices, Matrix, Precision, Result, RotaryTable, Var};
 use polytape_reference::Array;
 use polytape_reference::attention::{self, attention, attention_vjp};
 use polytape_reference::cross_entropy::{cross_entropy_head, cross_entropy_head_vjp};
 use polytape_reference::differences::random_arrays;
 use polytape_reference::elementwise as host;
 use polytape_reference::embedding::{embedding, embedding_vjp};
+use polytape_reference::half::Operands;
 use polytape_reference::layout;
 use polytape_reference::matmul::{matmul, matmul_vjp};
 use polytape_reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp};
 use polytape_reference::rotary::{Rotary, rotary, rotary_vjp};
 use polytape_reference::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, normalize, reduction};
 
-use super::check::{Line, Part, differentiable, shape, upload};
+use super::check::{Line, Part, differentiable, differentiable_at, shape, upload};
 
 /// Every line of this group.
 pub fn lines(gpu: &Gpu) -> Vec<Line> {
@@ -60,7 +61,25 @@ fn matmuls(gpu: &Gpu) -> Vec<Line> {
     ));
     lines.push(epilogue(gpu));
     lines.push(symmetric(gpu));
+    lines.extend(rounded(gpu));
     lines
+}
+
+/// Linear layers at the precisions below f32, against a reference that rounds the operands in the same way.
+fn rounded(gpu: &Gpu) -> Vec<Line> {
+    let line = |(precision, operands, products): (Precision, Operands, usize), [rows, inner, columns]: [usize; 3]| {
+        differentiable_at(
+            (gpu, precision),
+            &format!("matmul A·Bᵀ at {precision}"),
+            random_arrays(15, [&[rows, inner], &[columns, inner]]),
+            |x| x[0].matmul_nt(&x[1]),
+            |x| operands.matmul(&x[0], &x[1], false, true),
+            |x, dy| operands.matmul_vjp(&x[0], &x[1], false, true, dy),
+            &[inner, columns, rows].map(|terms| reduction(products * terms)),
+        )
+    };
+    let precisions = [(Precision::F16x3, Operands::Split, 3), (Precision::F16, Operands::Half, 1)];
+    precisions.into_iter().flat_map(|precision| [[67, 37, 101], [130, 68, 260]].map(|sizes| line(precision, sizes))).collect()
 }
 
 /// α·f·A·B + β·C + δ·I + κ·out.

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use polytape::{Params, Role};
+use polytape::llama::ParameterShape;
+use polytape::{Gpu, Param, Params, Role};
 use serde::{Deserialize, Serialize};
 
 use super::numerics::{Spectrum, bilinear, geometric_mean, modified_condition, singular_values};
 use crate::config::{Config, Norm};
 use crate::engine;
 use crate::failure::Failure;
+use crate::weights::Stored;
 
 /// A matrix of a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,40 +83,41 @@ struct Task {
     vectors: Option<(Vec<f32>, Vec<f32>)>,
 }
 
-/// Every matrix of the blocks, from raw parameters and effective weights with the same ids. `done` is told each finished one.
-pub fn matrices(config: &Config, raw: &Params, effective: &Params, done: impl Fn(usize) + Sync) -> Result<Vec<Matrix>, Failure> {
+/// Every matrix of the blocks. `done` is called after each.
+pub fn matrices(gpu: &Gpu, config: &Config, stored: &Stored, done: impl Fn() + Sync) -> Result<Vec<Matrix>, Failure> {
     let targets: HashMap<String, usize> = engine::pc_targets(config).into_iter().collect();
     let has_estimate = config.pc.as_ref().is_some_and(|pc| pc.norm == Norm::Spectral);
-    let mut tasks = Vec::new();
-    for (id, param) in raw.iter().filter(|(_, param)| param.role == Role::Matrix) {
-        let name = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
-        let vector = |part: &str| Ok::<_, Failure>(raw.get(raw.id(&format!("{name}.{part}"))?).tensor.to_vec()?);
-        let is_target = targets.contains_key(&name);
-        tasks.push(Task {
-            rows: param.tensor.shape()[0],
-            columns: param.tensor.shape()[1],
-            raw: param.tensor.to_vec()?,
-            effective: is_target.then(|| effective.get(id).tensor.to_vec()).transpose()?,
-            vectors: (is_target && has_estimate).then(|| Ok::<_, Failure>((vector("pc_u")?, vector("pc_v")?))).transpose()?,
+    let sizes = engine::model(config);
+    sizes.check()?;
+    let list: Vec<ParameterShape> = sizes.parameters().into_iter().filter(|parameter| parameter.role == Role::Matrix).collect();
+    let fetch = |parameter: &ParameterShape| {
+        let name = parameter.name.strip_suffix(".weight").unwrap_or(&parameter.name).to_owned();
+        let raw = stored.raw(gpu, &parameter.name, &parameter.shape)?;
+        let effective = stored.preconditioned(&parameter.name, &raw)?;
+        let vector = |part: &str| stored.values(&format!("{name}.{part}"));
+        let estimated = has_estimate && effective.is_some();
+        Ok(Task {
+            rows: parameter.shape[0],
+            columns: parameter.shape[1],
+            raw: raw.to_vec()?,
+            effective: effective.map(|tensor| tensor.to_vec()).transpose()?,
+            vectors: estimated.then(|| Ok::<_, Failure>((vector("pc_u")?, vector("pc_v")?))).transpose()?,
             name,
-        });
-    }
-    in_parallel(&tasks, |task| task.measure(targets.get(&task.name).copied().unwrap_or(1)), done)
+        })
+    };
+    in_parallel(&list, fetch, |_, task| task.measure(targets.get(&task.name).copied().unwrap_or(1)), done)
 }
 
 /// [`Gmcn`] of the weights that the model computes with.
 pub fn gmcn(config: &Config, effective: &Params) -> Result<Gmcn, Failure> {
     let targets: HashMap<String, usize> = engine::pc_targets(config).into_iter().collect();
     let matrices: Vec<_> = effective.iter().map(|(_, param)| param).filter(|param| param.role == Role::Matrix).collect();
-    let mut tasks = Vec::with_capacity(matrices.len());
-    for param in matrices {
-        tasks.push((param.name.as_str(), param.tensor.to_vec()?, param.tensor.shape()[1]));
-    }
-    let condition = |(name, values, columns): &(&str, Vec<f32>, usize)| {
-        let found = singular_values(values, *columns).ok_or_else(|| not_finite(name))?;
-        Ok((modified_condition(&found), targets.contains_key(name.strip_suffix(".weight").unwrap_or(name))))
+    let condition = |param: &&Param, values: Vec<f32>| {
+        let found = singular_values(&values, param.tensor.shape()[1]).ok_or_else(|| not_finite(&param.name))?;
+        let stem = param.name.strip_suffix(".weight").unwrap_or(&param.name);
+        Ok((modified_condition(&found), targets.contains_key(stem)))
     };
-    let conditions = in_parallel(&tasks, condition, |_| {})?;
+    let conditions = in_parallel(&matrices, |param| Ok(param.tensor.to_vec()?), condition, || {})?;
     Gmcn::of(&conditions).ok_or_else(|| Failure::other("found no matrix, expected those of a Llama"))
 }
 
@@ -151,19 +153,25 @@ fn not_finite(name: &str) -> Failure {
     Failure::other(format!("{name}: found values that are not finite, expected a matrix with singular values"))
 }
 
-/// The results in the order of the tasks, worked on by all cores.
-fn in_parallel<T: Sync, R: Send>(
+/// The results in the order of the tasks, worked on by all cores. One core at a time fetches what its next task needs, so that no
+/// more is held than the cores work on.
+fn in_parallel<T: Sync, D, R: Send>(
     tasks: &[T],
-    work: impl Fn(&T) -> Result<R, Failure> + Sync,
-    done: impl Fn(usize) + Sync,
+    fetch: impl Fn(&T) -> Result<D, Failure> + Sync,
+    work: impl Fn(&T, D) -> Result<R, Failure> + Sync,
+    done: impl Fn() + Sync,
 ) -> Result<Vec<R>, Failure> {
-    let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let queue = Mutex::new(tasks.iter().enumerate());
     let results: Mutex<Vec<(usize, Result<R, Failure>)>> = Mutex::new(Vec::with_capacity(tasks.len()));
+    let next = || {
+        let mut queue = queue.lock().expect("bug: a worker panicked");
+        queue.next().map(|(at, task)| (at, task, fetch(task)))
+    };
     let worker = || {
-        while let Some((at, task)) = { Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, tasks.get(at)?))) } {
-            let result = work(task);
+        while let Some((at, task, data)) = next() {
+            let result = data.and_then(|data| work(task, data));
             results.lock().expect("bug: a worker panicked").push((at, result));
-            done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+            done();
         }
     };
     std::thread::scope(|scope| {
@@ -208,8 +216,10 @@ mod tests {
     #[test]
     fn results_keep_the_order_and_errors_come_out() {
         let tasks: Vec<usize> = (0..100).collect();
-        assert_eq!(in_parallel(&tasks, |task| Ok(task * 2), |_| {}).expect("numbers"), (0..200).step_by(2).collect::<Vec<_>>());
-        let failed = in_parallel(&tasks, |task| if *task == 50 { Err(not_finite("m")) } else { Ok(()) }, |_| {});
-        assert!(failed.is_err());
+        let doubled = in_parallel(&tasks, |task| Ok(*task), |task, data| Ok(task + data), || {});
+        assert_eq!(doubled.expect("numbers"), (0..200).step_by(2).collect::<Vec<_>>());
+        let fail = |task: &usize| if *task == 50 { Err(not_finite("m")) } else { Ok(()) };
+        assert!(in_parallel(&tasks, fail, |_, ()| Ok(()), || {}).is_err());
+        assert!(in_parallel(&tasks, |_| Ok(()), |task, ()| fail(task), || {}).is_err());
     }
 }

@@ -82,11 +82,14 @@ pub fn measure(
     let (of_weights, of_gradients) = pairs.split_at(2 * plain.len());
     let mut layers =
         Layers { weight_norm: norms(of_weights, &plain), gradient_norm: norms(of_gradients, &reached), ..Layers::default() };
+    let unscale = |gradient: &mut f32| *gradient /= measured.outcome.loss_scale();
+    layers.gradient_norm.values_mut().for_each(unscale);
     let residuals: Vec<Vec<f32>> = residuals.iter().map(|_| next()).collect();
     (layers.residual_rms, layers.residual_max) = over_micro_batches(&residuals, blocks);
     let stem = |id: ParamId| params.get(id).name.trim_end_matches(GAMMA).to_owned();
     layers.gamma = gammas.iter().map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient = gammas.iter().filter(|&&id| gradient(id).is_some()).map(|&id| (stem(id), next())).collect();
+    layers.gamma_gradient.values_mut().flatten().for_each(unscale);
     Ok((scalars, layers))
 }
 

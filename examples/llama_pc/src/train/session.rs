@@ -10,6 +10,7 @@ use polytape::optim::Schedule;
 use polytape::{Gpu, Measured, Params, StepOutcome, Tensor, Trainer, magnitudes};
 
 use super::layers::{self, Layers};
+use super::scaling::{self, Scaling};
 use super::upload;
 use crate::checkpoint::{State, Writer};
 use crate::config::Config;
@@ -83,7 +84,15 @@ struct Done {
     /// Loss and gradient norm.
     scalars: Option<(f32, f32)>,
     layers: Option<Layers>,
-    skipped: bool,
+    skipped: Option<Skipped>,
+}
+
+/// Why a step was left out.
+#[derive(Clone, Copy, PartialEq)]
+enum Skipped {
+    Spike,
+    /// Its gradients, times the loss scale.
+    Overflow,
 }
 
 impl Done {
@@ -144,8 +153,11 @@ impl Session {
             grouped(self.windows.count()),
             self.config.data.seq_len,
         );
-        output::note(&line);
-        self.run.log(&line)
+        for line in [Some(line), scaling::warning(self.trainer.precision)].into_iter().flatten() {
+            output::note(&line);
+            self.run.log(&line)?;
+        }
+        Ok(())
     }
 
     /// All steps, until the last or until the user interrupts.
@@ -159,7 +171,7 @@ impl Session {
             let (validate, log) = (self.is_due(train.val_every), self.is_due(train.log_every));
             let checkpoint = self.is_due(train.checkpoint_every);
             let spectrum = self.is_due(train.log_spectrum_every);
-            if log || validate || spectrum || done.skipped || done.layers.is_some() {
+            if log || validate || spectrum || done.skipped.is_some() || done.layers.is_some() {
                 let row = self.measure(&mut done, rate, validate)?;
                 let smoothed = self.smoothed.add(row.loss);
                 progress.set(self.state.step, &row.summary(smoothed));
@@ -210,17 +222,27 @@ impl Session {
 
     /// The second half of a step: looks at it where that is asked for, and updates the parameters.
     fn update(&mut self, measured: Measured, rate: f64, residuals: Option<Vec<Tensor>>) -> Result<Done, Failure> {
-        let mut done = Done { outcome: measured.outcome.clone(), scalars: None, layers: None, skipped: false };
+        let mut done = Done { outcome: measured.outcome.clone(), scalars: None, layers: None, skipped: None };
         if let Some(residuals) = residuals {
             let (scalars, layers) = layers::measure(&self.trainer.params, &measured, &residuals, self.config.model.layers)?;
             (done.scalars, done.layers) = (Some(scalars), Some(layers));
         }
+        if let Some(loss_scale) = &mut self.trainer.loss_scale {
+            let (loss, norm) = done.read()?;
+            let overflows = loss_scale.overflows(loss, norm);
+            self.state.loss_scale = Some(Scaling::after(self.state.loss_scale.as_ref(), loss_scale, overflows));
+            if overflows {
+                // What is not finite is no measurement of a layer.
+                (done.skipped, done.layers) = (Some(Skipped::Overflow), None);
+                return Ok(done);
+            }
+        }
         let deviations = self.config.train.skip_spikes;
         if deviations > 0.0 {
             let (_, norm) = self.check_finite(&mut done)?;
-            done.skipped = self.state.spikes.judge(norm, deviations);
+            done.skipped = self.state.spikes.judge(norm, deviations).then_some(Skipped::Spike);
         }
-        if !done.skipped {
+        if done.skipped.is_none() {
             self.trainer.apply(measured, rate as f32)?;
         }
         Ok(done)
@@ -237,15 +259,16 @@ impl Session {
             step: self.state.step,
             tokens: self.state.tokens,
             loss: f64::from(loss),
-            grad_norm: f64::from(grad_norm),
+            grad_norm: grad_norm.is_finite().then_some(f64::from(grad_norm)),
             lr: rate,
             tokens_per_second,
             seconds: self.clock.elapsed().as_secs_f64(),
             memory_bytes: self.gpu.memory().peak,
             utilization: self.utilization_per_speed.map(|share| share * tokens_per_second),
             val_loss,
-            skipped: done.skipped,
-            skipped_steps: self.state.spikes.skipped,
+            loss_scale: self.trainer.loss_scale.is_some().then(|| done.outcome.loss_scale()),
+            skipped: done.skipped.is_some(),
+            skipped_steps: self.state.skipped(),
             gmcn: self.condition()?,
             layers: done.layers.take(),
         };
@@ -257,8 +280,12 @@ impl Session {
     /// What deserves a line of its own.
     fn report(&mut self, row: &Metrics, progress: &Progress) -> Result<(), Failure> {
         let step = row.step;
+        let reason = match row.grad_norm {
+            Some(norm) => format!("its gradient norm {norm:.4} is a spike"),
+            None => format!("its gradients overflow at a loss scale of {}", row.loss_scale.unwrap_or_default()),
+        };
         if row.skipped {
-            let line = format!("step {step}: left out, its gradient norm {:.4} is a spike", row.grad_norm);
+            let line = format!("step {step}: left out, {reason}");
             progress.note(&line);
             self.run.log(&line)?;
         }
@@ -269,13 +296,15 @@ impl Session {
         Ok(())
     }
 
-    /// The step's scalars. A loss or gradient that is not finite ends the run; what was saved before stays.
+    /// The step's scalars. A loss or gradient that is not finite ends the run, unless the step was left out for it; what was saved
+    /// before stays.
     fn check_finite(&self, done: &mut Done) -> Result<(f32, f32), Failure> {
         let (loss, grad_norm) = done.read()?;
         let step = self.state.step;
+        let is_harmless = done.skipped == Some(Skipped::Overflow);
         let failure = if !loss.is_finite() {
             Failure::other(format!("step {step}: the loss is {loss}, expected a finite number"))
-        } else if !grad_norm.is_finite() {
+        } else if !grad_norm.is_finite() && !is_harmless {
             let tensor = done.outcome.first_non_finite()?.map(|id| self.trainer.params.get(id).name.clone());
             let tensor =
                 tensor.map_or_else(|| "no single tensor, their sum overflows".to_owned(), |name| format!("first in {name}"));
@@ -284,7 +313,9 @@ impl Session {
             return Ok((loss, grad_norm));
         };
         let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
-        Err(failure.hint(format!("a smaller optimizer.lr or a longer schedule.warmup_steps may help; last checkpoint: {last}")))
+        let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
+        let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
+        Err(failure.hint(format!("{cure}{range}; last checkpoint: {last}")))
     }
 
     /// Mean loss over the first `val_batches` batches of the validation data.
@@ -324,7 +355,7 @@ impl Session {
             picture::save(&rows, &picture)?;
         }
         let stopped = if self.state.step < self.config.train.steps { "interrupted after" } else { "trained" };
-        let skipped = match self.state.spikes.skipped {
+        let skipped = match self.state.skipped() {
             0 => String::new(),
             count => format!(", {count} of them left out"),
         };

@@ -28,7 +28,7 @@ const RICH: [&str; 9] = [
     "optimizer.lr=3e-4",
 ];
 
-fn resume(folder: &Path, run: &str, extra: &[&str]) -> assert_cmd::Command {
+pub fn resume(folder: &Path, run: &str, extra: &[&str]) -> assert_cmd::Command {
     let mut command = llama_pc(folder);
     command.args(["train", "--resume", run]).args(extra);
     command
@@ -63,7 +63,7 @@ fn repeatable(folder: &Path, run: &str) -> Vec<Value> {
     rows
 }
 
-fn assert_same_run(folder: &Path, a: &str, b: &str, step: u64) {
+pub fn assert_same_run(folder: &Path, a: &str, b: &str, step: u64) {
     for file in ["model.safetensors", "optimizer.safetensors"] {
         let bytes = |run: &str| fs::read(folder.join(run).join(format!("checkpoints/step-{step}")).join(file)).expect("a file");
         assert!(bytes(a) == bytes(b), "{file} of {b} differs");
@@ -80,14 +80,24 @@ fn error_of(command: &mut assert_cmd::Command, status: i32) -> String {
 
 #[test]
 fn a_run_that_is_killed_at_random_moments_ends_with_the_same_bits() {
+    kill_at_random_moments("optimizer.kind=adamw", 11);
+}
+
+#[test]
+fn a_run_with_muon_that_is_killed_at_random_moments_ends_with_the_same_bits() {
+    kill_at_random_moments("optimizer.kind=muon", 12);
+}
+
+fn kill_at_random_moments(optimizer: &str, seed: u64) {
     let folder = prepared();
-    let mut rng = ChaCha12Rng::seed_from_u64(11);
-    train(folder.path(), "whole", &RICH).assert().success();
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    let settings = [&RICH[..], &[optimizer]].concat();
+    train(folder.path(), "whole", &settings).assert().success();
     let rows = metrics(folder.path(), "whole");
     let skipped = rows.iter().filter(|row| row["skipped"] == true).count();
     assert!(skipped > 0 && skipped as u64 == rows[35]["skipped_steps"].as_u64().expect("a count"), "{skipped} skipped");
 
-    let first = [&["train", "--out", "killed", "--set"], &TINY[..], &RICH].concat();
+    let first = [&["train", "--out", "killed", "--set"], &TINY[..], &settings].concat();
     let again = ["train", "--resume", "killed"];
     let config = folder.path().join("killed").join("config.toml");
     for kill in 0..=KILLS {

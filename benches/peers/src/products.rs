@@ -1,0 +1,97 @@
+//! Single products in the three libraries, turn by turn: cubes, and the largest of a training step.
+
+use std::time::Instant;
+
+use ::burn::tensor::{Device, DeviceKind, TensorData};
+use ::polytape::{Gemm, Gpu, GpuOptions, Matrix};
+
+use crate::{Result, median};
+
+/// Rows, inner size, columns of x·wᵀ.
+const SHAPES: [[usize; 3]; 4] = [[512, 512, 512], [1024, 1024, 1024], [512, 256, 768], [512, 768, 256]];
+const ROUNDS: usize = 5;
+/// Calls between two looks at the clock.
+const CALLS: usize = 4;
+
+/// A product that is called and waited for.
+struct Peer<'a> {
+    name: &'static str,
+    /// Multiplies so many times and waits; the first elements of the last result.
+    multiply: Box<dyn Fn(usize) -> Result<Vec<f32>> + 'a>,
+}
+
+fn polytape<'a>(gpu: &'a Gpu, [rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Result<Peer<'a>> {
+    let x = ::polytape::Tensor::from_slice(gpu, x, &[rows, inner])?;
+    let w = ::polytape::Tensor::from_slice(gpu, w, &[columns, inner])?;
+    let multiply = move |calls: usize| {
+        let out = ::polytape::Tensor::zeros(gpu, &[rows, columns])?;
+        for _ in 0..calls {
+            Gemm::new(Matrix::new(&x)?, Matrix::new(&w)?.t()).compute_into(Matrix::new(&out)?)?;
+        }
+        gpu.synchronize()?;
+        Ok(if calls == 1 { out.to_vec()? } else { Vec::new() })
+    };
+    Ok(Peer { name: "polytape", multiply: Box::new(multiply) })
+}
+
+fn burn<'a>(device: &'a Device, [rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Result<Peer<'a>> {
+    let x = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(x.to_vec(), [rows, inner]), device);
+    let w = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(w.to_vec(), [columns, inner]), device);
+    let multiply = move |calls: usize| {
+        let products: Vec<_> = (0..calls).map(|_| x.clone().matmul(w.clone().transpose())).collect();
+        device.sync().map_err(|error| format!("burn: {error:?}"))?;
+        let values = |product: ::burn::tensor::Tensor<2>| product.into_data().to_vec::<f32>().map_err(|e| format!("burn: {e:?}"));
+        Ok(if calls == 1 { products.into_iter().next().map(values).transpose()?.unwrap_or_default() } else { Vec::new() })
+    };
+    Ok(Peer { name: "burn (wgpu)", multiply: Box::new(multiply) })
+}
+
+fn candle<'a>([rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Result<Peer<'a>> {
+    let x = candle_core::Tensor::from_slice(x, (rows, inner), &candle_core::Device::Cpu)?;
+    let w = candle_core::Tensor::from_slice(w, (columns, inner), &candle_core::Device::Cpu)?;
+    let multiply = move |calls: usize| {
+        let mut values = Vec::new();
+        for _ in 0..calls {
+            let product = x.matmul(&w.t()?)?;
+            if calls == 1 {
+                values = product.flatten_all()?.to_vec1::<f32>()?;
+            }
+        }
+        Ok(values)
+    };
+    Ok(Peer { name: "candle (CPU)", multiply: Box::new(multiply) })
+}
+
+pub fn run() -> Result<()> {
+    let gpu = Gpu::open(&GpuOptions::default())?;
+    let device = Device::wgpu(DeviceKind::DefaultDevice);
+    println!("\n| x·wᵀ, rows × inner × columns | library | GFLOP/s, median of {ROUNDS} | polytape / this |\n|---|---|---:|---:|");
+    for shape @ [rows, inner, columns] in SHAPES {
+        let values = |count: usize, seed: usize| -> Vec<f32> {
+            (0..count).map(|i| ((i * 7_919 + seed) % 1_009) as f32 / 504.5 - 1.0).collect()
+        };
+        let (x, w) = (values(rows * inner, 1), values(columns * inner, 2));
+        let peers = [polytape(&gpu, shape, &x, &w)?, burn(&device, shape, &x, &w)?, candle(shape, &x, &w)?];
+        let results = peers.iter().map(|peer| (peer.multiply)(1)).collect::<Result<Vec<_>>>()?;
+        for (peer, result) in peers.iter().zip(&results) {
+            let wrong = result.len() != rows * columns || result.iter().zip(&results[0]).any(|(a, b)| !((a - b).abs() <= 1e-2));
+            if wrong {
+                return Err(format!("{}: another product of {shape:?}", peer.name).into());
+            }
+            (peer.multiply)(CALLS)?; // burn tunes on its first calls
+        }
+        let mut rates = [const { Vec::new() }; 3];
+        for _ in 0..ROUNDS {
+            for (peer, rates) in peers.iter().zip(&mut rates) {
+                let start = Instant::now();
+                (peer.multiply)(CALLS)?;
+                rates.push(2e-9 * (CALLS * rows * inner * columns) as f64 / start.elapsed().as_secs_f64());
+            }
+        }
+        let medians = rates.map(median);
+        for (peer, rate) in peers.iter().zip(medians) {
+            println!("| {rows} × {inner} × {columns} | {} | {rate:.1} | {:.2} |", peer.name, medians[0] / rate);
+        }
+    }
+    Ok(())
+}
