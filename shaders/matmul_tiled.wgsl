@@ -1,5 +1,5 @@
 // out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes TILE × TILE outputs from tiles of
-// TILE × DEPTH in shared memory (8 KiB at 64, 16 at 128; twice that with SPLIT, so only at 64). An invocation owns TILE / 16 rows and columns, as groups of four
+// TILE × DEPTH in shared memory (8 KiB at 64, 16 with SPLIT or at 128). An invocation owns TILE / 16 rows and columns, in fours
 // that lie 64 apart, so that neighbours read neighbouring vec4s. What the next step needs is loaded before the multiply of the
 // current. Every output is one chain of fused multiply-adds in the order of the inner index, whatever the tile: the choice never
 // changes a bit.
@@ -57,17 +57,16 @@ fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
 fn keep_a(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_A == 1u);
     let high = to_half(values);
+    @if SPLIT { let low = low_half(values, high); }
     if (TRANSPOSE_A == 1u) {
-        a_tile[spot(at.depth, at.side / 4u)] = high;
+        let to = spot(at.depth, at.side / 4u);
+        a_tile[to] = high;
+        @if SPLIT { a_low[to] = low; }
     } else {
-        @unroll for (var q = 0u; q < 4; q++) { a_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = high[q]; }
-    }
-    @if SPLIT {
-        let low = low_half(values, high);
-        if (TRANSPOSE_A == 1u) {
-            a_low[spot(at.depth, at.side / 4u)] = low;
-        } else {
-            @unroll for (var q = 0u; q < 4; q++) { a_low[spot(at.depth + q, at.side / 4u)][at.side % 4u] = low[q]; }
+        @unroll for (var q = 0u; q < 4; q++) {
+            let to = spot(at.depth + q, at.side / 4u);
+            a_tile[to][at.side % 4u] = high[q];
+            @if SPLIT { a_low[to][at.side % 4u] = low[q]; }
         }
     }
 }
@@ -75,17 +74,16 @@ fn keep_a(index: u32, values: vec4f) {
 fn keep_b(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_B == 0u);
     let high = to_half(values);
+    @if SPLIT { let low = low_half(values, high); }
     if (TRANSPOSE_B == 0u) {
-        b_tile[spot(at.depth, at.side / 4u)] = high;
+        let to = spot(at.depth, at.side / 4u);
+        b_tile[to] = high;
+        @if SPLIT { b_low[to] = low; }
     } else {
-        @unroll for (var q = 0u; q < 4; q++) { b_tile[spot(at.depth + q, at.side / 4u)][at.side % 4u] = high[q]; }
-    }
-    @if SPLIT {
-        let low = low_half(values, high);
-        if (TRANSPOSE_B == 0u) {
-            b_low[spot(at.depth, at.side / 4u)] = low;
-        } else {
-            @unroll for (var q = 0u; q < 4; q++) { b_low[spot(at.depth + q, at.side / 4u)][at.side % 4u] = low[q]; }
+        @unroll for (var q = 0u; q < 4; q++) {
+            let to = spot(at.depth + q, at.side / 4u);
+            b_tile[to][at.side % 4u] = high[q];
+            @if SPLIT { b_low[to][at.side % 4u] = low[q]; }
         }
     }
 }
@@ -139,8 +137,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
                         @unroll for (var j = 0u; j < GROUPS; j++) {
                             sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
                             @if SPLIT {
-                                sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y_low[j], sum[(i * 4u + q) * GROUPS + j]);
-                                sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x_low[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
+                                let part = fma(vec4f(x_low[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
+                                sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y_low[j], part);
                             }
                         }
                     }

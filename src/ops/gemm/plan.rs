@@ -18,8 +18,7 @@ static MATRIX: Kernel = Kernel::trusted(
     concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_matrix.wgsl")),
     "main",
     BINDINGS,
-)
-.cut_along(1, FIRST_GROUP);
+);
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",
@@ -48,6 +47,16 @@ pub(super) struct Needs {
     pub(super) symmetric: bool,
 }
 
+/// What the kernels depend on beside the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Machine {
+    profile: Profile,
+    /// Lanes of a subgroup, where that is fixed.
+    lanes: u32,
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
+    matrices: Option<(u32, u32)>,
+}
+
 /// The kernel for a product and its tile.
 pub(super) struct Plan {
     pub(super) kernel: &'static Kernel,
@@ -61,17 +70,17 @@ pub(super) struct Plan {
 /// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
 const OCCUPYING_TILES: usize = 96;
 
-/// What the kernels depend on beside the product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Machine {
-    profile: Profile,
-    /// Lanes of a subgroup, where that is fixed.
-    lanes: u32,
-    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
-    matrices: Option<(u32, u32)>,
-}
-
 impl Needs {
+    /// The sides that a workgroup's tile of outputs may have, best by rule first: 128 where the shape fills that and the device. Two
+    /// halves take the memory of two tiles.
+    fn tiles(&self) -> &'static [u32] {
+        if self.rows < 128 || self.columns < 128 || self.halves == 2 {
+            return &[64];
+        }
+        let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
+        if tiles >= OCCUPYING_TILES { &[128, 64] } else { &[64, 128] }
+    }
+
     /// Floating-point operations.
     pub(super) fn work(&self) -> u64 {
         2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
@@ -100,14 +109,13 @@ impl Plan {
     }
 
     fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
-        let tiles = Self::tiles(needs).into_iter();
         let mut plans = match (machine.profile, machine.matrices) {
             // One: the others were slower for every shape of a training step, and each takes a second to compile.
             (Profile::Fallback, _) => vec![Self::lanes(machine.lanes, needs)],
             (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => {
-                tiles.map(|tile| Self::matrix(lanes, block, tile, needs)).collect()
+                needs.tiles().iter().map(|&tile| Self::matrix(lanes, block, tile, needs)).collect()
             }
-            _ => tiles.map(|tile| Self::tiled(tile, needs)).collect(),
+            _ => needs.tiles().iter().map(|&tile| Self::tiled(tile, needs)).collect(),
         };
         let flags = [
             ("TRANSPOSE_A", needs.transpose_a),
@@ -117,17 +125,18 @@ impl Plan {
             ("DIAGONAL", needs.diagonal),
             ("KEEP", needs.keep),
             ("SYMMETRIC", needs.symmetric),
+            ("SPLIT", needs.halves == 2),
         ];
-        let halves = [("HALVES", needs.halves), ("SPLIT", u32::from(needs.halves == 2))];
         for plan in &mut plans {
-            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))).into_iter().chain(halves));
+            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
+            plan.constants.push(("HALVES", needs.halves));
         }
         plans
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
-        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second. With halves there
-        // is more to compile per row.
+        // The largest tile that the shape fills; 32 × 64 was fastest of those that compile in under a second.
+        // With halves there is more to compile per row.
         let rows = match (needs.rows, needs.halves) {
             (..=8, _) => 8.max(lanes),
             (_, 0) => 32,
@@ -141,15 +150,6 @@ impl Plan {
             tile_columns: (4 * lanes * span) as usize,
             iterations: needs.inner.div_ceil(4),
         }
-    }
-
-    /// Sides of the tiles that a shape may take, best by rule first. Two halves of a large tile would take 32 KiB.
-    fn tiles(needs: &Needs) -> Vec<u32> {
-        if needs.rows < 128 || needs.columns < 128 || needs.halves == 2 {
-            return vec![64];
-        }
-        let tiles = needs.batch * needs.rows.div_ceil(128) * needs.columns.div_ceil(128) / if needs.symmetric { 2 } else { 1 };
-        if tiles >= OCCUPYING_TILES { vec![128, 64] } else { vec![64, 128] }
     }
 
     fn tiled(tile: u32, needs: &Needs) -> Self {
@@ -201,7 +201,7 @@ mod tests {
     /// both are validated whatever the choice.
     fn products() -> Vec<Needs> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
-        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits / 16));
+        let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
         let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Needs {
                 halves,
@@ -220,20 +220,17 @@ mod tests {
     }
 
     /// Every machine that differs for `Plan`.
-    fn machines(profile: Profile) -> Vec<Machine> {
-        match profile {
-            Profile::Fallback => [4, 8, 16, 32].map(|lanes| Machine { profile, lanes, matrices: None }).to_vec(),
-            Profile::Portable | Profile::Subgroup => vec![Machine { profile, lanes: 8, matrices: None }],
-            Profile::Matrix => {
-                let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
-                matrices.map(|matrices| Machine { profile, lanes: 8, matrices: Some(matrices) }).collect()
-            }
-        }
+    fn machines() -> Vec<Machine> {
+        let fallback = [4, 8, 16, 32].map(|lanes| Machine { profile: Profile::Fallback, lanes, matrices: None });
+        let tiled = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+        let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
+        let matrix = matrices.map(|matrices| Machine { profile: Profile::Matrix, lanes: 8, matrices: Some(matrices) });
+        fallback.into_iter().chain([tiled]).chain(matrix).collect()
     }
 
     fn validate(profile: Profile) {
         let mut seen = HashSet::new();
-        for machine in machines(profile) {
+        for machine in machines().into_iter().filter(|machine| machine.profile == profile) {
             for needs in products() {
                 for plan in Plan::of(machine, &needs) {
                     if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
@@ -262,9 +259,9 @@ mod tests {
 
     #[test]
     fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
-        let half = |needs: &Needs| needs.halves > 0;
-        for machine in machines(Profile::Matrix) {
-            for plan in products().iter().filter(|needs| half(needs)).flat_map(|needs| Plan::of(machine, needs)) {
+        let halved: Vec<Needs> = products().into_iter().filter(|needs| needs.halves > 0).collect();
+        for machine in machines().into_iter().filter(|machine| machine.profile == Profile::Matrix) {
+            for plan in halved.iter().flat_map(|needs| Plan::of(machine, needs)) {
                 let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
                 let block = if of("LARGE") == 1 { 16 } else { 8 };
                 let blocks = (of("TILE") / block) * (of("TILE") / block);
