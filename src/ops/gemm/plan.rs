@@ -110,7 +110,7 @@ impl Plan {
 
     fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
         let mut plans = match (machine.profile, machine.matrices) {
-            // One: the others were slower for every shape of a training step, and each takes a second to compile.
+            // One: no other tile that compiles in under a second was faster.
             (Profile::Fallback, _) => vec![Self::lanes(machine.lanes, needs)],
             (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => {
                 needs.tiles().iter().map(|&tile| Self::matrix(lanes, block, tile, needs)).collect()
