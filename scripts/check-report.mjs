@@ -101,7 +101,7 @@ try {
   listeners.set("Log.entryAdded", event => event.entry.level === "error" && problems.push(`log: ${event.entry.text}`));
   listeners.set("Network.requestWillBeSent", event =>
     /^(file|data):/.test(event.request.url) || problems.push(`the page asks for ${event.request.url}`));
-  for (const scheme of ["light", "dark"]) for (const [width, height] of [[1280, 900], [768, 1024], [390, 844]]) await look(width, height, scheme);
+  for (const scheme of ["light", "dark"]) for (const [width, height] of [[390, 844], [768, 1024], [1280, 900]]) await look(width, height, scheme);
   const { data } = await send("Page.printToPDF", { printBackground: true });
   writeFileSync(join(out, "print.pdf"), Buffer.from(data, "base64"));
 } catch (error) {

@@ -1,5 +1,5 @@
 // out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes TILE × TILE outputs from tiles of
-// TILE × DEPTH in shared memory (8 KiB at 64, 16 with SPLIT or at 128). An invocation owns TILE / 16 rows and columns, as groups of four
+// TILE × DEPTH in shared memory (8 KiB at 64, 16 with SPLIT or at 128). An invocation owns TILE / 16 rows and columns, in fours
 // that lie 64 apart, so that neighbours read neighbouring vec4s. What the next step needs is loaded before the multiply of the
 // current. Every output is one chain of fused multiply-adds in the order of the inner index, whatever the tile: the choice never
 // changes a bit.

@@ -13,6 +13,7 @@ use crate::fastest;
 const MICRO_BATCHES: usize = 8;
 const SEQUENCES: usize = 2;
 const SEQ_LEN: usize = 256;
+const ROUNDS: usize = 7;
 
 struct Model {
     llama: Llama,
@@ -50,22 +51,33 @@ impl Model {
     }
 }
 
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 pub fn run(gpu: &Gpu) -> Result<()> {
-    println!("\n| 20M preset | s a step | tokens/s | to plain | dispatches | submits | KiB up | KiB down |");
+    println!(
+        "\n| 20M preset, medians of {ROUNDS} rounds | s a step | tokens/s | to plain | dispatches | submits | KiB up | KiB down |"
+    );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let mut evaluations = Vec::new();
     for micro_batches in [MICRO_BATCHES, 1] {
         let mut models = [Model::new(gpu, false)?, Model::new(gpu, true)?];
-        let mut seconds = [f64::INFINITY; 2];
+        let mut rounds = Vec::new();
         let first = [models[0].step(micro_batches)?, models[1].step(micro_batches)?];
         // Turn by turn, so that whatever else the machine does weighs on both alike.
-        for _ in 0..3 {
-            for (model, best) in models.iter_mut().zip(&mut seconds) {
+        for _ in 0..ROUNDS {
+            let mut timed = |at: usize| -> Result<f64> {
                 let start = Instant::now();
-                model.step(micro_batches)?;
-                *best = best.min(start.elapsed().as_secs_f64());
-            }
+                models[at].step(micro_batches)?;
+                Ok(start.elapsed().as_secs_f64())
+            };
+            rounds.push([timed(0)?, timed(1)?]);
         }
+        let seconds = [0, 1].map(|at| median(rounds.iter().map(|round| round[at])));
+        let ratios = [1.0, median(rounds.iter().map(|round| round[1] / round[0]))];
         for (at, name) in ["plain", "PC level 4"].into_iter().enumerate() {
             let before = gpu.counters();
             let loss = models[at].step(micro_batches)?;
@@ -75,7 +87,7 @@ pub fn run(gpu: &Gpu) -> Result<()> {
                 "| {name}, {micro_batches} micro-batches | {:.2} | {:.0} | {:.3} | {} | {} | {:.1} | {:.1} |",
                 seconds[at],
                 (micro_batches * SEQUENCES * SEQ_LEN) as f64 / seconds[at],
-                seconds[at] / seconds[0],
+                ratios[at],
                 after.dispatches - before.dispatches,
                 after.submits - before.submits,
                 (after.bytes_uploaded - before.bytes_uploaded) as f64 / 1024.0,

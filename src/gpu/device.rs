@@ -96,48 +96,46 @@ impl Gpu {
     /// Opens a device.
     pub async fn open_async(options: &GpuOptions) -> Result<Self> {
         let (summary, adapter) = choose(&options.adapter, enumerate().await)?;
-        let profile = Self::choose_profile(&summary, options.kernels)?;
+        let mut profile = Self::choose_profile(&summary, options.kernels)?;
         if summary.is_software() {
             (options.warn)(&format!(
                 "`{}` is a software adapter: kernels run on the CPU, tens to hundreds of times slower than on a GPU",
                 summary.name
             ));
         }
-        let (device, queue) = Self::request(&adapter, &summary, profile, options.profile).await?;
-        let failure = Arc::new(Mutex::new(None));
-        watch(&device, &failure);
-        let with = |profile| Self::of(&device, &queue, &summary, &failure, profile, options);
-        match (profile, summary.matrix_block) {
-            (Profile::Matrix, Some(side)) => match matrix::check(&with(profile), side).await {
-                Ok(()) => Ok(with(profile)),
-                Err(problem) if options.kernels.is_none() => {
-                    let name = &summary.name;
-                    (options.warn)(&format!(
-                        "`{name}` has matrix units that cannot be used, so it gets the subgroup kernels: {problem}"
-                    ));
-                    Ok(with(Profile::Subgroup))
-                }
-                Err(problem) => Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {problem}", summary.name))),
-            },
-            _ => Ok(with(profile)),
+        if profile == Profile::Matrix
+            && let Err(problem) = Self::try_matrices(&adapter, &summary).await
+        {
+            if options.kernels.is_some() {
+                return Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {problem}", summary.name)));
+            }
+            (options.warn)(&format!("the matrix units cannot be used, so the subgroup kernels run: {problem}"));
+            profile = Profile::Subgroup;
         }
+        Self::open_with(&adapter, &summary, profile, options).await
     }
 
-    fn of(
-        device: &wgpu::Device,
-        queue: &wgpu::Queue,
+    /// A product on a device of its own, which is thrown away with whatever may break there.
+    async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<()> {
+        matrix::check(&Self::open_with(adapter, summary, Profile::Matrix, &GpuOptions::default()).await?).await
+    }
+
+    async fn open_with(
+        adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
-        failure: &Arc<Mutex<Option<String>>>,
         profile: Profile,
         options: &GpuOptions,
-    ) -> Self {
+    ) -> Result<Self> {
+        let (device, queue) = Self::request(adapter, summary, profile, options.profile).await?;
+        let failure = Arc::new(Mutex::new(None));
+        watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
         let binding_limit = options.binding_limit.map_or(allowed, |limit| limit.min(allowed)) & !(GRANULE - 1);
         let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
         let work_limit = options.work_limit.unwrap_or(usual).max(1);
-        let recorder = Recorder::new(device, queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
+        let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
         let tuned_for = format!("{} {}, {profile} kernels", summary.name, summary.driver);
-        Self {
+        Ok(Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
                 pool: Arc::new(Pool::new(device.clone(), options.memory_budget)),
@@ -146,13 +144,13 @@ impl Gpu {
                 checked_shaders: options.checked_shaders,
                 binding_limit,
                 work_limit,
-                device: device.clone(),
-                queue: queue.clone(),
+                device,
+                queue,
                 summary: summary.clone(),
                 profile,
-                failure: failure.clone(),
+                failure,
             }),
-        }
+        })
     }
 
     fn choose_profile(summary: &AdapterSummary, forced: Option<Profile>) -> Result<Profile> {

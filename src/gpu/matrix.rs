@@ -20,25 +20,24 @@ pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
 }
 
 /// Multiplies small matrices of whole numbers, of which every sum is exact; the error says what is wrong.
-pub(super) async fn check(gpu: &Gpu, side: u32) -> Result<()> {
-    let side = side as usize;
-    let matrix = |step: usize, range: usize| (0..side * side).map(move |i| ((i * step) % range) as f32 - (range / 2) as f32);
+pub(super) async fn check(gpu: &Gpu) -> Result<()> {
+    let Some((_, block)) = gpu.matrices() else {
+        return Err(CHECK.error("no cooperative matrices"));
+    };
+    let side = block as usize;
+    let matrix = |step: usize, range: usize| (0..side * side).map(move |i| (i * step % range) as f32 - (range / 2) as f32);
     let [a, b, c] = [(7, 13), (5, 11), (3, 17)].map(|(step, range)| matrix(step, range).collect::<Vec<f32>>());
-    let at = |i: usize, j: usize| (i * side + j, j * side + i);
-    let mut want = vec![0.0; 2 * side * side];
-    for i in 0..side {
-        for j in 0..side {
-            let (place, _) = at(i, j);
-            want[place] = c[place] + (0..side).map(|k| a[at(i, k).0] * b[at(k, j).0]).sum::<f32>();
-            want[side * side + place] = c[place] + (0..side).map(|k| a[at(i, k).1] * b[at(k, j).1]).sum::<f32>();
-        }
-    }
-    let operands = gpu.upload(bytemuck::cast_slice(&[a, b, c].concat()))?;
+    let by_rows = |i: usize, j: usize| (0..side).map(|k| a[i * side + k] * b[k * side + j]).sum::<f32>();
+    let by_columns = |i: usize, j: usize| (0..side).map(|k| a[k * side + i] * b[j * side + k]).sum::<f32>();
+    let places = (0..side).flat_map(|i| (0..side).map(move |j| (i, j)));
+    let products = places.clone().map(|(i, j)| by_rows(i, j)).chain(places.map(|(i, j)| by_columns(i, j)));
+    let want: Vec<f32> = products.zip(c.iter().cycle()).map(|(product, c)| product + c).collect();
+    let operands = gpu.upload(bytemuck::cast_slice(&[&a[..], &b, &c].concat()))?;
     let out = gpu.allocate(8 * (side * side) as u64)?;
     let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
     gpu.launch(&Launch {
         kernel: &CHECK,
-        constants: &[("LARGE", u32::from(side == 16))],
+        constants: &[("LARGE", u32::from(block == 16))],
         buffers: &slices,
         arguments: &[],
         workgroups: [1, 1, 1],

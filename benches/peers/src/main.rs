@@ -115,12 +115,8 @@ fn main() -> Result<()> {
         speeds[3].push(full(&mut candle)?);
     }
 
-    let names = [
-        "polytape, full step",
-        "burn (wgpu), forward and backward only",
-        "burn (wgpu), full step",
-        "candle (CPU), full step",
-    ];
+    let names =
+        ["polytape, full step", "burn (wgpu), forward and backward only", "burn (wgpu), full step", "candle (CPU), full step"];
     let range = speeds.clone().map(|list| {
         let fold = |f: fn(f64, f64) -> f64| list.iter().copied().reduce(f).unwrap_or(f64::NAN);
         (fold(f64::min), fold(f64::max))

@@ -40,7 +40,8 @@ fn burn<'a>(device: &'a Device, [rows, inner, columns]: [usize; 3], x: &[f32], w
     let multiply = move |calls: usize| {
         let products: Vec<_> = (0..calls).map(|_| x.clone().matmul(w.clone().transpose())).collect();
         device.sync().map_err(|error| format!("burn: {error:?}"))?;
-        let values = |product: ::burn::tensor::Tensor<2>| product.into_data().to_vec::<f32>().map_err(|e| format!("burn: {e:?}"));
+        let values =
+            |product: ::burn::tensor::Tensor<2>| product.into_data().try_to_vec::<f32>().map_err(|e| format!("burn: {e:?}"));
         Ok(if calls == 1 { products.into_iter().next().map(values).transpose()?.unwrap_or_default() } else { Vec::new() })
     };
     Ok(Peer { name: "burn (wgpu)", multiply: Box::new(multiply) })

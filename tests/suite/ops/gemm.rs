@@ -1,5 +1,5 @@
 use polytape::gpu::Tuning;
-use polytape::{Factor, Gemm, Gpu, GpuOptions, Matrix, Result, Tensor};
+use polytape::{Factor, Gemm, Gpu, GpuOptions, Matrix, Precision, Result, Tensor};
 
 use crate::check::upload;
 use crate::device;
@@ -92,6 +92,23 @@ fn the_tile_changes_no_bit() {
             });
         }
     }
+}
+
+#[test]
+fn the_tile_changes_no_bit_of_a_product_of_halves() -> Result<()> {
+    let [rows, inner, columns] = [1156, 36, 1284];
+    let [a, b] = random_arrays(1607, [&[rows, inner], &[columns, inner]]);
+    for gpu in device::all() {
+        let (a, b, parts) = (upload(gpu, &a)?, upload(gpu, &b)?, Tensor::zeros(gpu, &[rows, columns])?);
+        let whole = Gemm { precision: Precision::F16, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) };
+        for first in (0..rows).step_by(100) {
+            let count = 100.min(rows - first);
+            let part = Gemm { a: Matrix::new(&a)?.row_window(first, count), ..whole };
+            part.compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+        }
+        assert!(whole.compute()?.to_vec()? == parts.to_vec()?, "{} kernels", gpu.kernels());
+    }
+    Ok(())
 }
 
 #[test]

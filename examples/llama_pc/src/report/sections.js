@@ -11,9 +11,10 @@ function section(title, note) {
 }
 
 function table(caption, heads, rows) {
-  const head = element("tr", {}, ...heads.map(text => element("th", { scope: "col" }, text)));
+  const kind = cell => cell instanceof Node || (typeof cell === "string" && /[a-z"]/i.test(cell)) ? { class: "text" } : {};
+  const head = element("tr", {}, ...heads.map((text, at) => element("th", { scope: "col", ...kind(rows[0]?.[at]) }, text)));
   const body = rows.map(row => element("tr", {}, ...row.map((cell, at) => {
-    const made = at === 0 ? element("th", { scope: "row" }) : element("td", typeof cell === "string" && /[a-z"]/i.test(cell) ? { class: "text" } : {});
+    const made = at === 0 ? element("th", { scope: "row" }) : element("td", kind(cell));
     made.append(cell instanceof Node ? cell : String(cell ?? "–"));
     return made;
   })));
@@ -135,13 +136,13 @@ function spectra(runs) {
 function kernels(runs) {
   const profiled = runs.filter(run => run.kernels.length);
   if (!profiled.length) return null;
-  const made = section("Time per kernel", "From `train --profile`.");
+  const made = section("Time per kernel", "Seconds on the device, as train --profile measured them.");
   for (const run of profiled) {
     const total = run.kernels.reduce((sum, one) => sum + one.seconds, 0);
     made.append(table(`${run.name}: ${total.toFixed(2)} s on the device`, ["kernel", "seconds", "share", "launches", ""], run.kernels.map(one => {
       const bar = element("i", { class: "bar" });
       bar.style.width = `${(8 * one.seconds / run.kernels[0].seconds).toFixed(2)}rem`;
-      return [one.name, one.seconds.toFixed(3), (100 * one.seconds / total).toFixed(1) + " %", whole(one.launches), bar];
+      return [one.name, one.seconds.toFixed(3), (100 * one.seconds / total).toFixed(1) + "\u00a0%", whole(one.launches), bar];
     })));
   }
   return made;
