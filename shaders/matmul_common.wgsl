@@ -58,7 +58,7 @@ var<immediate> args: Args;
 
 @if HALVES {
     // The nearest f16, ties to even, as an f32; from 65,520 on an infinity. In integers, because pack2x16float may round as the
-    // adapter likes and gives anything beyond its range.
+    // adapter likes and gives anything beyond its range; Mesa 25 drops it together with unpack2x16float.
     fn to_half(x: vec4f) -> vec4f {
         let bits = bitcast<vec4u>(x);
         let magnitude = bits & vec4u(0x7fffffffu);
