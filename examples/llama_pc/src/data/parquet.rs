@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use parquet::basic::{Compression, LogicalType, Type as Physical};
+use parquet::column::page::Page;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
@@ -30,6 +31,7 @@ pub fn rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<Cont
     let reader = checked(|| SerializedFileReader::new(Source(open))).map_err(foreign)?;
     let only = projection(reader.metadata(), column).map_err(|found| foreign(found).hint("name the column with --text-field"))?;
     check_compression(reader.metadata(), column).map_err(foreign)?;
+    check_dictionaries(&reader, column).map_err(foreign)?;
     let rows = checked(|| RowIter::from_file_into(Box::new(reader)).project(Some(only))).map_err(foreign)?;
     let mut rows = rows.with_batch_size(BATCH_ROWS);
     for number in 1.. {
@@ -100,6 +102,27 @@ fn projection(metadata: &ParquetMetaData, column: &str) -> Result<Type, String> 
         return Err(format!("found another kind of column \"{column}\", expected text"));
     }
     checked(|| Type::group_type_builder(schema.name()).with_fields(vec![found]).build())
+}
+
+/// The library makes room for as many values as a dictionary's header announces, and ends the process where there is no such room.
+/// Each value takes four bytes for its length.
+fn check_dictionaries(reader: &SerializedFileReader<Source>, column: &str) -> Result<(), String> {
+    for group in 0..reader.num_row_groups() {
+        let columns = reader.metadata().row_group(group).columns();
+        let Some(place) = columns.iter().position(|chunk| chunk.column_path().parts() == [column]) else { continue };
+        let mut pages = checked(|| reader.get_row_group(group)?.get_column_page_reader(place))?;
+        while let Some(page) = checked(|| pages.peek_next_page())? {
+            if !page.is_dict {
+                checked(|| pages.skip_next_page())?;
+                continue;
+            }
+            let Some(Page::DictionaryPage { buf, num_values, .. }) = checked(|| pages.get_next_page())? else { continue };
+            if num_values as usize > buf.len() / 4 {
+                return Err(format!("found a dictionary of {num_values} values in {} bytes, expected a Parquet file", buf.len()));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_compression(metadata: &ParquetMetaData, column: &str) -> Result<(), String> {
