@@ -108,3 +108,23 @@ fn what_a_parquet_file_lacks_is_said() {
     let expected = ": found columns id, text, expected \"body\"\nhint: name the column with --text-field";
     assert!(message.ends_with(expected), "{message}");
 }
+
+/// The library would make room for all that a dictionary announces, and end the process where there is none.
+#[test]
+fn a_parquet_dictionary_that_announces_more_than_it_holds_is_refused() {
+    use crate::readers::samples::parquet;
+    use ::parquet::basic::Compression;
+    use ::parquet::file::reader::{FileReader, SerializedFileReader};
+
+    let mut bytes = parquet(Compression::UNCOMPRESSED, true);
+    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes.clone())).expect("a good file");
+    let page = reader.metadata().row_group(1).column(1).dictionary_page_offset().expect("a dictionary") as usize;
+    // In Thrift's compact form: field 7 is the dictionary's header, whose field 1 is the number of values, here 2.
+    let header = bytes[page..].windows(3).position(|window| window == [0x4c, 0x15, 0x04]).expect("a dictionary's header");
+    bytes[page + header + 2] = 0x7e; // 63
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = write(folder.path(), "a.parquet", &bytes);
+    let corpus = Corpus::find(&[path], None, "text", None).expect("the file is there");
+    let message = read(&corpus).expect_err("too many values").to_string();
+    assert!(message.ends_with("a.parquet: found a dictionary of 63 values in 19 bytes, expected a Parquet file"), "{message}");
+}
