@@ -1,4 +1,4 @@
-// What both matmul kernels share: arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
+// What the matmul kernels share: arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
 // VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
 //
 // The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. Every output has its own copy
@@ -17,9 +17,19 @@ struct Args {
     has_factor: u32, factor_index: u32, factor_batch: u32,
     alpha: f32, beta: f32, delta: f32, keep: f32,
     first_group: u32, // added to the workgroup's y
+    // The inner dimension in parts of `depth`; a workgroup's z is that of the matrix times `parts` and the part.
+    parts: u32, depth: u32,
 }
 
 var<immediate> args: Args;
+
+// Which matrix of the batch and which inner indices a workgroup multiplies.
+struct Share { batch: u32, first: u32, end: u32 }
+
+fn share(z: u32) -> Share {
+    let first = z % args.parts * args.depth;
+    return Share(z / args.parts, first, min(first + args.depth, args.inner));
+}
 
 @if VECTORS {
     fn load_a(at: u32, valid: u32) -> vec4f { return a[at / 4u]; }

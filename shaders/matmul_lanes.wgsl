@@ -71,8 +71,9 @@ fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let row = (args.first_group + group.y) * ROWS;
     let column = group.x * (4u * LANES * SPAN) + 4u * lane;
-    let a_base = args.a_offset + group.z * args.a_batch;
-    let b_base = args.b_offset + group.z * args.b_batch;
+    let share = share(group.z);
+    let a_base = args.a_offset + share.batch * args.a_batch;
+    let b_base = args.b_offset + share.batch * args.b_batch;
     if (SYMMETRIC == 1u && group.x * (4u * LANES * SPAN) >= row + ROWS) { return; }
     var sum: array<vec4f, ROWS * SPAN>;
     var a_part: array<vec4f, PARTS>;
@@ -81,7 +82,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         var a_low: array<vec4f, PARTS>;
         var b_low: array<vec4f, 4u * SPAN>;
     }
-    for (var k = 0u; k < args.inner; k += 4u) {
+    for (var k = share.first; k < share.end; k += 4u) {
         @unroll for (var i = 0u; i < PARTS; i++) {
             a_part[i] = load_a_part(row + i * LANES, k, lane, a_base);
         }

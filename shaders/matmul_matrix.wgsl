@@ -114,8 +114,9 @@ fn main(
 ) {
     let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
-    let a_base = args.a_offset + group.z * args.a_batch;
-    let b_base = args.b_offset + group.z * args.b_batch;
+    let share = share(group.z);
+    let a_base = args.a_offset + share.batch * args.a_batch;
+    let b_base = args.b_offset + share.batch * args.b_batch;
     @if SYMMETRIC { if (column >= row + TILE) { return; } }
     let first_row = region / ACROSS * REGION_ROWS * BLOCK;
     let first_column = region % ACROSS * REGION_COLUMNS * BLOCK;
@@ -129,10 +130,10 @@ fn main(
     var next_a: array<vec4f, GROUPS>;
     var next_b: array<vec4f, GROUPS>;
     @unroll for (var g = 0u; g < GROUPS; g++) {
-        next_a[g] = fetch_a(g * 256u + local, row, 0u, a_base);
-        next_b[g] = fetch_b(g * 256u + local, column, 0u, b_base);
+        next_a[g] = fetch_a(g * 256u + local, row, share.first, a_base);
+        next_b[g] = fetch_b(g * 256u + local, column, share.first, b_base);
     }
-    for (var k = 0u; k < args.inner; k += DEPTH) {
+    for (var k = share.first; k < share.end; k += DEPTH) {
         @unroll for (var g = 0u; g < GROUPS; g++) {
             keep_a(g * 256u + local, next_a[g]);
             keep_b(g * 256u + local, next_b[g]);

@@ -92,8 +92,9 @@ fn keep_b(index: u32, values: vec4f) {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
     let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
-    let a_base = args.a_offset + group.z * args.a_batch;
-    let b_base = args.b_offset + group.z * args.b_batch;
+    let share = share(group.z);
+    let a_base = args.a_offset + share.batch * args.a_batch;
+    let b_base = args.b_offset + share.batch * args.b_batch;
     let mine_row = local / 16u;
     let mine_column = local % 16u;
     if (SYMMETRIC == 1u && column >= row + TILE) { return; }
@@ -108,10 +109,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         var y_low: array<vec4f, GROUPS>;
     }
     @unroll for (var g = 0u; g < GROUPS; g++) {
-        next_a[g] = fetch_a(g * 256u + local, row, 0u, a_base);
-        next_b[g] = fetch_b(g * 256u + local, column, 0u, b_base);
+        next_a[g] = fetch_a(g * 256u + local, row, share.first, a_base);
+        next_b[g] = fetch_b(g * 256u + local, column, share.first, b_base);
     }
-    for (var k = 0u; k < args.inner; k += DEPTH) {
+    for (var k = share.first; k < share.end; k += DEPTH) {
         @unroll for (var g = 0u; g < GROUPS; g++) {
             keep_a(g * 256u + local, next_a[g]);
             keep_b(g * 256u + local, next_b[g]);

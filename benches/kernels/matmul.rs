@@ -24,6 +24,9 @@ fn cases() -> Vec<Case> {
         cases.push(([tokens, outer, inner], [false, false], name));
         cases.push(([outer, tokens, inner], [true, false], name));
     }
+    for (rows, columns) in [(32, 64), (64, 64), (128, 128)] {
+        cases.push(([rows, 16_384, columns], [true, false], "few outputs"));
+    }
     cases.push(([511, 255, 257], [false, true], "no multiple of four"));
     cases
 }

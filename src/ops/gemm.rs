@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Slice};
 use crate::precision::Precision;
 use crate::tensor::Tensor;
-use plan::{Needs, Plan};
+use plan::{Machine, Needs, Plan};
 
 /// A row-major matrix, or a batch of them, inside a tensor.
 #[derive(Clone, Copy)]
@@ -177,8 +177,58 @@ impl<'a> Gemm<'a> {
         Ok(())
     }
 
+    /// Needs all operands within one binding. Where there are too few outputs to occupy the device, parts of the inner dimension are
+    /// multiplied side by side and added up in order.
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>) -> Result<()> {
-        let ((rows, inner), (_, columns), batch) = (self.a.size(), self.b.size(), out.count);
+        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
+        let machine = Machine::of(gpu);
+        let depth = self.needs(&out, inner).depth(machine);
+        let products = |needs: &Needs| Plan::of(machine, needs);
+        if depth >= inner {
+            return self.dispatch(gpu, out, [1, inner], products);
+        }
+        let parts = inner.div_ceil(depth);
+        let sums = Tensor::uninitialized(gpu, &[out.count * parts, rows, columns])?;
+        let sums = Matrix::new(&sums)?;
+        let product = Gemm { symmetric: self.symmetric, precision: self.precision, ..Gemm::new(self.a, self.b) };
+        product.dispatch(gpu, sums, [parts, depth], products)?;
+        let total = Gemm { a: sums, b: sums, ..*self };
+        total.dispatch(gpu, out, [parts, parts], |needs| vec![Plan::sum(parts, needs)])
+    }
+
+    /// What the product needs of its kernel, with `depth` inner indices in a workgroup.
+    fn needs(&self, out: &Matrix<'_>, depth: usize) -> Needs {
+        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
+        let (c, beta) = self.add.unwrap_or((self.a, 0.0));
+        let vectors = [&self.a, &self.b, &c, out].iter().all(|matrix| matrix.is_multiple_of_four())
+            && columns.is_multiple_of(4)
+            && inner.is_multiple_of(4)
+            && (!self.a.transposed || rows.is_multiple_of(4));
+        Needs {
+            rows,
+            columns,
+            inner: depth,
+            batch: out.count,
+            transpose_a: self.a.transposed,
+            transpose_b: self.b.transposed,
+            vectors,
+            halves: self.precision.halves(),
+            add: beta != 0.0,
+            diagonal: self.delta != 0.0,
+            keep: self.keep != 0.0,
+            symmetric: self.symmetric,
+        }
+    }
+
+    /// One dispatch, by the best of the plans, for so many parts of the inner dimension and so many inner indices in each.
+    fn dispatch(
+        &self,
+        gpu: &Gpu,
+        out: Matrix<'_>,
+        [parts, depth]: [usize; 2],
+        plans: impl Fn(&Needs) -> Vec<Plan>,
+    ) -> Result<()> {
+        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let (c, beta) = self.add.unwrap_or((self.a, 0.0));
         let (a_slice, a_offset) = self.a.binding();
         let (b_slice, b_offset) = self.b.binding();
@@ -194,34 +244,18 @@ impl<'a> Gemm<'a> {
             factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
             epilogue: [self.alpha, beta, self.delta, self.keep],
             first_group: 0,
+            shares: [parts as u32, depth as u32],
         };
-        let operands = [&self.a, &self.b, &c, &out];
-        let vectors = operands.iter().all(|matrix| matrix.is_multiple_of_four())
-            && columns.is_multiple_of(4)
-            && inner.is_multiple_of(4)
-            && (!self.a.transposed || rows.is_multiple_of(4));
-        let needs = Needs {
-            rows,
-            columns,
-            inner,
-            batch,
-            transpose_a: self.a.transposed,
-            transpose_b: self.b.transposed,
-            vectors,
-            halves: self.precision.halves(),
-            add: beta != 0.0,
-            diagonal: self.delta != 0.0,
-            keep: self.keep != 0.0,
-            symmetric: self.symmetric,
-        };
-        let plans = Plan::candidates(gpu, &needs);
-        let launch = |plan: &Plan, out: Slice<'_>| {
+        let needs = self.needs(&out, depth);
+        let plans = plans(&needs);
+        let launch = |plan: &Plan, out_slice: Slice<'_>| {
             gpu.launch(&Launch {
                 kernel: plan.kernel,
                 constants: &plan.constants,
-                buffers: &[a_slice, b_slice, c_slice, factor, out],
+                buffers: &[a_slice, b_slice, c_slice, factor, out_slice],
                 arguments: bytemuck::bytes_of(&arguments),
-                workgroups: [columns.div_ceil(plan.tile_columns) as u32, rows.div_ceil(plan.tile_rows) as u32, batch as u32],
+                workgroups: [columns.div_ceil(plan.tile_columns), rows.div_ceil(plan.tile_rows), out.count]
+                    .map(|groups| groups as u32),
                 iterations: plan.iterations as u64,
                 work: needs.work(),
             })
@@ -257,6 +291,7 @@ struct Arguments {
     factor: [u32; 3],
     epilogue: [f32; 4],
     first_group: u32,
+    shares: [u32; 2],
 }
 
 const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;

@@ -28,6 +28,13 @@ static TILED: Kernel = Kernel::trusted(
 )
 .cut_along(1, FIRST_GROUP);
 
+static SUM: Kernel = Kernel::trusted(
+    "matmul sum",
+    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_sum.wgsl")),
+    "main",
+    BINDINGS,
+);
+
 /// What a product needs of its kernel.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Needs {
@@ -49,12 +56,18 @@ pub(super) struct Needs {
 
 /// What the kernels depend on beside the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Machine {
+pub(super) struct Machine {
     profile: Profile,
     /// Lanes of a subgroup, where that is fixed.
     lanes: u32,
     /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
     matrices: Option<(u32, u32)>,
+}
+
+impl Machine {
+    pub(super) fn of(gpu: &Gpu) -> Self {
+        Self { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }
+    }
 }
 
 /// The kernel for a product and its tile.
@@ -70,7 +83,26 @@ pub(super) struct Plan {
 /// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
 const OCCUPYING_TILES: usize = 96;
 
+/// The workgroups that occupy a software adapter, and a GPU.
+const OCCUPYING_GROUPS: [usize; 2] = [16, 128];
+
+/// The fewest inner indices that are worth a workgroup of their own.
+const LEAST_DEPTH: usize = 256;
+
 impl Needs {
+    /// The inner indices of a workgroup: all of them, unless there are too few tiles to occupy the device. A rule of the shape and
+    /// the profile alone, as the parts' sums round differently.
+    pub(super) fn depth(&self, machine: Machine) -> usize {
+        let (plan, groups) = match machine.profile {
+            Profile::Fallback => (Plan::lanes(machine.lanes, self), OCCUPYING_GROUPS[0]),
+            _ => (Plan::tiled(64, self), OCCUPYING_GROUPS[1]),
+        };
+        let tiles = self.rows.div_ceil(plan.tile_rows) * self.columns.div_ceil(plan.tile_columns);
+        let occupied = self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles };
+        let parts = (groups / occupied).min(self.inner / LEAST_DEPTH).max(1);
+        if parts == 1 { self.inner } else { self.inner.div_ceil(parts).next_multiple_of(16) }
+    }
+
     /// The sides that a workgroup's tile of outputs may have, best by rule first: 128 where the shape fills that and the device. Two
     /// halves take the memory of two tiles.
     fn tiles(&self) -> &'static [u32] {
@@ -79,6 +111,21 @@ impl Needs {
         }
         let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
         if tiles >= OCCUPYING_TILES { &[128, 64] } else { &[64, 128] }
+    }
+
+    /// What all kernels of a product are compiled with.
+    fn constants(&self) -> [(&'static str, u32); 9] {
+        [
+            ("TRANSPOSE_A", self.transpose_a.into()),
+            ("TRANSPOSE_B", self.transpose_b.into()),
+            ("VECTORS", self.vectors.into()),
+            ("HALVES", self.halves),
+            ("SPLIT", (self.halves == 2).into()),
+            ("ADD", self.add.into()),
+            ("DIAGONAL", self.diagonal.into()),
+            ("KEEP", self.keep.into()),
+            ("SYMMETRIC", self.symmetric.into()),
+        ]
     }
 
     /// Floating-point operations.
@@ -99,16 +146,13 @@ impl Needs {
 
 impl Plan {
     /// The plans that give a product's bits, best by rule first.
-    pub(super) fn candidates(gpu: &Gpu, needs: &Needs) -> Vec<Self> {
-        Self::of(Machine { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }, needs)
-    }
-
     /// What tells it from the other candidates.
     pub(super) fn name(&self) -> String {
         format!("{} x {}", self.tile_rows, self.tile_columns)
     }
 
-    fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
+    /// The plans that give a product's bits, best by rule first.
+    pub(super) fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
         let mut plans = match (machine.profile, machine.matrices) {
             // One: no other tile that compiles in under a second was faster.
             (Profile::Fallback, _) => vec![Self::lanes(machine.lanes, needs)],
@@ -117,21 +161,16 @@ impl Plan {
             }
             _ => needs.tiles().iter().map(|&tile| Self::tiled(tile, needs)).collect(),
         };
-        let flags = [
-            ("TRANSPOSE_A", needs.transpose_a),
-            ("TRANSPOSE_B", needs.transpose_b),
-            ("VECTORS", needs.vectors),
-            ("ADD", needs.add),
-            ("DIAGONAL", needs.diagonal),
-            ("KEEP", needs.keep),
-            ("SYMMETRIC", needs.symmetric),
-            ("SPLIT", needs.halves == 2),
-        ];
         for plan in &mut plans {
-            plan.constants.extend(flags.map(|(name, flag)| (name, u32::from(flag))));
-            plan.constants.push(("HALVES", needs.halves));
+            plan.constants.extend(needs.constants());
         }
         plans
+    }
+
+    /// What adds up `parts` parts of the inner dimension and finishes the product.
+    pub(super) fn sum(parts: usize, needs: &Needs) -> Self {
+        let constants = needs.constants().to_vec();
+        Self { kernel: &SUM, constants, tile_rows: 8, tile_columns: 32, iterations: parts + 4 }
     }
 
     fn lanes(lanes: u32, needs: &Needs) -> Self {
@@ -243,6 +282,15 @@ mod tests {
     }
 
     #[test]
+    fn every_sum_of_parts_validates() {
+        for (bits, halves) in (0..32).flat_map(|bits| [0, 1, 2].map(|halves| (bits, halves))) {
+            let [vectors, add, diagonal, keep, symmetric] = [0, 1, 2, 3, 4].map(|at| bits >> at & 1 == 1);
+            let plan = Plan::sum(2, &Needs { halves, vectors, add, diagonal, keep, symmetric, ..Default::default() });
+            plan.kernel.validate(Profile::Portable, &plan.constants).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
     fn every_fallback_kernel_validates() {
         validate(Profile::Fallback);
     }
@@ -270,6 +318,28 @@ mod tests {
                 assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{machine:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_inner_dimension_is_cut_where_few_tiles_would_leave_the_device_idle() {
+        let fallback = Machine { profile: Profile::Fallback, lanes: 8, matrices: None };
+        let portable = Machine { profile: Profile::Portable, ..fallback };
+        let depth = |machine, [rows, inner, columns]: [usize; 3], batch, symmetric| {
+            Needs { rows, inner, columns, batch, symmetric, ..Default::default() }.depth(machine)
+        };
+        // Too shallow; tiles enough; enough in the batch.
+        for machine in [fallback, portable] {
+            assert_eq!(depth(machine, [8, 511, 64], 1, false), 511);
+            assert_eq!(depth(machine, [1024, 100_000, 1024], 1, false), 100_000);
+            assert_eq!(depth(machine, [8, 5000, 64], 100, false), 5000);
+        }
+        assert_eq!(depth(fallback, [32, 1024, 64], 1, false), 256);
+        assert_eq!(depth(fallback, [32, 1000, 64], 1, false), 336);
+        assert_eq!(depth(fallback, [128, 32_000, 128], 1, false), 16_000);
+        assert_eq!(depth(portable, [64, 100_000, 64], 1, false), 784);
+        assert_eq!(depth(portable, [256, 2048, 256], 1, false), 256);
+        assert_eq!(depth(portable, [512, 4096, 512], 1, false), 2048);
+        assert_eq!(depth(portable, [512, 4096, 512], 1, true), 1024);
     }
 
     #[test]

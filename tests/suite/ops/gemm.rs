@@ -46,7 +46,7 @@ fn the_epilogue_scales_adds_and_keeps() {
 
 #[test]
 fn a_symmetric_product_computes_one_triangle() {
-    for [size, inner] in [[1, 1], [37, 13], [65, 33], [132, 68], [200, 100], [1300, 20]] {
+    for [size, inner] in [[1, 1], [37, 13], [65, 33], [132, 68], [200, 100], [1300, 20], [70, 1030]] {
         let [a, c] = random_arrays(1602, [&[2, size, inner], &[2, size, size]]);
         let c = c.plus(&c.transpose());
         let square = |batch| {
@@ -159,6 +159,47 @@ fn an_inner_size_may_be_longer_than_the_loop_of_one_dispatch() {
         gemm.compute_into(Matrix::new(&out)?)?;
         Ok(out)
     });
+}
+
+#[test]
+fn few_outputs_of_a_long_inner_dimension_are_computed_in_parts() {
+    for [rows, inner, columns] in [[1, 512, 1], [5, 1031, 7], [64, 3000, 64], [33, 2047, 130]] {
+        let [a, b, c, old, factors] =
+            random_arrays(1608, [&[2, rows, inner], &[2, inner, columns], &[rows, columns], &[2, rows, columns], &[2]]);
+        let product = |batch| {
+            let part = |x: &Array, shape| slice(x, 0, batch..batch + 1).reshape(shape);
+            part(&a, &[rows, inner]).matmul(&part(&b, &[inner, columns])).times(0.5 * factors.data[batch])
+        };
+        let diagonal = Array::from_fn(&c.shape, |at| if at / columns == at % columns { -0.75 } else { 0.0 });
+        let end = |batch| product(batch).plus(&c.times(2.0)).plus(&diagonal).reshape(&[1, rows, columns]);
+        let want = concat(&[&end(0), &end(1)], 0).plus(&old.times(-1.5));
+        for [transpose_a, transpose_b] in [[false, false], [false, true], [true, false], [true, true]] {
+            let stored = |x: &Array, transposed| {
+                let [first, second] = [0, 1].map(|batch| {
+                    let part = slice(x, 0, batch..batch + 1).reshape(&x.shape[1..]);
+                    let part = if transposed { part.transpose() } else { part };
+                    part.reshape(&[1, part.shape[0], part.shape[1]])
+                });
+                concat(&[&first, &second], 0)
+            };
+            let (a, b) = (stored(&a, transpose_a), stored(&b, transpose_b));
+            let name = format!("[{rows}, {inner}] × [{inner}, {columns}], transposed: {transpose_a} {transpose_b}");
+            check(&name, inner, &want, |gpu| {
+                let [a, b, c, out, factors] = [&a, &b, &c, &old, &factors].map(|array| upload(gpu, array));
+                let (a, b, c, out, factors) = (a?, b?, c?, out?, factors?);
+                let gemm = Gemm {
+                    alpha: 0.5,
+                    factor: Some(Factor { tensor: &factors, index: 0, batch_stride: 1 }),
+                    add: Some((Matrix::new(&c)?, 2.0)),
+                    delta: -0.75,
+                    keep: -1.5,
+                    ..Gemm::new(view(Matrix::new(&a)?, transpose_a), view(Matrix::new(&b)?, transpose_b))
+                };
+                gemm.compute_into(Matrix::new(&out)?)?;
+                Ok(out)
+            });
+        }
+    }
 }
 
 #[test]
