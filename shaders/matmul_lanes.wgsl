@@ -140,12 +140,22 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
         }
     }
-    // Copied, so that one piece of code can finish all outputs in a loop while the sums above stay in registers.
+    // Part by part of the rows, copied, so that one piece of code can finish all outputs in a loop while the sums above stay in
+    // registers. Mesa 22 compiles in the square of the accesses to an array, so a copy of all sums would take seconds. The array is
+    // larger than it needs to be because Mesa 25 then aligns the stack, where most of the sums are.
     var done: array<vec4f, ROWS * SPAN>;
-    @unroll for (var i = 0u; i < ROWS; i++) {
-        @unroll for (var j = 0u; j < SPAN; j++) { done[i * SPAN + j] = sum[i * SPAN + j]; }
-    }
-    for (var i = 0u; i < min(ROWS, args.rows - row) * SPAN; i++) {
-        finish(row + i / SPAN, column + (i % SPAN) * 4u * LANES, group.z, done[i]);
+    for (var part = 0u; part < PARTS && row + part * LANES < args.rows; part++) {
+        @unroll for (var i = 0u; i < LANES; i++) {
+            @unroll for (var j = 0u; j < SPAN; j++) {
+                var value = vec4f();
+                @unroll for (var p = 0u; p < PARTS; p++) {
+                    value = select(value, sum[(p * LANES + i) * SPAN + j], part == p);
+                }
+                done[i * SPAN + j] = value;
+            }
+        }
+        for (var i = 0u; i < LANES * SPAN; i++) {
+            finish(row + part * LANES + i / SPAN, column + (i % SPAN) * 4u * LANES, group.z, done[i]);
+        }
     }
 }

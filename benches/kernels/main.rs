@@ -11,6 +11,7 @@ mod scaling;
 
 use std::time::Instant;
 
+use polytape::gpu::Tuning;
 use polytape::{Gpu, GpuOptions, Result};
 
 /// The fastest of several repetitions, each of as many calls as take a tenth of a second: seconds of one call.
@@ -30,7 +31,7 @@ fn fastest(gpu: &Gpu, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
 
 fn main() -> Result<()> {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let gpu = Gpu::open(&GpuOptions::default())?;
+    let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());
     let limits = limits::measure(&gpu)?;

@@ -1,8 +1,8 @@
-//! Products: cubes, and every product of a training step of the 20M preset.
+//! Products: cubes, every product of a training step of the 20M preset, few outputs of a long inner dimension, and operands of halves.
 
 use std::time::Instant;
 
-use polytape::{Gemm, Gpu, Matrix, Result, Tensor};
+use polytape::{Gemm, Gpu, Matrix, Precision, Result, Tensor};
 
 use crate::fastest;
 use crate::limits::Limits;
@@ -42,7 +42,7 @@ pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
         let view = |tensor, turned| Matrix::new(tensor).map(|matrix| if turned { matrix.t() } else { matrix });
         let product = Gemm::new(view(&a, ta)?, view(&b, tb)?);
         let start = Instant::now();
-        check(&product.compute()?, [&a, &b], [rows, inner, columns], [ta, tb])?;
+        check(&product.compute()?, [&a, &b], [rows, inner, columns], [ta, tb], 1e-4)?;
         let first = start.elapsed().as_secs_f64();
         let out = Tensor::zeros(gpu, &[rows, columns])?;
         let seconds = fastest(gpu, || product.compute_into(Matrix::new(&out)?))?;
@@ -56,11 +56,36 @@ pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
             100.0 * rate / limits.multiply_add
         );
     }
+    precisions(gpu)
+}
+
+/// What rounding the operands costs, or gains where the adapter multiplies halves faster: the same product at each precision.
+fn precisions(gpu: &Gpu) -> Result<()> {
+    println!(
+        "\n| rows × inner × columns | op(A), op(B) | operands | GFLOP/s | time to f32 | first call, s |\n|---|---|---|---:|---:|---:|"
+    );
+    for size in [[512, 512, 512], [512, 256, 768]] {
+        let [rows, inner, columns] = size;
+        let a = Tensor::normal(gpu, &[rows, inner], 1.0, 7)?;
+        let b = Tensor::normal(gpu, &[columns, inner], 1.0, 8)?;
+        let out = Tensor::zeros(gpu, &[rows, columns])?;
+        let mut plain = None;
+        for (precision, error) in [(Precision::F32, 1e-4), (Precision::F16x3, 1e-4), (Precision::F16, 4e-3)] {
+            let product = Gemm { precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) };
+            let start = Instant::now();
+            check(&product.compute()?, [&a, &b], size, [false, true], error)?;
+            let first = start.elapsed().as_secs_f64();
+            let seconds = fastest(gpu, || product.compute_into(Matrix::new(&out)?))?;
+            let rate = 2e-9 * (rows * inner * columns) as f64 / seconds;
+            let ratio = seconds / *plain.get_or_insert(seconds);
+            println!("| {rows} × {inner} × {columns} | NT | {precision} | {rate:.1} | {ratio:.2} | {first:.2} |");
+        }
+    }
     Ok(())
 }
 
-/// Compares some elements, spread over the whole product, with sums in f64.
-fn check(out: &Tensor, [a, b]: [&Tensor; 2], [rows, inner, columns]: [usize; 3], [ta, tb]: [bool; 2]) -> Result<()> {
+/// Compares some elements, spread over the whole product, with sums in f64; `limit` is the error allowed per root of the inner size.
+fn check(out: &Tensor, [a, b]: [&Tensor; 2], [rows, inner, columns]: [usize; 3], [ta, tb]: [bool; 2], limit: f64) -> Result<()> {
     let (out, a, b) = (out.to_vec()?, a.to_vec()?, b.to_vec()?);
     for at in (0..97).map(|i| i * 7_919 % (rows * columns)).chain([rows * columns - 1]) {
         let (row, column) = (at / columns, at % columns);
@@ -68,7 +93,7 @@ fn check(out: &Tensor, [a, b]: [&Tensor; 2], [rows, inner, columns]: [usize; 3],
         let right = |k: usize| f64::from(if tb { b[column * inner + k] } else { b[k * columns + column] });
         let want: f64 = (0..inner).map(|k| left(k) * right(k)).sum();
         let error = (f64::from(out[at]) - want).abs() / (inner as f64).sqrt();
-        assert!(error < 1e-4, "element {at} of {rows} × {inner} × {columns}: {} is not {want}", out[at]);
+        assert!(error < limit, "element {at} of {rows} × {inner} × {columns}: {} is not {want}", out[at]);
     }
     Ok(())
 }

@@ -124,7 +124,9 @@ impl Gpu {
         self.synchronize()?;
         for candidate in 0..candidates.len() {
             timed(candidate)?; // compiles
-            for _ in 0..TRIES {
+        }
+        for _ in 0..TRIES {
+            for candidate in 0..candidates.len() {
                 let seconds = timed(candidate)?;
                 if seconds < best.1 {
                     best = (candidate, seconds);

@@ -279,7 +279,7 @@ fn choose(gpu: &Gpu, plans: &[Plan], needs: &Needs, run: impl Fn(&Plan) -> Resul
 }
 
 /// Floating-point operations below which trying costs more than it gains.
-const LEAST_TUNED: u64 = 100_000_000;
+const LEAST_TUNED: u64 = 50_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

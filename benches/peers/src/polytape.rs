@@ -1,6 +1,6 @@
 //! The step in polytape, whose initial weights the other libraries copy.
 
-use polytape::gpu::Profile;
+use polytape::gpu::{Profile, Tuning};
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Decay};
 use polytape::{Gpu, GpuOptions, Indices, Trainer};
@@ -17,7 +17,7 @@ pub struct Run {
 
 impl Run {
     pub fn new(config: LlamaConfig, inputs: Vec<u32>, targets: Vec<u32>) -> Result<(Self, Setup)> {
-        let gpu = Gpu::open(&GpuOptions::default())?;
+        let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
         let (model, params) = Llama::init(&gpu, config.clone(), 7)?;
         let weights = params
             .iter()

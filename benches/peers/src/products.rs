@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use ::burn::tensor::{Device, DeviceKind, TensorData};
+use ::polytape::gpu::Tuning;
 use ::polytape::{Gemm, Gpu, GpuOptions, Matrix};
 
 use crate::{Result, median};
@@ -11,7 +12,7 @@ use crate::{Result, median};
 const SHAPES: [[usize; 3]; 4] = [[512, 512, 512], [1024, 1024, 1024], [512, 256, 768], [512, 768, 256]];
 const ROUNDS: usize = 5;
 /// Calls between two looks at the clock.
-const CALLS: usize = 4;
+const CALLS: usize = 16;
 
 /// A product that is called and waited for.
 struct Peer<'a> {
@@ -24,12 +25,10 @@ fn polytape<'a>(gpu: &'a Gpu, [rows, inner, columns]: [usize; 3], x: &[f32], w: 
     let x = ::polytape::Tensor::from_slice(gpu, x, &[rows, inner])?;
     let w = ::polytape::Tensor::from_slice(gpu, w, &[columns, inner])?;
     let multiply = move |calls: usize| {
-        let out = ::polytape::Tensor::zeros(gpu, &[rows, columns])?;
-        for _ in 0..calls {
-            Gemm::new(Matrix::new(&x)?, Matrix::new(&w)?.t()).compute_into(Matrix::new(&out)?)?;
-        }
+        let product = |_| Gemm::new(Matrix::new(&x)?, Matrix::new(&w)?.t()).compute();
+        let products = (0..calls).map(product).collect::<::polytape::Result<Vec<_>>>()?;
         gpu.synchronize()?;
-        Ok(if calls == 1 { out.to_vec()? } else { Vec::new() })
+        Ok(if calls == 1 { products[0].to_vec()? } else { Vec::new() })
     };
     Ok(Peer { name: "polytape", multiply: Box::new(multiply) })
 }
@@ -64,7 +63,7 @@ fn candle<'a>([rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Resul
 }
 
 pub fn run() -> Result<()> {
-    let gpu = Gpu::open(&GpuOptions::default())?;
+    let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?; // burn tunes, too
     let device = Device::wgpu(DeviceKind::DefaultDevice);
     println!("\n| x·wᵀ, rows × inner × columns | library | GFLOP/s, median of {ROUNDS} | polytape / this |\n|---|---|---:|---:|");
     for shape @ [rows, inner, columns] in SHAPES {
