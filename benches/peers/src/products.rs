@@ -74,8 +74,8 @@ pub fn run() -> Result<()> {
         let peers = [polytape(&gpu, shape, &x, &w)?, burn(&device, shape, &x, &w)?, candle(shape, &x, &w)?];
         let results = peers.iter().map(|peer| (peer.multiply)(1)).collect::<Result<Vec<_>>>()?;
         for (peer, result) in peers.iter().zip(&results) {
-            let wrong = result.len() != rows * columns || result.iter().zip(&results[0]).any(|(a, b)| !((a - b).abs() <= 1e-2));
-            if wrong {
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2;
+            if result.len() != rows * columns || !result.iter().zip(&results[0]).all(near) {
                 return Err(format!("{}: another product of {shape:?}", peer.name).into());
             }
             (peer.multiply)(CALLS)?; // burn tunes on its first calls
