@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::device::Gpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Whether a device tries out which of its kernels is fastest. All that it chooses between give the same bits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -114,6 +114,16 @@ impl Gpu {
         if let Some(known) = known {
             return Ok(known);
         }
+        let best = match self.fastest(candidates.len(), run) {
+            // Without memory for a trial's output the rule has to do.
+            Err(Error::OutOfMemory { .. }) => 0,
+            best => best?,
+        };
+        tuner.keep(class, &candidates[best]);
+        Ok(best)
+    }
+
+    fn fastest(&self, candidates: usize, run: impl Fn(usize) -> Result<()>) -> Result<usize> {
         let timed = |candidate: usize| -> Result<f64> {
             let start = Instant::now();
             run(candidate)?;
@@ -122,18 +132,17 @@ impl Gpu {
         };
         let mut best = (0, f64::INFINITY);
         self.synchronize()?;
-        for candidate in 0..candidates.len() {
+        for candidate in 0..candidates {
             timed(candidate)?; // compiles
         }
         for _ in 0..TRIES {
-            for candidate in 0..candidates.len() {
+            for candidate in 0..candidates {
                 let seconds = timed(candidate)?;
                 if seconds < best.1 {
                     best = (candidate, seconds);
                 }
             }
         }
-        tuner.keep(class, &candidates[best.0]);
         Ok(best.0)
     }
 }

@@ -261,6 +261,9 @@ impl<'a> Gemm<'a> {
             })
         };
         let chosen = choose(gpu, &plans, &needs, |plan| {
+            if self.keep == 0.0 {
+                return launch(plan, out_slice);
+            }
             // What is kept of the output must not be added twice.
             let scratch = Tensor::uninitialized(gpu, &[out_slice.size as usize / 4])?;
             launch(plan, scratch.slice())
