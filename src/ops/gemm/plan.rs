@@ -161,7 +161,6 @@ impl Needs {
 }
 
 impl Plan {
-    /// The plans that give a product's bits, best by rule first.
     /// What tells it from the other candidates.
     pub(super) fn name(&self) -> String {
         format!("{} x {}", self.tile_rows, self.tile_columns)
