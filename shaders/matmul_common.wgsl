@@ -1,4 +1,4 @@
-// What the matmul kernels share: arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
+// What the matmul kernels share: bindings, arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
 // VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
 //
 // The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. Every output has its own copy
@@ -7,6 +7,12 @@
 //
 // HALVES says how many f16 stand for an operand: 0 leaves it f32, 1 rounds it, 2 (SPLIT) adds a second for what the first lost.
 // The sums and the epilogue are f32.
+
+@group(0) @binding(0) var<storage, read> a: array<Element>;
+@group(0) @binding(1) var<storage, read> b: array<Element>;
+@group(0) @binding(2) var<storage, read> c: array<Element>;
+@group(0) @binding(3) var<storage, read> factor: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<Element>;
 
 struct Args {
     rows: u32, columns: u32, inner: u32,

@@ -8,12 +8,6 @@
 //
 // Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
-@group(0) @binding(0) var<storage, read> a: array<Element>;
-@group(0) @binding(1) var<storage, read> b: array<Element>;
-@group(0) @binding(2) var<storage, read> c: array<Element>;
-@group(0) @binding(3) var<storage, read> factor: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<Element>;
-
 // What a lane loads is clamped into the matrix instead of guarded: rows and columns beyond the edge repeat the last and are
 // never stored; inner indices beyond the end count as zeros. With VECTORS there are none of those.
 

@@ -12,12 +12,6 @@
 enable f16;
 enable wgpu_cooperative_matrix;
 
-@group(0) @binding(0) var<storage, read> a: array<Element>;
-@group(0) @binding(1) var<storage, read> b: array<Element>;
-@group(0) @binding(2) var<storage, read> c: array<Element>;
-@group(0) @binding(3) var<storage, read> factor: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<Element>;
-
 @if LARGE {
     const BLOCK: u32 = 16u;
     alias Left = coop_mat16x16<f16, A>;

@@ -3,12 +3,6 @@
 //
 // An invocation finishes four outputs of a row, a workgroup 8 rows and 32 columns.
 
-@group(0) @binding(0) var<storage, read> a: array<Element>;
-@group(0) @binding(1) var<storage, read> b: array<Element>;
-@group(0) @binding(2) var<storage, read> c: array<Element>;
-@group(0) @binding(3) var<storage, read> factor: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<Element>;
-
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
     let row = group.y * 8u + local / 8u;

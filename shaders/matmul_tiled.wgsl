@@ -6,12 +6,6 @@
 //
 // Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
-@group(0) @binding(0) var<storage, read> a: array<Element>;
-@group(0) @binding(1) var<storage, read> b: array<Element>;
-@group(0) @binding(2) var<storage, read> c: array<Element>;
-@group(0) @binding(3) var<storage, read> factor: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<Element>;
-
 const DEPTH: u32 = 16u;
 const SIDE: u32 = TILE / 4u;
 
