@@ -4,7 +4,7 @@
 // SPAN vec4 of columns for all rows in registers; the values of A are spread over the lanes and broadcast by shuffles with
 // constant indices; B is read in vec4 along the columns. Per step of four along the inner dimension a lane loads ROWS / LANES
 // vec4 of A and 4·SPAN of B for 16·ROWS·SPAN multiply-adds. Each load is a scalar sequence per lane there, so the tile is as
-// large as the compiler bears.
+// large as the first-level caches bear.
 //
 // Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
 
