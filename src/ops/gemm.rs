@@ -184,10 +184,11 @@ impl<'a> Gemm<'a> {
         let machine = Machine::of(gpu);
         let depth = self.needs(&out, inner).depth(machine);
         let products = |needs: &Needs| Plan::of(machine, needs);
-        if depth >= inner {
+        let parts = inner.div_ceil(depth);
+        let fits = 4 * (out.count * parts * rows * columns) as u64 <= gpu.binding_limit();
+        if parts == 1 || !fits {
             return self.dispatch(gpu, out, [1, inner], products);
         }
-        let parts = inner.div_ceil(depth);
         let sums = Tensor::uninitialized(gpu, &[out.count * parts, rows, columns])?;
         let sums = Matrix::new(&sums)?;
         let product = Gemm { symmetric: self.symmetric, precision: self.precision, ..Gemm::new(self.a, self.b) };

@@ -203,6 +203,16 @@ fn few_outputs_of_a_long_inner_dimension_are_computed_in_parts() {
 }
 
 #[test]
+fn parts_that_exceed_the_binding_limit_are_not_made() -> Result<()> {
+    let [a, b] = random_arrays(1609, [&[48, 600], &[600, 256]]);
+    // The output has 48 KiB, two parts of it more than the 64 KiB of a binding.
+    let (left, right) = (upload(device::narrow(), &a)?, upload(device::narrow(), &b)?);
+    let product = Gemm::new(Matrix::new(&left)?, Matrix::new(&right)?).compute()?;
+    assert_close("narrow", &product.to_vec()?, &a.matmul(&b), reduction(600));
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let zeros = |shape: &[usize]| Tensor::zeros(device::default(), shape).expect("zeros");
     let refusal = |result: Result<()>| result.expect_err("an error expected").to_string();
