@@ -1,8 +1,8 @@
 // What the matmul kernels share: bindings, arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
 // VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
 //
-// The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. Every output has its own copy
-// of it in the code, so that an unused part would cost seconds of compilation on lavapipe. With SYMMETRIC the result is known to
+// The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. The GPU kernels have a copy
+// of it for each of their outputs, so that an unused part would cost seconds of compilation. With SYMMETRIC the result is known to
 // be symmetric: only its lower triangle is computed, and mirrored.
 //
 // HALVES says how many f16 stand for an operand: 0 leaves it f32, 1 rounds it, 2 (SPLIT) adds a second for what the first lost.
