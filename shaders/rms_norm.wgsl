@@ -1,4 +1,5 @@
-// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x). One row per workgroup. dw is a column sum.
+// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x). dx is added to
+// what is there with ADDED. One row per workgroup. dw is a column sum.
 
 struct Args { rows: u32, first: u32, columns: u32, eps: f32 }
 
@@ -39,6 +40,8 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
     let scale = saved_r[row];
     let pull = scale * scale * scale * workgroup_sum(inner, lane) / f32(args.columns);
     for (var c = lane; c < columns; c += WORKGROUP) {
-        dx[row * columns + c] = scale * w[c] * dy[row * columns + c] - pull * x[row * columns + c];
+        var value = scale * w[c] * dy[row * columns + c] - pull * x[row * columns + c];
+        if (ADDED == 1u) { value += dx[row * columns + c]; }
+        dx[row * columns + c] = value;
     }
 }

@@ -131,8 +131,7 @@ impl Params {
 pub(crate) enum Gradient {
     /// The gradient.
     Formed(Tensor),
-    /// How to add the gradient to what has flowed into the parent so far, if anything, without forming it by itself: the result
-    /// has the bits that adding it would give.
+    /// How to add the gradient to what has flowed into the parent so far, if anything, without forming it by itself.
     Added(Box<dyn FnOnce(Option<Tensor>) -> Result<Tensor>>),
 }
 

@@ -184,6 +184,11 @@ impl Tensor {
         if self.is_unique() { Ok(self) } else { self.duplicate() }
     }
 
+    /// What an operation that adds to `sum` writes to: the sum, which no other tensor shares, or without one a new tensor.
+    pub(crate) fn sum_or_new(sum: Option<Self>, gpu: &Gpu, shape: &[usize]) -> Result<Self> {
+        sum.map_or_else(|| Self::uninitialized(gpu, shape), Self::into_unique)
+    }
+
     /// Whether no other tensor shares the values, so that they may change in place.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1

@@ -140,7 +140,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// `self + factor[0]·term`: in place where self is not shared. Has the bits of adding [`Tensor::scaled_by`].
+    /// `self + factor[0]·term`: in place where self is not shared.
     pub(crate) fn plus_scaled_by(self, term: &Tensor, factor: &Tensor) -> Result<Tensor> {
         same_shape("accumulate", &self, term)?;
         let sum = self.into_unique()?;

@@ -4,6 +4,7 @@ use super::elementwise::Rows;
 use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};
+use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::Tensor;
 
@@ -29,28 +30,37 @@ impl<'t> Var<'t> {
         }
         let r = Tensor::uninitialized(x.gpu(), &[rows])?;
         let y = Tensor::uninitialized(x.gpu(), x.shape())?;
-        run(&FORWARD, &x, &[(&x, columns), (&w, 0), (&r, 1), (&y, columns)], eps)?;
-        self.tape().record("rms_norm", y, [self, weight], move |dy, [wants_x, wants_w]| {
-            let dx = wants_x.then(|| backward(&x, &w, &r, &dy)).transpose()?;
-            let dw = wants_w.then(|| dy.weighted_column_sum(Some(&x), Some(&r))).transpose()?;
+        run(&FORWARD, &x, &[(&x, columns), (&w, 0), (&r, 1), (&y, columns)], false, eps)?;
+        self.tape().record_unformed("rms_norm", y, [self, weight], move |dy, [wants_x, wants_w]| {
+            let dw = wants_w.then(|| {
+                let (x, r, dy) = (x.clone(), r.clone(), dy.clone());
+                Gradient::added(move |sum| dy.add_column_sum(Some(&x), Some(&r), sum))
+            });
+            let dx = wants_x.then(|| Gradient::added(move |sum| backward(&x, &w, &r, &dy, sum)));
             Ok([dx, dw])
         })
     }
 }
 
-fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Tensor> {
+fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor, sum: Option<Tensor>) -> Result<Tensor> {
     let columns = x.rows_and_columns().1;
-    let dx = Tensor::uninitialized(x.gpu(), x.shape())?;
-    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], 0.0)?;
+    let is_added = sum.is_some();
+    let dx = Tensor::sum_or_new(sum, x.gpu(), x.shape())?;
+    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], is_added, 0.0)?;
     Ok(dx)
 }
 
-fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], eps: f32) -> Result<()> {
+fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], is_added: bool, eps: f32) -> Result<()> {
     let (rows, columns) = x.rows_and_columns();
     let (workgroup, one_subgroup) = workgroup(x.gpu());
     let launch = Rows {
         kernel,
-        constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(columns))],
+        constants: &[
+            ("WORKGROUP", workgroup),
+            ("ONE_SUBGROUP", one_subgroup),
+            ("VECTORS", vectors(columns)),
+            ("ADDED", u32::from(is_added)),
+        ],
         rows,
         tensors,
         arguments: &[columns as u32, eps.to_bits()],

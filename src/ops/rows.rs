@@ -1,5 +1,7 @@
 //! Broadcasts of a row [columns] over x [.., columns]: y = x + row and y = x·row. drow is a column sum of dy, or of dy·x.
 
+use std::ops::Range;
+
 use super::elementwise::Rows;
 use super::vectors;
 use crate::error::{Error, Result};
@@ -27,54 +29,69 @@ const ROWS_PER_CHUNK: usize = 64;
 impl Tensor {
     /// Sum over all rows: `[.., columns]` → `[columns]`.
     pub fn column_sum(&self) -> Result<Tensor> {
-        self.weighted_column_sum(None, None)
+        self.add_column_sum(None, None, None)
     }
 
-    /// Σ over rows r of self[r, c], times `factor`[r, c], times `scale`[r].
-    pub(crate) fn weighted_column_sum(&self, factor: Option<&Tensor>, scale: Option<&Tensor>) -> Result<Tensor> {
+    /// Σ over rows r of self[r, c], times `factor`[r, c], times `scale`[r], added to `sum` `[columns]`: in place where that is
+    /// not shared.
+    pub(crate) fn add_column_sum(
+        &self,
+        factor: Option<&Tensor>,
+        scale: Option<&Tensor>,
+        mut sum: Option<Tensor>,
+    ) -> Result<Tensor> {
         let (rows, columns) = self.rows_and_columns();
         let most = (self.gpu().binding_limit() / 4) as usize / columns / 64 * 64;
-        if rows <= most || most == 0 {
-            return self.column_sum_window(0, rows, factor, scale);
-        }
-        let mut sum: Option<Tensor> = None;
-        for first in (0..rows).step_by(most) {
-            let part = self.column_sum_window(first, most.min(rows - first), factor, scale)?;
-            sum = Some(match sum {
-                Some(sum) => sum.accumulate(part)?,
-                None => part,
+        let step = if most == 0 { rows } else { most.min(rows) };
+        for first in (0..rows).step_by(step) {
+            let rows = first..rows.min(first + step);
+            let chunks = rows.len().div_ceil(ROWS_PER_CHUNK);
+            sum = Some(if chunks > 1 {
+                let parts = Tensor::uninitialized(self.gpu(), &[chunks, columns])?;
+                self.column_sums(rows, factor, scale, &parts, false)?;
+                parts.add_column_sum(None, None, sum)?
+            } else {
+                let is_added = sum.is_some();
+                let out = Tensor::sum_or_new(sum, self.gpu(), &[columns])?;
+                self.column_sums(rows, factor, scale, &out, is_added)?;
+                out
             });
         }
         sum.ok_or_else(|| Error::shape("column_sum", "no rows"))
     }
 
-    fn column_sum_window(&self, first: usize, rows: usize, factor: Option<&Tensor>, scale: Option<&Tensor>) -> Result<Tensor> {
+    /// One sum for each chunk of `rows`, as the rows of `out`, or added to them.
+    fn column_sums(
+        &self,
+        rows: Range<usize>,
+        factor: Option<&Tensor>,
+        scale: Option<&Tensor>,
+        out: &Tensor,
+        is_added: bool,
+    ) -> Result<()> {
         let columns = self.rows_and_columns().1;
-        let chunks = rows.div_ceil(ROWS_PER_CHUNK);
-        let sums = Tensor::uninitialized(self.gpu(), &[chunks, columns])?;
-        let window = |tensor: &Tensor| tensor.window(first * columns, rows * columns).size;
-        debug_assert!(factor.is_none_or(|factor| window(factor) == window(self)));
-        let x = self.window(first * columns, rows * columns);
-        let width = if columns.is_multiple_of(4) { 4 } else { 1 };
+        let (first, count) = (rows.start * columns, rows.len() * columns);
+        let x = self.window(first, count);
+        let (chunks, width) = (out.rows_and_columns().0, if columns.is_multiple_of(4) { 4 } else { 1 });
         self.gpu().launch(&Launch {
             kernel: &COLUMN_SUM,
             constants: &[
                 ("WITH_FACTOR", u32::from(factor.is_some())),
                 ("WITH_SCALE", u32::from(scale.is_some())),
+                ("ADDED", u32::from(is_added)),
                 ("VECTORS", vectors(columns)),
             ],
             buffers: &[
                 x,
-                factor.map_or(x, |factor| factor.window(first * columns, rows * columns)),
-                scale.map_or(x, |scale| scale.window(first, rows)),
-                sums.slice(),
+                factor.map_or(x, |factor| factor.window(first, count)),
+                scale.map_or(x, |scale| scale.window(rows.start, rows.len())),
+                out.slice(),
             ],
-            arguments: bytemuck::cast_slice(&[rows as u32, columns as u32, ROWS_PER_CHUNK as u32]),
+            arguments: bytemuck::cast_slice(&[rows.len() as u32, columns as u32, ROWS_PER_CHUNK as u32]),
             workgroups: grid((chunks * (columns / width)) as u64, 64),
             iterations: ROWS_PER_CHUNK as u64,
             work: 0,
-        })?;
-        if chunks == 1 { sums.reshape(&[columns]) } else { sums.column_sum() }
+        })
     }
 
     fn broadcast(&self, op: &'static str, row: &Tensor, multiply: bool) -> Result<Tensor> {
@@ -116,7 +133,7 @@ impl<'t> Var<'t> {
         let y = x.broadcast("mul_row", &r, true)?;
         self.tape().record("mul_row", y, [self, row], move |dy, [wants_x, wants_row]| {
             let dx = wants_x.then(|| dy.broadcast("mul_row", &r, true)).transpose()?;
-            let drow = wants_row.then(|| dy.weighted_column_sum(Some(&x), None)).transpose()?;
+            let drow = wants_row.then(|| dy.add_column_sum(Some(&x), None, None)).transpose()?;
             Ok([dx, drow])
         })
     }

@@ -1,5 +1,5 @@
 //! One call per operation and shape: the value and every gradient on every device against the float64 reference, twice and
-//! through a checkpoint with the same bits.
+//! through a checkpoint with the same bits, and added to what has flowed into the inputs before.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use polytape::{Gpu, Gradients, Params, Precision, Result, Tape, Tensor, Var};
 use crate::device;
 use crate::reference::Array;
 use crate::reference::array::seeded;
-use crate::tolerance::{Tolerance, assert_close};
+use crate::tolerance::{ELEMENTWISE, Tolerance, assert_close};
 
 /// Records the operation on `inputs` as leaves and walks back from a random gradient of its value. `forward` and `vjp` are the
 /// reference. The tolerances are the value's and then one per gradient; the last stands for those that are not given.
@@ -43,20 +43,39 @@ pub fn check_at<const N: usize>(
     let record = Rc::new(record);
     for gpu in device::all() {
         let context = format!("{name} of {shapes:?} at {precision} with {} kernels", gpu.kernels());
-        let run = |checkpointed| match run((gpu, precision), &inputs, &dy, &record, checkpointed) {
+        let run = |way| match run((gpu, precision), &inputs, &dy, &record, way) {
             Ok(results) => results,
             Err(error) => panic!("{context}: {error}"),
         };
-        let results = run(false);
+        let results = run(Way::Plain);
         for (index, (result, want)) in results.iter().zip(&wanted).enumerate() {
             let part = if index == 0 { "value".into() } else { format!("gradient {}", index - 1) };
             assert_eq!(result.shape(), want.shape, "{context}: shape of the {part}");
             let tolerance = tolerances[index.min(tolerances.len() - 1)];
             assert_close(&format!("{context}, {part}"), &values(result), want, tolerance);
         }
-        assert!(bits(&results) == bits(&run(false)), "{context}: a second run gives other bits");
-        assert!(bits(&results) == bits(&run(true)), "{context}: a checkpoint gives other bits");
+        assert!(bits(&results) == bits(&run(Way::Plain)), "{context}: a second run gives other bits");
+        assert!(bits(&results) == bits(&run(Way::Checkpointed)), "{context}: a checkpoint gives other bits");
+        for (index, result) in run(Way::Added)[1..].iter().enumerate() {
+            let sum = earlier(&inputs, index).plus(&gradients[index]);
+            let tolerance = tolerances[(index + 1).min(tolerances.len() - 1)].and(ELEMENTWISE);
+            assert_close(&format!("{context}, gradient {index} added to another"), &values(result), &sum, tolerance);
+        }
     }
+}
+
+/// How an operation is run.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Plain,
+    Checkpointed,
+    /// After another gradient has flowed into every input: see [`earlier`].
+    Added,
+}
+
+/// What has flowed into an input before the operation's own gradient does.
+fn earlier(inputs: &[Array], index: usize) -> Array {
+    Array::random(&inputs[index].shape, &mut seeded(983 + index as u64))
 }
 
 /// The value, then the gradient of every input.
@@ -65,7 +84,7 @@ fn run<const N: usize, F>(
     inputs: &[Array; N],
     dy: &Array,
     record: &Rc<F>,
-    checkpointed: bool,
+    way: Way,
 ) -> Result<Vec<Tensor>>
 where
     F: for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
@@ -73,13 +92,20 @@ where
     let params = Params::new(gpu);
     let tape = Tape::new(&params).with_precision(precision);
     let leaves = inputs.iter().map(|input| Ok(tape.leaf(upload(gpu, input)?))).collect::<Result<Vec<Var<'_>>>>()?;
-    let y = if checkpointed {
+    let y = if way == Way::Checkpointed {
         let record = record.clone();
         tape.checkpoint(&leaves.iter().collect::<Vec<_>>(), move |_, inputs| record(inputs))?
     } else {
         record(&leaves)?
     };
-    let gradients = tape.backward_from(&[(&y, upload(gpu, dy)?)], &mut Gradients::new())?;
+    let mut seeds = vec![(y.clone(), upload(gpu, dy)?)];
+    if way == Way::Added {
+        for (index, leaf) in leaves.iter().enumerate() {
+            seeds.push((leaf.scale(1.0)?, upload(gpu, &earlier(inputs, index))?));
+        }
+    }
+    let seeds: Vec<(&Var<'_>, Tensor)> = seeds.iter().map(|(var, gradient)| (var, gradient.clone())).collect();
+    let gradients = tape.backward_from(&seeds, &mut Gradients::new())?;
     let gradient = |leaf: &Var<'_>| gradients.get(leaf).cloned().expect("a gradient flows into every input");
     Ok([y.value().clone()].into_iter().chain(leaves.iter().map(gradient)).collect())
 }
