@@ -1,36 +1,52 @@
-// One Adam step on a whole parameter, in place. g is scaled by clip[1], the factor of the global norm clipping.
+// One Adam step on JOINED whole parameters, in place; their elements follow each other in the dispatch. g is scaled by clip[1],
+// the factor of the global norm clipping.
 //   m ← m + (1 - β1)(g - m),  v ← v + (1 - β2)(g² - v),  c1 = 1 - β1ᵗ,  c2 = 1 - β2ᵗ
 //   (1 - β comes from the host: taken in f32 from 0.999 it would be off by 1e-5)
 //   AdamW:      w ← w(1 - lr·decay) - lr·(m/c1) / (√(v/c2) + eps)
 //   AUXILIARY:  w ← w(1 - lr·decay) - lr·(√c2/c1)·m / (√v + eps)
 
 struct Args {
-    count: u32, first: u32,
-    rate: f32, decay: f32, share1: f32, share2: f32, eps: f32, correction1: f32, correction2: f32,
+    rate: f32, share1: f32, share2: f32, eps: f32, correction1: f32, correction2: f32,
+    starts: array<u32, JOINED>, // the invocation of each parameter's first vector
+    decays: array<f32, JOINED>,
 }
 
 var<immediate> args: Args;
 
-@group(0) @binding(0) var<storage, read> g: array<vec4f>;
-@group(0) @binding(1) var<storage, read> clip: array<f32>;
-@group(0) @binding(2) var<storage, read_write> w: array<vec4f>;
-@group(0) @binding(3) var<storage, read_write> m: array<vec4f>;
-@group(0) @binding(4) var<storage, read_write> v: array<vec4f>;
+@group(0) @binding(0) var<storage, read> clip: array<f32>;
+@declare for (var k = 0u; k < JOINED; k++) {
+    @group(0) @binding(1u + 4u * k) var<storage, read> g$k: array<vec4f>;
+    @group(0) @binding(2u + 4u * k) var<storage, read_write> w$k: array<vec4f>;
+    @group(0) @binding(3u + 4u * k) var<storage, read_write> m$k: array<vec4f>;
+    @group(0) @binding(4u + 4u * k) var<storage, read_write> v$k: array<vec4f>;
+}
+
+struct Values { w: vec4f, m: vec4f, v: vec4f }
+
+fn updated(old: Values, g: vec4f, decay: f32) -> Values {
+    let gradient = g * clip[1];
+    let m = old.m + args.share1 * (gradient - old.m);
+    let v = old.v + args.share2 * (gradient * gradient - old.v);
+    var step = vec4f();
+    if (AUXILIARY == 1u) {
+        step = sqrt(args.correction2) / args.correction1 * m / (sqrt(v) + args.eps);
+    } else {
+        step = m / args.correction1 / (sqrt(v / args.correction2) + args.eps);
+    }
+    return Values(old.w * (1.0 - args.rate * decay) - args.rate * step, m, v);
+}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
-    let i = linear_index(group, groups, local, 64u);
-    if (i * 4u >= args.count) { return; }
-    let gradient = g[i] * clip[1];
-    let first = m[i] + args.share1 * (gradient - m[i]);
-    let second = v[i] + args.share2 * (gradient * gradient - v[i]);
-    m[i] = first;
-    v[i] = second;
-    var step = vec4f();
-    if (AUXILIARY == 1u) {
-        step = sqrt(args.correction2) / args.correction1 * first / (sqrt(second) + args.eps);
-    } else {
-        step = first / args.correction1 / (sqrt(second / args.correction2) + args.eps);
+    let invocation = linear_index(group, groups, local, 64u);
+    @unroll for (var k = 0u; k < JOINED; k++) {
+        let i = invocation - args.starts[k];
+        // Before its start the difference wraps around.
+        if (i < arrayLength(&w$k)) {
+            let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.decays[k]);
+            w$k[i] = next.w;
+            m$k[i] = next.m;
+            v$k[i] = next.v;
+        }
     }
-    w[i] = w[i] * (1.0 - args.rate * args.decay) - args.rate * step;
 }

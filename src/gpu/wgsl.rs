@@ -1,8 +1,10 @@
-//! Source composition: constants become `const` lines, and two directives are resolved in the text.
+//! Source composition: constants become `const` lines, and three directives are resolved in the text.
 //!
 //! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each number, where BOUND is a number
 //! or a constant: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
 //! `@unroll if NAME for …` leaves the loop as it is where the constant NAME is 0: long text costs seconds of compilation.
+//! Inside, `$i` is the number as a part of a name.
+//! `@declare for …` repeats declarations in the same way, outside of functions: WGSL has no arrays of bindings.
 //! `@if NAME { … } @else { … }` keeps the first block where the constant NAME is set and not 0, else the second (which may be
 //! absent): for declarations, types and features that a plain `if` cannot choose.
 
@@ -28,7 +30,7 @@ pub(super) fn compose(source: &str, constants: Constants<'_>) -> Result<String, 
 }
 
 fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
-    let directive = ["@unroll ", "@if "].iter().filter_map(|mark| source.find(mark).map(|at| (at, *mark))).min();
+    let directive = ["@unroll ", "@declare ", "@if "].iter().filter_map(|mark| source.find(mark).map(|at| (at, *mark))).min();
     let Some((start, mark)) = directive else {
         return Ok(source.to_string());
     };
@@ -45,6 +47,8 @@ fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
             chosen = if holds { body } else { otherwise };
         }
         text.push_str(&expand(chosen, constants)?);
+    } else if mark == "@declare " {
+        text.push_str(&copies(header, body, constants)?.concat());
     } else {
         text.push_str(&unroll(header, body, constants)?);
     }
@@ -60,11 +64,20 @@ fn is_set(name: &str, constants: Constants<'_>) -> bool {
 fn unroll(header: &str, body: &str, constants: Constants<'_>) -> Result<String, String> {
     let condition = header.strip_prefix("if ").and_then(|rest| rest.split_once(' '));
     let (unrolled, header) = condition.map_or((true, header), |(name, header)| (is_set(name, constants), header));
-    let (variable, count) = loop_header(header, constants)?;
     if !unrolled {
         return Ok(format!("{header} {{{}}}\n", expand(body, constants)?));
     }
-    (0..count).map(|i| Ok(format!("{{{}}}\n", expand(&replace_word(body, variable, &format!("{i}u")), constants)?))).collect()
+    Ok(copies(header, body, constants)?.iter().map(|copy| format!("{{{copy}}}\n")).collect())
+}
+
+/// The body of a loop with this header, once for each value of its variable.
+fn copies(header: &str, body: &str, constants: Constants<'_>) -> Result<Vec<String>, String> {
+    let (variable, count) = loop_header(header, constants)?;
+    let copy = |i: u32| {
+        let named = body.replace(&format!("${variable}"), &i.to_string());
+        expand(&replace_word(&named, variable, &format!("{i}u")), constants)
+    };
+    (0..count).map(copy).collect()
 }
 
 /// Splits `HEADER { BODY } AFTER`.
@@ -144,6 +157,13 @@ mod tests {
         let source = "a @if X { b { c } } @else { d } e @if Y { f } g";
         assert_eq!(flat(&expand(source, &[("X", 1)]).expect("expands")), "ab{c}eg");
         assert_eq!(flat(&expand(source, &[("X", 0), ("Y", 2)]).expect("expands")), "adefg");
+    }
+
+    #[test]
+    fn declarations_are_repeated_with_numbered_names() {
+        let source = "@declare for (var k = 0u; k < N; k++) { var w$k: f32; } fn f() { @unroll for (var k = 0u; k < N; k++) { w$k = k; } }";
+        let text = expand(source, &[("N", 2)]).expect("expands");
+        assert_eq!(flat(&text), "varw0:f32;varw1:f32;fnf(){{w0=0u;}{w1=1u;}}");
     }
 
     #[test]

@@ -1,18 +1,33 @@
-//! AdamW in one pass per parameter, and the auxiliary Adam rule that Muon uses for everything that is not a matrix.
+//! AdamW in one pass over each parameter, small parameters together, and the auxiliary Adam rule that Muon uses for everything
+//! that is not a matrix.
 
 use super::{Clip, Optimizer};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel};
-use crate::ops::map;
+use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice, grid};
 use crate::params::{Gradients, Param, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-static ADAM: Kernel = Kernel::trusted(
-    "adam",
-    include_str!("../../shaders/adam.wgsl"),
-    "main",
-    &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite, Access::ReadWrite],
-);
+/// The most parameters of one dispatch: 29 bindings, where Metal has 31.
+const MOST_JOINED: usize = 7;
+/// Parameters of at most so many values share dispatches. A larger one goes at once, so that its gradient's memory is free for
+/// the moments of the next.
+const SMALL: usize = 1 << 18;
+
+const R: Access = Access::Read;
+const W: Access = Access::ReadWrite;
+#[rustfmt::skip]
+const BINDINGS: &[Access] = &[
+    R,
+    R, W, W, W,  R, W, W, W,  R, W, W, W,  R, W, W, W,  R, W, W, W,  R, W, W, W,  R, W, W, W,
+];
+
+/// The kernel for one parameter, for two, and so on.
+static ADAM: [Kernel; MOST_JOINED] = [joining(1), joining(2), joining(3), joining(4), joining(5), joining(6), joining(7)];
+
+const fn joining(parameters: usize) -> Kernel {
+    let bindings: &'static [Access] = BINDINGS.split_at(1 + 4 * parameters).0;
+    Kernel::trusted("adam", include_str!("../../shaders/adam.wgsl"), "main", bindings)
+}
 
 /// Which parameters weight decay pulls towards zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,28 +74,102 @@ pub(super) struct Moments {
     pub(super) v: Option<Tensor>,
 }
 
-/// One Adam step of one parameter; `step` counts from 1.
-pub(super) fn adam(
-    config: &AdamConfig,
+/// An Adam step of many parameters, one after the other, of which it runs small ones together.
+pub(super) struct Adam<'a> {
+    config: &'a AdamConfig,
+    /// Whether the rule is Muon's auxiliary one.
     auxiliary: bool,
-    (params, id): (&mut Params, ParamId),
-    moments: &mut Moments,
-    gradient: &Tensor,
-    clip: &Clip,
-    (step, rate): (u64, f32),
-) -> Result<()> {
-    let decay = config.decay_of(params.get(id).role);
-    let w = params.exclusive(id)?;
-    for moment in [&mut moments.m, &mut moments.v] {
-        own(moment, w)?;
+    clip: &'a Clip,
+    /// Counts from 1.
+    step: u64,
+    /// The learning rate.
+    rate: f32,
+    waiting: Vec<Update>,
+}
+
+/// What the update of one parameter needs.
+struct Update {
+    gradient: Tensor,
+    /// The parameter and its moments.
+    changed: [Tensor; 3],
+    decay: f32,
+}
+
+impl<'a> Adam<'a> {
+    pub(super) fn new(config: &'a AdamConfig, auxiliary: bool, clip: &'a Clip, step: u64, rate: f32) -> Self {
+        Self { config, auxiliary, clip, step, rate, waiting: Vec::new() }
     }
-    let (Some(m), Some(v)) = (&moments.m, &moments.v) else {
-        unreachable!("bug: both moments were made just now");
-    };
-    let correction = config.betas.map(|beta| (1.0 - beta.powf(step as f64)) as f32);
-    let shares = config.betas.map(|beta| (1.0 - beta) as f32);
-    let numbers = [rate, decay, shares[0], shares[1], config.eps as f32, correction[0], correction[1]];
-    map(&ADAM, &[("AUXILIARY", u32::from(auxiliary))], &[gradient, clip.values(), w, m, v], Some(1), &numbers)
+
+    /// Updates a parameter, at the latest in [`Adam::finish`].
+    pub(super) fn update(&mut self, params: &mut Params, id: ParamId, moments: &mut Moments, gradient: Tensor) -> Result<()> {
+        let decay = self.config.decay_of(params.get(id).role);
+        let w = params.exclusive(id)?;
+        for moment in [&mut moments.m, &mut moments.v] {
+            own(moment, w)?;
+        }
+        let (Some(m), Some(v)) = (&moments.m, &moments.v) else {
+            unreachable!("bug: both moments were made just now");
+        };
+        let update = Update { gradient, changed: [w, m, v].map(Tensor::clone), decay };
+        if w.len() > SMALL || w.bytes() > w.gpu().binding_limit() {
+            return self.launch(&[update]);
+        }
+        let most = most_joined(w.gpu());
+        self.waiting.push(update);
+        if self.waiting.len() < most { Ok(()) } else { self.finish() }
+    }
+
+    /// Runs what is left.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() { Ok(()) } else { self.launch(&waiting) }
+    }
+
+    /// One dispatch, or for a parameter above the binding limit one for each window of it.
+    fn launch(&self, updates: &[Update]) -> Result<()> {
+        let gpu = self.clip.values().gpu();
+        let longest = updates.iter().map(|update| update.gradient.len()).max().unwrap_or(0);
+        let window = (gpu.binding_limit() / 4) as usize / 64 * 64;
+        for first in (0..longest).step_by(longest.min(window)) {
+            let mut buffers = vec![self.clip.values().slice()];
+            let mut starts = Vec::with_capacity(updates.len());
+            let mut invocations = 0;
+            for update in updates {
+                let count = window.min(update.gradient.len() - first);
+                buffers.extend([&update.gradient].into_iter().chain(&update.changed).map(|tensor| tensor.window(first, count)));
+                starts.push(invocations as u32);
+                invocations += count.div_ceil(4);
+            }
+            self.dispatch(gpu, &buffers, &starts, updates, invocations as u64)?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(&self, gpu: &Gpu, buffers: &[Slice<'_>], starts: &[u32], updates: &[Update], invocations: u64) -> Result<()> {
+        let correction = self.config.betas.map(|beta| (1.0 - beta.powf(self.step as f64)) as f32);
+        let shares = self.config.betas.map(|beta| (1.0 - beta) as f32);
+        let numbers = [self.rate, shares[0], shares[1], self.config.eps as f32, correction[0], correction[1]];
+        let decays = updates.iter().map(|update| update.decay.to_bits());
+        let arguments: Vec<u32> = numbers.map(f32::to_bits).into_iter().chain(starts.iter().copied()).chain(decays).collect();
+        gpu.launch(&Launch {
+            kernel: &ADAM[updates.len() - 1],
+            constants: &[("AUXILIARY", u32::from(self.auxiliary)), ("JOINED", updates.len() as u32)],
+            buffers,
+            arguments: bytemuck::cast_slice(&arguments),
+            workgroups: grid(invocations, 64),
+            iterations: 0,
+            work: 0,
+        })
+    }
+}
+
+/// How many parameters share a dispatch: as many as the adapter has bindings for. On the CPU a dispatch costs next to nothing.
+fn most_joined(gpu: &Gpu) -> usize {
+    let bindings = gpu.adapter().limits.max_storage_buffers_per_shader_stage as usize;
+    match gpu.kernels() {
+        Profile::Fallback => 1,
+        _ => ((bindings - 1) / 4).clamp(1, MOST_JOINED),
+    }
 }
 
 impl Moments {
@@ -136,14 +225,15 @@ impl Optimizer for AdamW {
     fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
+        let mut adam = Adam::new(&self.config, false, clip, self.steps, rate);
         for id in params.trained() {
             let moments = &mut self.moments[id.0];
             match gradients.take(id) {
-                Some(gradient) => adam(&self.config, false, (params, id), moments, &gradient, clip, (self.steps, rate))?,
+                Some(gradient) => adam.update(params, id, moments, gradient)?,
                 None => moments.fill(&params.get(id).tensor, true)?,
             }
         }
-        Ok(())
+        adam.finish()
     }
 
     fn steps(&self) -> u64 {

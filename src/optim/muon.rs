@@ -1,6 +1,6 @@
 //! Muon for matrices that are neither the embedding nor the head; the auxiliary Adam rule for everything else.
 
-use super::adamw::{Moments, adam, named_state, own};
+use super::adamw::{Adam, Moments, named_state, own};
 use super::clip::inverse_norm;
 use super::{AdamConfig, Clip, Optimizer};
 use crate::error::Result;
@@ -104,16 +104,18 @@ impl Optimizer for Muon {
     fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
+        let config = self.config.adam;
+        let mut adam = Adam::new(&config, true, clip, self.steps, rate);
         for id in params.trained() {
             let is_matrix = params.get(id).role == Role::Matrix;
             let moments = &mut self.moments[id.0];
             match gradients.take(id) {
                 None => moments.fill(&params.get(id).tensor, !is_matrix)?,
                 Some(gradient) if is_matrix => self.step_matrix(params, id, gradient, clip, rate)?,
-                Some(gradient) => adam(&self.config.adam, true, (params, id), moments, &gradient, clip, (self.steps, rate))?,
+                Some(gradient) => adam.update(params, id, moments, gradient)?,
             }
         }
-        Ok(())
+        adam.finish()
     }
 
     fn steps(&self) -> u64 {

@@ -1,7 +1,8 @@
 //! Steps of AdamW and Muon against the golden numbers and the float64 rules.
 
-use polytape::Role;
+use polytape::gpu::Profile;
 use polytape::optim::{Clip, Decay, LrRatio, Muon, MuonConfig};
+use polytape::{Gpu, GpuOptions, Role};
 
 use super::{Parameter, Rule, gradients_of, params_of, step, values};
 use crate::device;
@@ -115,6 +116,48 @@ fn muon_follows_the_reference_by_role() {
         follow(&Rule::new(Some(muon)), seed);
     }
     follow(&Rule { decay: Decay::Matrices, momentum: 0.8, ..Rule::new(Some(MUONS[0])) }, 3021);
+}
+
+#[test]
+fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
+    const SIZES: [usize; 11] = [1, 5, 64, 257, 1 << 18, (1 << 18) + 1, 4099, 3, 1000, 20_011, 2];
+    let mut rng = seeded(3025);
+    let role = |index| if index % 3 == 0 { Role::Vector } else { Role::Matrix };
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
+    let parameter = |index| Parameter::new(names[index], role(index), Array::random(&[SIZES[index]], &mut rng));
+    let all: Vec<Parameter> = (0..SIZES.len()).map(parameter).collect();
+    let rule = Rule { decay: Decay::Matrices, ..Rule::new(None) };
+    // Two steps, and the dispatches of the last beside those of its clipping.
+    let run = |gpu: &Gpu, parameters: &[Parameter]| {
+        let (mut params, mut optimizer) = (params_of(gpu, parameters).expect("parameters"), rule.optimizer());
+        let mut dispatches = 0;
+        for _ in 0..2 {
+            let gradients: Vec<Array> = parameters.iter().map(|parameter| parameter.w.map(f64::sin)).collect();
+            let gradients = gradients_of(&params, &gradients).expect("gradients");
+            let clip = Clip::new(gpu, &gradients, f32::INFINITY).expect("a clip");
+            let before = gpu.counters().dispatches;
+            optimizer.step(&mut params, gradients, &clip, 0.02).expect("a step");
+            dispatches = gpu.counters().dispatches - before;
+        }
+        (values(&params), dispatches)
+    };
+    for shared in device::all() {
+        for binding_limit in [None, Some(64 << 10)] {
+            let options = GpuOptions { kernels: Some(shared.kernels()), binding_limit, ..Default::default() };
+            let gpu = device::open(&options).expect("a device whose dispatches nothing else adds to");
+            let (together, dispatches) = run(&gpu, &all);
+            let alone: Vec<Vec<f32>> = all.iter().flat_map(|one| run(&gpu, std::slice::from_ref(one)).0).collect();
+            assert!(together == alone, "other bits with {} kernels", gpu.kernels());
+            // Ten small parameters in groups of seven, and the large one; or three in windows of 16,384 values.
+            let want = match (gpu.kernels(), binding_limit) {
+                (Profile::Fallback, None) => 11,
+                (Profile::Fallback, Some(_)) => 8 + 16 + 17 + 2,
+                (_, None) => 2 + 1,
+                (_, Some(_)) => 2 + 16 + 17 + 2,
+            };
+            assert_eq!(dispatches, want, "{} kernels, binding limit {binding_limit:?}", gpu.kernels());
+        }
+    }
 }
 
 #[test]
