@@ -5,7 +5,6 @@ use std::time::Instant;
 use polytape::{AttentionShape, Gpu, Gradients, Params, Result, Tape, Tensor, Var};
 
 use crate::fastest;
-use crate::limits::Limits;
 
 struct Case {
     shape: AttentionShape,
@@ -63,7 +62,7 @@ impl Case {
     }
 }
 
-pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
+pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
     println!(
         "\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of the limit | peak MiB | first call, s |"
     );
@@ -84,7 +83,7 @@ pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
                 rate(forward, false) / 1e9,
                 1e3 * both,
                 rate(both, true) / 1e9,
-                100.0 * rate(both, true) / limits.multiply_add,
+                100.0 * rate(both, true) / limit,
                 gpu.memory().peak as f64 / (1 << 20) as f64,
             );
         }

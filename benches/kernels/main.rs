@@ -3,8 +3,9 @@
 
 mod attention;
 mod dispatch;
-mod limits;
+mod limit;
 mod matmul;
+mod memory;
 mod model;
 mod polynomial;
 mod scaling;
@@ -34,13 +35,16 @@ fn main() -> Result<()> {
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());
-    let limits = limits::measure(&gpu)?;
-    println!("limits: {:.1} GFLOP/s multiply-add, {:.1} GB/s copy", limits.multiply_add / 1e9, limits.copy / 1e9);
+    let limit = limit::measure(&gpu)?;
+    println!("limit: {:.1} GFLOP/s of multiply-adds", limit / 1e9);
     if "matmul".contains(&filter) {
-        matmul::run(&gpu, &limits)?;
+        matmul::run(&gpu, limit)?;
     }
     if "attention".contains(&filter) {
-        attention::run(&gpu, &limits)?;
+        attention::run(&gpu, limit)?;
+    }
+    if "memory".contains(&filter) {
+        memory::run(&gpu)?;
     }
     if "model".contains(&filter) {
         model::run(&gpu)?;

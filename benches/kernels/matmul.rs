@@ -5,7 +5,6 @@ use std::time::Instant;
 use polytape::{Gemm, Gpu, Matrix, Precision, Result, Tensor};
 
 use crate::fastest;
-use crate::limits::Limits;
 
 /// Rows, inner, columns; whether A and B are transposed; and which product it is.
 type Case = ([usize; 3], [bool; 2], &'static str);
@@ -31,7 +30,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
+pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
     println!(
         "\n| product | rows × inner × columns | op(A), op(B) | GFLOP/s | of the limit | first call, s |\n|---|---|---|---:|---:|---:|"
     );
@@ -53,7 +52,7 @@ pub fn run(gpu: &Gpu, limits: &Limits) -> Result<()> {
             mark(ta),
             mark(tb),
             rate / 1e9,
-            100.0 * rate / limits.multiply_add
+            100.0 * rate / limit
         );
     }
     precisions(gpu)
