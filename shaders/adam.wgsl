@@ -7,8 +7,8 @@
 
 struct Args {
     rate: f32, share1: f32, share2: f32, eps: f32, correction1: f32, correction2: f32,
-    starts: array<u32, JOINED>, // the invocation of each parameter's first vector
-    decays: array<f32, JOINED>,
+    // Of each parameter: the invocation of its first vector, and its decay. Not arrays, which DX12 would pad.
+    @declare for (var k = 0u; k < JOINED; k++) { start$k: u32, decay$k: f32, }
 }
 
 var<immediate> args: Args;
@@ -40,10 +40,10 @@ fn updated(old: Values, g: vec4f, decay: f32) -> Values {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
     let invocation = linear_index(group, groups, local, 64u);
     @unroll for (var k = 0u; k < JOINED; k++) {
-        let i = invocation - args.starts[k];
+        let i = invocation - args.start$k;
         // Before its start the difference wraps around.
         if (i < arrayLength(&w$k)) {
-            let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.decays[k]);
+            let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.decay$k);
             w$k[i] = next.w;
             m$k[i] = next.m;
             v$k[i] = next.v;

@@ -10,9 +10,10 @@ static ADD: Kernel = Kernel::new(
     "@group(0) @binding(0) var<storage, read> a: array<f32>;
      @group(0) @binding(1) var<storage, read> b: array<f32>;
      @group(0) @binding(2) var<storage, read_write> out: array<f32>;
-     var<immediate> count: u32;
+     struct Args { count: u32 }
+     var<immediate> args: Args;
      @compute @workgroup_size(1)
-     fn main(@builtin(global_invocation_id) id: vec3u) { if (id.x < count) { out[id.x] = a[id.x] + b[id.x]; } }",
+     fn main(@builtin(global_invocation_id) id: vec3u) { if (id.x < args.count) { out[id.x] = a[id.x] + b[id.x]; } }",
     "main",
     &[Access::Read, Access::Read, Access::ReadWrite],
 );

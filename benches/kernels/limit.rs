@@ -9,13 +9,14 @@ use crate::fastest;
 static MULTIPLY_ADD: Kernel = Kernel::new(
     "multiply-add",
     "@group(0) @binding(0) var<storage, read_write> out: array<vec4f>;
-     var<immediate> steps: u32;
+     struct Args { steps: u32 }
+     var<immediate> args: Args;
      @compute @workgroup_size(64)
      fn main(@builtin(global_invocation_id) id: vec3u) {
          let x = vec4f(f32(id.x) * 1e-9);
          var a = x; var b = x + 0.1; var c = x + 0.2; var d = x + 0.3;
          var e = x + 0.4; var f = x + 0.5; var g = x + 0.6; var h = x + 0.7;
-         for (var i = 0u; i < steps; i++) {
+         for (var i = 0u; i < args.steps; i++) {
              @unroll for (var j = 0u; j < 8; j++) {
                  a = fma(a, x, x); b = fma(b, x, x); c = fma(c, x, x); d = fma(d, x, x);
                  e = fma(e, x, x); f = fma(f, x, x); g = fma(g, x, x); h = fma(h, x, x);

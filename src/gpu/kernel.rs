@@ -20,10 +20,11 @@ pub enum Access {
 
 /// A compute shader: its text, its entry point, and the storage buffers it binds, in order from `@group(0) @binding(0)`.
 ///
-/// Arguments reach the shader as `var<immediate>`, at most 128 bytes. Loops marked `@unroll` are written out: naga does not
-/// unroll loops, and an array indexed by a loop variable cannot live in registers. `@if NAME { … } @else { … }` chooses text by a
-/// constant. Before the source stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index`
-/// beside [`grid`], and the constant `SUBGROUPS`: whether the device's [`Profile`] reduces by subgroups.
+/// Arguments reach the shader as a `var<immediate>`, at most 128 bytes: a structure without arrays, as DX12 wants it. Loops marked
+/// `@unroll` are written out: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
+/// `@declare` repeats declarations in the same way, and `@if NAME { … } @else { … }` chooses text by a constant. Before the source
+/// stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index` beside [`grid`], and the constant
+/// `SUBGROUPS`: whether the device's [`Profile`] reduces by subgroups.
 #[derive(Debug)]
 pub struct Kernel {
     name: &'static str,

@@ -7,7 +7,7 @@ use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice, grid};
 use crate::params::{Gradients, Param, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-/// The most parameters of one dispatch: 29 bindings, where Metal has 31.
+/// The most parameters of one dispatch: with 29 bindings, as many as Metal has.
 const MOST_JOINED: usize = 7;
 /// Parameters of at most so many values share dispatches. A larger one goes at once, so that its gradient's memory is free for
 /// the moments of the next.
@@ -149,8 +149,8 @@ impl<'a> Adam<'a> {
         let correction = self.config.betas.map(|beta| (1.0 - beta.powf(self.step as f64)) as f32);
         let shares = self.config.betas.map(|beta| (1.0 - beta) as f32);
         let numbers = [self.rate, shares[0], shares[1], self.config.eps as f32, correction[0], correction[1]];
-        let decays = updates.iter().map(|update| update.decay.to_bits());
-        let arguments: Vec<u32> = numbers.map(f32::to_bits).into_iter().chain(starts.iter().copied()).chain(decays).collect();
+        let places = starts.iter().zip(updates).flat_map(|(&start, update)| [start, update.decay.to_bits()]);
+        let arguments: Vec<u32> = numbers.map(f32::to_bits).into_iter().chain(places).collect();
         gpu.launch(&Launch {
             kernel: &ADAM[updates.len() - 1],
             constants: &[("AUXILIARY", u32::from(self.auxiliary)), ("JOINED", updates.len() as u32)],

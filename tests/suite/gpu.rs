@@ -9,12 +9,13 @@ static DOUBLE: Kernel = Kernel::new(
     "double",
     "@group(0) @binding(0) var<storage, read> x: array<f32>;
      @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-     var<immediate> count: u32;
+     struct Args { count: u32 }
+     var<immediate> args: Args;
      @compute @workgroup_size(64)
      fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u,
              @builtin(local_invocation_index) local: u32) {
          let i = linear_index(group, groups, local, 64u);
-         if (i < count) { y[i] = 2.0 * x[i]; }
+         if (i < args.count) { y[i] = 2.0 * x[i]; }
      }",
     "main",
     &[Access::Read, Access::ReadWrite],
