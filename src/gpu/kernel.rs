@@ -263,10 +263,14 @@ impl Gpu {
             return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
         }
         let text = kernel.text(self.kernels(), constants)?;
+        let is_checked = self.inner.checked_shaders || !kernel.trusted;
+        if is_checked {
+            check_arguments(&text, argument_bytes).map_err(|problem| kernel.error(problem))?;
+        }
         let device = &self.inner.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(text.into()) };
-        let module = if self.inner.checked_shaders || !kernel.trusted {
+        let module = if is_checked {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: a trusted kernel is one of this crate's; they guard every index and bound every loop, and the tests run
@@ -311,6 +315,26 @@ impl Gpu {
         let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries };
         self.inner.device.create_bind_group_layout(&descriptor)
     }
+}
+
+/// That the arguments are a structure, which all that is given fills: else Vulkan reads what nobody wrote, or DX12 has no layout
+/// for them. What does not parse is left to the compiler, whose message is better.
+fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
+    use wgpu::naga::{AddressSpace, TypeInner, front::wgsl};
+    let Ok(module) = wgsl::parse_str(text) else { return Ok(()) };
+    let arguments = module.global_variables.iter().find(|(_, variable)| variable.space == AddressSpace::Immediate);
+    let declared = match arguments.map(|(_, variable)| &module.types[variable.ty].inner) {
+        None => 0,
+        Some(TypeInner::Struct { members, .. }) => {
+            let inner = |ty| &module.types[ty].inner;
+            if members.iter().any(|member| matches!(inner(member.ty), TypeInner::Array { .. } | TypeInner::Struct { .. })) {
+                return Err("its `var<immediate>` holds more than scalars and vectors".into());
+            }
+            members.last().map_or(0, |last| last.offset + inner(last.ty).size(module.to_ctx()))
+        }
+        Some(_) => return Err("its `var<immediate>` is not a structure".into()),
+    };
+    if declared == given { Ok(()) } else { Err(format!("{given} bytes of arguments given, {declared} declared")) }
 }
 
 impl<'a> Slice<'a> {

@@ -89,13 +89,13 @@ impl Muon {
         let m = momentum.as_ref().expect("bug: the momentum was made just now");
         let [rows, columns] = gradient.dims("muon")?;
         let direction = Tensor::uninitialized(gradient.gpu(), gradient.shape())?;
-        map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &[config.momentum as f32])?;
+        let numbers = [config.momentum as f32, rate, decay, config.ratio.of(rows, columns)];
+        map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &numbers)?;
         drop(gradient);
         let x = direction.scaled_by(&inverse_norm(&direction)?, 1.0)?;
         drop(direction);
         let steps = config.newton_schulz_steps.unwrap_or(config.coefficients.default_steps());
         let x = newton_schulz(x, config.coefficients, steps)?;
-        let numbers = [0.0, rate, decay, config.ratio.of(rows, columns)];
         map(&UPDATE, &[], &[&x, params.exclusive(id)?], None, &numbers)
     }
 }

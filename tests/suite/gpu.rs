@@ -56,11 +56,45 @@ fn a_kernel_of_the_users_own_runs_on_every_device() -> Result<()> {
 }
 
 #[test]
+fn arguments_that_are_not_what_the_kernel_declares_are_refused() -> Result<()> {
+    const fn kernel(name: &'static str, source: &'static str) -> Kernel {
+        Kernel::new(name, source, "main", &[Access::ReadWrite])
+    }
+    static NONE: Kernel = kernel("none", "@compute @workgroup_size(1) fn main() {}");
+    static MORE: Kernel = kernel(
+        "more",
+        "struct Args { count: u32, factor: vec2f } var<immediate> args: Args; @compute @workgroup_size(1) fn main() {}",
+    );
+    static SCALAR: Kernel = kernel("scalar", "var<immediate> count: u32; @compute @workgroup_size(1) fn main() {}");
+    static ARRAY: Kernel = kernel(
+        "array",
+        "struct Args { sizes: array<u32, 1> } var<immediate> args: Args; @compute @workgroup_size(1) fn main() {}",
+    );
+    for gpu in device::all() {
+        let y = Tensor::zeros(gpu, &[4])?;
+        for (kernel, text) in [
+            (&NONE, "kernel none: 4 bytes of arguments given, 0 declared"),
+            (&MORE, "kernel more: 4 bytes of arguments given, 16 declared"),
+            (&SCALAR, "kernel scalar: its `var<immediate>` is not a structure"),
+            (&ARRAY, "kernel array: its `var<immediate>` holds more than scalars and vectors"),
+        ] {
+            assert_eq!(refusal(launch(gpu, kernel, &[y.slice()], 4)), text);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_kernel_that_does_not_compile_is_an_error_with_the_compilers_text() -> Result<()> {
     static UNPARSABLE: Kernel = Kernel::new("unparsable", "@compute @workgroup_size(1) fn main( {", "main", &[Access::ReadWrite]);
     static UNDEFINED: Kernel =
         Kernel::new("undefined", "@compute @workgroup_size(1) fn main() { let x = nowhere; }", "main", &[Access::ReadWrite]);
-    static NO_ENTRY: Kernel = Kernel::new("no_entry", "@compute @workgroup_size(1) fn main() {}", "start", &[Access::ReadWrite]);
+    static NO_ENTRY: Kernel = Kernel::new(
+        "no_entry",
+        "struct Args { count: u32 } var<immediate> args: Args; @compute @workgroup_size(1) fn main() {}",
+        "start",
+        &[Access::ReadWrite],
+    );
     static ENDLESS: Kernel = Kernel::new("endless", "@unroll for (var i = 0u; i < 2u; i++) {", "main", &[Access::ReadWrite]);
     for gpu in device::all() {
         let y = Tensor::zeros(gpu, &[4])?;
