@@ -43,31 +43,64 @@ fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
 @group(0) @binding(4) var<storage, read_write> parts: array<Element>;
 
 // parts[chunk] = Σ over the rows r of a chunk of w[r]·y[r], chunks along x, where y is u, or with PRODUCT w·v times the matrix's
-// `inverses`: the rows are then still in the cache. `squares` gets Σ y².
+// `inverses`. `squares` gets Σ y². An invocation holds its HELD Elements of a row until they are added; where HELD is 0, as the
+// rows are too wide, they are read again while they are in the cache.
 @compute @workgroup_size(WORKGROUP)
 fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
     let first = group.z * args.rows + group.x * CHUNK;
     let count = min(CHUNK, args.rows - group.x * CHUNK);
-    var y: array<f32, CHUNK>;
-    @if PRODUCT {
-        var square = 0.0;
-        for (var i = 0u; i < count; i++) {
-            var product = 0.0;
-            for (var c = lane; c < columns; c += WORKGROUP) {
-                product += total(w[(first + i) * columns + c] * v[group.z * columns + c]);
+    let part = (group.z * args.chunks + group.x) * columns;
+    var square = 0.0;
+    @if HELD {
+        var sum: array<Element, HELD>;
+        var row: array<Element, HELD>;
+        @if PRODUCT {
+            var right: array<Element, HELD>;
+            @unroll for (var k = 0u; k < HELD; k++) {
+                let c = lane + k * WORKGROUP;
+                if (c < columns) { right[k] = v[group.z * columns + c]; }
             }
-            y[i] = inverses[group.z] * workgroup_sum(product, lane);
-            square += y[i] * y[i];
         }
-        if (lane == 0u) { squares[group.z * args.chunks + group.x] = square; }
+        for (var i = 0u; i < count; i++) {
+            // Beyond the row its last Element, which `right` multiplies by zero and nobody writes.
+            @unroll for (var k = 0u; k < HELD; k++) { row[k] = w[(first + i) * columns + min(lane + k * WORKGROUP, columns - 1u)]; }
+            @if PRODUCT {
+                var product = 0.0;
+                @unroll for (var k = 0u; k < HELD; k++) { product += total(row[k] * right[k]); }
+                let y = inverses[group.z] * workgroup_sum(product, lane);
+                square += y * y;
+            } @else {
+                let y = u[first + i];
+            }
+            @unroll for (var k = 0u; k < HELD; k++) { sum[k] += y * row[k]; }
+        }
+        @unroll for (var k = 0u; k < HELD; k++) {
+            let c = lane + k * WORKGROUP;
+            if (c < columns) { parts[part + c] = sum[k]; }
+        }
     } @else {
-        for (var i = 0u; i < count; i++) { y[i] = u[first + i]; }
+        var y: array<f32, CHUNK>;
+        for (var i = 0u; i < count; i++) {
+            @if PRODUCT {
+                var product = 0.0;
+                for (var c = lane; c < columns; c += WORKGROUP) {
+                    product += total(w[(first + i) * columns + c] * v[group.z * columns + c]);
+                }
+                y[i] = inverses[group.z] * workgroup_sum(product, lane);
+                square += y[i] * y[i];
+            } @else {
+                y[i] = u[first + i];
+            }
+        }
+        for (var c = lane; c < columns; c += WORKGROUP) {
+            var sum = Element();
+            for (var i = 0u; i < count; i++) { sum += y[i] * w[(first + i) * columns + c]; }
+            parts[part + c] = sum;
+        }
     }
-    for (var c = lane; c < columns; c += WORKGROUP) {
-        var sum = Element();
-        for (var i = 0u; i < count; i++) { sum += y[i] * w[(first + i) * columns + c]; }
-        parts[(group.z * args.chunks + group.x) * columns + c] = sum;
+    @if PRODUCT {
+        if (lane == 0u) { squares[group.z * args.chunks + group.x] = square; }
     }
 }
 

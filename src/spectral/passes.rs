@@ -22,6 +22,8 @@ static FINISH: Kernel = Kernel::trusted("spectral finish", SOURCE, "finish", &[R
 
 /// The most rows of a workgroup of `apply`: few enough to be still in the cache when they are read again.
 const MOST_ROWS: usize = 32;
+/// The most Elements of a row that an invocation of `apply` holds.
+const MOST_HELD: usize = 24;
 /// Floats per matrix in the scalars; `SCALARS` of the shader.
 const SCALARS: usize = 8;
 
@@ -45,6 +47,8 @@ struct Pass<'a> {
     chunk: usize,
     /// Whether the summands are made of w·v instead of u.
     product: bool,
+    /// Elements of a row that an invocation of `apply` holds; 0 where it reads the rows twice.
+    held: usize,
     eps: f32,
     norm: u32,
     recover: bool,
@@ -66,6 +70,7 @@ impl Pass<'_> {
                 ("VECTORS", vectors(self.columns)),
                 ("CHUNK", self.chunk as u32),
                 ("PRODUCT", u32::from(self.product)),
+                ("HELD", self.held as u32),
             ],
             buffers: self.buffers,
             arguments: bytemuck::cast_slice(&arguments),
@@ -83,6 +88,7 @@ const NEUTRAL: Pass<'static> = Pass {
     chunks: 1,
     chunk: 1,
     product: false,
+    held: 0,
     eps: 0.0,
     norm: 0,
     recover: false,
@@ -150,9 +156,12 @@ impl<'a> Iteration<'a> {
         let squares = Tensor::uninitialized(w.gpu(), &[batch, chunks])?;
         let buffers = [w, x, &self.inverses, &squares, &parts].map(Tensor::slice);
         let workgroups = [chunks as u32, 1, batch as u32];
-        let iterations = chunk * 2 * (1 + strides(columns, workgroup(w.gpu()).0));
+        let strides = strides(columns, workgroup(w.gpu()).0);
+        let held = if strides <= MOST_HELD { strides } else { 0 };
+        let iterations = chunk * 2 * (1 + strides);
         let kernel = &APPLY;
-        Pass { kernel, rows, columns, chunks, chunk, product, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(w)?;
+        Pass { kernel, rows, columns, chunks, chunk, product, held, buffers: &buffers, workgroups, iterations, ..NEUTRAL }
+            .launch(w)?;
         Ok(Summands { parts, squares })
     }
 
