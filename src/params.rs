@@ -193,6 +193,24 @@ impl Gradients {
         gradient.add_to(&mut self.list[id.0])
     }
 
+    /// That every gradient has the shape of its parameter.
+    pub(crate) fn check(&self, params: &Params) -> Result<()> {
+        for (id, gradient) in self.iter() {
+            let param = params
+                .list
+                .get(id.0)
+                .ok_or_else(|| Error::Value(format!("a gradient of parameter {}, of {}", id.0, params.len())))?;
+            if gradient.shape() != param.tensor.shape() {
+                let (found, expected) = (gradient.shape(), param.tensor.shape());
+                return Err(Error::shape(
+                    "optimizer",
+                    format!("the gradient of `{}` has shape {found:?}, {expected:?} expected", param.name),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The gradients that are there, by parameter, in order.
     pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Tensor)> {
         self.list.iter().enumerate().filter_map(|(index, slot)| slot.as_ref().map(|tensor| (ParamId(index), tensor)))

@@ -129,7 +129,7 @@ impl<'a> Adam<'a> {
     fn launch(&self, updates: &[Update]) -> Result<()> {
         let gpu = self.clip.values().gpu();
         let longest = updates.iter().map(|update| update.gradient.len()).max().unwrap_or(0);
-        let window = (gpu.binding_limit() / 4) as usize / 64 * 64;
+        let window = ((gpu.binding_limit() / 4) as usize / 64 * 64).max(64);
         for first in (0..longest).step_by(longest.min(window)) {
             let mut buffers = vec![self.clip.values().slice()];
             let mut starts = Vec::with_capacity(updates.len());
@@ -223,6 +223,7 @@ impl AdamW {
 
 impl Optimizer for AdamW {
     fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
+        gradients.check(params)?;
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
         let mut adam = Adam::new(&self.config, false, clip, self.steps, rate);

@@ -102,6 +102,7 @@ impl Muon {
 
 impl Optimizer for Muon {
     fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
+        gradients.check(params)?;
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
         let config = self.config.adam;

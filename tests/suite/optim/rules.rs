@@ -228,3 +228,16 @@ fn a_matrix_that_is_none_is_refused() {
     let error = step(&mut params, &mut muon, &[Array::zeros(&[2, 3, 4])], 0.1).expect_err("three dimensions");
     assert_eq!(error.to_string(), "muon: shape [2, 3, 4]: 2 dimensions expected");
 }
+
+#[test]
+fn a_gradient_of_another_shape_is_refused() {
+    let gpu = device::default();
+    let start = [Parameter::new("w", Role::Matrix, Array::zeros(&[4, 3]))];
+    for muon in [None, Some(MUONS[0])] {
+        let mut params = params_of(gpu, &start).expect("parameters");
+        let mut optimizer = Rule::new(muon).optimizer();
+        let error = step(&mut params, &mut *optimizer, &[Array::zeros(&[3, 4])], 0.1).expect_err("another shape");
+        assert_eq!(error.to_string(), "optimizer: the gradient of `w` has shape [3, 4], [4, 3] expected");
+        assert_eq!(optimizer.steps(), 0, "nothing was done");
+    }
+}
