@@ -15,14 +15,32 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let columns = args.columns / WIDTH;
     let base = row * columns;
     let goal = targets[args.first + row];
-    var top = LOWEST;
-    for (var c = lane; c < columns; c += WORKGROUP) { top = max(top, largest(logits[base + c])); }
-    top = workgroup_max(top, lane);
+    // One pass for both the maximum and the sum, which is relative to the largest so far and follows it, four Elements at a time.
+    var mine = LOWEST;
     var sum = 0.0;
-    for (var c = lane; c < columns; c += WORKGROUP) { sum += total(exp(logits[base + c] - top)); }
-    sum = workgroup_sum(sum, lane);
-    if (lane == goal / WIDTH % WORKGROUP) {
-        // The lane that owns the target's element reads it, and below is the one to change it.
+    var c = lane;
+    for (; c + 3u * WORKGROUP < columns; c += 4u * WORKGROUP) {
+        var x: array<Element, 4>;
+        var top = mine;
+        @unroll for (var k = 0u; k < 4; k++) {
+            x[k] = logits[base + c + k * WORKGROUP];
+            top = max(top, largest(x[k]));
+        }
+        sum *= exp(mine - top);
+        @unroll for (var k = 0u; k < 4; k++) { sum += total(exp(x[k] - top)); }
+        mine = top;
+    }
+    for (; c < columns; c += WORKGROUP) {
+        let x = logits[base + c];
+        let top = max(mine, largest(x));
+        sum = sum * exp(mine - top) + total(exp(x - top));
+        mine = top;
+    }
+    let top = workgroup_max(mine, lane);
+    sum = workgroup_sum(sum * exp(mine - top), lane);
+    // The lane that owns the target's element reads it before, and takes the 1 from it after all have become probabilities.
+    let is_owner = lane == goal / WIDTH % WORKGROUP;
+    if (is_owner) {
         @if VECTORS {
             let own = logits[base + goal / WIDTH][goal % WIDTH];
         } @else {
@@ -32,15 +50,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     }
     if (GRADIENT == 0u) { return; }
     let factor = args.scale / sum;
-    for (var c = lane; c < columns; c += WORKGROUP) {
-        var gradient = factor * exp(logits[base + c] - top);
-        if (c == goal / WIDTH) {
-            @if VECTORS {
-                gradient -= args.scale * vec4f(vec4u(goal % 4u) == vec4u(0u, 1u, 2u, 3u));
-            } @else {
-                gradient -= args.scale;
-            }
+    for (c = lane; c < columns; c += WORKGROUP) { logits[base + c] = factor * exp(logits[base + c] - top); }
+    if (is_owner) {
+        @if VECTORS {
+            logits[base + goal / WIDTH][goal % WIDTH] -= args.scale;
+        } @else {
+            logits[base + goal] -= args.scale;
         }
-        logits[base + c] = gradient;
     }
 }

@@ -111,7 +111,7 @@ fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: 
         buffers: &[targets.slice(), logits.slice(), losses.slice()],
         arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.unwrap_or_default().to_bits()]),
         workgroups: [count as u32, 1, 1],
-        iterations: 3 * strides(vocabulary, workgroup) as u64,
+        iterations: 2 * strides(vocabulary, workgroup) as u64,
         work: 0,
     })
 }
