@@ -12,6 +12,8 @@ const HEAD_DIM: usize = 64;
 const THETA: f64 = 10_000.0;
 const EPS: f32 = 1e-5;
 const VOCABULARY: usize = 32_000;
+/// AdamW's learning rate.
+const RATE: f32 = 1e-3;
 
 /// Three tensors [ROWS, COLUMNS] and a row [COLUMNS], on the device and on the host.
 struct Data {
@@ -194,8 +196,6 @@ impl Data {
         self.host[0].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
     }
 }
-
-const RATE: f32 = 1e-3;
 
 impl Case<'_> {
     /// Elements spread over the result against f64.
