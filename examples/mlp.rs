@@ -35,8 +35,8 @@ impl Network {
     fn init(gpu: &Gpu) -> Result<(Self, Params)> {
         let mut params = Params::new(gpu);
         let mut layers = Vec::new();
-        for (index, (inputs, deviation)) in [(2, 2.0), (UNITS, 0.15)].into_iter().enumerate() {
-            let weight = Tensor::normal(gpu, &[UNITS, inputs], deviation, index as u64)?;
+        for (index, (inputs, std)) in [(2, 2.0), (UNITS, 0.15)].into_iter().enumerate() {
+            let weight = Tensor::normal(gpu, &[UNITS, inputs], std, index as u64)?;
             let bias = Tensor::normal(gpu, &[UNITS], 0.5, 10 + index as u64)?;
             layers.push((
                 params.add(format!("{index}.weight"), Role::Matrix, weight)?,

@@ -1,7 +1,7 @@
 // What the matmul kernels share: bindings, arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
 // VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
 //
-// The constants ADD, DIAGONAL, KEEP and SYMMETRIC say which parts of the epilogue a product needs. The GPU kernels have a copy
+// The constants ADDEND, DIAGONAL, BETA and SYMMETRIC say which parts of the epilogue a product needs. The GPU kernels have a copy
 // of it for each of their outputs, so that an unused part would cost seconds of compilation. With SYMMETRIC the result is known to
 // be symmetric: only its lower triangle is computed, and mirrored.
 //
@@ -21,7 +21,7 @@ struct Args {
     a_batch: u32, b_batch: u32, c_batch: u32, out_batch: u32,
     // α is multiplied by factor[factor_index + batch·factor_batch] where has_factor is 1.
     has_factor: u32, factor_index: u32, factor_batch: u32,
-    alpha: f32, beta: f32, delta: f32, keep: f32,
+    alpha: f32, addend_scale: f32, delta: f32, beta: f32,
     first_group: u32, // added to the workgroup's y
     // The inner dimension in parts of `depth`; a workgroup's z is that of the matrix times `parts` and the part.
     parts: u32, depth: u32,
@@ -103,16 +103,16 @@ fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
     var alpha = args.alpha;
     if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
     var value = alpha * sum;
-    if (ADD == 1u) {
-        value = fma(vec4f(args.beta), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);
+    if (ADDEND == 1u) {
+        value = fma(vec4f(args.addend_scale), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);
     }
     if (DIAGONAL == 1u) {
         value += args.delta * vec4f(vec4u(row) == vec4u(column) + vec4u(0u, 1u, 2u, 3u));
     }
     let base = args.out_offset + batch * args.out_batch;
     let at = base + row * args.out_stride + column;
-    if (KEEP == 1u) {
-        value = fma(vec4f(args.keep), load_out(at, valid), value);
+    if (BETA == 1u) {
+        value = fma(vec4f(args.beta), load_out(at, valid), value);
     }
     @if SYMMETRIC {
         for (var q = 0u; q < 4u; q++) {

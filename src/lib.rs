@@ -36,8 +36,8 @@
 //! [arXiv 2606.06470]: https://arxiv.org/abs/2606.06470
 #![deny(missing_docs)]
 
-pub mod checkpoint;
 mod error;
+mod gemm;
 pub mod gpu;
 pub mod llama;
 mod ops;
@@ -45,14 +45,16 @@ pub mod optim;
 mod params;
 mod precision;
 mod random;
+pub mod safetensors;
 pub mod spectral;
 mod tape;
 mod tensor;
 mod trainer;
 
 pub use error::{Error, Result};
+pub use gemm::{Factor, Gemm, Matrix};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
-pub use ops::{AttentionShape, Factor, Gemm, Matrix, RotaryTable, magnitudes};
+pub use ops::{AttentionShape, RotaryTable, rms_and_abs_max};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};

@@ -28,7 +28,7 @@ pub struct LlamaConfig {
     /// Key and value heads, a divisor of `heads`.
     pub kv_heads: usize,
     /// Width of the SwiGLU's inner side.
-    pub hidden: usize,
+    pub intermediate_size: usize,
     /// Number of tokens.
     pub vocab: usize,
     /// Longest sequence.
@@ -52,13 +52,13 @@ pub struct ParameterShape {
     pub role: Role,
     /// Sizes of its dimensions.
     pub shape: Vec<usize>,
-    /// Standard deviation of its initial values; 0 means all ones.
-    pub deviation: f64,
+    /// Standard std of its initial values; 0 means all ones.
+    pub std: f64,
 }
 
 impl ParameterShape {
     /// Number of values.
-    pub fn elements(&self) -> usize {
+    pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
 }
@@ -84,7 +84,7 @@ impl LlamaConfig {
             layers,
             heads,
             kv_heads: heads,
-            hidden: Self::usual_hidden(dim),
+            intermediate_size: Self::default_intermediate_size(dim),
             vocab,
             max_seq_len: 8192,
             norm_eps: 1e-5,
@@ -104,7 +104,7 @@ impl LlamaConfig {
     }
 
     /// ⌊2·4·dim/3⌋ rounded up to a multiple of 256.
-    pub const fn usual_hidden(dim: usize) -> usize {
+    pub const fn default_intermediate_size(dim: usize) -> usize {
         (8 * dim / 3).next_multiple_of(256)
     }
 
@@ -115,7 +115,7 @@ impl LlamaConfig {
 
     /// Whether the sizes go together.
     pub fn check(&self) -> Result<()> {
-        let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.hidden, self.vocab, self.max_seq_len];
+        let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.intermediate_size, self.vocab, self.max_seq_len];
         let problem = if sizes.contains(&0) {
             "sizes above 0".to_string()
         } else if !self.dim.is_multiple_of(2 * self.heads) {
@@ -132,24 +132,24 @@ impl LlamaConfig {
     pub fn parameters(&self) -> Vec<ParameterShape> {
         let (dim, kv_dim) = (self.dim, self.kv_heads * self.head_dim());
         let mut list = Vec::new();
-        let mut add = |name: String, role, shape: &[usize], deviation| {
-            list.push(ParameterShape { name, role, shape: shape.to_vec(), deviation });
+        let mut add = |name: String, role, shape: &[usize], std| {
+            list.push(ParameterShape { name, role, shape: shape.to_vec(), std });
         };
-        // As a head, a table of deviation 1 would give the token that was just read a logit of dim.
+        // As a head, a table of std 1 would give the token that was just read a logit of dim.
         let table = if self.tied { 0.02 } else { 1.0 };
         add("model.embed_tokens.weight".into(), Role::Embedding, &[self.vocab, dim], table);
         for layer in 0..self.layers {
             let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
-            let mut matrix = |name: &str, rows, columns, deviation| {
-                add(format!("model.layers.{layer}.{name}.weight"), Role::Matrix, &[rows, columns], deviation);
+            let mut matrix = |name: &str, rows, columns, std| {
+                add(format!("model.layers.{layer}.{name}.weight"), Role::Matrix, &[rows, columns], std);
             };
             matrix("self_attn.q_proj", dim, dim, 0.02);
             matrix("self_attn.k_proj", kv_dim, dim, 0.02);
             matrix("self_attn.v_proj", kv_dim, dim, 0.02);
             matrix("self_attn.o_proj", dim, dim, small);
-            matrix("mlp.gate_proj", self.hidden, dim, 0.02);
-            matrix("mlp.up_proj", self.hidden, dim, small);
-            matrix("mlp.down_proj", dim, self.hidden, small);
+            matrix("mlp.gate_proj", self.intermediate_size, dim, 0.02);
+            matrix("mlp.up_proj", self.intermediate_size, dim, small);
+            matrix("mlp.down_proj", dim, self.intermediate_size, small);
             for norm in ["input_layernorm", "post_attention_layernorm"] {
                 add(format!("model.layers.{layer}.{norm}.weight"), Role::Vector, &[dim], 0.0);
             }
@@ -200,10 +200,10 @@ impl Llama {
         config.check()?;
         let mut params = Params::new(gpu);
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
-        for ParameterShape { name, role, shape, deviation } in config.parameters() {
+        for ParameterShape { name, role, shape, std } in config.parameters() {
             let count = shape.iter().product();
             let cut = if role == Role::Head { 3.0 } else { f64::INFINITY };
-            let values = if deviation == 0.0 { vec![1.0; count] } else { normals(&mut rng, count, deviation, cut) };
+            let values = if std == 0.0 { vec![1.0; count] } else { normals(&mut rng, count, std, cut) };
             params.add(name, role, Tensor::from_slice(gpu, &values, &shape)?)?;
         }
         Ok((Self::bind(config, &params)?, params))
@@ -345,9 +345,9 @@ impl Llama {
         let mut x = tape.param(self.embedding).embedding(tokens)?;
         for (block, slot) in self.blocks.iter().zip(&mut cache.blocks) {
             let h = x.rms_norm(&tape.param(block.attention_norm), self.config.norm_eps)?;
-            let turn = |var: Var<'_>| self.rotary.turn(var.value(), count, cache.tokens, false);
-            let q = tape.constant(turn(h.matmul_nt(&tape.param(block.q))?)?);
-            let k = tape.constant(turn(h.matmul_nt(&tape.param(block.k))?)?);
+            let apply = |var: Var<'_>| self.rotary.apply(var.value(), count, cache.tokens, false);
+            let q = tape.constant(apply(h.matmul_nt(&tape.param(block.q))?)?);
+            let k = tape.constant(apply(h.matmul_nt(&tape.param(block.k))?)?);
             let v = h.matmul_nt(&tape.param(block.v))?;
             let (k, v) = match slot.take() {
                 None => (k, v),

@@ -87,7 +87,7 @@ impl Params {
     }
 
     /// The ids of all parameters but [`Role::State`], in order.
-    pub fn trained(&self) -> Vec<ParamId> {
+    pub fn trainable(&self) -> Vec<ParamId> {
         self.iter().filter(|(_, param)| param.role != Role::State).map(|(id, _)| id).collect()
     }
 
@@ -101,8 +101,8 @@ impl Params {
         self.list.is_empty()
     }
 
-    /// Number of trained values, [`Role::State`] not counted.
-    pub fn elements(&self) -> usize {
+    /// Number of trainable values, [`Role::State`] not counted.
+    pub fn numel(&self) -> usize {
         self.list.iter().filter(|param| param.role != Role::State).map(|param| param.tensor.len()).sum()
     }
 
@@ -118,7 +118,7 @@ impl Params {
     }
 
     /// A parameter's values for changing in place: copied first when a snapshot shares them.
-    pub(crate) fn exclusive(&mut self, id: ParamId) -> Result<&Tensor> {
+    pub(crate) fn make_mut(&mut self, id: ParamId) -> Result<&Tensor> {
         let param = &mut self.list[id.0];
         if !param.tensor.is_unique() {
             param.tensor = param.tensor.duplicate()?;
@@ -129,31 +129,31 @@ impl Params {
 
 /// What the backward of an operation returns for a parent.
 pub(crate) enum Gradient {
-    /// The gradient.
-    Formed(Tensor),
-    /// How to add the gradient to what has flowed into the parent so far, if anything, without forming it by itself.
-    Added(Box<dyn FnOnce(Option<Tensor>) -> Result<Tensor>>),
+    /// The gradient as a tensor of its own.
+    Tensor(Tensor),
+    /// Adds the gradient to what has flowed into the parent so far, if anything: no tensor holds the gradient by itself.
+    Accumulate(Box<dyn FnOnce(Option<Tensor>) -> Result<Tensor>>),
 }
 
 impl From<Tensor> for Gradient {
     fn from(tensor: Tensor) -> Self {
-        Self::Formed(tensor)
+        Self::Tensor(tensor)
     }
 }
 
 impl Gradient {
-    /// The gradient that `add` adds to what it is given.
-    pub(crate) fn added(add: impl FnOnce(Option<Tensor>) -> Result<Tensor> + 'static) -> Self {
-        Self::Added(Box::new(add))
+    /// The gradient that `add` accumulates in place.
+    pub(crate) fn accumulate(add: impl FnOnce(Option<Tensor>) -> Result<Tensor> + 'static) -> Self {
+        Self::Accumulate(Box::new(add))
     }
 
     /// This gradient and what is in the slot, as the slot's new contents.
     pub(crate) fn add_to(self, slot: &mut Option<Tensor>) -> Result<()> {
         let sum = slot.take();
         *slot = Some(match (self, sum) {
-            (Self::Formed(tensor), Some(sum)) => sum.accumulate(tensor)?,
-            (Self::Formed(tensor), None) => tensor,
-            (Self::Added(add), sum) => add(sum)?,
+            (Self::Tensor(tensor), Some(sum)) => sum.accumulate(tensor)?,
+            (Self::Tensor(tensor), None) => tensor,
+            (Self::Accumulate(add), sum) => add(sum)?,
         });
         Ok(())
     }

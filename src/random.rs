@@ -8,13 +8,13 @@ pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
-/// `count` draws from N(0, deviation²), redrawn while beyond `cut` deviations.
-pub(crate) fn normals(rng: &mut impl Rng, count: usize, deviation: f64, cut: f64) -> Vec<f32> {
+/// `count` draws from N(0, std²), redrawn while beyond `cut` deviations.
+pub(crate) fn normals(rng: &mut impl Rng, count: usize, std: f64, cut: f64) -> Vec<f32> {
     let draw = |_| {
         loop {
             let value = normal(rng);
             if value.abs() <= cut {
-                return (deviation * value) as f32;
+                return (std * value) as f32;
             }
         }
     };

@@ -182,8 +182,8 @@ impl<'p> Tape<'p> {
         })
     }
 
-    /// [`Tape::record`] for gradients that are not formed by themselves.
-    pub(crate) fn record_unformed<const N: usize>(
+    /// [`Tape::record`] for gradients that are accumulated in place.
+    pub(crate) fn record_accumulating<const N: usize>(
         &self,
         op: &'static str,
         value: Tensor,

@@ -20,7 +20,7 @@ struct Point {
 fn point(gpu: &Gpu, dim: usize, sequences: usize, length: usize, size: impl Fn(f64) -> f64) -> Result<Point> {
     let config = LlamaConfig { max_seq_len: length, ..LlamaConfig::new(dim, 4, dim / 32, VOCABULARY) };
     let (llama, params) = Llama::init(gpu, config, 7)?;
-    let parameters = params.elements() as f64;
+    let parameters = params.numel() as f64;
     let mut trainer = Trainer::new(params, None, Box::new(AdamW::new(AdamConfig::default())), 1.0)?;
     let tokens: Vec<u32> = (0..=sequences * length).map(|i| (i * 7_919 % VOCABULARY) as u32).collect();
     let inputs = Indices::from_slice(gpu, &tokens[1..])?;

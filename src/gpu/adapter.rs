@@ -35,7 +35,7 @@ impl FromStr for AdapterChoice {
 
 /// Which set of kernels an adapter gets. Results agree within the test tolerances on every profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Profile {
+pub enum KernelTier {
     /// Software adapters with subgroups: one subgroup per workgroup, no shared memory, operands spread over the lanes.
     Fallback,
     /// WebGPU's defaults: 256 invocations and 16 KiB of shared memory per workgroup.
@@ -47,12 +47,12 @@ pub enum Profile {
     Matrix,
 }
 
-impl Profile {
+impl KernelTier {
     /// Every profile.
     pub const ALL: [Self; 4] = [Self::Fallback, Self::Portable, Self::Subgroup, Self::Matrix];
 }
 
-impl fmt::Display for Profile {
+impl fmt::Display for KernelTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fallback => "fallback",
@@ -63,13 +63,13 @@ impl fmt::Display for Profile {
     }
 }
 
-impl FromStr for Profile {
+impl FromStr for KernelTier {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
             let names = Self::ALL.map(|profile| profile.to_string());
-            Error::Value(format!("kernel profile: found `{text}`, expected one of {}", names.join(", ")))
+            Error::Value(format!("kernel tier: found `{text}`, expected one of {}", names.join(", ")))
         })
     }
 }
@@ -96,7 +96,7 @@ pub struct AdapterSummary {
     /// Side of the square blocks of f16 that its cooperative matrices multiply with sums in f32; `None` where there are none.
     pub matrix_block: Option<u32>,
     /// The kernels it would get; `None` when it cannot run this crate, see [`AdapterSummary::missing`].
-    pub profile: Option<Profile>,
+    pub profile: Option<KernelTier>,
 }
 
 impl AdapterSummary {
@@ -114,25 +114,25 @@ impl AdapterSummary {
             matrix_block: matrix::block(adapter),
             profile: None,
         };
-        let preferred: &[Profile] = match summary.is_software() {
-            true => &[Profile::Fallback, Profile::Portable],
-            false => &[Profile::Matrix, Profile::Subgroup, Profile::Portable],
+        let preferred: &[KernelTier] = match summary.is_software() {
+            true => &[KernelTier::Fallback, KernelTier::Portable],
+            false => &[KernelTier::Matrix, KernelTier::Subgroup, KernelTier::Portable],
         };
         summary.profile = preferred.iter().copied().find(|profile| summary.lacks(*profile).is_none());
         summary
     }
 
     /// What the kernels of a profile need and the adapter lacks.
-    pub fn lacks(&self, profile: Profile) -> Option<String> {
+    pub fn lacks(&self, profile: KernelTier) -> Option<String> {
         let (least, most) = self.subgroup_lanes;
         self.missing().or_else(|| match profile {
-            Profile::Portable => None,
+            KernelTier::Portable => None,
             _ if !self.features.contains(wgpu::Features::SUBGROUP) => Some("subgroups are not supported".into()),
-            Profile::Fallback if self.lanes().is_none() => {
+            KernelTier::Fallback if self.lanes().is_none() => {
                 Some(format!("subgroups of {least} to {most} lanes, always 4, 8, 16 or 32 needed"))
             }
-            Profile::Fallback | Profile::Subgroup => None,
-            Profile::Matrix => self.lacks_matrices(),
+            KernelTier::Fallback | KernelTier::Subgroup => None,
+            KernelTier::Matrix => self.lacks_matrices(),
         })
     }
 
@@ -148,8 +148,8 @@ impl AdapterSummary {
     }
 
     /// The kernels that it can run.
-    pub fn profiles(&self) -> impl Iterator<Item = Profile> {
-        Profile::ALL.into_iter().filter(|profile| self.lacks(*profile).is_none())
+    pub fn profiles(&self) -> impl Iterator<Item = KernelTier> {
+        KernelTier::ALL.into_iter().filter(|profile| self.lacks(*profile).is_none())
     }
 
     /// Whether shaders run on the CPU.
@@ -169,7 +169,7 @@ impl AdapterSummary {
             .or_else(|| need(self.limits.max_storage_buffers_per_shader_stage, 8, "storage buffers per kernel"))
     }
 
-    /// The fixed number of lanes of a subgroup, where the kernels of [`Profile::Fallback`] can use it.
+    /// The fixed number of lanes of a subgroup, where the kernels of [`KernelTier::Fallback`] can use it.
     pub(super) fn lanes(&self) -> Option<u32> {
         let (least, most) = self.subgroup_lanes;
         let fixed = least == most && matches!(least, 4 | 8 | 16 | 32);

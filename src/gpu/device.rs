@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::adapter::{AdapterChoice, AdapterSummary, Profile, choose, enumerate};
+use super::adapter::{AdapterChoice, AdapterSummary, KernelTier, choose, enumerate};
 use super::kernel::PipelineCache;
 use super::matrix;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
@@ -18,7 +18,7 @@ pub struct GpuOptions {
     /// Which adapter.
     pub adapter: AdapterChoice,
     /// The kernels to use instead of those that suit the adapter; `None` lets the adapter decide.
-    pub kernels: Option<Profile>,
+    pub kernels: Option<KernelTier>,
     /// Bytes of device memory that buffers may take together; `None` leaves the limit to the driver.
     pub memory_budget: Option<u64>,
     /// The most bytes of one buffer that a kernel is shown at a time; `None` takes what the adapter allows. Larger tensors are
@@ -70,7 +70,7 @@ pub(super) struct Inner {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
-    pub(super) profile: Profile,
+    pub(super) profile: KernelTier,
     pub(super) checked_shaders: bool,
     pub(super) binding_limit: u64,
     pub(super) work_limit: u64,
@@ -103,27 +103,27 @@ impl Gpu {
                 summary.name
             ));
         }
-        if profile == Profile::Matrix
+        if profile == KernelTier::Matrix
             && let Err(problem) = Self::try_matrices(&adapter, &summary).await
         {
             if options.kernels.is_some() {
                 return Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {problem}", summary.name)));
             }
             (options.warn)(&format!("the matrix units cannot be used, so the subgroup kernels run: {problem}"));
-            profile = Profile::Subgroup;
+            profile = KernelTier::Subgroup;
         }
         Self::open_with(&adapter, &summary, profile, options).await
     }
 
     /// A product on a device of its own, which is thrown away with whatever may break there.
     async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<()> {
-        matrix::check(&Self::open_with(adapter, summary, Profile::Matrix, &GpuOptions::default()).await?).await
+        matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, &GpuOptions::default()).await?).await
     }
 
     async fn open_with(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
-        profile: Profile,
+        profile: KernelTier,
         options: &GpuOptions,
     ) -> Result<Self> {
         let (device, queue) = Self::request(adapter, summary, profile, options.profile).await?;
@@ -153,11 +153,11 @@ impl Gpu {
         })
     }
 
-    fn choose_profile(summary: &AdapterSummary, forced: Option<Profile>) -> Result<Profile> {
+    fn choose_profile(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }
-        let profile = forced.or(summary.profile).unwrap_or(Profile::Portable);
+        let profile = forced.or(summary.profile).unwrap_or(KernelTier::Portable);
         match summary.lacks(profile) {
             Some(lack) => Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {lack}", summary.name))),
             None => Ok(profile),
@@ -167,7 +167,7 @@ impl Gpu {
     async fn request(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
-        profile: Profile,
+        profile: KernelTier,
         timed: bool,
     ) -> Result<(wgpu::Device, wgpu::Queue)> {
         let timestamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
@@ -177,7 +177,7 @@ impl Gpu {
         let optional = wgpu::Features::SUBGROUP | if timed { timestamps } else { wgpu::Features::empty() };
         let mut needed = wgpu::Features::IMMEDIATES;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
-        if profile == Profile::Matrix {
+        if profile == KernelTier::Matrix {
             needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: the features that this allows may have bugs that break memory safety. Only cooperative matrices are asked
             // for, in two kernels of this crate that stay in bounds.
@@ -200,16 +200,16 @@ impl Gpu {
     }
 
     /// The kernels in use.
-    pub fn kernels(&self) -> Profile {
+    pub fn kernels(&self) -> KernelTier {
         self.inner.profile
     }
 
-    /// Lanes of a subgroup for the kernels of [`Profile::Fallback`].
+    /// Lanes of a subgroup for the kernels of [`KernelTier::Fallback`].
     pub(crate) fn lanes(&self) -> u32 {
         self.inner.summary.lanes().unwrap_or(8)
     }
 
-    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices, for the kernels of [`Profile::Matrix`].
+    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices, for the kernels of [`KernelTier::Matrix`].
     pub(crate) fn matrices(&self) -> Option<(u32, u32)> {
         let summary = &self.inner.summary;
         summary.matrix_block.map(|block| (summary.subgroup_lanes.1, block))

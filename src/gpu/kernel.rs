@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use super::adapter::{IMMEDIATE_BYTES, Profile};
+use super::adapter::{IMMEDIATE_BYTES, KernelTier};
 use super::device::Gpu;
 use super::pool::{BindGroupKey, Buffer};
 use super::wgsl::compose;
@@ -24,7 +24,7 @@ pub enum Access {
 /// `@unroll` are written out: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
 /// `@declare` repeats declarations in the same way, and `@if NAME { … } @else { … }` chooses text by a constant. Before the source
 /// stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index` beside [`grid`], and the constant
-/// `SUBGROUPS`: whether the device's [`Profile`] reduces by subgroups.
+/// `SUBGROUPS`: whether the device's [`KernelTier`] reduces by subgroups.
 #[derive(Debug)]
 pub struct Kernel {
     name: &'static str,
@@ -137,15 +137,15 @@ impl Kernel {
     }
 
     /// The complete WGSL text with these constants, for a device with these kernels.
-    fn text(&self, profile: Profile, constants: &[(&str, u32)]) -> Result<String> {
-        let subgroups = u32::from(matches!(profile, Profile::Subgroup | Profile::Matrix));
+    fn text(&self, profile: KernelTier, constants: &[(&str, u32)]) -> Result<String> {
+        let subgroups = u32::from(matches!(profile, KernelTier::Subgroup | KernelTier::Matrix));
         let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
         compose(self.source, &constants).map_err(|problem| self.error(problem))
     }
 
     /// What the compiler says of the text, which needs no device.
     #[cfg(test)]
-    pub(crate) fn validate(&self, profile: Profile, constants: &[(&str, u32)]) -> Result<()> {
+    pub(crate) fn validate(&self, profile: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
         use wgpu::naga::{front::wgsl, valid};
         let text = self.text(profile, constants)?;
         let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;

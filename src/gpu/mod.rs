@@ -9,14 +9,16 @@ mod profile;
 mod queue;
 mod tune;
 mod wgsl;
+mod workgroup;
 
-pub use adapter::{AdapterChoice, AdapterSummary, Profile, adapters};
+pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
 pub use pool::{Buffer, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
 pub use tune::Tuning;
+pub(crate) use workgroup::{strides, vectors, workgroup};
 
 /// Names of what adapters can do and allow.
 pub use wgpu::{Backend, DeviceType, Features, Limits};

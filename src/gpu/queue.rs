@@ -48,7 +48,7 @@ const OPERATIONS_PER_BYTE: u64 = 4;
 /// Submits that may wait in the driver before recording pauses; bounds the memory that the driver holds for them.
 const SUBMITS_IN_FLIGHT: usize = 3;
 /// How long another thread may take to call a callback whose work is done.
-const CALLBACK_PATIENCE: Duration = Duration::from_secs(10);
+const CALLBACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Recorder {
     /// `work_per_submit` is in floating-point operations.
@@ -245,7 +245,7 @@ impl Gpu {
         staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         self.wait(None)?;
         // Another thread's poll may have taken the callback and be about to call it, after this thread's poll has returned.
-        match receiver.recv_timeout(CALLBACK_PATIENCE) {
+        match receiver.recv_timeout(CALLBACK_TIMEOUT) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Error::Device(format!("read-back: {error}"))),
             Err(_) => Err(Error::Device("read-back: the device did not answer".into())),

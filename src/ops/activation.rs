@@ -1,10 +1,9 @@
 //! silu x·σ(x), gelu x·Φ(x), relu, tanh, exp, log: y = f(x), dx = dy·f'(x). Saves x.
 
-use super::elementwise::map;
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/activation.wgsl");
 

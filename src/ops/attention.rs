@@ -2,12 +2,10 @@
 //! [batch·keys, kv_heads·head_dim] → o like q. Query i sees the keys up to i + keys - queries. Saves q, k, v, o and the
 //! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists.
 
-use super::elementwise::Rows;
-use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Rows, Tensor};
 
 const R: Access = Access::Read;
 const W: Access = Access::ReadWrite;
@@ -89,7 +87,7 @@ impl Sizes {
         let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
         let quarters = head_dim.div_ceil(4);
         let (lanes, one_subgroup, block) = match gpu.kernels() {
-            Profile::Fallback => (gpu.lanes() as usize, 1, 4),
+            KernelTier::Fallback => (gpu.lanes() as usize, 1, 4),
             _ => (64, 0, 8),
         };
         // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.

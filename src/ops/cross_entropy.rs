@@ -3,10 +3,9 @@
 //! saves dx and dw, which the backward only scales. The three products are at the tape's precision.
 
 use super::embedding::check_ids;
-use super::gemm::{Gemm, Matrix};
-use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch};
+use crate::gemm::{Gemm, Matrix};
+use crate::gpu::{Access, Kernel, Launch, strides, vectors, workgroup};
 use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
@@ -46,10 +45,10 @@ impl<'t> Var<'t> {
         check_ids("cross_entropy", targets, vocabulary)?;
         let wanted = [self, weight].map(Var::wants_gradient);
         let (loss, gradients) = forward(x, w, targets, wanted, self.tape().precision())?;
-        self.tape().record_unformed("cross_entropy", loss, [self, weight], move |dy, _| {
+        self.tape().record_accumulating("cross_entropy", loss, [self, weight], move |dy, _| {
             let scaled = |gradient: Tensor| {
                 let dy = dy.clone();
-                Gradient::added(move |sum| match sum {
+                Gradient::accumulate(move |sum| match sum {
                     Some(sum) => sum.plus_scaled_by(&gradient, &dy),
                     None => gradient.scaled_by(&dy, 1.0),
                 })
@@ -87,8 +86,8 @@ fn forward(
             Gemm { alpha, precision, ..Gemm::new(dlogits, Matrix::new(w)?) }.compute_into(rows)?;
         }
         if let Some(dw) = &dw {
-            let keep = if first == 0 { 0.0 } else { 1.0 };
-            Gemm { alpha, keep, precision, ..Gemm::new(dlogits.t(), x_chunk) }.compute_into(Matrix::new(dw)?)?;
+            let beta = if first == 0 { 0.0 } else { 1.0 };
+            Gemm { alpha, beta, precision, ..Gemm::new(dlogits.t(), x_chunk) }.compute_into(Matrix::new(dw)?)?;
         }
     }
     Ok((losses.total(Term::Plain, mean)?, [dx, dw]))

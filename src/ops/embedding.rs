@@ -1,9 +1,8 @@
 //! Embedding: y[t] = table[ids[t]]. table [vocabulary, dim], ids [n] → [n, dim]. Saves ids; the gradient of the table adds the
 //! rows of dy that share an id in the order of their positions, and touches no other row. The table is bound in windows of rows.
 
-use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, Slice, grid};
+use crate::gpu::{Access, Kernel, Launch, Slice, grid, vectors};
 use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::{Indices, Tensor};
@@ -30,8 +29,8 @@ impl<'t> Var<'t> {
             launch(&FORWARD, &buffers, ids.len(), columns, first, rows, 0, &y)
         })?;
         let ids = ids.clone();
-        self.tape().record_unformed("embedding", y, [self], move |dy, _| {
-            Ok([Some(Gradient::added(move |sum| backward(&dy, &ids, vocabulary, sum)))])
+        self.tape().record_accumulating("embedding", y, [self], move |dy, _| {
+            Ok([Some(Gradient::accumulate(move |sum| backward(&dy, &ids, vocabulary, sum)))])
         })
     }
 }

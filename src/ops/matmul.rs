@@ -2,8 +2,8 @@
 //! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without a transposed copy; a b shared by the batch gets the sum.
 //! All three at the tape's precision.
 
-use super::gemm::{Gemm, Matrix};
 use crate::error::Result;
+use crate::gemm::{Gemm, Matrix};
 use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
@@ -52,10 +52,10 @@ impl<'t> Var<'t> {
     /// self · rhsᵀ + residual, in one pass. self [m, k], rhs [n, k], residual [m, n] → [m, n].
     pub fn matmul_nt_add(&self, rhs: &Var<'t>, residual: &Var<'t>) -> Result<Var<'t>> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
-        let add = Some((Matrix::new(residual.value())?, 1.0));
+        let addend = Some((Matrix::new(residual.value())?, 1.0));
         let precision = self.tape().precision();
-        let y = Gemm { add, precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
-        self.tape().record_unformed("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
+        let y = Gemm { addend, precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
+        self.tape().record_accumulating("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
             let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true], precision));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, [false, true], precision)).transpose()?;
             Ok([da, db, Some(dy.into())])
@@ -76,7 +76,7 @@ impl<'t> Var<'t> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let precision = self.tape().precision();
         let y = a.product(&b, transposed, precision)?;
-        self.tape().record_unformed("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
+        self.tape().record_accumulating("matmul", y, [self, rhs], move |dy, [wants_a, wants_b]| {
             let da = wants_a.then(|| gradient_a(&dy, &a, &b, transposed, precision));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, transposed, precision)).transpose()?;
             Ok([da, db])
@@ -101,7 +101,7 @@ fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
 /// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
 fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
     let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
-    Gradient::added(move |sum| {
+    Gradient::accumulate(move |sum| {
         let Some(sum) = sum else {
             return sum_over_batch(left.product(&right, transposed, precision)?, &shape);
         };
@@ -115,10 +115,10 @@ fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tens
         let (rows, columns) = sum.rows_and_columns();
         let view = if is_batch(&a) || is_batch(&b) { sum.clone() } else { sum.reshape(&[rows, columns])? };
         if is_unique {
-            Gemm { keep: 1.0, ..gemm }.compute_into(Matrix::new(&view)?)?;
+            Gemm { beta: 1.0, ..gemm }.compute_into(Matrix::new(&view)?)?;
             return Ok(sum);
         }
-        Gemm { add: Some((Matrix::new(&view)?, 1.0)), ..gemm }.compute()?.reshape(&shape)
+        Gemm { addend: Some((Matrix::new(&view)?, 1.0)), ..gemm }.compute()?.reshape(&shape)
     })
 }
 

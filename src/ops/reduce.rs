@@ -1,8 +1,7 @@
 //! sum and mean over all elements → [1]. Saves nothing; dx is dy, or dy / count, everywhere.
 
-use super::workgroup;
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch};
+use crate::gpu::{Access, Kernel, Launch, workgroup};
 use crate::tape::Var;
 use crate::tensor::Tensor;
 

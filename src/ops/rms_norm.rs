@@ -1,12 +1,10 @@
 //! RMSNorm: y = w·x·r, r = 1/√(mean(x²)+eps). x [.., cols], w [cols]. Saves x, w, r [rows]; dw is a column sum of dy·x·r.
 
-use super::elementwise::Rows;
-use super::{strides, vectors, workgroup};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
 use crate::params::Gradient;
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Rows, Tensor};
 
 const SOURCE: &str = include_str!("../../shaders/rms_norm.wgsl");
 
@@ -31,12 +29,12 @@ impl<'t> Var<'t> {
         let r = Tensor::uninitialized(x.gpu(), &[rows])?;
         let y = Tensor::uninitialized(x.gpu(), x.shape())?;
         run(&FORWARD, &x, &[(&x, columns), (&w, 0), (&r, 1), (&y, columns)], false, eps)?;
-        self.tape().record_unformed("rms_norm", y, [self, weight], move |dy, [wants_x, wants_w]| {
+        self.tape().record_accumulating("rms_norm", y, [self, weight], move |dy, [wants_x, wants_w]| {
             let dw = wants_w.then(|| {
                 let (x, r, dy) = (x.clone(), r.clone(), dy.clone());
-                Gradient::added(move |sum| dy.add_column_sum(Some(&x), Some(&r), sum))
+                Gradient::accumulate(move |sum| dy.add_column_sum(Some(&x), Some(&r), sum))
             });
-            let dx = wants_x.then(|| Gradient::added(move |sum| backward(&x, &w, &r, &dy, sum)));
+            let dx = wants_x.then(|| Gradient::accumulate(move |sum| backward(&x, &w, &r, &dy, sum)));
             Ok([dx, dw])
         })
     }

@@ -1,12 +1,10 @@
 //! Rotary position embedding, half-split order: (x[i], x[i+half]) of every head turns by position·θ^(-i/half). Saves nothing;
 //! the backward turns back.
 
-use super::elementwise::Rows;
-use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel};
+use crate::gpu::{Access, Gpu, Kernel, vectors};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Rows, Tensor};
 
 static ROTARY: Kernel = Kernel::trusted(
     "rotary",
@@ -39,7 +37,7 @@ impl RotaryTable {
     }
 
     /// Turns x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
-    pub(crate) fn turn(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
+    pub(crate) fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
         let [rows, columns] = x.dims("rotary")?;
         let [positions, head_dim] = self.angles.dims("rotary")?;
         if !columns.is_multiple_of(head_dim) || sequence == 0 || !rows.is_multiple_of(sequence) {
@@ -71,8 +69,8 @@ impl RotaryTable {
 impl<'t> Var<'t> {
     /// Turns self [batch·sequence, heads·head_dim], whose row r is at position r mod sequence.
     pub fn rotary(&self, table: &RotaryTable, sequence: usize) -> Result<Var<'t>> {
-        let y = table.turn(self.value(), sequence, 0, false)?;
+        let y = table.apply(self.value(), sequence, 0, false)?;
         let table = table.clone();
-        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.turn(&dy, sequence, 0, true)?)]))
+        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(&dy, sequence, 0, true)?)]))
     }
 }

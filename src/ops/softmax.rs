@@ -1,11 +1,9 @@
 //! Softmax over the last dimension: y = exp(x - max) / Σ exp(x - max). Saves y; dx = y·(dy - Σ y·dy).
 
-use super::elementwise::Rows;
-use super::{strides, vectors, workgroup};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Rows, Tensor};
 
 const SOURCE: &str = include_str!("../../shaders/softmax.wgsl");
 

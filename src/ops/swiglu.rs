@@ -1,10 +1,9 @@
 //! SwiGLU: y = silu(gate)·up. Saves both. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
 
-use super::elementwise::map;
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
 

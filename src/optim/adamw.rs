@@ -3,7 +3,7 @@
 
 use super::{Clip, Optimizer};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Profile, Slice, grid};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, grid};
 use crate::params::{Gradients, Param, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
@@ -31,7 +31,7 @@ const fn joining(parameters: usize) -> Kernel {
 
 /// Which parameters weight decay pulls towards zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Decay {
+pub enum WeightDecayScope {
     /// All, norm weights and gains included, as in the published runs.
     #[default]
     All,
@@ -42,26 +42,26 @@ pub enum Decay {
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamConfig {
-    /// Decay rates of the two moments.
+    /// WeightDecayScope rates of the two moments.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub eps: f64,
     /// Weight decay per unit of learning rate.
     pub weight_decay: f64,
     /// What decays.
-    pub decay: Decay,
+    pub decay: WeightDecayScope,
 }
 
 impl Default for AdamConfig {
     fn default() -> Self {
-        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, decay: Decay::All }
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, decay: WeightDecayScope::All }
     }
 }
 
 impl AdamConfig {
     pub(super) fn decay_of(&self, role: Role) -> f32 {
         match (self.decay, role) {
-            (Decay::Matrices, Role::Vector | Role::State) => 0.0,
+            (WeightDecayScope::Matrices, Role::Vector | Role::State) => 0.0,
             _ => self.weight_decay as f32,
         }
     }
@@ -103,7 +103,7 @@ impl<'a> Adam<'a> {
     /// Updates a parameter, at the latest in [`Adam::finish`].
     pub(super) fn update(&mut self, params: &mut Params, id: ParamId, moments: &mut Moments, gradient: Tensor) -> Result<()> {
         let decay = self.config.decay_of(params.get(id).role);
-        let w = params.exclusive(id)?;
+        let w = params.make_mut(id)?;
         for moment in [&mut moments.m, &mut moments.v] {
             own(moment, w)?;
         }
@@ -167,7 +167,7 @@ impl<'a> Adam<'a> {
 fn most_joined(gpu: &Gpu) -> usize {
     let bindings = gpu.adapter().limits.max_storage_buffers_per_shader_stage as usize;
     match gpu.kernels() {
-        Profile::Fallback => 1,
+        KernelTier::Fallback => 1,
         _ => ((bindings - 1) / 4).clamp(1, MOST_JOINED),
     }
 }
@@ -227,7 +227,7 @@ impl Optimizer for AdamW {
         self.steps += 1;
         self.moments.resize_with(params.len(), Moments::default);
         let mut adam = Adam::new(&self.config, false, clip, self.steps, rate);
-        for id in params.trained() {
+        for id in params.trainable() {
             let moments = &mut self.moments[id.0];
             match gradients.take(id) {
                 Some(gradient) => adam.update(params, id, moments, gradient)?,
@@ -252,7 +252,7 @@ impl Optimizer for AdamW {
         if steps == 0 {
             return Ok(());
         }
-        for id in params.trained() {
+        for id in params.trainable() {
             self.moments[id.0] = Moments::load(params.get(id), true, state)?;
         }
         Ok(())

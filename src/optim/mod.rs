@@ -7,11 +7,11 @@ mod loss_scale;
 mod muon;
 mod schedule;
 
-pub use adamw::{AdamConfig, AdamW, Decay};
+pub use adamw::{AdamConfig, AdamW, WeightDecayScope};
 pub use clip::Clip;
 pub use loss_scale::LossScale;
-pub use muon::{LrRatio, Muon, MuonConfig};
-pub use schedule::{DecayShape, Schedule, ScheduleKind};
+pub use muon::{LrScale, Muon, MuonConfig};
+pub use schedule::{LrDecay, Schedule, ScheduleKind};
 
 use crate::error::Result;
 use crate::params::{Gradients, Params};

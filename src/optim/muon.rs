@@ -5,10 +5,9 @@ use super::clip::inverse_norm;
 use super::{AdamConfig, Clip, Optimizer};
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
-use crate::ops::map;
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/muon.wgsl");
 
@@ -18,7 +17,7 @@ static UPDATE: Kernel = Kernel::trusted("muon update", SOURCE, "update", &[Acces
 
 /// How the step of a matrix [r, c] relates to the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LrRatio {
+pub enum LrScale {
     /// 0.2·√max(r, c): the root mean square of AdamW's steps.
     #[default]
     Moonlight,
@@ -28,7 +27,7 @@ pub enum LrRatio {
     KellerJordan,
 }
 
-impl LrRatio {
+impl LrScale {
     fn of(self, rows: usize, columns: usize) -> f32 {
         let (r, c) = (rows as f64, columns as f64);
         let ratio = match self {
@@ -50,7 +49,7 @@ pub struct MuonConfig {
     /// Its number of steps; `None` takes the coefficient set's own.
     pub newton_schulz_steps: Option<usize>,
     /// Step length against the learning rate.
-    pub ratio: LrRatio,
+    pub ratio: LrScale,
     /// The rule for everything that is not a matrix; its weight decay is that of the matrices, too.
     pub adam: AdamConfig,
 }
@@ -61,7 +60,7 @@ impl Default for MuonConfig {
             momentum: 0.95,
             coefficients: NewtonSchulz::Simple,
             newton_schulz_steps: None,
-            ratio: LrRatio::Moonlight,
+            ratio: LrScale::Moonlight,
             adam: AdamConfig::default(),
         }
     }
@@ -96,7 +95,7 @@ impl Muon {
         drop(direction);
         let steps = config.newton_schulz_steps.unwrap_or(config.coefficients.default_steps());
         let x = newton_schulz(x, config.coefficients, steps)?;
-        map(&UPDATE, &[], &[&x, params.exclusive(id)?], None, &numbers)
+        map(&UPDATE, &[], &[&x, params.make_mut(id)?], None, &numbers)
     }
 }
 
@@ -107,7 +106,7 @@ impl Optimizer for Muon {
         self.moments.resize_with(params.len(), Moments::default);
         let config = self.config.adam;
         let mut adam = Adam::new(&config, true, clip, self.steps, rate);
-        for id in params.trained() {
+        for id in params.trainable() {
             let is_matrix = params.get(id).role == Role::Matrix;
             let moments = &mut self.moments[id.0];
             match gradients.take(id) {
@@ -134,7 +133,7 @@ impl Optimizer for Muon {
         if steps == 0 {
             return Ok(());
         }
-        for id in params.trained() {
+        for id in params.trainable() {
             let param = params.get(id);
             self.moments[id.0] = Moments::load(param, param.role != Role::Matrix, state)?;
         }

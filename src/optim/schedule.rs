@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 /// How the last part of a warm-up, stable, decay schedule falls; p is the fraction of the decay that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DecayShape {
+pub enum LrDecay {
     /// 1 - p
     #[default]
     Linear,
@@ -29,7 +29,7 @@ pub enum ScheduleKind {
         /// Steps of the decay.
         decay_steps: u64,
         /// Its shape.
-        decay: DecayShape,
+        decay: LrDecay,
     },
     /// 1 throughout.
     Constant,
@@ -65,9 +65,9 @@ impl Schedule {
                 }
                 let p = ((step - start) as f64 / decay_steps.max(1) as f64).min(1.0);
                 match decay {
-                    DecayShape::Linear => 1.0 - p,
-                    DecayShape::Sqrt => 1.0 - p.sqrt(),
-                    DecayShape::Cosine => 0.5 * (1.0 + (PI * p).cos()),
+                    LrDecay::Linear => 1.0 - p,
+                    LrDecay::Sqrt => 1.0 - p.sqrt(),
+                    LrDecay::Cosine => 0.5 * (1.0 + (PI * p).cos()),
                 }
             }
         }

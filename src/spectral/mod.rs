@@ -1,6 +1,6 @@
 //! Odd matrix polynomials, the streaming estimate of the largest singular value, and the PC layer built from the two.
 
-mod passes;
+mod kernels;
 mod pc;
 mod polynomial;
 mod preconditioner;

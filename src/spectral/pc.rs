@@ -6,10 +6,10 @@
 //! polynomial's backward of R = NᵀE:
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
-use super::passes::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
-use super::polynomial::{Form, Polynomial, beside, sides};
+use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::polynomial::{Form, Polynomial, gram_operands, multiply_on_smaller_side};
 use crate::error::{Error, Result};
-use crate::ops::{Gemm, Matrix};
+use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
 
 /// What W is divided by.
@@ -97,14 +97,14 @@ impl Layer {
     /// s and what is made of it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
         let (numbers, others) = match config.norm {
-            Norm::Spectral => (passes::multiply(&self.w, &self.v)?, self.u.clone()),
+            Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
             Norm::Frobenius => {
-                let squares = passes::row_products(&self.w, &self.w)?;
+                let squares = kernels::row_products(&self.w, &self.w)?;
                 (squares.clone(), squares)
             }
             Norm::None => (self.u.clone(), self.u.clone()),
         };
-        passes::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
+        kernels::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
     }
 
     /// W_eff, and the scalars that the backward needs.
@@ -113,7 +113,8 @@ impl Layer {
         let effective = match Form::new(&config.coefficients) {
             Some(form) => {
                 let polynomial = Polynomial::of_gram(&self.w, Some(factor(&scalars, INVERSE_SQUARE)), &form)?;
-                Gemm { factor: Some(factor(&scalars, OUTPUT)), ..beside(&self.w, polynomial.value())? }.compute()?
+                Gemm { factor: Some(factor(&scalars, OUTPUT)), ..multiply_on_smaller_side(&self.w, polynomial.value())? }
+                    .compute()?
             }
             None => self.times_identity(config.coefficients[0], &scalars)?,
         };
@@ -122,7 +123,7 @@ impl Layer {
 
     /// OUTPUT·a0·W: the same pass as a backward's end, with nothing to pull.
     fn times_identity(&self, a0: f32, scalars: &Tensor) -> Result<Tensor> {
-        passes::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None)
+        kernels::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None)
     }
 
     /// (dW, dγ) for E = ∂L/∂W_eff.
@@ -131,20 +132,21 @@ impl Layer {
             Some(form) => self.backward_of_polynomial(scalars, e, &form)?,
             None => self.backward_of_identity(scalars, e, config.coefficients[0])?,
         };
-        let dw = passes::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm)?;
+        let dw = kernels::finish(&m, &self.w, scalars, &self.u, &self.v, config.norm)?;
         Ok((dw, dgamma))
     }
 
-    /// (M', dγ). The polynomial is computed again: what a forward would keep of it is larger than the gradient.
+    /// (M', dγ). The polynomial is computed again: what a forward would beta of it is larger than the gradient.
     fn backward_of_polynomial(&self, scalars: &Tensor, e: &Tensor, form: &Form) -> Result<(Tensor, Tensor)> {
         let polynomial = Polynomial::of_gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)), form)?;
         let inverse = Some(factor(scalars, INVERSE));
-        let (left, right) = sides(&self.w, e)?;
+        let (left, right) = gram_operands(&self.w, e)?;
         let r = Gemm { factor: inverse, ..Gemm::new(left, right) }.compute()?;
-        let dgamma = passes::gamma_gradient(&passes::row_products(polynomial.value(), &r)?, scalars)?;
-        let m = beside(e, polynomial.value())?.compute()?;
+        let dgamma = kernels::gamma_gradient(&kernels::row_products(polynomial.value(), &r)?, scalars)?;
+        let m = multiply_on_smaller_side(e, polynomial.value())?.compute()?;
         let d = polynomial.backward(&r)?;
-        Gemm { alpha: form.scale, factor: inverse, keep: 1.0, ..beside(&self.w, &d)? }.compute_into(Matrix::new(&m)?)?;
+        Gemm { alpha: form.scale, factor: inverse, beta: 1.0, ..multiply_on_smaller_side(&self.w, &d)? }
+            .compute_into(Matrix::new(&m)?)?;
         Ok((m, dgamma))
     }
 
@@ -152,10 +154,10 @@ impl Layer {
     fn backward_of_identity(&self, scalars: &Tensor, e: &Tensor, a0: f32) -> Result<(Tensor, Tensor)> {
         let m = e.scaled(a0)?;
         let [heads, rows] = self.u.dims("pc")?;
-        let products = passes::row_products(&m, &self.w)?.reshape(&[heads, rows, 1])?;
+        let products = kernels::row_products(&m, &self.w)?.reshape(&[heads, rows, 1])?;
         let ones = Tensor::from_slice(e.gpu(), &vec![1.0; heads], &[heads, 1, 1])?;
         let scaled = Gemm { factor: Some(factor(scalars, INVERSE)), ..Gemm::new(Matrix::new(&products)?, Matrix::new(&ones)?) };
-        let dgamma = passes::gamma_gradient(&scaled.compute()?.reshape(&[heads, rows])?, scalars)?;
+        let dgamma = kernels::gamma_gradient(&scaled.compute()?.reshape(&[heads, rows])?, scalars)?;
         Ok((m, dgamma))
     }
 }

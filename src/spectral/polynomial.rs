@@ -8,8 +8,8 @@
 //! products, the shift one of the product that makes G.
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, grid};
-use crate::ops::{Factor, Gemm, Matrix, vectors};
+use crate::gemm::{Factor, Gemm, Matrix};
+use crate::gpu::{Access, Kernel, Launch, grid, vectors};
 use crate::tensor::Tensor;
 
 static PLUS_TRANSPOSED: Kernel = Kernel::trusted(
@@ -47,7 +47,7 @@ fn symmetric<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
 
 /// The highest terms of a polynomial, which take no step of Horner's rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Top {
+enum Leading {
     /// X
     Itself,
     /// q₂·X² + q₁·X + q₀·I
@@ -61,7 +61,7 @@ enum Top {
 pub(super) struct Form {
     pub(super) scale: f32,
     shift: f32,
-    top: Top,
+    top: Leading,
     /// Horner's steps: what is added after each further product with X.
     steps: Vec<f32>,
 }
@@ -73,14 +73,14 @@ impl Form {
         match coefficients[..=degree] {
             [_] => None,
             // P itself is what the product that makes G gives.
-            [shift, scale] => Some(Self { scale, shift, top: Top::Itself, steps: Vec::new() }),
+            [shift, scale] => Some(Self { scale, shift, top: Leading::Itself, steps: Vec::new() }),
             ref a => Some(Self::with_square(a).unwrap_or_else(|| Self::with_quadratic(a))),
         }
     }
 
     fn with_quadratic(a: &[f32]) -> Self {
         let (below, top) = a.split_at(a.len() - 3);
-        let top = Top::Quadratic([top[0], top[1], top[2]]);
+        let top = Leading::Quadratic([top[0], top[1], top[2]]);
         Self { scale: 1.0, shift: 0.0, top, steps: below.iter().rev().copied().collect() }
     }
 
@@ -108,7 +108,12 @@ impl Form {
         let form = || Self {
             scale: 1.0,
             shift: shift as f32,
-            top: Top::Quartic { square: top[4] as f32, inner: inner as f32, linear: top[1] as f32, constant: constant as f32 },
+            top: Leading::Quartic {
+                square: top[4] as f32,
+                inner: inner as f32,
+                linear: top[1] as f32,
+                constant: constant as f32,
+            },
             steps: below.iter().rev().map(|&q| q as f32).collect(),
         };
         (terms <= 4.0 * plain).then(form)
@@ -128,18 +133,18 @@ pub(super) struct Polynomial<'a> {
 impl<'a> Polynomial<'a> {
     /// P(G) for G = f·wᵀw of a tall w, f·w·wᵀ of a wide one, where f is a factor on the device.
     pub(super) fn of_gram(w: &Tensor, factor: Option<Factor<'_>>, form: &'a Form) -> Result<Self> {
-        let (left, right) = sides(w, w)?;
+        let (left, right) = gram_operands(w, w)?;
         let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..Gemm::new(left, right) }.compute()?;
         let (top, inner) = match form.top {
-            Top::Itself => (x.clone(), None),
-            Top::Quadratic([q0, q1, q2]) => {
-                let add = Some((Matrix::new(&x)?, q1));
-                (Gemm { alpha: q2, add, delta: q0, ..symmetric(&x, &x)? }.compute()?, None)
+            Leading::Itself => (x.clone(), None),
+            Leading::Quadratic([q0, q1, q2]) => {
+                let addend = Some((Matrix::new(&x)?, q1));
+                (Gemm { alpha: q2, addend, delta: q0, ..symmetric(&x, &x)? }.compute()?, None)
             }
-            Top::Quartic { square, inner, linear, constant } => {
+            Leading::Quartic { square, inner, linear, constant } => {
                 let k = Gemm { delta: inner, ..symmetric(&x, &x)? }.compute()?;
-                let add = Some((Matrix::new(&x)?, linear));
-                (Gemm { alpha: square, add, delta: constant, ..symmetric(&k, &k)? }.compute()?, Some(k))
+                let addend = Some((Matrix::new(&x)?, linear));
+                (Gemm { alpha: square, addend, delta: constant, ..symmetric(&k, &k)? }.compute()?, Some(k))
             }
         };
         let mut levels = vec![top];
@@ -168,16 +173,16 @@ impl<'a> Polynomial<'a> {
             s = plus_transposed(&Gemm { alpha: 0.5, ..product(&self.x, &s)? }.compute()?)?;
         }
         let half = match self.form.top {
-            Top::Itself => return Ok(s),
-            Top::Quadratic([_, q1, q2]) => {
-                let add = Some((Matrix::new(&s)?, 0.5 * q1));
-                added(half, Gemm { alpha: q2, add, ..product(&s, &self.x)? })?
+            Leading::Itself => return Ok(s),
+            Leading::Quadratic([_, q1, q2]) => {
+                let addend = Some((Matrix::new(&s)?, 0.5 * q1));
+                added(half, Gemm { alpha: q2, addend, ..product(&s, &self.x)? })?
             }
-            Top::Quartic { square, linear, .. } => {
+            Leading::Quartic { square, linear, .. } => {
                 let k = self.inner.as_ref().expect("bug: a quartic keeps its K");
                 let m = plus_transposed(&Gemm { alpha: square, ..product(&s, k)? }.compute()?)?;
-                let add = Some((Matrix::new(&s)?, 0.5 * linear));
-                added(half, Gemm { add, ..product(&m, &self.x)? })?
+                let addend = Some((Matrix::new(&s)?, 0.5 * linear));
+                added(half, Gemm { addend, ..product(&m, &self.x)? })?
             }
         };
         plus_transposed(&half)
@@ -189,7 +194,7 @@ fn added(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
     match sum {
         None => gemm.compute(),
         Some(sum) => {
-            Gemm { keep: 1.0, ..gemm }.compute_into(Matrix::new(&sum)?)?;
+            Gemm { beta: 1.0, ..gemm }.compute_into(Matrix::new(&sum)?)?;
             Ok(sum)
         }
     }
@@ -259,19 +264,19 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     for step in 0..steps {
         let form = Form::new(&coefficients.at(step)).expect("bug: a quintic has degree 2");
         let polynomial = Polynomial::of_gram(&x, None, &form)?;
-        x = beside(&x, polynomial.value())?.compute()?;
+        x = multiply_on_smaller_side(&x, polynomial.value())?.compute()?;
     }
     x.reshape(&[rows, columns])
 }
 
 /// The product with P on the smaller side: x·p for a tall x, p·x for a wide one.
-pub(super) fn beside<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
+pub(super) fn multiply_on_smaller_side<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
     let [_, rows, columns] = x.dims("pc")?;
     if rows >= columns { product(x, p) } else { product(p, x) }
 }
 
 /// The factors of xᵀ·y for a tall x, of y·xᵀ for a wide one.
-pub(super) fn sides<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
+pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
     let [_, rows, columns] = x.dims("pc")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
     Ok(if rows >= columns { (x.t(), y) } else { (y, x.t()) })
@@ -286,9 +291,9 @@ mod tests {
     fn value(form: &Form, g: f64) -> f64 {
         let x = f64::from(form.scale) * g + f64::from(form.shift);
         let top = match form.top {
-            Top::Itself => x,
-            Top::Quadratic(q) => f64::from(q[0]) + x * (f64::from(q[1]) + x * f64::from(q[2])),
-            Top::Quartic { square, inner, linear, constant } => {
+            Leading::Itself => x,
+            Leading::Quadratic(q) => f64::from(q[0]) + x * (f64::from(q[1]) + x * f64::from(q[2])),
+            Leading::Quartic { square, inner, linear, constant } => {
                 f64::from(square) * (x * x + f64::from(inner)).powi(2) + f64::from(linear) * x + f64::from(constant)
             }
         };
@@ -312,9 +317,9 @@ mod tests {
     #[test]
     fn degree_4_is_a_square_unless_its_terms_would_cancel() {
         let top = |a: &[f32]| Form::new(a).expect("more than a constant").top;
-        assert!(matches!(top(&level_coefficients(4).expect("a level")), Top::Quartic { .. }));
-        assert!(matches!(top(&[1.0, 0.5, -0.25, 0.75, 0.001]), Top::Quadratic(_)));
-        assert_eq!(top(&[1.0, 0.5, 0.0, 0.0]), Top::Itself);
+        assert!(matches!(top(&level_coefficients(4).expect("a level")), Leading::Quartic { .. }));
+        assert!(matches!(top(&[1.0, 0.5, -0.25, 0.75, 0.001]), Leading::Quadratic(_)));
+        assert_eq!(top(&[1.0, 0.5, 0.0, 0.0]), Leading::Itself);
         assert_eq!(Form::new(&[1.0, 0.0]), None);
     }
 }

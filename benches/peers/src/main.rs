@@ -77,7 +77,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<()> {
-    let config = LlamaConfig { hidden: 768, max_seq_len: SEQ_LEN, ..LlamaConfig::new(256, 4, 4, 512) };
+    let config = LlamaConfig { intermediate_size: 768, max_seq_len: SEQ_LEN, ..LlamaConfig::new(256, 4, 4, 512) };
     // Full-period congruential generator: tokens without a crate, spread over the vocabulary.
     let mut state = 1_u32;
     let stream: Vec<u32> = (0..=TOKENS)

@@ -1,8 +1,8 @@
 //! The step in polytape, whose initial weights the other libraries copy.
 
-use polytape::gpu::{Profile, Tuning};
+use polytape::gpu::{KernelTier, Tuning};
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::optim::{AdamConfig, AdamW, Decay};
+use polytape::optim::{AdamConfig, AdamW, WeightDecayScope};
 use polytape::{Gpu, GpuOptions, Indices, Trainer};
 
 use crate::{BETAS, EPS, Peer, RATE, Result, SEQ_LEN, Setup, WEIGHT_DECAY};
@@ -23,7 +23,7 @@ impl Run {
             .iter()
             .map(|(_, param)| Ok((param.name.clone(), (param.tensor.shape().to_vec(), param.tensor.to_vec()?))))
             .collect::<Result<_>>()?;
-        let adam = AdamConfig { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, decay: Decay::All };
+        let adam = AdamConfig { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, decay: WeightDecayScope::All };
         let run = Self {
             model,
             // No clipping, as the peers' optimizers do none by themselves.
@@ -40,7 +40,7 @@ impl Run {
         format!("{}, {}", summary.name, summary.driver)
     }
 
-    pub fn kernels(&self) -> Profile {
+    pub fn kernels(&self) -> KernelTier {
         self.gpu.kernels()
     }
 }

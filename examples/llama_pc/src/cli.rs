@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use polytape::gpu::Profile;
+use polytape::gpu::KernelTier;
 
 use crate::export::Format;
 use crate::export::encode::Dtype;
@@ -254,8 +254,8 @@ pub struct Device {
     #[arg(long, value_name = "X")]
     pub adapter: Option<String>,
     /// Kernels to run instead of those that suit the adapter: fallback, portable, subgroup or matrix
-    #[arg(long, value_name = "PROFILE")]
-    pub profile_kernels: Option<Profile>,
+    #[arg(long, alias = "profile-kernels", value_name = "TIER")]
+    pub kernels: Option<KernelTier>,
     /// Choose kernels by rule instead of trying them out on first use. What was found out is kept in the user's cache folder; it
     /// changes speed, never results
     #[arg(long)]

@@ -46,8 +46,8 @@ pub struct Model {
     pub heads: usize,
     /// Key and value heads; fewer than `heads` is grouped-query attention. Default: `heads`.
     pub kv_heads: usize,
-    /// Width of the feed-forward block. Default: [`LlamaConfig::usual_hidden`].
-    pub hidden: usize,
+    /// Width of the feed-forward block. Default: [`LlamaConfig::default_intermediate_size`].
+    pub intermediate_size: usize,
     /// Tokens in the vocabulary; `None` until [`Config::resolve_vocab`] has asked the tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
@@ -125,7 +125,7 @@ pub struct Optimizer {
     /// Decoupled: each step shrinks a weight by lr·weight_decay.
     pub weight_decay: f64,
     /// Which parameters decay.
-    pub decay: Decay,
+    pub decay: WeightDecayScope,
     /// Memory of Muon's momentum.
     pub momentum: f64,
     /// Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
@@ -133,7 +133,7 @@ pub struct Optimizer {
     /// Coefficients of those steps.
     pub ns_coefficients: NsCoefficients,
     /// Scale of the learning rate by a matrix's shape.
-    pub lr_ratio: LrRatio,
+    pub lr_ratio: LrScale,
 }
 
 /// The rule that turns gradients into steps.
@@ -147,7 +147,7 @@ pub enum OptimizerKind {
 /// Which parameters weight decay shrinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Decay {
+pub enum WeightDecayScope {
     All,
     Matrices,
 }
@@ -165,7 +165,7 @@ pub enum NsCoefficients {
 /// How Muon scales a matrix's learning rate by its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LrRatio {
+pub enum LrScale {
     Moonlight,
     SpectralMup,
     KellerJordan,
@@ -184,7 +184,7 @@ pub struct Schedule {
     /// Length of the decay at the end, for `wsd`.
     pub decay_steps: u64,
     /// Shape of that decay.
-    pub decay: DecayShape,
+    pub decay: LrDecay,
 }
 
 /// The shape of the learning rate after its linear warm-up.
@@ -200,7 +200,7 @@ pub enum ScheduleKind {
 /// How `wsd` falls from 1 to 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DecayShape {
+pub enum LrDecay {
     Linear,
     Sqrt,
     Cosine,
@@ -297,7 +297,7 @@ impl Default for Model {
             layers: 4,
             heads: 4,
             kv_heads: 4,
-            hidden: LlamaConfig::usual_hidden(256),
+            intermediate_size: LlamaConfig::default_intermediate_size(256),
             vocab: None,
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
@@ -331,18 +331,18 @@ impl Default for Optimizer {
             betas: [0.9, 0.95],
             eps: 1e-8,
             weight_decay: 0.1,
-            decay: Decay::All,
+            decay: WeightDecayScope::All,
             momentum: 0.95,
             ns_steps: 5,
             ns_coefficients: NsCoefficients::Simple,
-            lr_ratio: LrRatio::Moonlight,
+            lr_ratio: LrScale::Moonlight,
         }
     }
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { kind: ScheduleKind::Cosine, warmup_steps: 100, end_ratio: 0.1, decay_steps: 0, decay: DecayShape::Linear }
+        Self { kind: ScheduleKind::Cosine, warmup_steps: 100, end_ratio: 0.1, decay_steps: 0, decay: LrDecay::Linear }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `devices`: the adapters of this machine.
 
-use polytape::gpu::{AdapterSummary, Features, Profile, adapters};
+use polytape::gpu::{AdapterSummary, Features, KernelTier, adapters};
 
 use crate::failure::Failure;
 use crate::output;
@@ -39,7 +39,7 @@ fn describe(adapter: &AdapterSummary) -> String {
         (None, missing) => format!("cannot be used: {}", missing.unwrap_or_default()),
     };
     let halves = match adapter.profile {
-        Some(Profile::Matrix) => "on matrix units",
+        Some(KernelTier::Matrix) => "on matrix units",
         _ => "without matrix units, slower",
     };
     format!(

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use polytape::gpu::{Profile, Tuning};
+use polytape::gpu::{KernelTier, Tuning};
 use polytape::llama::LlamaConfig;
 use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Precision};
 
 use crate::cli;
-use crate::config::{self, Config, Decay, DecayShape, LrRatio, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target};
+use crate::config::{
+    self, Config, LrDecay, LrScale, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target, WeightDecayScope,
+};
 use crate::failure::Failure;
 use crate::output;
 
@@ -30,12 +32,12 @@ pub fn open(device: &cli::Device, profile: bool) -> Result<Gpu, Failure> {
     let adapter = device.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
     let warn = |line: &str| output::note(&format!("warning: {line}"));
     let tuning = if device.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
-    let options = GpuOptions { adapter, kernels: device.profile_kernels, profile, tuning, warn, ..Default::default() };
-    Gpu::open(&options).map_err(|error| match (&error, &device.adapter, device.profile_kernels) {
+    let options = GpuOptions { adapter, kernels: device.kernels, profile, tuning, warn, ..Default::default() };
+    Gpu::open(&options).map_err(|error| match (&error, &device.adapter, device.kernels) {
         (Error::Adapter(_), Some(name), None) => {
             Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
         }
-        (Error::Adapter(_), _, Some(kernels)) => Failure::usage(format!("--profile-kernels {kernels}: {error}"))
+        (Error::Adapter(_), _, Some(kernels)) => Failure::usage(format!("--kernels {kernels}: {error}"))
             .hint("`devices` lists the adapters and the kernels that each can run"),
         (Error::Adapter(_), None, None) => {
             Failure::other(error.to_string()).hint("scripts/demo installs a driver that runs on the CPU")
@@ -58,7 +60,7 @@ fn cache_folder() -> Option<PathBuf> {
 }
 
 /// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
-pub fn open_again(gpu: &Gpu, kernels: Profile) -> Result<Gpu, Failure> {
+pub fn open_again(gpu: &Gpu, kernels: KernelTier) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
     Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
 }
@@ -77,7 +79,7 @@ pub fn model(config: &Config) -> LlamaConfig {
     let model = &config.model;
     LlamaConfig {
         kv_heads: model.kv_heads,
-        hidden: model.hidden,
+        intermediate_size: model.intermediate_size,
         max_seq_len: config.data.seq_len,
         norm_eps: model.norm_eps as f32,
         rope_theta: model.rope_theta,
@@ -138,8 +140,8 @@ pub fn optimizer(config: &config::Optimizer) -> Box<dyn Optimizer> {
         eps: config.eps,
         weight_decay: config.weight_decay,
         decay: match config.decay {
-            Decay::All => optim::Decay::All,
-            Decay::Matrices => optim::Decay::Matrices,
+            WeightDecayScope::All => optim::WeightDecayScope::All,
+            WeightDecayScope::Matrices => optim::WeightDecayScope::Matrices,
         },
     };
     match config.kind {
@@ -154,9 +156,9 @@ pub fn optimizer(config: &config::Optimizer) -> Box<dyn Optimizer> {
             },
             newton_schulz_steps: Some(config.ns_steps),
             ratio: match config.lr_ratio {
-                LrRatio::Moonlight => optim::LrRatio::Moonlight,
-                LrRatio::SpectralMup => optim::LrRatio::SpectralMup,
-                LrRatio::KellerJordan => optim::LrRatio::KellerJordan,
+                LrScale::Moonlight => optim::LrScale::Moonlight,
+                LrScale::SpectralMup => optim::LrScale::SpectralMup,
+                LrScale::KellerJordan => optim::LrScale::KellerJordan,
             },
             adam,
         })),
@@ -176,9 +178,9 @@ pub fn schedule(config: &Config) -> optim::Schedule {
             ScheduleKind::Wsd => optim::ScheduleKind::WarmupStableDecay {
                 decay_steps: schedule.decay_steps,
                 decay: match schedule.decay {
-                    DecayShape::Linear => optim::DecayShape::Linear,
-                    DecayShape::Sqrt => optim::DecayShape::Sqrt,
-                    DecayShape::Cosine => optim::DecayShape::Cosine,
+                    LrDecay::Linear => optim::LrDecay::Linear,
+                    LrDecay::Sqrt => optim::LrDecay::Sqrt,
+                    LrDecay::Cosine => optim::LrDecay::Cosine,
                 },
             },
         },

@@ -108,7 +108,7 @@ pub fn run(args: &cli::Export) -> Result<(), Failure> {
         Format::Gguf => gguf::write(&model, args.dtype, &args.out)?,
     }
     let tensors = model.tensors();
-    let values: usize = tensors.iter().map(ParameterShape::elements).sum();
+    let values: usize = tensors.iter().map(ParameterShape::numel).sum();
     output::note(&format!("{} tensors, {} parameters", tensors.len(), grouped(values as u64)));
     output::print(&format!("{}\n", args.out.display()))
 }

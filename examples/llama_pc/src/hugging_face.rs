@@ -47,7 +47,7 @@ pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     found.check().map_err(wrong)?;
     let mut config = Config::default();
     config.model.dim = found.hidden_size;
-    config.model.hidden = found.intermediate_size;
+    config.model.intermediate_size = found.intermediate_size;
     config.model.layers = found.num_hidden_layers;
     config.model.heads = found.num_attention_heads;
     config.model.kv_heads = found.num_key_value_heads.unwrap_or(found.num_attention_heads);
@@ -71,7 +71,7 @@ pub fn check_folder(folder: &Path, config: &Config) -> Result<(), Failure> {
         ("layers", found.layers as f64, wanted.layers as f64),
         ("heads", found.heads as f64, wanted.heads as f64),
         ("kv_heads", found.kv_heads as f64, wanted.kv_heads as f64),
-        ("hidden", found.hidden as f64, wanted.hidden as f64),
+        ("intermediate_size", found.intermediate_size as f64, wanted.intermediate_size as f64),
         ("vocab", found.vocab.unwrap_or_default() as f64, wanted.vocab.unwrap_or_default() as f64),
         ("norm_eps", found.norm_eps, wanted.norm_eps),
         ("rope_theta", found.rope_theta, wanted.rope_theta),

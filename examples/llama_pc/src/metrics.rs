@@ -30,8 +30,8 @@ pub struct Metrics {
     /// Device memory in use at its peak.
     pub memory_bytes: u64,
     /// Share of the adapter's peak that the model's arithmetic reached; where the user has told the peak.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub utilization: Option<f64>,
+    #[serde(default, alias = "utilization", skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// On validation steps only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
@@ -67,8 +67,8 @@ impl Metrics {
             slow @ ..10.0 => format!("  {slow:.2} tokens/s"),
             fast => format!("  {} tokens/s", grouped(fast.round() as u64)),
         };
-        if let Some(utilization) = self.utilization {
-            text += &format!("  {:.1} % of peak", 100.0 * utilization);
+        if let Some(mfu) = self.mfu {
+            text += &format!("  {:.1} % of peak", 100.0 * mfu);
         }
         text + &format!("  {}", binary(self.memory_bytes))
     }
@@ -86,7 +86,7 @@ impl Metrics {
             ("gradient_norm", self.grad_norm),
             ("loss_scale", self.loss_scale.map(f64::from)),
             ("loss/validation", self.val_loss),
-            ("speed/utilization", self.utilization),
+            ("speed/mfu", self.mfu),
         ];
         scalars.extend(optional.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value? as f32))));
         if self.skipped_steps > 0 {

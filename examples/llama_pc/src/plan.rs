@@ -8,7 +8,7 @@ mod model;
 use std::path::Path;
 
 use polytape::Gpu;
-use polytape::gpu::Profile;
+use polytape::gpu::KernelTier;
 use serde::Serialize;
 
 use crate::cli;
@@ -82,7 +82,7 @@ pub fn run(args: &cli::Plan) -> Result<(), Failure> {
     config.resolve_vocab(tokens)?;
     // A plan needs no adapter, unless the user names one or its kernels.
     let gpu = match engine::open(&args.device, false) {
-        Err(failure) if args.device.adapter.is_some() || args.device.profile_kernels.is_some() => return Err(failure),
+        Err(failure) if args.device.adapter.is_some() || args.device.kernels.is_some() => return Err(failure),
         opened => opened.ok(),
     };
     let report = Report::new(&Model::new(&config)?, &Limits::new(args.memory, gpu.as_ref()), gpu.as_ref());
@@ -98,7 +98,7 @@ impl Report {
         Self {
             model: model.to_string(),
             precision: model.precision.to_string(),
-            parameters: model.trained(),
+            parameters: model.trainable(),
             non_embedding_parameters: model.non_embedding(),
             tokens_per_step: model.tokens() * model.micro_batches,
             memory,
@@ -154,7 +154,7 @@ impl Report {
 
     /// The arithmetic of the model's products.
     fn products(&self) -> String {
-        let has_units = self.adapter.as_ref().map(|adapter| adapter.kernels == Profile::Matrix.to_string());
+        let has_units = self.adapter.as_ref().map(|adapter| adapter.kernels == KernelTier::Matrix.to_string());
         let how = match (self.precision.as_str(), has_units) {
             ("f32", _) => "",
             (_, None) => " in linear layers and head",

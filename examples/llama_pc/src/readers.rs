@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use polytape::checkpoint::Checkpoint;
+use polytape::safetensors::Reader;
 
 use crate::checkpoint::{self, Saved};
 use crate::config::Config;
@@ -79,7 +79,7 @@ impl Scratch {
     /// Weights in safetensors.
     pub fn safetensors(&self, bytes: &[u8]) {
         let path = self.file("model.safetensors", bytes);
-        let Some(file) = taken(Checkpoint::open(&path).map_err(Failure::from)) else { return };
+        let Some(file) = taken(Reader::open(&path).map_err(Failure::from)) else { return };
         for name in &file.names() {
             let values = taken(file.values(name).map_err(Failure::from));
             assert!(values.is_none_or(|values| 2 * values.len() <= bytes.len()), "{name}: more values than bytes");

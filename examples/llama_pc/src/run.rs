@@ -99,7 +99,7 @@ impl Run {
 
     /// Writes the resolved configuration, whole or not at all.
     pub fn write_config(&self, config: &Config) -> Result<(), Failure> {
-        Ok(polytape::checkpoint::write_atomically(&self.path.join("config.toml"), config.to_toml().as_bytes())?)
+        Ok(polytape::safetensors::write_atomically(&self.path.join("config.toml"), config.to_toml().as_bytes())?)
     }
 
     /// Writes `profile.json`: launches and seconds by kernel, for `report`.
@@ -107,7 +107,7 @@ impl Run {
         let kernels: BTreeMap<&str, (u64, f64)> =
             table.kernels.iter().map(|(name, time)| (*name, (time.dispatches, time.seconds))).collect();
         let json = serde_json::to_string_pretty(&kernels).expect("bug: the profile does not serialise");
-        Ok(polytape::checkpoint::write_atomically(&self.path.join("profile.json"), json.as_bytes())?)
+        Ok(polytape::safetensors::write_atomically(&self.path.join("profile.json"), json.as_bytes())?)
     }
 
     /// The folder.

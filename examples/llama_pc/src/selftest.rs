@@ -25,7 +25,7 @@ pub fn run(args: &cli::Selftest) -> Result<(), Failure> {
     output::print(&heading(&gpu))?;
     let mut count = Count::default();
     count.check(&gpu)?;
-    if args.device.profile_kernels.is_none() {
+    if args.device.kernels.is_none() {
         for kernels in gpu.adapter().profiles().filter(|kernels| *kernels != gpu.kernels()) {
             count.check(&engine::open_again(&gpu, kernels)?)?;
         }

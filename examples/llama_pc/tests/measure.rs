@@ -86,9 +86,9 @@ fn wrong_use_has_its_sentence() {
         (&["report", "data", "--out", "there"], 2, "--out there: found it exists already, expected a new file"),
         (&["report", "data", "--out", "new.html"], 1, "cannot read data/config.toml: no such file or folder"),
         (
-            &["selftest", "--profile-kernels", "fast"],
+            &["selftest", "--kernels", "fast"],
             2,
-            "--profile-kernels <PROFILE>': kernel profile: found `fast`, expected one of fallback, portable, subgroup, matrix",
+            "--kernels <TIER>': kernel tier: found `fast`, expected one of fallback, portable, subgroup, matrix",
         ),
         (&["sample", "data", "--top-p", "1.5"], 2, "--top-p: found 1.5, expected a number above 0 to 1"),
     ];

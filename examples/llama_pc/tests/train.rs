@@ -148,7 +148,7 @@ fn layers_are_measured_and_agree_with_the_whole() {
         assert_eq!(layers["residual_rms"].as_array().map(Vec::len), Some(2));
     }
     // The share of the peak is the speed times the operations of a token.
-    let share = |row: &Value| number(&row["utilization"]) / number(&row["tokens_per_second"]);
+    let share = |row: &Value| number(&row["mfu"]) / number(&row["tokens_per_second"]);
     assert!(share(&rows[0]) > 0.0 && (share(&rows[0]) / share(&rows[4]) - 1.0).abs() < 1e-9);
 }
 

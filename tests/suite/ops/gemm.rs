@@ -33,9 +33,9 @@ fn the_epilogue_scales_adds_and_keeps() {
             let gemm = Gemm {
                 alpha: 0.5,
                 factor: Some(Factor { tensor: &factors, index: 3, batch_stride: 0 }),
-                add: Some((Matrix::new(&c)?, 2.0)),
+                addend: Some((Matrix::new(&c)?, 2.0)),
                 delta: -0.75,
-                keep: -1.5,
+                beta: -1.5,
                 ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?)
             };
             gemm.compute_into(Matrix::new(&out)?)?;
@@ -57,7 +57,7 @@ fn a_symmetric_product_computes_one_triangle() {
         check("α·A·Aᵀ + β·C of a batch", inner, &want, |gpu| {
             let (a, c) = (upload(gpu, &a)?, upload(gpu, &c)?);
             let a = Matrix::new(&a)?;
-            let gemm = Gemm { alpha: 0.25, add: Some((Matrix::new(&c)?, 3.0)), symmetric: true, ..Gemm::new(a, a.t()) };
+            let gemm = Gemm { alpha: 0.25, addend: Some((Matrix::new(&c)?, 3.0)), symmetric: true, ..Gemm::new(a, a.t()) };
             gemm.compute()
         });
     }
@@ -155,7 +155,7 @@ fn an_inner_size_may_be_longer_than_the_loop_of_one_dispatch() {
     let want = a.matmul(&b).times(0.5).plus(&old.times(2.0));
     check("a deep product", inner, &want, |gpu| {
         let (a, b, out) = (upload(gpu, &a)?, upload(gpu, &b)?, upload(gpu, &old)?);
-        let gemm = Gemm { alpha: 0.5, keep: 2.0, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+        let gemm = Gemm { alpha: 0.5, beta: 2.0, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
         gemm.compute_into(Matrix::new(&out)?)?;
         Ok(out)
     });
@@ -190,9 +190,9 @@ fn few_outputs_of_a_long_inner_dimension_are_computed_in_parts() {
                 let gemm = Gemm {
                     alpha: 0.5,
                     factor: Some(Factor { tensor: &factors, index: 0, batch_stride: 1 }),
-                    add: Some((Matrix::new(&c)?, 2.0)),
+                    addend: Some((Matrix::new(&c)?, 2.0)),
                     delta: -0.75,
-                    keep: -1.5,
+                    beta: -1.5,
                     ..Gemm::new(view(Matrix::new(&a)?, transpose_a), view(Matrix::new(&b)?, transpose_b))
                 };
                 gemm.compute_into(Matrix::new(&out)?)?;
@@ -221,12 +221,12 @@ fn what_does_not_fit_is_refused() {
     let product = Gemm::new(matrix(&a), matrix(&b));
     let into_square = refusal(product.compute_into(matrix(&square)));
     assert_eq!(into_square, "matmul: [4, 8] × [8, 5] does not give [4, 4]");
-    let sum = Gemm { add: Some((matrix(&square), 1.0)), ..product };
+    let sum = Gemm { addend: Some((matrix(&square), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: [4, 5] + [4, 4]: the shapes differ");
     let symmetric = Gemm { symmetric: true, ..product };
     assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result is square");
     assert_eq!(refusal(product.compute_into(matrix(&batch))), "matmul: a batch of 1 does not give [3, 4, 5]");
-    let sum = Gemm { add: Some((matrix(&batch), 1.0)), ..product };
+    let sum = Gemm { addend: Some((matrix(&batch), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
@@ -234,11 +234,11 @@ fn what_does_not_fit_is_refused() {
 }
 
 /// Bits of κ·out + A·B.
-fn kept_product(gpu: &Gpu, [rows, inner, columns]: [usize; 3], keep: f32) -> Result<Vec<u32>> {
+fn kept_product(gpu: &Gpu, [rows, inner, columns]: [usize; 3], beta: f32) -> Result<Vec<u32>> {
     let a = Tensor::normal(gpu, &[rows, inner], 1.0, 1)?;
     let b = Tensor::normal(gpu, &[inner, columns], 1.0, 2)?;
     let out = Tensor::normal(gpu, &[rows, columns], 1.0, 3)?;
-    let gemm = Gemm { keep, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+    let gemm = Gemm { beta, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
     gemm.compute_into(Matrix::new(&out)?)?;
     Ok(out.to_vec()?.into_iter().map(f32::to_bits).collect())
 }
@@ -275,8 +275,8 @@ fn a_batch_above_the_binding_limit_is_cut() -> Result<()> {
         let c = Tensor::normal(gpu, &[100, 80], 1.0, 3)?;
         let scales = Tensor::from_slice(gpu, &[1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0, 9.0, 5.0, 9.0], &[10])?;
         let factor = Some(Factor { tensor: &scales, index: 0, batch_stride: 2 });
-        let add = Some((Matrix::new(&c)?, 0.5));
-        Gemm { factor, add, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?.to_vec()
+        let addend = Some((Matrix::new(&c)?, 0.5));
+        Gemm { factor, addend, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?.to_vec()
     };
     assert_eq!(run(device::narrow())?, run(device::default())?);
     Ok(())

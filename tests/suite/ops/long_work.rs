@@ -27,7 +27,7 @@ fn products_are_cut_along_their_rows() -> Result<()> {
         let a = Tensor::normal(gpu, &[2, 201, 67], 1.0, 1)?;
         let b = Tensor::normal(gpu, &[2, 67, 131], 1.0, 2)?;
         let c = Tensor::normal(gpu, &[2, 201, 131], 1.0, 3)?;
-        let gemm = Gemm { add: Some((Matrix::new(&c)?, 0.5)), ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
+        let gemm = Gemm { addend: Some((Matrix::new(&c)?, 0.5)), ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) };
         let mut results = vec![gemm.compute()?];
         let transposed = Gemm::new(Matrix::new(&b)?.t(), Matrix::new(&a)?.t());
         results.push(transposed.compute()?);

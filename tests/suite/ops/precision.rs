@@ -140,8 +140,8 @@ fn sums_and_the_epilogue_are_not_rounded() {
                     let gemm = Gemm {
                         alpha: 0.5,
                         factor: Some(Factor { tensor: &factors, index: 0, batch_stride: 1 }),
-                        add: Some((Matrix::new(&c)?, beta)),
-                        keep: kept,
+                        addend: Some((Matrix::new(&c)?, beta)),
+                        beta: kept,
                         precision,
                         ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t())
                     };

@@ -5,7 +5,7 @@ mod rules;
 mod schedules;
 mod state;
 
-use polytape::optim::{AdamConfig, AdamW, Clip, Decay, LrRatio, Muon, MuonConfig, Optimizer};
+use polytape::optim::{AdamConfig, AdamW, Clip, LrScale, Muon, MuonConfig, Optimizer, WeightDecayScope};
 use polytape::spectral::NewtonSchulz;
 use polytape::{Gpu, Gradients, Params, Result, Role};
 
@@ -22,12 +22,12 @@ pub struct Rule {
     pub adam: Adam,
     pub momentum: f64,
     pub weight_decay: f64,
-    pub decay: Decay,
+    pub decay: WeightDecayScope,
 }
 
 impl Rule {
     pub fn new(muon: Option<(Coefficients, Ratio)>) -> Self {
-        Self { muon, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: Decay::All }
+        Self { muon, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: WeightDecayScope::All }
     }
 
     pub fn optimizer(&self) -> Box<dyn Optimizer> {
@@ -46,9 +46,9 @@ impl Rule {
             },
             newton_schulz_steps: None,
             ratio: match ratio {
-                Ratio::Moonlight => LrRatio::Moonlight,
-                Ratio::SpectralMup => LrRatio::SpectralMup,
-                Ratio::KellerJordan => LrRatio::KellerJordan,
+                Ratio::Moonlight => LrScale::Moonlight,
+                Ratio::SpectralMup => LrScale::SpectralMup,
+                Ratio::KellerJordan => LrScale::KellerJordan,
             },
             adam,
         }))
@@ -73,7 +73,7 @@ impl Parameter {
 
     /// The role alone decides which rule it is.
     pub fn step(&mut self, rule: &Rule, g: &Array, lr: f64) {
-        let decays = rule.decay == Decay::All || self.role != Role::Vector;
+        let decays = rule.decay == WeightDecayScope::All || self.role != Role::Vector;
         let decay = if decays { rule.weight_decay } else { 0.0 };
         match rule.muon {
             None => adamw(&mut self.w, g, &mut self.moments, rule.adam, lr, decay),

@@ -1,7 +1,7 @@
 //! Steps of AdamW and Muon against the golden numbers and the float64 rules.
 
-use polytape::gpu::Profile;
-use polytape::optim::{Clip, Decay, LrRatio, Muon, MuonConfig};
+use polytape::gpu::KernelTier;
+use polytape::optim::{Clip, LrScale, Muon, MuonConfig, WeightDecayScope};
 use polytape::{Gpu, GpuOptions, Role};
 
 use super::{Parameter, Rule, gradients_of, params_of, step, values};
@@ -107,7 +107,7 @@ fn follow(rule: &Rule, seed: u64) {
 fn adamw_follows_the_reference() {
     follow(&Rule::new(None), 3001);
     follow(&Rule { weight_decay: 0.0, ..Rule::new(None) }, 3003);
-    follow(&Rule { decay: Decay::Matrices, ..Rule::new(None) }, 3005);
+    follow(&Rule { decay: WeightDecayScope::Matrices, ..Rule::new(None) }, 3005);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn muon_follows_the_reference_by_role() {
     for (seed, muon) in (3011..).step_by(2).zip(MUONS) {
         follow(&Rule::new(Some(muon)), seed);
     }
-    follow(&Rule { decay: Decay::Matrices, momentum: 0.8, ..Rule::new(Some(MUONS[0])) }, 3021);
+    follow(&Rule { decay: WeightDecayScope::Matrices, momentum: 0.8, ..Rule::new(Some(MUONS[0])) }, 3021);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
     let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"];
     let parameter = |index| Parameter::new(names[index], role(index), Array::random(&[SIZES[index]], &mut rng));
     let all: Vec<Parameter> = (0..SIZES.len()).map(parameter).collect();
-    let rule = Rule { decay: Decay::Matrices, ..Rule::new(None) };
+    let rule = Rule { decay: WeightDecayScope::Matrices, ..Rule::new(None) };
     // Two steps, and the dispatches of the last beside those of its clipping.
     let run = |gpu: &Gpu, parameters: &[Parameter]| {
         let (mut params, mut optimizer) = (params_of(gpu, parameters).expect("parameters"), rule.optimizer());
@@ -150,8 +150,8 @@ fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
             assert!(together == alone, "other bits with {} kernels", gpu.kernels());
             // Ten small parameters in groups of seven, and the large one; or three in windows of 16,384 values.
             let want = match (gpu.kernels(), binding_limit) {
-                (Profile::Fallback, None) => 11,
-                (Profile::Fallback, Some(_)) => 8 + 16 + 17 + 2,
+                (KernelTier::Fallback, None) => 11,
+                (KernelTier::Fallback, Some(_)) => 8 + 16 + 17 + 2,
                 (_, None) => 2 + 1,
                 (_, Some(_)) => 2 + 16 + 17 + 2,
             };
@@ -210,7 +210,7 @@ fn the_number_of_newton_schulz_steps_can_be_set() {
     let gpu = device::default();
     let start = &parameters(3051)[3..4];
     let after = |newton_schulz_steps| {
-        let config = MuonConfig { newton_schulz_steps, ratio: LrRatio::KellerJordan, ..Default::default() };
+        let config = MuonConfig { newton_schulz_steps, ratio: LrScale::KellerJordan, ..Default::default() };
         let mut params = params_of(gpu, start).expect("parameters");
         step(&mut params, &mut Muon::new(config), &[start[0].w.clone()], 0.1).expect("a step");
         values(&params)

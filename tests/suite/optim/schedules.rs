@@ -1,6 +1,6 @@
 //! The learning-rate factor.
 
-use polytape::optim::{DecayShape, Schedule, ScheduleKind};
+use polytape::optim::{LrDecay, Schedule, ScheduleKind};
 
 use crate::golden::{self, ScheduleFields};
 
@@ -11,9 +11,9 @@ fn schedule(fields: &ScheduleFields) -> Schedule {
         "wsd" => ScheduleKind::WarmupStableDecay {
             decay_steps: fields.decay_steps.expect("decay_steps") as u64,
             decay: match fields.decay.as_deref() {
-                Some("linear") => DecayShape::Linear,
-                Some("sqrt") => DecayShape::Sqrt,
-                Some("cosine") => DecayShape::Cosine,
+                Some("linear") => LrDecay::Linear,
+                Some("sqrt") => LrDecay::Sqrt,
+                Some("cosine") => LrDecay::Cosine,
                 other => panic!("unknown decay {other:?}"),
             },
         },
@@ -40,9 +40,9 @@ fn a_factor_stays_between_0_and_1_before_during_and_after_any_run() {
         ScheduleKind::Constant,
         ScheduleKind::Linear,
         ScheduleKind::Cosine { end_ratio: 0.1 },
-        wsd(0, DecayShape::Linear),
-        wsd(5, DecayShape::Sqrt),
-        wsd(1000, DecayShape::Cosine),
+        wsd(0, LrDecay::Linear),
+        wsd(5, LrDecay::Sqrt),
+        wsd(1000, LrDecay::Cosine),
     ];
     for kind in kinds {
         for (total, warmup) in [(0, 0), (1, 0), (1, 1), (10, 0), (10, 3), (10, 10), (10, 20)] {

@@ -14,7 +14,7 @@ use crate::tolerance::{assert_close, pc, reduction};
 
 /// A small Llama with preconditioned o, gate and down matrices, and q per head.
 fn model(gpu: &Gpu) -> Result<(Llama, Params, Preconditioner)> {
-    let config = LlamaConfig { kv_heads: 2, hidden: 40, max_seq_len: 16, ..LlamaConfig::new(32, 2, 4, 50) };
+    let config = LlamaConfig { kv_heads: 2, intermediate_size: 40, max_seq_len: 16, ..LlamaConfig::new(32, 2, 4, 50) };
     let (model, mut params) = Llama::init(gpu, config, 7)?;
     let mut targets: Vec<(ParamId, usize)> = Vec::new();
     for layer in 0..2 {

@@ -1,10 +1,10 @@
-//! Checkpoint files: every bit comes back, and what is wrong with a file is said with its name.
+//! Reader files: every bit comes back, and what is wrong with a file is said with its name.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use polytape::checkpoint::{Checkpoint, save};
 use polytape::llama::Llama;
+use polytape::safetensors::{Reader, save};
 use polytape::{Error, Tensor};
 
 use super::small::config;
@@ -32,7 +32,7 @@ fn what_was_saved_comes_back_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.safetensors");
     written(&path);
-    let file = Checkpoint::open(&path).expect("a checkpoint");
+    let file = Reader::open(&path).expect("a checkpoint");
     assert_eq!(file.names(), ["a", "b"]);
     for gpu in device::all() {
         let tensor = file.tensor(gpu, "b").expect("a tensor");
@@ -56,11 +56,11 @@ fn a_file_that_is_no_checkpoint_is_named() {
         [&whole[..whole.len() - 5], &whole[..40], &whole[..3], &[], b"PK\x03\x04 something else entirely", &longer];
     for content in contents {
         std::fs::write(&path, content).expect("another content");
-        let text = text(Checkpoint::open(&path));
+        let text = text(Reader::open(&path));
         assert!(text.starts_with(&format!("{}: not a safetensors file", path.display())), "{text}");
     }
     let missing = folder.path().join("none.safetensors");
-    assert!(matches!(Checkpoint::open(&missing), Err(Error::File { path, .. }) if path == missing));
+    assert!(matches!(Reader::open(&missing), Err(Error::File { path, .. }) if path == missing));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_tensor_that_does_not_fit_is_named_with_its_file() {
     let (folder, gpu) = (tempfile::tempdir().expect("a folder"), device::default());
     let path = folder.path().join("model.safetensors");
     written(&path);
-    let (file, path) = (Checkpoint::open(&path).expect("a checkpoint"), path.display());
+    let (file, path) = (Reader::open(&path).expect("a checkpoint"), path.display());
     assert_eq!(text(file.tensor(gpu, "c")), format!("{path}: tensor `c` is missing"));
     assert_eq!(text(file.tensor_of(gpu, "c", &[3])), format!("{path}: tensor `c` is missing"));
     assert_eq!(text(file.tensor_of(gpu, "b", &[5, 2])), format!("{path}: tensor `b` has shape [2, 5], [5, 2] expected"));

@@ -27,7 +27,7 @@ impl Run {
     }
 
     pub fn with_config(gpu: &Gpu, run: &ExpectedRun, config: LlamaConfig) -> Result<Self> {
-        let file = polytape::checkpoint::Checkpoint::open(&golden::path("llama_tiny/model.safetensors"))?;
+        let file = polytape::safetensors::Reader::open(&golden::path("llama_tiny/model.safetensors"))?;
         let (model, mut params) = Llama::load(gpu, config, |name, _| file.tensor(gpu, name))?;
         let preconditioner = preconditioner(&file, &mut params, run)?;
         let optimizer: Box<dyn Optimizer> = match run.optimizer.as_str() {
@@ -62,7 +62,7 @@ pub fn model_config(tiny: &LlamaTiny) -> LlamaConfig {
     let config = tiny.config;
     LlamaConfig {
         kv_heads: config.kv_heads,
-        hidden: config.hidden,
+        intermediate_size: config.intermediate_size,
         max_seq_len: 32,
         ..LlamaConfig::new(config.dim, config.layers, config.heads, config.vocab)
     }
@@ -70,7 +70,7 @@ pub fn model_config(tiny: &LlamaTiny) -> LlamaConfig {
 
 /// The run's PC layers, with u, v and γ of the golden file.
 fn preconditioner(
-    file: &polytape::checkpoint::Checkpoint,
+    file: &polytape::safetensors::Reader,
     params: &mut Params,
     run: &ExpectedRun,
 ) -> Result<Option<Preconditioner>> {

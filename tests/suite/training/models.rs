@@ -21,7 +21,7 @@ fn reference_config(config: &LlamaConfig) -> llama::LlamaConfig {
     llama::LlamaConfig {
         vocab: config.vocab,
         dim: config.dim,
-        hidden: config.hidden,
+        intermediate_size: config.intermediate_size,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,

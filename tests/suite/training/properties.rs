@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use polytape::checkpoint::{Checkpoint, save};
 use polytape::llama::{Llama, LlamaConfig};
+use polytape::safetensors::{Reader, save};
 use polytape::{GpuOptions, Precision, Tape, Tensor, Trainer};
 
 use super::small::{SEQ, Small, batch, bits, config, optimizer, precondition};
@@ -78,7 +78,7 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             save(&path, &tensors, metadata).expect("a file");
             let expected = small.run(2..4).expect("two more steps");
 
-            let file = Checkpoint::open(&path).expect("a checkpoint");
+            let file = Reader::open(&path).expect("a checkpoint");
             let (model, mut params) =
                 Llama::load(gpu, config(), |name, shape| file.tensor_of(gpu, name, shape)).expect("a model");
             // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.

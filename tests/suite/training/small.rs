@@ -10,7 +10,7 @@ const BATCH: usize = 2;
 const VOCAB: usize = 50;
 
 pub fn config() -> LlamaConfig {
-    LlamaConfig { kv_heads: 2, hidden: 48, max_seq_len: 16, ..LlamaConfig::new(32, 2, 4, VOCAB) }
+    LlamaConfig { kv_heads: 2, intermediate_size: 48, max_seq_len: 16, ..LlamaConfig::new(32, 2, 4, VOCAB) }
 }
 
 pub fn optimizer(muon: bool) -> Box<dyn Optimizer> {

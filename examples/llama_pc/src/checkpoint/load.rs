@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use polytape::checkpoint::Checkpoint;
 use polytape::llama::Llama;
 use polytape::optim::LossScale;
+use polytape::safetensors::Reader;
 use polytape::{Gpu, Precision, Trainer};
 
 use super::{MODEL, OPTIMIZER, Saved};
@@ -22,10 +22,10 @@ impl Saved {
         let (model, _) = Model::load(gpu, config, self.folder())?;
         let path = self.folder().join(MODEL);
         let expected = model.params.iter().map(|(_, param)| param.name.clone()).collect();
-        same_names(&path, &Checkpoint::open(&path)?, expected)?;
+        same_names(&path, &Reader::open(&path)?, expected)?;
 
         let path = self.verify(OPTIMIZER)?;
-        let file = Checkpoint::open(&path)?;
+        let file = Reader::open(&path)?;
         let mut optimizer = engine::optimizer(&config.optimizer);
         let steps = self.state.step - self.state.skipped();
         let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
@@ -50,7 +50,7 @@ impl Saved {
     }
 }
 
-fn same_names(path: &Path, file: &Checkpoint, expected: BTreeSet<String>) -> Result<(), Failure> {
+fn same_names(path: &Path, file: &Reader, expected: BTreeSet<String>) -> Result<(), Failure> {
     let found = BTreeSet::from_iter(file.names());
     let problem = match (expected.difference(&found).next(), found.difference(&expected).next()) {
         (Some(missing), _) => format!("found no tensor `{missing}`, expected one by the run's config.toml"),

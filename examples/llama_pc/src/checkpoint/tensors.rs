@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use polytape::Tensor;
-use polytape::checkpoint::{Dtype, header};
 use polytape::gpu::Slice;
+use polytape::safetensors::{Dtype, header};
 
 use crate::failure::Failure;
 

@@ -34,13 +34,13 @@ fn a_saved_checkpoint_holds_the_values_under_their_names() {
     assert_eq!(saved.state, state);
     let path = saved.verify(MODEL).expect("it is whole");
     // The library's reader, by way of the safetensors crate.
-    let file = polytape::checkpoint::Checkpoint::open(&path).expect("safetensors");
+    let file = polytape::safetensors::Reader::open(&path).expect("safetensors");
     assert_eq!(file.names(), ["a", "b", "c"]);
     for (_, param) in params.iter() {
         let read = file.tensor_of(&gpu, &param.name, param.tensor.shape()).expect("a tensor");
         assert!(read.to_vec().expect("values") == param.tensor.to_vec().expect("values"), "{}", param.name);
     }
-    let empty = polytape::checkpoint::Checkpoint::open(&saved.verify(OPTIMIZER).expect("it is whole")).expect("safetensors");
+    let empty = polytape::safetensors::Reader::open(&saved.verify(OPTIMIZER).expect("it is whole")).expect("safetensors");
     assert!(empty.names().is_empty(), "no step, no state");
 }
 

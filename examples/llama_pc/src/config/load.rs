@@ -62,13 +62,29 @@ impl Config {
 
 fn read(path: &Path) -> Result<Table, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         let reason = error.message().replace('\n', ", ");
         Failure::usage(format!("{}: line {line}: {reason}", path.display()))
     })?;
-    check_table(&table).map_err(|failure| failure.within(&path.display().to_string()))?;
+    let within = |error: KeyError| error.within(&path.display().to_string());
+    rename_keys(&mut table).map_err(within)?;
+    check_table(&table).map_err(within)?;
     Ok(table)
+}
+
+/// Gives keys under their old names the new ones.
+fn rename_keys(table: &mut Table) -> Result<(), KeyError> {
+    for (section, old, new) in schema::RENAMED {
+        let Some(Value::Table(keys)) = table.get_mut(section) else { continue };
+        let Some(value) = keys.remove(old) else { continue };
+        if keys.insert(new.to_owned(), value).is_some() {
+            return Err(KeyError::value(format!(
+                "{section}: found {old} and {new}, expected one of them: {old} is its old name"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Every key of the table against the schema.
@@ -134,6 +150,7 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
     let (path, text) =
         set.split_once('=').ok_or_else(|| Failure::usage(format!("{source}: found no \"=\", expected section.key=value")))?;
     let (section, name) = path.trim().rsplit_once('.').unwrap_or(("", path.trim()));
+    let name = schema::current_name(section, name);
     let text = text.trim();
     let value = format!("value = {text}")
         .parse::<Table>()
@@ -162,7 +179,7 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
 /// Keys that a `--set` of this one makes void, because it says the same in another way.
 fn displaced(section: &str, name: &str) -> &'static [&'static str] {
     match (section, name) {
-        ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "hidden"],
+        ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "intermediate_size"],
         ("pc", "level") => &["coefficients"],
         ("pc", "coefficients") => &["level"],
         _ => &[],
@@ -172,7 +189,7 @@ fn displaced(section: &str, name: &str) -> &'static [&'static str] {
 /// Fills in what depends on other keys, then checks what concerns several.
 fn resolve(mut table: Table) -> Result<Config, String> {
     let has = |section: &str, name: &str| table.get(section).is_some_and(|keys| keys.get(name).is_some());
-    let (kv_heads, hidden) = (has("model", "kv_heads"), has("model", "hidden"));
+    let (kv_heads, intermediate_size) = (has("model", "kv_heads"), has("model", "intermediate_size"));
     let ns_steps = has("optimizer", "ns_steps");
     if let Some(Value::Table(model)) = table.get_mut("model") {
         fill_preset(model);
@@ -181,8 +198,8 @@ fn resolve(mut table: Table) -> Result<Config, String> {
     if !kv_heads {
         config.model.kv_heads = config.model.heads;
     }
-    if !hidden {
-        config.model.hidden = LlamaConfig::usual_hidden(config.model.dim);
+    if !intermediate_size {
+        config.model.intermediate_size = LlamaConfig::default_intermediate_size(config.model.dim);
     }
     if !ns_steps && config.optimizer.ns_coefficients == NsCoefficients::PolarExpress {
         config.optimizer.ns_steps = 8;

@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("../config.rs");
 const DEPENDENT: [(&str, &str, &str); 6] = [
     ("model", "preset", "none"),
     ("model", "kv_heads", "`heads`"),
-    ("model", "hidden", "8·dim/3, rounded up to a multiple of 256"),
+    ("model", "intermediate_size", "8·dim/3, rounded up to a multiple of 256"),
     ("model", "vocab", "the tokenizer's; of a preset without one, 32000"),
     ("pc", "coefficients", "the level's"),
     ("optimizer", "ns_steps", "5; 8 for `polar_express`"),

@@ -60,7 +60,7 @@ pub static KEYS: [Key; 54] = [
     key("model", "layers", Kind::Integer(1..=1024)),
     key("model", "heads", Kind::Integer(1..=1024)),
     key("model", "kv_heads", Kind::Integer(1..=1024)),
-    key("model", "hidden", Kind::Integer(1..=1 << 20)),
+    key("model", "intermediate_size", Kind::Integer(1..=1 << 20)),
     key("model", "vocab", Kind::Integer(2..=1 << 24)),
     key("model", "norm_eps", POSITIVE),
     key("model", "rope_theta", POSITIVE),
@@ -126,12 +126,20 @@ pub const RESUMABLE: [&str; 12] = [
     "train.skip_spikes",
 ];
 
+/// Keys under the names that they once had: section, old name, name. Still read, never written.
+pub const RENAMED: [(&str, &str, &str); 1] = [("model", "hidden", "intermediate_size")];
+
 /// The sections, in the order of the file.
 pub const SECTIONS: [&str; 6] = ["model", "pc", "optimizer", "schedule", "data", "train"];
 
 /// The key of that name in the section, if there is one.
 pub fn find(section: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+/// The name of a key that may be given by an old one.
+pub fn current_name<'a>(section: &str, name: &'a str) -> &'a str {
+    RENAMED.iter().find(|(within, old, _)| (*within, *old) == (section, name)).map_or(name, |(_, _, new)| new)
 }
 
 /// The full name of a key: `section.name`, or the name alone at the top level.

@@ -51,13 +51,13 @@ fn the_schema_lists_exactly_the_written_keys() {
 fn presets_give_sizes_and_keys_override_them() {
     let config = parse("[model]\npreset = \"60M\"\nlayers = 3", &[]).expect("a good file");
     let model = &config.model;
-    assert_eq!((model.dim, model.layers, model.heads, model.kv_heads, model.hidden), (512, 3, 8, 8, 1536));
+    assert_eq!((model.dim, model.layers, model.heads, model.kv_heads, model.intermediate_size), (512, 3, 8, 8, 1536));
     assert_eq!(parse(&config.to_toml(), &["model.preset=20M"]).map(|config| config.model.dim), Ok(256));
 }
 
 #[test]
 fn the_published_hidden_sizes_follow_the_formula() {
-    assert_eq!([256, 384, 512, 768, 1024, 2048].map(LlamaConfig::usual_hidden), [768, 1024, 1536, 2048, 2816, 5632]);
+    assert_eq!([256, 384, 512, 768, 1024, 2048].map(LlamaConfig::default_intermediate_size), [768, 1024, 1536, 2048, 2816, 5632]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
         ("llama.context_length", number(sizes.max_seq_len)),
         ("llama.embedding_length", number(sizes.dim)),
         ("llama.block_count", number(sizes.layers)),
-        ("llama.feed_forward_length", number(sizes.hidden)),
+        ("llama.feed_forward_length", number(sizes.intermediate_size)),
         ("llama.attention.head_count", number(sizes.heads)),
         ("llama.attention.head_count_kv", number(sizes.kv_heads)),
         ("llama.attention.key_length", number(sizes.head_dim())),
@@ -120,7 +120,7 @@ impl Entry {
     }
 
     fn bytes(&self) -> u64 {
-        self.dtype.bytes(self.tensor.elements())
+        self.dtype.bytes(self.tensor.numel())
     }
 
     /// Hands over the values as they stand in the file, some at a time.

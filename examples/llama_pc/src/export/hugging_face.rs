@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use polytape::checkpoint;
 use polytape::llama::ParameterShape;
+use polytape::safetensors;
 use serde_json::{Map, Value, json};
 
 use super::encode::Dtype;
@@ -32,7 +32,7 @@ pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> 
     }
     progress.finish();
     if shards.len() > 1 {
-        let size: u64 = tensors.iter().map(|tensor| dtype.bytes(tensor.elements())).sum();
+        let size: u64 = tensors.iter().map(|tensor| dtype.bytes(tensor.numel())).sum();
         let index = json!({"metadata": {"total_size": size}, "weight_map": places});
         write_json(&folder.join("model.safetensors.index.json"), &index)?;
     }
@@ -48,7 +48,7 @@ fn shards(tensors: &[ParameterShape], dtype: Dtype, max_bytes: u64) -> Vec<Vec<&
     let mut shards: Vec<Vec<&ParameterShape>> = vec![Vec::new()];
     let mut held = 0;
     for tensor in tensors {
-        let bytes = dtype.bytes(tensor.elements());
+        let bytes = dtype.bytes(tensor.numel());
         if held > 0 && held + bytes > max_bytes {
             shards.push(Vec::new());
             held = 0;
@@ -67,13 +67,13 @@ fn write_safetensors(
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     let stored = match dtype {
-        Dtype::F32 => checkpoint::Dtype::F32,
-        Dtype::F16 => checkpoint::Dtype::F16,
-        Dtype::Bf16 => checkpoint::Dtype::BF16,
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
         Dtype::Q8_0 => unreachable!("bug: q8_0 is refused for this format"),
     };
     let tensors = shard.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
-    let header = checkpoint::header(stored, tensors, HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    let header = safetensors::header(stored, tensors, HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
     let io = |error| Failure::io("write", path, &error);
     let mut file = BufWriter::new(File::create(path).map_err(|error| Failure::io("create", path, &error))?);
     file.write_all(&header).map_err(io)?;
@@ -99,7 +99,7 @@ fn config(model: &Merged, dtype: Dtype) -> Value {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": sizes.dim,
-        "intermediate_size": sizes.hidden,
+        "intermediate_size": sizes.intermediate_size,
         "num_hidden_layers": sizes.layers,
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.kv_heads,

@@ -50,7 +50,7 @@ pub fn model_per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
 /// Forward of the blocks' linear layers: 2·out·in each.
 fn blocks_per_token(sizes: &LlamaConfig) -> f64 {
     let (dim, kv_dim) = (sizes.dim as f64, (sizes.kv_heads * sizes.head_dim()) as f64);
-    2.0 * sizes.layers as f64 * (2.0 * dim * dim + 2.0 * kv_dim * dim + 3.0 * sizes.hidden as f64 * dim)
+    2.0 * sizes.layers as f64 * (2.0 * dim * dim + 2.0 * kv_dim * dim + 3.0 * sizes.intermediate_size as f64 * dim)
 }
 
 /// Forward of attention: q·kᵀ and p·v take 2·dim each per pair of positions, of which the causal mask leaves a query

@@ -50,10 +50,10 @@ pub fn peak(model: &Model) -> Moment {
 pub fn largest_buffer(model: &Model) -> (String, u64) {
     let tokens = model.tokens();
     let sizes = &model.sizes;
-    let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(parameter.elements())));
+    let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(parameter.numel())));
     let logits = ("logits of the cross-entropy".to_owned(), bytes(logits(model)));
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
-    let inner = ("an activation [tokens, hidden]".to_owned(), bytes(tokens * sizes.hidden));
+    let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
     parameters.chain([logits, stream, inner]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
 }
 
@@ -88,7 +88,7 @@ impl<'a> Estimate<'a> {
     fn new(model: &'a Model) -> Self {
         let sizes = &model.sizes;
         let sum = |role: fn(Role) -> bool| -> u64 {
-            model.parameters.iter().filter(|parameter| role(parameter.role)).map(|parameter| bytes(parameter.elements())).sum()
+            model.parameters.iter().filter(|parameter| role(parameter.role)).map(|parameter| bytes(parameter.numel())).sum()
         };
         let trained = sum(|_| true);
         let gammas = if model.learnable_gamma { model.pc.iter().map(|layer| bytes(layer.heads)).sum() } else { 0 };
@@ -101,14 +101,14 @@ impl<'a> Estimate<'a> {
             parameters: trained + gammas + vectors + rotary,
             // Two moments, of which Muon keeps one for its matrices.
             optimizer: 2 * (trained + gammas) - if model.muon.is_some() { matrices } else { 0 },
-            effective_weights: model.pc.iter().map(|layer| bytes(layer.elements())).sum(),
+            effective_weights: model.pc.iter().map(|layer| bytes(layer.numel())).sum(),
             gradients: 0,
             activations: 0,
             workspace: 2 * (model.micro_batches as u64) * bytes(model.tokens()),
         };
         let (tokens, dim) = (model.tokens(), sizes.dim);
         let kv_dim = sizes.kv_heads * sizes.head_dim();
-        let kept = [(6, dim), (2, kv_dim), (3, sizes.hidden), (2, 1), (1, sizes.heads)];
+        let kept = [(6, dim), (2, kv_dim), (3, sizes.intermediate_size), (2, 1), (1, sizes.heads)];
         let block_gradients = model.parameters.iter().filter(|parameter| parameter.name.starts_with("model.layers.0."));
         Self {
             model,
@@ -117,7 +117,7 @@ impl<'a> Estimate<'a> {
             table: bytes(sizes.vocab * dim),
             stream: bytes(tokens * dim),
             block: kept.iter().map(|&(count, width)| count * bytes(tokens * width)).sum(),
-            block_gradients: block_gradients.map(|parameter| bytes(parameter.elements())).sum(),
+            block_gradients: block_gradients.map(|parameter| bytes(parameter.numel())).sum(),
         }
     }
 
@@ -160,14 +160,14 @@ impl<'a> Estimate<'a> {
     /// Inside the backward of a block, at SwiGLU: its gradients go from one [T, h] to two while gate and up are still there.
     fn block_backward(&self, block: usize) -> Moment {
         let (sizes, tokens) = (&self.model.sizes, self.model.tokens());
-        let mut workspace = self.stream + 2 * bytes(tokens * sizes.hidden);
+        let mut workspace = self.stream + 2 * bytes(tokens * sizes.intermediate_size);
         if self.model.checkpoint_activations {
             // The block again, with its output; its input is the one that was kept.
             workspace += self.block;
         }
         let after = (sizes.layers - 1 - block) as u64 * self.block_gradients;
         let head = if sizes.tied && self.model.micro_batches == 1 { self.table } else { self.table + bytes(sizes.dim) };
-        let down = bytes(sizes.dim * sizes.hidden);
+        let down = bytes(sizes.dim * sizes.intermediate_size);
         let gradients = if self.model.micro_batches > 1 { self.gradients } else { head + after + down };
         workspace += if self.model.micro_batches > 1 { down } else { 0 };
         self.at("backward of a block", gradients, self.kept(block + 1) - self.stream, workspace)
@@ -183,7 +183,7 @@ impl<'a> Estimate<'a> {
     fn optimizer(&self) -> Moment {
         let (mut left, mut most) = (self.gradients, 0);
         for parameter in &self.model.parameters {
-            let own = bytes(parameter.elements());
+            let own = bytes(parameter.numel());
             let mut workspace = 0;
             if self.model.muon.is_some() && parameter.role == Role::Matrix {
                 let small = parameter.shape[0].min(parameter.shape[1]);
@@ -208,7 +208,7 @@ impl<'a> Estimate<'a> {
             degree => (degree - 1, 5),
         };
         let workspace = |layer: &super::model::PcLayer| {
-            let (matrix, gram) = (bytes(layer.elements()), bytes(layer.gram()));
+            let (matrix, gram) = (bytes(layer.numel()), bytes(layer.gram()));
             (matrix + (kept + derivative) as u64 * gram).max(2 * matrix)
         };
         let most = self.model.pc.iter().map(workspace).max()?;

@@ -24,7 +24,7 @@ impl PcLayer {
     }
 
     /// Elements of the matrix.
-    pub fn elements(&self) -> usize {
+    pub fn numel(&self) -> usize {
         self.heads * self.rows * self.columns
     }
 
@@ -92,26 +92,26 @@ impl Model {
     }
 
     /// Trained values, γ included.
-    pub fn trained(&self) -> usize {
+    pub fn trainable(&self) -> usize {
         let gammas: usize = if self.learnable_gamma { self.pc.iter().map(|layer| layer.heads).sum() } else { 0 };
-        self.parameters.iter().map(ParameterShape::elements).sum::<usize>() + gammas
+        self.parameters.iter().map(ParameterShape::numel).sum::<usize>() + gammas
     }
 
     /// Trained values outside of the embedding and the head.
     pub fn non_embedding(&self) -> usize {
         let tables = self.parameters.iter().filter(|parameter| matches!(parameter.role, Role::Embedding | Role::Head));
-        self.trained() - tables.map(ParameterShape::elements).sum::<usize>()
+        self.trainable() - tables.map(ParameterShape::numel).sum::<usize>()
     }
 }
 
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LlamaConfig { dim, layers, heads, kv_heads, hidden, vocab, .. } = self.sizes;
+        let LlamaConfig { dim, layers, heads, kv_heads, intermediate_size, vocab, .. } = self.sizes;
         write!(f, "{layers} layers of width {dim}, {heads} heads, ")?;
         if kv_heads != heads {
             write!(f, "{kv_heads} of keys and values, ")?;
         }
-        write!(f, "hidden {hidden}, vocabulary {vocab}; ")?;
+        write!(f, "intermediate_size {intermediate_size}, vocabulary {vocab}; ")?;
         match self.pc.len() {
             0 => write!(f, "no PC layers; ")?,
             count => write!(f, "{count} PC layers of degree {}; ", 2 * self.degree + 1)?,

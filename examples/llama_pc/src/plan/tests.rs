@@ -120,9 +120,9 @@ fn the_operations_are_those_that_the_device_counts() {
 fn parameters_are_counted() {
     let model = |sets: &[&str]| Model::new(&config(sets)).expect("a model");
     let published = model(&["model.preset=1B", "pc.level=4"]);
-    assert_eq!(published.trained() - published.non_embedding(), 2 * 32_000 * 2048);
+    assert_eq!(published.trainable() - published.non_embedding(), 2 * 32_000 * 2048);
     // 18 layers of four PC layers, each with its γ.
-    assert_eq!(published.trained(), 1_055_991_808 + 72);
+    assert_eq!(published.trainable(), 1_055_991_808 + 72);
 }
 
 #[test]

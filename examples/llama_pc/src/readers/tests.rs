@@ -63,7 +63,7 @@ fn good_files_of_every_kind_are_taken() {
     }
     Config::load(Some(&scratch.file("config.toml", &samples::config())), &[]).expect("a good configuration");
     let path = scratch.file("model.safetensors", &samples::safetensors());
-    assert_eq!(Checkpoint::open(&path).expect("good tensors").names(), ["a", "b"]);
+    assert_eq!(Reader::open(&path).expect("good tensors").names(), ["a", "b"]);
 }
 
 /// The Parquet library panics on some of these; what it says must become the program's sentence.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use polytape::Gpu;
-use polytape::checkpoint::Checkpoint;
+use polytape::safetensors::Reader;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -172,7 +172,7 @@ fn gamma_of_metrics(rows: &[Value]) -> Vec<Gamma> {
 fn gamma_of_checkpoints(path: &Path) -> Result<Vec<Gamma>, Failure> {
     let mut found: BTreeMap<String, Gamma> = BTreeMap::new();
     for step in run::checkpoints(path) {
-        let file = Checkpoint::open(&run::checkpoint(path, step).join("model.safetensors"))?;
+        let file = Reader::open(&run::checkpoint(path, step).join("model.safetensors"))?;
         for name in file.names() {
             let Some((stem, (layer, kind))) = name.strip_suffix(".pc_gamma").and_then(|stem| Some((stem, place(stem)?))) else {
                 continue;

@@ -23,7 +23,7 @@ pub fn lines(gpu: &Gpu) -> Vec<Line> {
 }
 
 fn config() -> LlamaConfig {
-    LlamaConfig { kv_heads: 2, hidden: 96, max_seq_len: TOKENS, ..LlamaConfig::new(64, 2, 4, 101) }
+    LlamaConfig { kv_heads: 2, intermediate_size: 96, max_seq_len: TOKENS, ..LlamaConfig::new(64, 2, 4, 101) }
 }
 
 fn tokens() -> Vec<u32> {

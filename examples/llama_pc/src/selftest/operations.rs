@@ -96,9 +96,9 @@ fn epilogue(gpu: &Gpu) -> Line {
         let gemm = Gemm {
             alpha: 0.5,
             factor: Some(Factor { tensor: &factors, index: 3, batch_stride: 0 }),
-            add: Some((Matrix::new(&c)?, 2.0)),
+            addend: Some((Matrix::new(&c)?, 2.0)),
             delta: -0.75,
-            keep: -1.5,
+            beta: -1.5,
             ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?)
         };
         gemm.compute_into(Matrix::new(&out)?)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use polytape::{Measured, ParamId, Params, Tensor, magnitudes, read_many};
+use polytape::{Measured, ParamId, Params, Tensor, read_many, rms_and_abs_max};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -58,11 +58,11 @@ pub fn measure(
 ) -> Result<((f32, f32), Layers), Failure> {
     let gradient = |id: ParamId| measured.gradients.get(id);
     let (gammas, plain): (Vec<ParamId>, Vec<ParamId>) =
-        params.trained().into_iter().partition(|&id| params.get(id).name.ends_with(GAMMA));
+        params.trainable().into_iter().partition(|&id| params.get(id).name.ends_with(GAMMA));
     let reached: Vec<ParamId> = plain.iter().copied().filter(|&id| gradient(id).is_some()).collect();
     let weights = plain.iter().map(|&id| &params.get(id).tensor);
     let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(|&id| gradient(id))).collect();
-    let pairs = magnitudes(&reduced)?;
+    let pairs = rms_and_abs_max(&reduced)?;
 
     let [loss, clip] = measured.outcome.values();
     let mut wanted = vec![loss, clip, &pairs];

@@ -1,15 +1,15 @@
 //! A `[train] precision` below f32: what is said of it, and the loss scale between two steps.
 
 use polytape::Precision;
-use polytape::gpu::Profile;
+use polytape::gpu::KernelTier;
 use polytape::optim::LossScale;
 use serde::{Deserialize, Serialize};
 
 /// What a user should know of a precision before a run begins with these kernels.
-pub fn warning(precision: Precision, kernels: Profile) -> Option<String> {
+pub fn warning(precision: Precision, kernels: KernelTier) -> Option<String> {
     let text =
         format!("warning: train.precision = \"{precision}\": products are rounded without matrix units, slower than at f32");
-    (precision != Precision::F32 && kernels != Profile::Matrix).then_some(text)
+    (precision != Precision::F32 && kernels != KernelTier::Matrix).then_some(text)
 }
 
 /// What a checkpoint keeps of the loss scale. A power of two, which JSON holds exactly.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use polytape::llama::Llama;
 use polytape::optim::Schedule;
-use polytape::{Gpu, Measured, Params, StepOutcome, Tensor, Trainer, magnitudes};
+use polytape::{Gpu, Measured, Params, StepOutcome, Tensor, Trainer, rms_and_abs_max};
 
 use super::layers::{self, Layers};
 use super::scaling::{self, Scaling};
@@ -54,7 +54,7 @@ pub struct Session {
     writer: Writer,
     smoothed: Smoothed,
     /// Share of the adapter's peak per token a second, where the user has told the peak.
-    utilization_per_speed: Option<f64>,
+    mfu_per_speed: Option<f64>,
     stop: Arc<AtomicBool>,
     clock: Clock,
 }
@@ -116,7 +116,7 @@ impl Session {
         Ok(Self {
             schedule: engine::schedule(&config),
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
-            utilization_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
+            mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
             stop: stop_flag()?,
             smoothed,
@@ -146,7 +146,7 @@ impl Session {
         let line = format!(
             "{}: {} parameters on {} ({}, {} kernels), {} windows of {} tokens{resumed}",
             self.run.path().display(),
-            grouped(self.trainer.params.elements() as u64),
+            grouped(self.trainer.params.numel() as u64),
             adapter.name,
             adapter.driver,
             self.gpu.kernels(),
@@ -214,7 +214,7 @@ impl Session {
                 return llama.loss(tape, inputs, targets, seq_len);
             }
             llama.observed_loss(tape, inputs, targets, seq_len, |x| {
-                residuals.borrow_mut().push(magnitudes(&[x])?);
+                residuals.borrow_mut().push(rms_and_abs_max(&[x])?);
                 Ok(())
             })
         })?;
@@ -265,7 +265,7 @@ impl Session {
             tokens_per_second,
             seconds: self.clock.elapsed().as_secs_f64(),
             memory_bytes: self.gpu.memory().peak,
-            utilization: self.utilization_per_speed.map(|share| share * tokens_per_second),
+            mfu: self.mfu_per_speed.map(|share| share * tokens_per_second),
             val_loss,
             loss_scale: self.trainer.loss_scale.is_some().then(|| done.outcome.loss_scale()),
             skipped: done.skipped.is_some(),

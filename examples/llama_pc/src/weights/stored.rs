@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use polytape::checkpoint::Checkpoint;
+use polytape::safetensors::Reader;
 use polytape::spectral::{PcConfig, Preconditioner};
 use polytape::{Gpu, Params, Role, Tensor};
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 /// of them.
 pub struct Stored {
     path: PathBuf,
-    files: Vec<Checkpoint>,
+    files: Vec<Reader>,
     /// Which file holds a tensor.
     place: BTreeMap<String, usize>,
     pc: Option<PcConfig>,
@@ -37,7 +37,7 @@ impl Stored {
         checkpoint::verify_weights(path)?;
         let single = path.join("model.safetensors");
         let names = if single.is_file() { vec![single] } else { shards(path)? };
-        let files: Vec<Checkpoint> = names.iter().map(|name| Checkpoint::open(name)).collect::<polytape::Result<_>>()?;
+        let files: Vec<Reader> = names.iter().map(|name| Reader::open(name)).collect::<polytape::Result<_>>()?;
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
             place.extend(file.names().into_iter().map(|name| (name, at)));
@@ -51,7 +51,7 @@ impl Stored {
         self.place.keys().map(String::as_str)
     }
 
-    fn file(&self, name: &str) -> polytape::Result<&Checkpoint> {
+    fn file(&self, name: &str) -> polytape::Result<&Reader> {
         match self.place.get(name) {
             Some(&at) => Ok(&self.files[at]),
             None => Err(polytape::Error::File { path: self.path.clone(), problem: format!("tensor `{name}` is missing") }),

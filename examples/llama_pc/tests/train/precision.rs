@@ -55,7 +55,7 @@ fn an_overflow_costs_a_step_and_a_resumed_run_has_the_same_bits() {
         "model.dim=4",
         "model.heads=2",
         "model.kv_heads=1",
-        "model.hidden=8",
+        "model.intermediate_size=8",
         "data.seq_len=1",
         "train.batch_size=1",
         "pc.level=1",

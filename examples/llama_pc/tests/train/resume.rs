@@ -256,7 +256,11 @@ fn what_cannot_be_resumed_has_its_sentence() {
     let config = path.join("run/config.toml");
     let text = fs::read_to_string(&config).expect("a configuration");
     for (from, to, expected) in [
-        ("hidden = 64", "hidden = 72", "`model.layers.0.mlp.gate_proj.weight` has shape [64, 32], [72, 32] expected"),
+        (
+            "intermediate_size = 64",
+            "intermediate_size = 72",
+            "`model.layers.0.mlp.gate_proj.weight` has shape [64, 32], [72, 32] expected",
+        ),
         ("layers = 2", "layers = 1", "found a tensor `model.layers.1."),
         ("\"gate\", ", "", "found a tensor `model.layers.0.mlp.gate_proj.pc_gamma`"),
         ("kind = \"adamw\"", "kind = \"muon\"", "optimizer.safetensors: found a tensor `model.layers.0.mlp.down_proj.weight.v`"),

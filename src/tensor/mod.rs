@@ -1,5 +1,11 @@
 //! [`Tensor`]: a shape and a buffer of f32, row-major and contiguous. [`Indices`]: the same for u32. No gradients here.
 
+mod accumulate;
+mod rows;
+
+pub(crate) use accumulate::same_shape;
+pub(crate) use rows::{Rows, map};
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,10 +92,10 @@ impl Tensor {
         Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
     }
 
-    /// Draws from N(0, deviation²), the same for the same seed on every device.
-    pub fn normal(gpu: &Gpu, shape: &[usize], deviation: f64, seed: u64) -> Result<Self> {
+    /// Draws from N(0, std²), the same for the same seed on every device.
+    pub fn normal(gpu: &Gpu, shape: &[usize], std: f64, seed: u64) -> Result<Self> {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
-        Self::from_slice(gpu, &normals(&mut rng, check_shape(shape)?, deviation, f64::INFINITY), shape)
+        Self::from_slice(gpu, &normals(&mut rng, check_shape(shape)?, std, f64::INFINITY), shape)
     }
 
     /// Waits for the device and copies the values, row-major, to the host.

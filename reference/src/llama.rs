@@ -21,7 +21,7 @@ pub type Weights = BTreeMap<String, Array>;
 pub struct LlamaConfig {
     pub vocab: usize,
     pub dim: usize,
-    pub hidden: usize,
+    pub intermediate_size: usize,
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -63,8 +63,8 @@ impl LlamaConfig {
         match name.rsplit('.').next().expect("a name") {
             "wq" | "wo" => vec![self.dim, self.dim],
             "wk" | "wv" => vec![kv_dim, self.dim],
-            "w1" | "w3" => vec![self.hidden, self.dim],
-            "w2" => vec![self.dim, self.hidden],
+            "w1" | "w3" => vec![self.intermediate_size, self.dim],
+            "w2" => vec![self.dim, self.intermediate_size],
             "tok_embeddings" | "output" => vec![self.vocab, self.dim],
             _ => vec![self.dim],
         }
@@ -258,7 +258,7 @@ mod tests {
         let config = LlamaConfig {
             vocab: 5,
             dim: 8,
-            hidden: 6,
+            intermediate_size: 6,
             layers: 2,
             heads: 4,
             kv_heads: 2,

@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use super::elementwise::Rows;
-use super::vectors;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, grid};
+use crate::gpu::{Access, Kernel, Launch, grid, vectors};
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Rows, Tensor};
 
 static BROADCAST: Kernel = Kernel::trusted(
     "broadcast",

@@ -1,6 +1,6 @@
 //! Root mean square and largest absolute value of whole tensors.
 
-use polytape::{Tensor, magnitudes};
+use polytape::{Tensor, rms_and_abs_max};
 
 use crate::device;
 use crate::reference::Array;
@@ -16,7 +16,7 @@ fn magnitudes_are_the_rms_and_the_largest_value_of_each_tensor() {
         let tensor =
             |array: &Array| Tensor::from_slice(gpu, &array.data.iter().map(|&x| x as f32).collect::<Vec<_>>(), &[array.len()]);
         let tensors: Vec<Tensor> = arrays.iter().map(|array| tensor(array).expect("a tensor")).collect();
-        let found = magnitudes(&tensors.iter().collect::<Vec<_>>()).and_then(|pairs| pairs.to_vec()).expect("pairs");
+        let found = rms_and_abs_max(&tensors.iter().collect::<Vec<_>>()).and_then(|pairs| pairs.to_vec()).expect("pairs");
         for (array, pair) in arrays.iter().zip(found.chunks(2)) {
             let count = array.len();
             assert_close_scalar("rms", pair[0], (array.dot(array) / count as f64).sqrt(), 0.0, reduction(count));
@@ -33,9 +33,9 @@ fn one_value_that_is_not_finite_shows() {
             let mut values = vec![1.0; 20_000];
             values[17_000] = bad;
             let tensor = Tensor::from_slice(gpu, &values, &[20_000]).expect("a tensor");
-            let found = magnitudes(&[&tensor]).and_then(|pairs| pairs.to_vec()).expect("a pair");
+            let found = rms_and_abs_max(&[&tensor]).and_then(|pairs| pairs.to_vec()).expect("a pair");
             assert!(!found[0].is_finite(), "{bad}: {found:?}, {} kernels", gpu.kernels());
         }
     }
-    assert!(magnitudes(&[]).is_err());
+    assert!(rms_and_abs_max(&[]).is_err());
 }

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 #[derive(Clone, Copy, Debug)]
-pub enum Decay {
+pub enum WeightDecayScope {
     Linear,
     Sqrt,
     Cosine,
@@ -18,7 +18,7 @@ pub enum Shape {
     /// Constant until `decay_steps` before the end.
     WarmupStableDecay {
         decay_steps: usize,
-        decay: Decay,
+        decay: WeightDecayScope,
     },
 }
 
@@ -42,9 +42,9 @@ impl Schedule {
             Shape::WarmupStableDecay { decay_steps, decay } => {
                 let p = (step + decay_steps).saturating_sub(total) as f64 / decay_steps as f64;
                 match decay {
-                    Decay::Linear => 1.0 - p,
-                    Decay::Sqrt => 1.0 - p.sqrt(),
-                    Decay::Cosine => 0.5 * (1.0 + (PI * p).cos()),
+                    WeightDecayScope::Linear => 1.0 - p,
+                    WeightDecayScope::Sqrt => 1.0 - p.sqrt(),
+                    WeightDecayScope::Cosine => 0.5 * (1.0 + (PI * p).cos()),
                 }
             }
         }

@@ -2,20 +2,19 @@
 //! weights, gradients and activations without reading them back. A NaN shows in the root mean square.
 
 use super::reduce::{CHUNK, partial_count};
-use super::workgroup;
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Slice};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, workgroup};
 use crate::tensor::Tensor;
 
-const SOURCE: &str = include_str!("../../shaders/magnitude.wgsl");
+const SOURCE: &str = include_str!("../../shaders/rms_and_abs_max.wgsl");
 
-static PARTIAL: Kernel = Kernel::trusted("magnitude", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
-static FINAL: Kernel = Kernel::trusted("magnitude final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]);
+static PARTIAL: Kernel = Kernel::trusted("rms_and_abs_max", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
+static FINAL: Kernel = Kernel::trusted("rms_and_abs_max final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]);
 
 /// The root mean square and the largest absolute value of each tensor → `[tensors, 2]`, still on the device.
-pub fn magnitudes(tensors: &[&Tensor]) -> Result<Tensor> {
+pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     let Some(gpu) = tensors.first().map(|tensor| tensor.gpu()) else {
-        return Err(Error::shape("magnitudes", "no tensors given"));
+        return Err(Error::shape("rms_and_abs_max", "no tensors given"));
     };
     let chunks: usize = tensors.iter().map(|tensor| partial_count(tensor)).sum();
     let pairs = Tensor::uninitialized(gpu, &[chunks, 2])?;

@@ -1,13 +1,13 @@
 //! Which kernel a product gets, and the constants it is compiled with.
 
 use super::FIRST_GROUP;
-use crate::gpu::{Access, Gpu, Kernel, Profile};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite];
 
 static LANES: Kernel = Kernel::trusted(
     "matmul",
-    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_lanes.wgsl")),
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
     "main",
     BINDINGS,
 )
@@ -15,14 +15,14 @@ static LANES: Kernel = Kernel::trusted(
 
 static MATRIX: Kernel = Kernel::trusted(
     "matmul",
-    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_matrix.wgsl")),
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_matrix.wgsl")),
     "main",
     BINDINGS,
 );
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",
-    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_tiled.wgsl")),
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
     "main",
     BINDINGS,
 )
@@ -30,14 +30,14 @@ static TILED: Kernel = Kernel::trusted(
 
 static SUM: Kernel = Kernel::trusted(
     "matmul sum",
-    concat!(include_str!("../../../shaders/matmul_common.wgsl"), include_str!("../../../shaders/matmul_sum.wgsl")),
+    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_sum.wgsl")),
     "main",
     BINDINGS,
 );
 
-/// What a product needs of its kernel.
+/// What a product problem of its kernel.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Needs {
+pub(super) struct Problem {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) inner: usize,
@@ -48,23 +48,23 @@ pub(super) struct Needs {
     pub(super) vectors: bool,
     /// How many halves stand for an operand; 0 where it stays f32.
     pub(super) halves: u32,
-    pub(super) add: bool,
+    pub(super) addend: bool,
     pub(super) diagonal: bool,
-    pub(super) keep: bool,
+    pub(super) beta: bool,
     pub(super) symmetric: bool,
 }
 
 /// What the kernels depend on beside the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Machine {
-    profile: Profile,
+pub(super) struct DeviceCaps {
+    profile: KernelTier,
     /// Lanes of a subgroup, where that is fixed.
     lanes: u32,
     /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
     matrices: Option<(u32, u32)>,
 }
 
-impl Machine {
+impl DeviceCaps {
     pub(super) fn of(gpu: &Gpu) -> Self {
         Self { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }
     }
@@ -87,20 +87,20 @@ const OCCUPYING_TILES: usize = 96;
 const OCCUPYING_GROUPS: [usize; 2] = [16, 128];
 
 /// The fewest inner indices that are worth a workgroup of their own.
-const LEAST_DEPTH: usize = 256;
+const MIN_SPLIT_K_DEPTH: usize = 256;
 
-impl Needs {
+impl Problem {
     /// The inner indices of a workgroup: all of them, unless there are too few tiles to occupy the device. A rule of the shape and
-    /// the profile alone, as the parts' sums round differently.
-    pub(super) fn depth(&self, machine: Machine) -> usize {
-        let (plan, groups) = match machine.profile {
-            Profile::Fallback => (Plan::lanes(machine.lanes, self.rows_of_tiles(machine.lanes)[0], self), OCCUPYING_GROUPS[0]),
+    /// the profile alone, as every split rounds differently.
+    pub(super) fn split_k_depth(&self, caps: DeviceCaps) -> usize {
+        let (plan, groups) = match caps.profile {
+            KernelTier::Fallback => (Plan::lanes(caps.lanes, self.rows_of_tiles(caps.lanes)[0], self), OCCUPYING_GROUPS[0]),
             _ => (Plan::tiled(64, self), OCCUPYING_GROUPS[1]),
         };
         let tiles = self.rows.div_ceil(plan.tile_rows) * self.columns.div_ceil(plan.tile_columns);
         let occupied = self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles };
-        let parts = (groups / occupied).min(self.inner / LEAST_DEPTH).max(1);
-        if parts == 1 { self.inner } else { self.inner.div_ceil(parts).next_multiple_of(16) }
+        let split_k = (groups / occupied).min(self.inner / MIN_SPLIT_K_DEPTH).max(1);
+        if split_k == 1 { self.inner } else { self.inner.div_ceil(split_k).next_multiple_of(16) }
     }
 
     /// The sides that a workgroup's tile of outputs may have, best by rule first: 128 where the shape fills that and the device. Two
@@ -137,9 +137,9 @@ impl Needs {
             ("VECTORS", self.vectors.into()),
             ("HALVES", self.halves),
             ("SPLIT", (self.halves == 2).into()),
-            ("ADD", self.add.into()),
+            ("ADDEND", self.addend.into()),
             ("DIAGONAL", self.diagonal.into()),
-            ("KEEP", self.keep.into()),
+            ("BETA", self.beta.into()),
             ("SYMMETRIC", self.symmetric.into()),
         ]
     }
@@ -167,52 +167,52 @@ impl Plan {
     }
 
     /// The plans that give a product's bits, best by rule first.
-    pub(super) fn of(machine: Machine, needs: &Needs) -> Vec<Self> {
-        let mut plans: Vec<Self> = match (machine.profile, machine.matrices) {
-            (Profile::Fallback, _) => {
-                needs.rows_of_tiles(machine.lanes).iter().map(|&rows| Self::lanes(machine.lanes, rows, needs)).collect()
+    pub(super) fn of(caps: DeviceCaps, problem: &Problem) -> Vec<Self> {
+        let mut plans: Vec<Self> = match (caps.profile, caps.matrices) {
+            (KernelTier::Fallback, _) => {
+                problem.rows_of_tiles(caps.lanes).iter().map(|&rows| Self::lanes(caps.lanes, rows, problem)).collect()
             }
-            (Profile::Matrix, Some((lanes, block))) if needs.halves > 0 => {
-                needs.tiles().iter().map(|&tile| Self::matrix(lanes, block, tile, needs)).collect()
+            (KernelTier::Matrix, Some((lanes, block))) if problem.halves > 0 => {
+                problem.tiles().iter().map(|&tile| Self::matrix(lanes, block, tile, problem)).collect()
             }
-            _ => needs.tiles().iter().map(|&tile| Self::tiled(tile, needs)).collect(),
+            _ => problem.tiles().iter().map(|&tile| Self::tiled(tile, problem)).collect(),
         };
         for plan in &mut plans {
-            plan.constants.extend(needs.constants());
+            plan.constants.extend(problem.constants());
         }
         plans
     }
 
-    /// What adds up `parts` parts of the inner dimension and finishes the product.
-    pub(super) fn sum(parts: usize, needs: &Needs) -> Self {
-        let constants = needs.constants().to_vec();
-        Self { kernel: &SUM, constants, tile_rows: 8, tile_columns: 32, iterations: parts + 4 }
+    /// Sums `split_k` partial products and runs the epilogue.
+    pub(super) fn sum(split_k: usize, problem: &Problem) -> Self {
+        let constants = problem.constants().to_vec();
+        Self { kernel: &SUM, constants, tile_rows: 8, tile_columns: 32, iterations: split_k + 4 }
     }
 
-    fn lanes(lanes: u32, rows: u32, needs: &Needs) -> Self {
-        let span = if needs.columns <= 4 * lanes as usize { 1 } else { 2 };
+    fn lanes(lanes: u32, rows: u32, problem: &Problem) -> Self {
+        let span = if problem.columns <= 4 * lanes as usize { 1 } else { 2 };
         Self {
             kernel: &LANES,
             constants: vec![("LANES", lanes), ("ROWS", rows), ("PARTS", rows / lanes), ("SPAN", span)],
             tile_rows: rows as usize,
             tile_columns: (4 * lanes * span) as usize,
-            iterations: needs.inner.div_ceil(4) + (rows * span + rows / lanes) as usize,
+            iterations: problem.inner.div_ceil(4) + (rows * span + rows / lanes) as usize,
         }
     }
 
-    fn tiled(tile: u32, needs: &Needs) -> Self {
+    fn tiled(tile: u32, problem: &Problem) -> Self {
         Self {
             kernel: &TILED,
             constants: vec![("TILE", tile), ("GROUPS", tile / 64)],
             tile_rows: tile as usize,
             tile_columns: tile as usize,
-            iterations: needs.inner.div_ceil(16) * (1 + 4),
+            iterations: problem.inner.div_ceil(16) * (1 + 4),
         }
     }
 
     /// Regions of whole blocks, one for each subgroup of `lanes`, in a grid as square as may be. Their blocks of sums take at most
     /// 16 KiB when they are handed on, beside 12 KiB of tiles.
-    fn matrix(lanes: u32, block: u32, tile: u32, needs: &Needs) -> Self {
+    fn matrix(lanes: u32, block: u32, tile: u32, problem: &Problem) -> Self {
         let side = tile / block;
         let regions = (256 / lanes).min(side * side).min(4096 / (block * block));
         let down = 1 << (regions.ilog2() / 2);
@@ -234,7 +234,7 @@ impl Plan {
             ],
             tile_rows: tile as usize,
             tile_columns: tile as usize,
-            iterations: needs.inner.div_ceil(16),
+            iterations: problem.inner.div_ceil(16),
         }
     }
 }
@@ -247,11 +247,11 @@ mod tests {
 
     /// Every tile, by every choice that changes the kernel's text. The others only choose between branches of an `if`, of which
     /// both are validated whatever the choice.
-    fn products() -> Vec<Needs> {
+    fn products() -> Vec<Problem> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
         let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
         let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
-            sizes.map(|(rows, columns)| Needs {
+            sizes.map(|(rows, columns)| Problem {
                 halves,
                 rows,
                 columns,
@@ -267,23 +267,23 @@ mod tests {
         choices.flat_map(product).collect()
     }
 
-    /// Every machine that differs for `Plan`.
-    fn machines() -> Vec<Machine> {
-        let fallback = [4, 8, 16, 32].map(|lanes| Machine { profile: Profile::Fallback, lanes, matrices: None });
-        let tiled = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
+    /// Every caps that differs for `Plan`.
+    fn all_caps() -> Vec<DeviceCaps> {
+        let fallback = [4, 8, 16, 32].map(|lanes| DeviceCaps { profile: KernelTier::Fallback, lanes, matrices: None });
+        let tiled = DeviceCaps { profile: KernelTier::Portable, lanes: 8, matrices: None };
         let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
-        let matrix = matrices.map(|matrices| Machine { profile: Profile::Matrix, lanes: 8, matrices: Some(matrices) });
+        let matrix = matrices.map(|matrices| DeviceCaps { profile: KernelTier::Matrix, lanes: 8, matrices: Some(matrices) });
         fallback.into_iter().chain([tiled]).chain(matrix).collect()
     }
 
-    fn validate(profile: Profile) {
+    fn validate(profile: KernelTier) {
         let mut seen = HashSet::new();
-        for machine in machines().into_iter().filter(|machine| machine.profile == profile) {
-            for needs in products() {
-                for plan in Plan::of(machine, &needs) {
+        for caps in all_caps().into_iter().filter(|caps| caps.profile == profile) {
+            for problem in products() {
+                for plan in Plan::of(caps, &problem) {
                     if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
                         let outcome = plan.kernel.validate(profile, &plan.constants);
-                        outcome.unwrap_or_else(|error| panic!("{machine:?} {needs:?}: {error}"));
+                        outcome.unwrap_or_else(|error| panic!("{caps:?} {problem:?}: {error}"));
                     }
                 }
             }
@@ -291,56 +291,56 @@ mod tests {
     }
 
     #[test]
-    fn every_sum_of_parts_validates() {
+    fn every_split_k_sum_validates() {
         for (bits, halves) in (0..32).flat_map(|bits| [0, 1, 2].map(|halves| (bits, halves))) {
-            let [vectors, add, diagonal, keep, symmetric] = [0, 1, 2, 3, 4].map(|at| bits >> at & 1 == 1);
-            let plan = Plan::sum(2, &Needs { halves, vectors, add, diagonal, keep, symmetric, ..Default::default() });
-            plan.kernel.validate(Profile::Portable, &plan.constants).unwrap_or_else(|error| panic!("{error}"));
+            let [vectors, addend, diagonal, beta, symmetric] = [0, 1, 2, 3, 4].map(|at| bits >> at & 1 == 1);
+            let plan = Plan::sum(2, &Problem { halves, vectors, addend, diagonal, beta, symmetric, ..Default::default() });
+            plan.kernel.validate(KernelTier::Portable, &plan.constants).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
     #[test]
     fn every_fallback_kernel_validates() {
-        validate(Profile::Fallback);
+        validate(KernelTier::Fallback);
     }
 
     #[test]
     fn every_portable_kernel_validates() {
-        validate(Profile::Portable);
+        validate(KernelTier::Portable);
     }
 
     #[test]
     fn every_matrix_kernel_validates() {
-        validate(Profile::Matrix);
+        validate(KernelTier::Matrix);
     }
 
     #[test]
     fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
-        let halved: Vec<Needs> = products().into_iter().filter(|needs| needs.halves > 0).collect();
-        for machine in machines().into_iter().filter(|machine| machine.profile == Profile::Matrix) {
-            for plan in halved.iter().flat_map(|needs| Plan::of(machine, needs)) {
+        let halved: Vec<Problem> = products().into_iter().filter(|problem| problem.halves > 0).collect();
+        for caps in all_caps().into_iter().filter(|caps| caps.profile == KernelTier::Matrix) {
+            for plan in halved.iter().flat_map(|problem| Plan::of(caps, problem)) {
                 let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
                 let block = if of("LARGE") == 1 { 16 } else { 8 };
                 let blocks = (of("TILE") / block) * (of("TILE") / block);
-                assert_eq!(of("REGIONS") * of("REGION_ROWS") * of("REGION_COLUMNS"), blocks, "{machine:?}");
+                assert_eq!(of("REGIONS") * of("REGION_ROWS") * of("REGION_COLUMNS"), blocks, "{caps:?}");
                 let tiles = of("TILE") * 24 * 2 * 2 * of("HALVES");
-                assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{machine:?}");
+                assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{caps:?}");
             }
         }
     }
 
     #[test]
     fn the_inner_dimension_is_cut_where_few_tiles_would_leave_the_device_idle() {
-        let fallback = Machine { profile: Profile::Fallback, lanes: 8, matrices: None };
-        let portable = Machine { profile: Profile::Portable, ..fallback };
-        let depth = |machine, [rows, inner, columns]: [usize; 3], batch, symmetric| {
-            Needs { rows, inner, columns, batch, symmetric, ..Default::default() }.depth(machine)
+        let fallback = DeviceCaps { profile: KernelTier::Fallback, lanes: 8, matrices: None };
+        let portable = DeviceCaps { profile: KernelTier::Portable, ..fallback };
+        let depth = |caps, [rows, inner, columns]: [usize; 3], batch, symmetric| {
+            Problem { rows, inner, columns, batch, symmetric, ..Default::default() }.split_k_depth(caps)
         };
         // Too shallow; tiles enough; enough in the batch.
-        for machine in [fallback, portable] {
-            assert_eq!(depth(machine, [8, 511, 64], 1, false), 511);
-            assert_eq!(depth(machine, [1024, 100_000, 1024], 1, false), 100_000);
-            assert_eq!(depth(machine, [8, 5000, 64], 100, false), 5000);
+        for caps in [fallback, portable] {
+            assert_eq!(depth(caps, [8, 511, 64], 1, false), 511);
+            assert_eq!(depth(caps, [1024, 100_000, 1024], 1, false), 100_000);
+            assert_eq!(depth(caps, [8, 5000, 64], 100, false), 5000);
         }
         assert_eq!(depth(fallback, [32, 1024, 64], 1, false), 256);
         assert_eq!(depth(fallback, [32, 1000, 64], 1, false), 336);
@@ -354,8 +354,8 @@ mod tests {
     #[test]
     fn tiles_of_the_fallback_kernel_follow_the_rows() {
         let rows = |rows, lanes, vectors, halves| {
-            let needs = Needs { rows, columns: 64, inner: 64, batch: 1, vectors, halves, ..Default::default() };
-            needs.rows_of_tiles(lanes)
+            let problem = Problem { rows, columns: 64, inner: 64, batch: 1, vectors, halves, ..Default::default() };
+            problem.rows_of_tiles(lanes)
         };
         assert_eq!([rows(1, 8, true, 0), rows(8, 16, true, 0)], [[8], [16]]);
         // 256 rows are 6 tiles of 48 with 32 rows too many; of 512 rows it is 16.
@@ -366,8 +366,8 @@ mod tests {
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            let machine = Machine { profile: Profile::Portable, lanes: 8, matrices: None };
-            Plan::of(machine, &Needs { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
+            let caps = DeviceCaps { profile: KernelTier::Portable, lanes: 8, matrices: None };
+            Plan::of(caps, &Problem { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);

@@ -1,8 +1,7 @@
 //! The vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, Slice, grid};
-use crate::ops::{strides, vectors, workgroup};
+use crate::gpu::{Access, Kernel, Launch, Slice, grid, strides, vectors, workgroup};
 use crate::tensor::Tensor;
 
 use super::pc::Norm;
@@ -33,8 +32,8 @@ pub(super) const INVERSE_SQUARE: usize = 2;
 pub(super) const OUTPUT: usize = 3;
 
 /// One element of each matrix's scalars as a product's factor.
-pub(super) fn factor(scalars: &Tensor, index: usize) -> crate::ops::Factor<'_> {
-    crate::ops::Factor { tensor: scalars, index, batch_stride: SCALARS }
+pub(super) fn factor(scalars: &Tensor, index: usize) -> crate::gemm::Factor<'_> {
+    crate::gemm::Factor { tensor: scalars, index, batch_stride: SCALARS }
 }
 
 /// What the entry points share.

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-pub use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+pub use ::safetensors::Dtype;
+use ::safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Slice};
@@ -85,7 +85,7 @@ fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result
 }
 
 /// An open safetensors file: its header in memory, its tensors on disk.
-pub struct Checkpoint {
+pub struct Reader {
     path: PathBuf,
     file: Mutex<File>,
     header: Metadata,
@@ -93,7 +93,7 @@ pub struct Checkpoint {
     values: u64,
 }
 
-impl Checkpoint {
+impl Reader {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(|error| failed(path, error))?;
@@ -122,7 +122,7 @@ impl Checkpoint {
         names
     }
 
-    /// [`Checkpoint::tensor`], which must have this shape.
+    /// [`Reader::tensor`], which must have this shape.
     pub fn tensor_of(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> Result<Tensor> {
         let found = &self.info(name)?.shape;
         if found != shape {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Slice};
 use crate::precision::Precision;
 use crate::tensor::Tensor;
-use plan::{Machine, Needs, Plan};
+use plan::{DeviceCaps, Plan, Problem};
 
 /// A row-major matrix, or a batch of them, inside a tensor.
 #[derive(Clone, Copy)]
@@ -102,11 +102,11 @@ pub struct Gemm<'a> {
     /// A factor of α on the device.
     pub factor: Option<Factor<'a>>,
     /// C and β.
-    pub add: Option<(Matrix<'a>, f32)>,
+    pub addend: Option<(Matrix<'a>, f32)>,
     /// δ, on the diagonal.
     pub delta: f32,
-    /// κ, the multiple of the old contents of the output to keep; 0 never reads them.
-    pub keep: f32,
+    /// κ, the multiple of the old contents of the output to beta; 0 never reads them.
+    pub beta: f32,
     /// The result is known to be symmetric: half is computed, and mirrored.
     pub symmetric: bool,
     /// What A and B are rounded to.
@@ -117,7 +117,7 @@ impl<'a> Gemm<'a> {
     /// op(A)·op(B).
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
         let precision = Precision::F32;
-        Self { a, b, alpha: 1.0, factor: None, add: None, delta: 0.0, keep: 0.0, symmetric: false, precision }
+        Self { a, b, alpha: 1.0, factor: None, addend: None, delta: 0.0, beta: 0.0, symmetric: false, precision }
     }
 
     /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
@@ -163,7 +163,7 @@ impl<'a> Gemm<'a> {
         if out.count != batch {
             return fail(format!("a batch of {batch} does not give {:?}", out.tensor.shape()));
         }
-        if let Some((c, _)) = self.add {
+        if let Some((c, _)) = self.addend {
             if c.size() != (rows, columns) || c.transposed {
                 return fail(format!("[{rows}, {columns}] + [{}, {}]: the shapes differ", c.size().0, c.size().1));
             }
@@ -177,35 +177,35 @@ impl<'a> Gemm<'a> {
         Ok(())
     }
 
-    /// Needs all operands within one binding. Where there are too few outputs to occupy the device, parts of the inner dimension are
-    /// multiplied side by side and added up in order.
+    /// Needs all operands within one binding. Where there are too few outputs to occupy the device, split-K: slices of the inner
+    /// dimension are multiplied side by side, then summed in order.
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>) -> Result<()> {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
-        let machine = Machine::of(gpu);
-        let depth = self.needs(&out, inner).depth(machine);
-        let products = |needs: &Needs| Plan::of(machine, needs);
-        let parts = inner.div_ceil(depth);
-        let fits = 4 * (out.count * parts * rows * columns) as u64 <= gpu.binding_limit();
-        if parts == 1 || !fits {
+        let caps = DeviceCaps::of(gpu);
+        let depth = self.problem(&out, inner).split_k_depth(caps);
+        let products = |problem: &Problem| Plan::of(caps, problem);
+        let split_k = inner.div_ceil(depth);
+        let fits = 4 * (out.count * split_k * rows * columns) as u64 <= gpu.binding_limit();
+        if split_k == 1 || !fits {
             return self.dispatch(gpu, out, [1, inner], products);
         }
-        let sums = Tensor::uninitialized(gpu, &[out.count * parts, rows, columns])?;
+        let sums = Tensor::uninitialized(gpu, &[out.count * split_k, rows, columns])?;
         let sums = Matrix::new(&sums)?;
         let product = Gemm { symmetric: self.symmetric, precision: self.precision, ..Gemm::new(self.a, self.b) };
-        product.dispatch(gpu, sums, [parts, depth], products)?;
+        product.dispatch(gpu, sums, [split_k, depth], products)?;
         let total = Gemm { a: sums, b: sums, ..*self };
-        total.dispatch(gpu, out, [parts, parts], |needs| vec![Plan::sum(parts, needs)])
+        total.dispatch(gpu, out, [split_k, split_k], |problem| vec![Plan::sum(split_k, problem)])
     }
 
-    /// What the product needs of its kernel, with `depth` inner indices in a workgroup.
-    fn needs(&self, out: &Matrix<'_>, depth: usize) -> Needs {
+    /// The problem that a kernel solves, with `depth` inner indices per workgroup.
+    fn problem(&self, out: &Matrix<'_>, depth: usize) -> Problem {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
-        let (c, beta) = self.add.unwrap_or((self.a, 0.0));
+        let (c, addend_scale) = self.addend.unwrap_or((self.a, 0.0));
         let vectors = [&self.a, &self.b, &c, out].iter().all(|matrix| matrix.is_multiple_of_four())
             && columns.is_multiple_of(4)
             && inner.is_multiple_of(4)
             && (!self.a.transposed || rows.is_multiple_of(4));
-        Needs {
+        Problem {
             rows,
             columns,
             inner: depth,
@@ -214,23 +214,23 @@ impl<'a> Gemm<'a> {
             transpose_b: self.b.transposed,
             vectors,
             halves: self.precision.halves(),
-            add: beta != 0.0,
+            addend: addend_scale != 0.0,
             diagonal: self.delta != 0.0,
-            keep: self.keep != 0.0,
+            beta: self.beta != 0.0,
             symmetric: self.symmetric,
         }
     }
 
-    /// One dispatch, by the best of the plans, for so many parts of the inner dimension and so many inner indices in each.
+    /// One dispatch, by the best of the plans, over `split_k` slices of the inner dimension of `depth` indices each.
     fn dispatch(
         &self,
         gpu: &Gpu,
         out: Matrix<'_>,
-        [parts, depth]: [usize; 2],
-        plans: impl Fn(&Needs) -> Vec<Plan>,
+        [split_k, depth]: [usize; 2],
+        plans: impl Fn(&Problem) -> Vec<Plan>,
     ) -> Result<()> {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
-        let (c, beta) = self.add.unwrap_or((self.a, 0.0));
+        let (c, addend_scale) = self.addend.unwrap_or((self.a, 0.0));
         let (a_slice, a_offset) = self.a.binding();
         let (b_slice, b_offset) = self.b.binding();
         let (c_slice, c_offset) = c.binding();
@@ -243,12 +243,12 @@ impl<'a> Gemm<'a> {
             offsets: [a_offset, b_offset, c_offset, out_offset].map(|offset| offset as u32),
             batches: [self.a.batch_stride, self.b.batch_stride, c.batch_stride, out.batch_stride].map(|stride| stride as u32),
             factor: [u32::from(self.factor.is_some()), factor_index as u32, factor_batch as u32],
-            epilogue: [self.alpha, beta, self.delta, self.keep],
+            epilogue: [self.alpha, addend_scale, self.delta, self.beta],
             first_group: 0,
-            shares: [parts as u32, depth as u32],
+            split_k: [split_k as u32, depth as u32],
         };
-        let needs = self.needs(&out, depth);
-        let plans = plans(&needs);
+        let problem = self.problem(&out, depth);
+        let plans = plans(&problem);
         let launch = |plan: &Plan, out_slice: Slice<'_>| {
             gpu.launch(&Launch {
                 kernel: plan.kernel,
@@ -258,11 +258,11 @@ impl<'a> Gemm<'a> {
                 workgroups: [columns.div_ceil(plan.tile_columns), rows.div_ceil(plan.tile_rows), out.count]
                     .map(|groups| groups as u32),
                 iterations: plan.iterations as u64,
-                work: needs.work(),
+                work: problem.work(),
             })
         };
-        let chosen = choose(gpu, &plans, &needs, |plan| {
-            if self.keep == 0.0 {
+        let chosen = choose(gpu, &plans, &problem, |plan| {
+            if self.beta == 0.0 {
                 return launch(plan, out_slice);
             }
             // What is kept of the output must not be added twice.
@@ -274,12 +274,12 @@ impl<'a> Gemm<'a> {
 }
 
 /// The place of the plan to use: the first, by rule, unless the device tunes itself and the product is large enough to be worth it.
-fn choose(gpu: &Gpu, plans: &[Plan], needs: &Needs, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || needs.work() < LEAST_TUNED {
+fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
+    if plans.len() == 1 || problem.work() < LEAST_TUNED {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();
-    gpu.tuned(&needs.class(), &names, |candidate| run(&plans[candidate]))
+    gpu.tuned(&problem.class(), &names, |candidate| run(&plans[candidate]))
 }
 
 /// Floating-point operations below which trying costs more than it gains.
@@ -295,7 +295,7 @@ struct Arguments {
     factor: [u32; 3],
     epilogue: [f32; 4],
     first_group: u32,
-    shares: [u32; 2],
+    split_k: [u32; 2],
 }
 
 const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
@@ -308,7 +308,7 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
     let size = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4;
     let over = |matrix: &Matrix<'_>| size(matrix) > limit;
     let (rows, columns) = (gemm.a.size().0, gemm.b.size().1);
-    let c_over = gemm.add.is_some_and(|(c, _)| over(&c));
+    let c_over = gemm.addend.is_some_and(|(c, _)| over(&c));
     let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out);
     if is_over && out.count > 1 {
         return split_batch(gemm, out, limit);
@@ -323,16 +323,16 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
         let half = rows.div_ceil(2).next_multiple_of(64).min(rows - 1);
         let cut = |first, count| {
             let a = if gemm.a.transposed { gemm.a.column_window(first, count) } else { gemm.a.row_window(first, count) };
-            let add = gemm.add.map(|(c, beta)| (c.row_window(first, count), beta));
-            (Gemm { a, add, ..*gemm }, out.row_window(first, count))
+            let addend = gemm.addend.map(|(c, addend_scale)| (c.row_window(first, count), addend_scale));
+            (Gemm { a, addend, ..*gemm }, out.row_window(first, count))
         };
         [cut(0, half), cut(half, rows - half)]
     } else if by_columns && columns > 1 {
         let half = columns.div_ceil(2).next_multiple_of(64).min(columns - 1);
         let cut = |first, count| {
             let b = gemm.b.row_window(first, count);
-            let add = gemm.add.map(|(c, beta)| (c.column_window(first, count), beta));
-            (Gemm { b, add, ..*gemm }, out.column_window(first, count))
+            let addend = gemm.addend.map(|(c, addend_scale)| (c.column_window(first, count), addend_scale));
+            (Gemm { b, addend, ..*gemm }, out.column_window(first, count))
         };
         [cut(0, half), cut(half, columns - half)]
     } else {
@@ -353,8 +353,8 @@ fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec
     let cut = |first, count| {
         let window = |matrix: Matrix<'a>| matrix.batch_window(first, count);
         let factor = gemm.factor.map(|factor| Factor { index: factor.index + first * factor.batch_stride, ..factor });
-        let add = gemm.add.map(|(c, beta)| (window(c), beta));
-        (Gemm { a: window(gemm.a), b: window(gemm.b), add, factor, ..*gemm }, window(out))
+        let addend = gemm.addend.map(|(c, addend_scale)| (window(c), addend_scale));
+        (Gemm { a: window(gemm.a), b: window(gemm.b), addend, factor, ..*gemm }, window(out))
     };
     let (first, second) = (cut(0, half), cut(half, out.count - half));
     let mut all = split(&first.0, first.1, limit)?;
@@ -375,7 +375,7 @@ fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec
         Gemm { a, b, ..*gemm }
     };
     let mut all = split(&cut(0, half), out, limit)?;
-    let rest = Gemm { add: None, delta: 0.0, keep: 1.0, ..cut(half, inner - half) };
+    let rest = Gemm { addend: None, delta: 0.0, beta: 1.0, ..cut(half, inner - half) };
     all.extend(split(&rest, out, limit)?);
     Ok(all)
 }

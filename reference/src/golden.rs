@@ -12,7 +12,7 @@ use crate::llama::{Batch, LlamaConfig};
 use crate::newton_schulz::Coefficients;
 use crate::optimizer::{Adam, Muon, Ratio};
 use crate::pc::{Pc, PowerVectors};
-use crate::schedule::{Decay, Schedule, Shape};
+use crate::schedule::{Schedule, Shape, WeightDecayScope};
 use crate::training::{Recipe, Rule, Trainer};
 
 /// `u0`, `v0` → `u`, `v` after 10 iterations, rounded to f32; from these sigma = uᵀWv + eps, `y` = W_eff, and `dw`, `dgamma`
@@ -93,9 +93,9 @@ impl ScheduleFields {
             "wsd" => Shape::WarmupStableDecay {
                 decay_steps: self.decay_steps.expect("decay_steps"),
                 decay: match self.decay.as_deref() {
-                    Some("linear") => Decay::Linear,
-                    Some("sqrt") => Decay::Sqrt,
-                    Some("cosine") => Decay::Cosine,
+                    Some("linear") => WeightDecayScope::Linear,
+                    Some("sqrt") => WeightDecayScope::Sqrt,
+                    Some("cosine") => WeightDecayScope::Cosine,
                     other => panic!("unknown decay {other:?}"),
                 },
             },
@@ -204,7 +204,7 @@ pub fn llama_tiny() -> LlamaTiny {
     let config = LlamaConfig {
         vocab: config.vocab_size,
         dim: config.hidden_size,
-        hidden: config.intermediate_size,
+        intermediate_size: config.intermediate_size,
         layers: config.num_hidden_layers,
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

@@ -1,0 +1,44 @@
+//! Sums of two tensors of one shape, in place where nothing else holds the values.
+
+use super::{Tensor, map};
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Kernel};
+
+const SOURCE: &str = include_str!("../../shaders/elementwise.wgsl");
+
+static WEIGHTED_SUM: Kernel =
+    Kernel::trusted("weighted_sum", SOURCE, "weighted_sum", &[Access::Read, Access::Read, Access::ReadWrite]);
+static ACCUMULATE: Kernel = Kernel::trusted("accumulate", SOURCE, "accumulate", &[Access::Read, Access::ReadWrite]);
+
+/// The error of `op` unless both shapes are the same.
+pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.shape() == b.shape() {
+        return Ok(());
+    }
+    Err(Error::shape(op, format!("{:?} and {:?}: the shapes differ", a.shape(), b.shape())))
+}
+
+impl Tensor {
+    /// alpha·self + beta·rhs.
+    pub fn weighted_sum(&self, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
+        self.weighted_sum_as("weighted_sum", alpha, rhs, beta)
+    }
+
+    pub(crate) fn weighted_sum_as(&self, op: &'static str, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
+        same_shape(op, self, rhs)?;
+        let y = Tensor::uninitialized(self.gpu(), self.shape())?;
+        map(&WEIGHTED_SUM, &[], &[self, rhs, &y], None, &[alpha, beta])?;
+        Ok(y)
+    }
+
+    /// self + rhs: in place where self is not shared, else into rhs where that is not, else anew.
+    pub(crate) fn accumulate(self, rhs: Tensor) -> Result<Tensor> {
+        same_shape("accumulate", &self, &rhs)?;
+        let (sum, term) = if self.is_unique() { (self, rhs) } else { (rhs, self) };
+        if !sum.is_unique() {
+            return sum.weighted_sum(1.0, &term, 1.0);
+        }
+        map(&ACCUMULATE, &[], &[&term, &sum], None, &[1.0, 1.0])?;
+        Ok(sum)
+    }
+}
