@@ -6,23 +6,12 @@
 //! polynomial's backward of R = NᵀE:
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
+use super::Norm;
 use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
 use super::polynomial::{Form, Polynomial, gram_operands, multiply_on_smaller_side};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
-
-/// What W is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Norm {
-    /// The streaming estimate of the largest singular value.
-    #[default]
-    Spectral,
-    /// ‖W‖_F + eps, with its full gradient.
-    Frobenius,
-    /// 1
-    None,
-}
 
 /// Settings of a PC layer.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,8 @@ mod accumulate;
 mod rows;
 
 pub(crate) use accumulate::same_shape;
-pub(crate) use rows::{Rows, map};
+pub(crate) use rows::Rows;
+pub use rows::map;
 
 use std::fmt;
 use std::ops::Range;

@@ -59,9 +59,12 @@ impl Rows<'_> {
     }
 }
 
-/// Runs a map over all elements: `tensors` are the inputs and outputs in binding order, `whole` those of them (by position)
-/// that every window sees whole.
-pub(crate) fn map(
+/// Records an elementwise kernel: one invocation for four elements, in workgroups of 64, over windows where a tensor exceeds the binding
+/// limit.
+///
+/// `tensors` are the inputs and outputs in binding order, all of one shape but the one at position `whole`, which every window sees
+/// whole. The kernel's arguments are the number of elements in the window, its first element, and `numbers`.
+pub fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],
     tensors: &[&Tensor],

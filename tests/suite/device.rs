@@ -10,7 +10,7 @@ pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let others = own.adapter().profiles().filter(|profile| *profile != own.kernels());
+        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels());
         let opened = others.map(|profile| {
             open(&GpuOptions { kernels: Some(profile), ..Default::default() })
                 .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))

@@ -3,11 +3,16 @@
 //! `schema` holds the one list of keys with their types and ranges, `load` reads files and `--set` against it.
 
 mod load;
+mod optimizers;
 #[cfg(test)]
 mod reference;
 mod schema;
 
+pub use optimizers::OptimizerKind;
+pub use polytape::Precision;
 use polytape::llama::LlamaConfig;
+pub use polytape::optim::{LrDecay, LrScale, ScheduleKind, WeightDecayScope};
+pub use polytape::spectral::{NewtonSchulz, Norm};
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a run. Written back, resolved, as the run's `config.toml`.
@@ -101,74 +106,30 @@ pub enum Target {
     Down,
 }
 
-/// The norm of a matrix that preconditioning divides by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Norm {
-    Spectral,
-    Frobenius,
-    None,
-}
-
-/// The optimizer; `momentum` and what follows it matter to Muon only.
+/// The optimizer; `momentum` and the keys after it are for Muon and NorMuon only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Optimizer {
-    /// AdamW for everything, or Muon for matrices.
-    pub kind: OptimizerKind,
+    /// AdamW for everything; or Muon, or NorMuon, for matrices and Adam for the rest.
+    pub kind: String,
     /// Peak learning rate.
     pub lr: f64,
-    /// Memory of the first and second moment.
+    /// Decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Guard of Adam's division.
+    /// Added to the denominator for numerical stability.
     pub eps: f64,
     /// Decoupled: each step shrinks a weight by lr·weight_decay.
     pub weight_decay: f64,
     /// Which parameters decay.
     pub decay: WeightDecayScope,
-    /// Memory of Muon's momentum.
+    /// Decay rate of Muon's momentum.
     pub momentum: f64,
     /// Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
     pub ns_steps: usize,
     /// Coefficients of those steps.
-    pub ns_coefficients: NsCoefficients,
+    pub ns_coefficients: NewtonSchulz,
     /// Scale of the learning rate by a matrix's shape.
     pub lr_ratio: LrScale,
-}
-
-/// The rule that turns gradients into steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    Adamw,
-    Muon,
-}
-
-/// Which parameters weight decay shrinks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightDecayScope {
-    All,
-    Matrices,
-}
-
-/// Coefficient set of Muon's Newton–Schulz iteration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NsCoefficients {
-    Simple,
-    Quintic,
-    PolarExpress,
-    Aol,
-}
-
-/// How Muon scales a matrix's learning rate by its shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrScale {
-    Moonlight,
-    SpectralMup,
-    KellerJordan,
 }
 
 /// The learning rate's course over the run.
@@ -185,25 +146,6 @@ pub struct Schedule {
     pub decay_steps: u64,
     /// Shape of that decay.
     pub decay: LrDecay,
-}
-
-/// The shape of the learning rate after its linear warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    Cosine,
-    Linear,
-    Wsd,
-    Constant,
-}
-
-/// How `wsd` falls from 1 to 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LrDecay {
-    Linear,
-    Sqrt,
-    Cosine,
 }
 
 /// Where the tokens are and how they are cut.
@@ -253,7 +195,7 @@ pub struct Train {
     pub val_batches: usize,
     /// 0: only at the end, which always writes one.
     pub checkpoint_every: u64,
-    /// The newest so many stay.
+    /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
     /// Between lines of metrics.
     pub log_every: u64,
@@ -264,15 +206,6 @@ pub struct Train {
     /// A step whose gradient norm is more than so many standard deviations above the running mean is left out; 0: none is. Reads
     /// the norm back at every step.
     pub skip_spikes: f64,
-}
-
-/// What products round their operands to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    F32,
-    F16x3,
-    F16,
 }
 
 impl Default for Config {
@@ -326,7 +259,7 @@ impl Default for Pc {
 impl Default for Optimizer {
     fn default() -> Self {
         Self {
-            kind: OptimizerKind::Adamw,
+            kind: "adamw".to_owned(),
             lr: 3e-4,
             betas: [0.9, 0.95],
             eps: 1e-8,
@@ -334,7 +267,7 @@ impl Default for Optimizer {
             decay: WeightDecayScope::All,
             momentum: 0.95,
             ns_steps: 5,
-            ns_coefficients: NsCoefficients::Simple,
+            ns_coefficients: NewtonSchulz::Simple,
             lr_ratio: LrScale::Moonlight,
         }
     }

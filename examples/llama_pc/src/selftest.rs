@@ -26,7 +26,7 @@ pub fn run(args: &cli::Selftest) -> Result<(), Failure> {
     let mut count = Count::default();
     count.check(&gpu)?;
     if args.device.kernels.is_none() {
-        for kernels in gpu.adapter().profiles().filter(|kernels| *kernels != gpu.kernels()) {
+        for kernels in gpu.adapter().kernel_tiers().filter(|kernels| *kernels != gpu.kernels()) {
             count.check(&engine::open_again(&gpu, kernels)?)?;
         }
     }

@@ -126,9 +126,9 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
 }
 
 fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
-    let (optimizer, max_norm) = (engine::optimizer(&config.optimizer), config.train.max_grad_norm as f32);
+    let (optimizer, max_norm) = ((config.optimizer.rule().build)(&config.optimizer), config.train.max_grad_norm as f32);
     let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
-    Ok((model.llama, trainer.with_precision(engine::precision(config))))
+    Ok((model.llama, trainer.with_precision(config.train.precision)))
 }
 
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {

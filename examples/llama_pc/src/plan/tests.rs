@@ -7,7 +7,6 @@ use super::limits::{Limits, parse_bytes};
 use super::memory;
 use super::model::Model;
 use crate::config::Config;
-use crate::engine;
 use crate::weights;
 
 fn gpu(profile: bool) -> polytape::Result<Gpu> {
@@ -24,7 +23,7 @@ fn config(sets: &[&str]) -> Config {
 /// Two steps on any tokens: the second has the optimizer's moments from its beginning.
 fn two_steps(gpu: &Gpu, config: &Config) -> polytape::Result<()> {
     let model = weights::Model::fresh(gpu, config).expect("a model");
-    let mut trainer = Trainer::new(model.params, model.preconditioner, engine::optimizer(&config.optimizer), 1.0)?;
+    let mut trainer = Trainer::new(model.params, model.preconditioner, (config.optimizer.rule().build)(&config.optimizer), 1.0)?;
     let train = &config.train;
     let count = (train.batch_size * config.data.seq_len) as u32;
     let vocab = config.model.vocab.expect("a vocabulary") as u32;
@@ -32,7 +31,7 @@ fn two_steps(gpu: &Gpu, config: &Config) -> polytape::Result<()> {
         let batch = || Indices::from_slice(gpu, &(0..count).map(|i| i * 7919 % vocab).collect::<Vec<_>>());
         let batches = (0..train.grad_accumulation).map(|_| Ok((batch()?, batch()?))).collect::<polytape::Result<Vec<_>>>()?;
         let (llama, seq_len) = (&model.llama, config.data.seq_len);
-        trainer.step(batches.len(), 1e-3, |tape, i| llama.loss(tape, &batches[i].0, &batches[i].1, seq_len))?.read()?;
+        trainer.step(batches.len(), 1e-3, |tape, i| llama.loss(tape, &batches[i].0, &batches[i].1, seq_len))?;
     }
     Ok(())
 }

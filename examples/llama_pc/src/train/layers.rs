@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use polytape::{Measured, ParamId, Params, Tensor, read_many, rms_and_abs_max};
+use polytape::{Gradients, ParamId, Params, Tensor, read_many, rms_and_abs_max};
 use serde::{Deserialize, Serialize};
-
-use crate::failure::Failure;
 
 /// The key `layers` of a line of metrics. Parameters are keyed by their names in the checkpoint, γ by the name of its matrix; the
 /// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
@@ -48,15 +46,16 @@ impl Layers {
 
 const GAMMA: &str = ".pc_gamma";
 
-/// Measures a step before its update: (loss, gradient norm) and the layers. `residuals` holds a pair (RMS, largest) per
-/// micro-batch and block.
+/// Measures a step before its update. `gradients` are those of the raw parameters times `loss_scale`; `residuals` holds a pair (RMS,
+/// largest) per micro-batch and block.
 pub fn measure(
     params: &Params,
-    measured: &Measured,
+    gradients: &Gradients,
+    loss_scale: f32,
     residuals: &[Tensor],
     blocks: usize,
-) -> Result<((f32, f32), Layers), Failure> {
-    let gradient = |id: ParamId| measured.gradients.get(id);
+) -> polytape::Result<Layers> {
+    let gradient = |id: ParamId| gradients.get(id);
     let (gammas, plain): (Vec<ParamId>, Vec<ParamId>) =
         params.trainable().into_iter().partition(|&id| params.get(id).name.ends_with(GAMMA));
     let reached: Vec<ParamId> = plain.iter().copied().filter(|&id| gradient(id).is_some()).collect();
@@ -64,15 +63,12 @@ pub fn measure(
     let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(|&id| gradient(id))).collect();
     let pairs = rms_and_abs_max(&reduced)?;
 
-    let [loss, clip] = measured.outcome.values();
-    let mut wanted = vec![loss, clip, &pairs];
+    let mut wanted = vec![&pairs];
     wanted.extend(residuals);
     wanted.extend(gammas.iter().map(|&id| &params.get(id).tensor));
     wanted.extend(gammas.iter().filter_map(|&id| gradient(id)));
     let mut values = read_many(&wanted)?.into_iter();
     let mut next = || values.next().unwrap_or_default();
-    let scalars = (next()[0], next()[0]);
-
     // ‖x‖ = rms·√n
     let pairs = next();
     let norm = |pair: &[f32], id: ParamId| (f64::from(pair[0]) * (params.get(id).tensor.len() as f64).sqrt()) as f32;
@@ -82,7 +78,7 @@ pub fn measure(
     let (of_weights, of_gradients) = pairs.split_at(2 * plain.len());
     let mut layers =
         Layers { weight_norm: norms(of_weights, &plain), gradient_norm: norms(of_gradients, &reached), ..Layers::default() };
-    let unscale = |gradient: &mut f32| *gradient /= measured.outcome.loss_scale();
+    let unscale = |gradient: &mut f32| *gradient /= loss_scale;
     layers.gradient_norm.values_mut().for_each(unscale);
     let residuals: Vec<Vec<f32>> = residuals.iter().map(|_| next()).collect();
     (layers.residual_rms, layers.residual_max) = over_micro_batches(&residuals, blocks);
@@ -90,7 +86,7 @@ pub fn measure(
     layers.gamma = gammas.iter().map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient = gammas.iter().filter(|&&id| gradient(id).is_some()).map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient.values_mut().flatten().for_each(unscale);
-    Ok((scalars, layers))
+    Ok(layers)
 }
 
 /// Pairs per micro-batch and block → per block, over equally large micro-batches.
