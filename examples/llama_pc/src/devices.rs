@@ -32,7 +32,8 @@ fn describe(adapter: &AdapterSummary) -> String {
     .collect();
     let kernels = match (&adapter.kernel_tier, adapter.missing()) {
         (Some(profile), _) => {
-            let other: Vec<String> = adapter.kernel_tiers().filter(|other| other != profile).map(|other| other.to_string()).collect();
+            let other: Vec<String> =
+                adapter.kernel_tiers().filter(|other| other != profile).map(|other| other.to_string()).collect();
             let other = if other.is_empty() { String::new() } else { format!(" (can also run {})", other.join(", ")) };
             format!("{profile}{other}")
         }
