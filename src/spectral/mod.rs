@@ -7,4 +7,4 @@ mod preconditioner;
 
 pub use pc::{Norm, PcConfig, level_coefficients};
 pub use polynomial::{NewtonSchulz, newton_schulz};
-pub use preconditioner::{Effective, Preconditioner};
+pub use preconditioner::{Effective, PC_GAMMA, PC_U, PC_V, Preconditioner};

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use polytape::safetensors::Reader;
 
-use crate::checkpoint::{self, Saved};
 use crate::config::Config;
 use crate::data::documents::Corpus;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
-use crate::failure::Failure;
+use crate::run::checkpoint::{self, Saved};
+use crate::terminal::failure::Failure;
 
 /// A folder whose files are written anew for every call.
 pub struct Scratch {

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::schema::{self, SECTIONS};
 use super::{Config, NsCoefficients, ScheduleKind, Target};
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 impl Config {
     /// Reads the file, if one is given, applies each `section.key=value` in order, and checks the result.

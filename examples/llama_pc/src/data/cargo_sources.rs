@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::documents::{TextFile, walk};
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// Files beyond these sizes are generated tables, not Rust that somebody wrote.
 const MAX_FILE_BYTES: usize = 300 * 1024;

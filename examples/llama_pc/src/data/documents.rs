@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::cargo_sources;
 use super::parquet;
 use super::pieces::{PIECE_BYTES, Piece, cut};
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// All documents of a preparation, read anew by each pass and never held together.
 pub struct Corpus {

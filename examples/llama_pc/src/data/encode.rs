@@ -13,8 +13,8 @@ use super::pieces::{PIECE_BYTES, Piece};
 use super::shards::{SHARD_TOKENS, ShardWriter};
 use super::survey::{Split, Survey};
 use super::tokenizer::Tokenizer;
-use crate::failure::Failure;
-use crate::progress::Progress;
+use crate::terminal::failure::Failure;
+use crate::terminal::progress::Progress;
 
 /// Batches that wait before and behind each encoder.
 const QUEUE: usize = 2;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// What prepared tokens came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

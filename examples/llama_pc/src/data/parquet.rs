@@ -17,8 +17,8 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 
 use super::documents::{Document, Text, TextFile, Visit};
-use crate::failure::Failure;
-use crate::guard::guarded;
+use super::guard::guarded;
+use crate::terminal::failure::Failure;
 
 /// Rows that are decoded together: few, because a row may be a book.
 const BATCH_ROWS: usize = 64;

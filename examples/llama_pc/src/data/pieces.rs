@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// The longest piece in bytes. Most documents are one piece; encoding one takes about a hundred times its memory.
 pub const PIECE_BYTES: usize = 256 << 10;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// Tokens after which a new shard is begun: files of 256 MiB.
 pub const SHARD_TOKENS: u64 = 64 << 20;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::documents::Corpus;
 use super::pieces::Piece;
 use super::windows::mix;
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// Text kept for training a tokenizer, to which a document gives its first piece.
 const SAMPLE_BYTES: usize = 64 << 20;

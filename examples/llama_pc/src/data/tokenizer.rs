@@ -3,17 +3,17 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use clap::ValueEnum;
 use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
+use super::guard::guarded;
 use super::pieces::Piece;
 use super::{sentencepiece, sentencepiece_train};
-use crate::cli::Style;
-use crate::failure::Failure;
-use crate::guard::guarded;
+use crate::terminal::failure::Failure;
 
 /// Special tokens of a tokenizer trained here; their ids are 0 and 1.
 const BOS: &str = "<|bos|>";
@@ -25,6 +25,15 @@ const BOS_NAMES: [&str; 6] = [BOS, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]",
 const EOS_NAMES: [&str; 6] = [EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"];
 
 const UNKNOWN_NAMES: [&str; 3] = ["<unk>", "[UNK]", "<|unk|>"];
+
+/// A kind of BPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Style {
+    /// Merges of bytes within words, as GPT-2's
+    ByteLevel,
+    /// Merges of characters, and bytes for those that are too rare, as SentencePiece's
+    Sentencepiece,
+}
 
 /// The smallest byte-level vocabulary: every byte and the two special tokens.
 const MIN_BYTE_LEVEL: usize = 256 + 2;

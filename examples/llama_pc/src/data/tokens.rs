@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// Bytes of llm.c's header.
 const HEADER: usize = 256 * 4;

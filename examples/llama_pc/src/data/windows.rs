@@ -3,9 +3,10 @@
 //! Window j covers tokens j·S … j·S+S: the first S are inputs, shifted by one they are targets. Windows do not overlap in
 //! their targets, so n tokens hold ⌊(n−1)/S⌋ of them.
 
+use crc32c::crc32c;
+
 use super::tokens::TokenStream;
-use crate::crc32c::crc32c;
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// In which order the windows come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

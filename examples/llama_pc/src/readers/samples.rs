@@ -10,8 +10,8 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::checkpoint::{self, State};
 use crate::data::tokenizer::Tokenizer;
+use crate::run::checkpoint::{self, State};
 
 /// llm.c's two kinds of `.bin` and one without header, each with three tokens.
 pub fn shards() -> Vec<Vec<u8>> {

@@ -9,22 +9,22 @@ use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Gpu, Measured, Params, StepOutcome, Tensor, Trainer, rms_and_abs_max};
 
-use super::layers::{self, Layers};
-use super::scaling::{self, Scaling};
-use super::upload;
-use crate::checkpoint::{State, Writer};
+use super::{layers, scaling};
 use crate::config::Config;
 use crate::data::windows::Windows;
-use crate::engine;
-use crate::evaluate;
-use crate::failure::Failure;
-use crate::metrics::{Metrics, Smoothed, read_metrics};
-use crate::output;
-use crate::picture;
-use crate::plan::flops;
-use crate::progress::{Progress, binary, duration, grouped};
-use crate::run::{self, Run};
-use crate::spectrum::{self, Gmcn};
+use crate::model::engine;
+use crate::model::evaluate::{self, upload};
+use crate::model::flops;
+use crate::model::spectra;
+use crate::run::checkpoint::{Scaling, State, Writer};
+use crate::run::folder::Run;
+use crate::run::measured::{Gmcn, Layers};
+use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
+use crate::run::paths;
+use crate::terminal::failure::Failure;
+use crate::terminal::format::{binary, duration, grouped};
+use crate::terminal::progress::Progress;
+use crate::terminal::{output, picture};
 
 /// What a session begins with: a fresh run's, or what a checkpoint gave back.
 pub struct Start {
@@ -112,7 +112,7 @@ impl Session {
         for row in read_metrics(start.run.path())? {
             smoothed.add(row.loss);
         }
-        let per_token = flops::model_per_token(&engine::model(&config), config.data.seq_len);
+        let per_token = flops::per_token(&engine::model(&config), config.data.seq_len);
         Ok(Self {
             schedule: engine::schedule(&config),
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
@@ -333,7 +333,7 @@ impl Session {
     /// The condition numbers, on the steps that measure them.
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.is_due(self.config.train.log_spectrum_every);
-        due.then(|| spectrum::measure::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+        due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
     }
 
     /// Saves the run as it is now, unless that has been done; the disk's part goes on while training does.
@@ -353,7 +353,8 @@ impl Session {
         let rows = read_metrics(self.run.path())?;
         let picture = self.run.path().join("loss.svg");
         if rows.len() > 1 {
-            picture::save(&rows, &picture)?;
+            let [train, val] = losses(&rows);
+            picture::loss_curve(&train, &val, &picture)?;
         }
         let stopped = if self.state.step < self.config.train.steps { "interrupted after" } else { "trained" };
         let skipped = match self.state.skipped() {
@@ -366,7 +367,7 @@ impl Session {
             grouped(self.state.tokens),
             duration(self.clock.elapsed().as_secs_f64()),
             binary(self.gpu.memory().peak),
-            run::checkpoint(self.run.path(), self.state.step).display(),
+            paths::checkpoint(self.run.path(), self.state.step).display(),
         );
         self.run.log(&line)?;
         output::note(&line);

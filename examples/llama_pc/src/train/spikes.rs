@@ -1,23 +1,12 @@
 //! The spike guard: `[train] skip_spikes = k` leaves out a step whose gradient norm is more than k standard deviations above the
 //! running mean.
 
-use serde::{Deserialize, Serialize};
+use crate::run::checkpoint::Spikes;
 
 /// Norms that the mean and the deviation remember.
 const MEMORY: u64 = 100;
 /// Norms that must have been seen before one is judged.
 const FIRST: u64 = 20;
-
-/// Mean and variance of the gradient norms so far, of which the newest count most. Part of a checkpoint's state.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Spikes {
-    /// Norms seen.
-    pub seen: u64,
-    /// Steps left out.
-    pub skipped: u64,
-    mean: f32,
-    variance: f32,
-}
 
 impl Spikes {
     /// Whether a step of this gradient norm is to be left out; counts it. A spike enters the mean as if it were just at the
