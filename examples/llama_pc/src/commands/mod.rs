@@ -1,6 +1,6 @@
-//! The commands, a file each: its flags and what it calls.
+//! The commands, one file each: its flags and what it calls.
 //!
-//! The top floor: only `main` imports it.
+//! Only `lib.rs` imports them.
 
 mod device;
 pub mod devices;

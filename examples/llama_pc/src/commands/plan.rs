@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let tokenizer = tokenizer_of(Path::new(&config.data.train));
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
     config.resolve_vocab(tokens)?;
-    // A plan needs no adapter, unless the user names one or its kernels.
+    // An adapter is optional, unless the user names one or its kernels.
     let gpu = match args.device.open(false) {
         Err(failure) if args.device.adapter.is_some() || args.device.kernels.is_some() => return Err(failure),
         opened => opened.ok(),

@@ -10,7 +10,7 @@ use super::{Config, Pc};
 
 const SOURCE: &str = include_str!("sections.rs");
 
-/// Defaults that depend on other keys or files: no constant says them.
+/// Defaults that depend on other keys or files.
 const DEPENDENT: [(&str, &str, &str); 6] = [
     ("model", "preset", "none"),
     ("model", "kv_heads", "`heads`"),
@@ -51,7 +51,7 @@ fn documented(name: &str) -> Documented<'static> {
     found.unwrap_or_else(|| panic!("no struct {name} in config/sections.rs"))
 }
 
-/// `[text]` and [`text`] of rustdoc are links there and nothing here.
+/// Without rustdoc's links.
 fn plain(text: &str) -> String {
     text.replace("[`", "`").replace("`]", "`")
 }

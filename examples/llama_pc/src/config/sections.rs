@@ -5,81 +5,81 @@ use serde::{Deserialize, Serialize};
 
 use super::load;
 
-/// Everything that decides a run. Written back, resolved, as the run's `config.toml`.
+/// Everything that determines a run. The resolved configuration is written to the run's `config.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Seeds the weights, the power iteration's vectors and the order of the data.
+    /// Seed of the initial weights, of the power iteration's vectors and of the data order.
     pub seed: u64,
-    /// The model's shape.
+    /// The model's architecture.
     pub model: Model,
     /// `None` trains a plain model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pc: Option<Pc>,
-    /// The rule that turns gradients into steps.
+    /// The optimizer.
     pub optimizer: Optimizer,
-    /// The learning rate over time.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// Where the tokens are.
+    /// The tokens.
     pub data: Data,
-    /// Length and rhythm.
+    /// The training loop.
     pub train: Train,
 }
 
-/// The Llama's shape.
+/// Architecture of the Llama.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Model {
-    /// Name of a published size; absent once the configuration is resolved, because the keys below say it all.
+    /// Name of a published size, which sets `dim`, `layers` and `heads`; absent from a resolved configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Width of the residual stream.
     pub dim: usize,
-    /// Blocks.
+    /// Number of transformer blocks.
     pub layers: usize,
-    /// Query heads, of dim/heads each.
+    /// Number of query heads; each has dim/heads dimensions.
     pub heads: usize,
-    /// Key and value heads; fewer than `heads` is grouped-query attention. Default: `heads`.
+    /// Number of key and value heads; fewer than `heads` means grouped-query attention. Default: `heads`.
     pub kv_heads: usize,
-    /// Width of the feed-forward block. Default: [`LlamaConfig::default_intermediate_size`].
+    /// Width of the MLP. Default: [`LlamaConfig::default_intermediate_size`].
     pub intermediate_size: usize,
-    /// Tokens in the vocabulary; `None` until [`Config::resolve_vocab`] has asked the tokenizer.
+    /// Vocabulary size; `None` until [`Config::resolve_vocab`] has taken it from the tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
-    /// RMSNorm's guard, added to the mean square.
+    /// Added to the mean square in RMSNorm for numerical stability.
     pub norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
-    /// Whether the output head shares the embedding's weights.
+    /// Tie the output head to the token embedding.
     pub tied: bool,
 }
 
-/// Polynomial preconditioning of the chosen matrices.
+/// Polynomial preconditioning (PC layers).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pc {
-    /// The matrices, groups (`qk`, `ffn`) already taken apart, in the order of [`Target`], each once.
+    /// Matrices to precondition; `qk` stands for q and k, `ffn` for gate, up and down.
     #[serde(deserialize_with = "load::targets")]
     pub targets: Vec<Target>,
-    /// Published polynomial, 0 to 4. Exactly one of `level` and `coefficients` is set.
+    /// Level of the published polynomials. Excludes `coefficients`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<u8>,
-    /// a0, a1, … of P(G) = a0·I + a1·G + …
+    /// Coefficients a0, a1, … of P(G) = a0·I + a1·G + …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coefficients: Option<Vec<f64>>,
-    /// What a matrix is divided by before the polynomial.
+    /// Norm that a matrix is divided by before the polynomial.
     pub norm: Norm,
-    /// Rounds of the power iteration after every optimizer step.
+    /// Power iterations after every optimizer step.
     pub power_iterations: usize,
-    /// Added to the norm, and to those of the power iteration.
+    /// Added to the norms, here and in the power iteration, for numerical stability.
     pub eps: f64,
-    /// Whether W_eff gets the norm of W back, as a factor without gradient.
+    /// Rescale W_eff to the norm of W, as a factor without gradient.
     pub recover_norm: bool,
-    /// Whether each preconditioned matrix has a trained scale γ.
+    /// Train a scale γ for each preconditioned matrix.
     pub learnable_gamma: bool,
-    /// Where γ starts.
+    /// Initial value of γ.
     pub gamma_init: f64,
-    /// Whether q, k and v are preconditioned head by head.
+    /// Precondition q, k and v head by head.
     pub per_head: bool,
 }
 
@@ -105,33 +105,33 @@ pub enum Norm {
     None,
 }
 
-/// The optimizer; `momentum` and what follows it matter to Muon only.
+/// The optimizer; `momentum` and the keys after it apply to Muon only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Optimizer {
-    /// AdamW for everything, or Muon for matrices.
+    /// AdamW for all parameters, or Muon for the matrices and Adam for the rest.
     pub kind: OptimizerKind,
     /// Peak learning rate.
     pub lr: f64,
-    /// Memory of the first and second moment.
+    /// Adam's decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Guard of Adam's division.
+    /// Added to Adam's denominator for numerical stability.
     pub eps: f64,
-    /// Decoupled: each step shrinks a weight by lr·weight_decay.
+    /// Decoupled weight decay: each step multiplies a weight by 1 - lr·weight_decay.
     pub weight_decay: f64,
-    /// Which parameters decay.
+    /// Parameters that weight decay applies to.
     pub decay: WeightDecayScope,
-    /// Memory of Muon's momentum.
+    /// Muon's momentum.
     pub momentum: f64,
-    /// Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
+    /// Number of Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
     pub ns_steps: usize,
-    /// Coefficients of those steps.
+    /// Coefficients of the Newton–Schulz iteration.
     pub ns_coefficients: NsCoefficients,
-    /// Scale of the learning rate by a matrix's shape.
+    /// How Muon scales the learning rate with a matrix's shape.
     pub lr_ratio: LrScale,
 }
 
-/// The rule that turns gradients into steps.
+/// The update rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
@@ -139,7 +139,7 @@ pub enum OptimizerKind {
     Muon,
 }
 
-/// Which parameters weight decay shrinks.
+/// Parameters that weight decay applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightDecayScope {
@@ -166,23 +166,23 @@ pub enum LrScale {
     KellerJordan,
 }
 
-/// The learning rate's course over the run.
+/// The learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Schedule {
-    /// Shape after the warm-up.
+    /// Shape of the schedule after the warmup.
     pub kind: ScheduleKind,
-    /// Steps of linear rise.
+    /// Steps of linear warmup.
     pub warmup_steps: u64,
-    /// Final learning rate over its peak, for `cosine`.
+    /// Final learning rate as a fraction of its peak, for `cosine`.
     pub end_ratio: f64,
-    /// Length of the decay at the end, for `wsd`.
+    /// Steps of the final decay, for `wsd`.
     pub decay_steps: u64,
-    /// Shape of that decay.
+    /// Shape of the final decay, for `wsd`.
     pub decay: LrDecay,
 }
 
-/// The shape of the learning rate after its linear warm-up.
+/// The shape of the learning rate after its linear warmup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
@@ -201,21 +201,21 @@ pub enum LrDecay {
     Cosine,
 }
 
-/// Where the tokens are and how they are cut.
+/// The tokens, and how they are split into sequences.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Data {
-    /// Path of the training tokens: a folder of shards or one `.bin`.
+    /// Training tokens: a folder of shards or one `.bin`.
     pub train: String,
-    /// Path of the validation tokens.
+    /// Validation tokens.
     pub val: String,
-    /// Tokens in a window, S.
+    /// Sequence length.
     pub seq_len: usize,
-    /// Order of the training windows.
+    /// Order of the training sequences: reshuffled every epoch, or sequential.
     pub order: DataOrder,
 }
 
-/// Windows in a seeded order, or in file order.
+/// Sequences in a seeded order, or in file order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataOrder {
@@ -223,45 +223,45 @@ pub enum DataOrder {
     Sequential,
 }
 
-/// Length and rhythm of the run; the `_every` keys count steps, and 0 means never.
+/// The training loop; 0 turns an `_every` key off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Train {
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     pub steps: u64,
-    /// Sequences in a micro-batch.
+    /// Sequences per micro-batch.
     pub batch_size: usize,
-    /// Micro-batches in a step.
+    /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
-    /// Global L2 norm that gradients are clipped to.
+    /// Maximum global L2 norm of the gradients; larger ones are clipped.
     pub max_grad_norm: f64,
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_activations: bool,
-    /// What the products of the linear layers and of the head round their operands to, forward and backward: nothing, the sum of
-    /// two halves (about as exact as f32), or one half. The loss of the lower two is scaled, and the gradient norm read back at
-    /// every step. All else stays in f32: sums, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix`
-    /// kernels multiply halves on matrix units; elsewhere the rounding is computed, so that lower is slower.
+    /// Operands of the matrix products of the linear layers and the head, forward and backward: f32, the sum of two f16 (about as
+    /// accurate as f32), or f16. The latter two scale the loss and read the gradient norm back at every step. All else stays in f32:
+    /// accumulation, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix` kernels run on matrix
+    /// units; other kernels emulate the rounding, which is slower than f32.
     pub precision: Precision,
-    /// Between validations.
+    /// Steps between validations.
     pub val_every: u64,
-    /// Micro-batches in a validation.
+    /// Micro-batches per validation.
     pub val_batches: usize,
-    /// 0: only at the end, which always writes one.
+    /// Steps between checkpoints; the end of a run always writes one.
     pub checkpoint_every: u64,
-    /// The newest so many stay.
+    /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
-    /// Between lines of metrics.
+    /// Steps between lines of metrics.
     pub log_every: u64,
-    /// Between measurements of the condition numbers.
+    /// Steps between measurements of the condition numbers.
     pub log_spectrum_every: u64,
-    /// Between measurements of every layer: norms, γ and the residual stream.
+    /// Steps between per-layer measurements: norms, γ and the residual stream.
     pub log_layers_every: u64,
-    /// A step whose gradient norm is more than so many standard deviations above the running mean is left out; 0: none is. Reads
-    /// the norm back at every step.
+    /// Skip a step whose gradient norm is more than this many standard deviations above its running mean; 0 skips none. Reads the
+    /// norm back at every step.
     pub skip_spikes: f64,
 }
 
-/// What products round their operands to.
+/// Operands of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

@@ -1,4 +1,4 @@
-//! A wall around libraries that panic on damaged files: a panic behind it becomes its message, and nothing is printed.
+//! Catches panics of libraries on damaged files: a panic becomes its message, and nothing is printed.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -6,11 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether this thread is behind the wall.
+    /// Whether this thread is inside [`guarded`].
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `f` returns, or the message of its panic in one line. `f` must leave nothing half done that is used afterwards.
+/// What `f` returns, or the message of its panic in one line. `f` must not leave shared state inconsistent.
 pub fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

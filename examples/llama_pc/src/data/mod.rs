@@ -1,6 +1,6 @@
-//! From text on disk to batches of tokens: documents, the tokenizer that encodes them, shards of tokens, windows over these.
+//! From text on disk to batches of tokens: documents, tokenizers, shards of tokens, windows over shards.
 //!
-//! `prepare` goes all the way to shards; training and evaluation begin at windows.
+//! `prepare` turns documents into shards; training and evaluation read windows of them.
 
 mod cargo_sources;
 pub mod documents;

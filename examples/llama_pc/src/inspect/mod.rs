@@ -1,6 +1,4 @@
-//! What can be known of a configuration, a run or a device without training: plans, spectra, reports, the self-test.
-//!
-//! Measures and returns; writing to the paths that a user names is the commands' part.
+//! Analyses that do not train: `plan` of a configuration, `spectrum` and `report` of runs, `selftest` of a device.
 
 pub mod plan;
 pub mod report;

@@ -6,13 +6,13 @@ use polytape::{Gpu, Indices, Params, Tape, Tensor};
 use crate::data::windows::{Batch, Windows};
 use crate::terminal::failure::Failure;
 
-/// Loss in nats per token over a number of tokens.
+/// Mean loss in nats per token, and the number of tokens.
 pub struct Measured {
     pub loss: f64,
     pub tokens: u64,
 }
 
-/// Mean loss over up to `limit` windows from the cursor on, `batch` at a time; `seen` is told the windows done.
+/// Mean loss over up to `limit` windows from the current position, `batch` at a time; `seen` gets the number of windows done.
 pub fn mean_loss(
     llama: &Llama,
     params: &Params,
@@ -30,7 +30,7 @@ pub fn mean_loss(
         let tape = Tape::inference(params);
         losses.push((llama.loss(&tape, &inputs, &targets, seq_len)?.value().clone(), count));
         done += count;
-        // Every batch is a few numbers of memory; reading each at once would make the device wait.
+        // Losses stay on the device until the end: reading each one back would stall it.
         seen(done);
     }
     let mut sum = 0.0;
@@ -40,7 +40,7 @@ pub fn mean_loss(
     Ok(Measured { loss: sum / total as f64, tokens: total * seq_len as u64 })
 }
 
-/// A batch on the device.
+/// Uploads a batch: inputs and targets.
 pub fn upload(gpu: &Gpu, batch: &Batch) -> Result<(Indices, Indices), Failure> {
     Ok((Indices::from_slice(gpu, &batch.inputs)?, Indices::from_slice(gpu, &batch.targets)?))
 }

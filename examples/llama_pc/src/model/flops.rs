@@ -3,7 +3,7 @@
 use polytape::llama::LlamaConfig;
 
 /// Forward and backward of the model for one token: three times the forward, as a product's backward is two products of its size.
-/// The arithmetic that utilisation is counted in.
+/// The FLOPs that MFU counts.
 pub fn per_token(sizes: &LlamaConfig, seq_len: usize) -> f64 {
     let head = 2.0 * (sizes.vocab * sizes.dim) as f64;
     3.0 * (blocks_per_token(sizes) + attention_per_token(sizes, seq_len) + head)

@@ -1,7 +1,7 @@
 //! The model: made from a configuration (`engine`), read from runs and Hugging Face's folders (`import`), written for other programs
 //! (`export`).
 //!
-//! And what is asked of one: its loss (`evaluate`), text (`sampling`), arithmetic (`flops`), singular values (`spectra`).
+//! Also what is computed from it: loss (`evaluate`), text (`sampling`), FLOPs (`flops`), singular values (`spectra`).
 
 pub mod engine;
 pub mod evaluate;

@@ -1,8 +1,7 @@
 //! TensorBoard's event files: records of TFRecord, each a protobuf `Event` with scalars.
 //!
-//! A process that trains writes one file, named after the step it begins at. A resumed run first cuts what the earlier files hold
-//! beyond its checkpoint, and its own file begins with a session start, by which a TensorBoard that is already open forgets the
-//! same.
+//! A training process writes one file, named after the step it starts at. A resumed run first truncates the earlier files at its
+//! checkpoint, and its own file begins with a session start, which makes a running TensorBoard discard the same events.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -21,14 +20,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// The file of a process that goes on after `step` steps, at `time` in seconds since 1970.
+    /// The file of a process that starts after `step` steps, at `time` in seconds since 1970.
     pub fn create(run: &Path, step: u64, time: f64) -> Result<Self, Failure> {
         let path = run.join(format!("{PREFIX}{step:010}.polytape"));
         let file = File::create(&path).map_err(|error| Failure::io("create", &path, &error))?;
         let mut this = Self { path, file };
         this.append(&event(time, 0, &text(3, b"brain.Event:2")))?;
         if step > 0 {
-            // session_log { status: START }: all that was seen from this event's step on is void.
+            // session_log { status: START }: invalidates all earlier events from this step on.
             this.append(&event(time, step + 1, &text(7, &number(1, 1))))?;
         }
         Ok(this)
@@ -46,7 +45,7 @@ impl Events {
     }
 }
 
-/// Cuts every event file of a run behind its last event of at most `step` steps.
+/// Truncates every event file of a run after its last event of at most `step` steps.
 pub fn cut(run: &Path, step: u64) -> Result<(), Failure> {
     let entries = std::fs::read_dir(run).map_err(|error| Failure::io("read", run, &error))?;
     for entry in entries {
@@ -65,7 +64,7 @@ pub fn cut(run: &Path, step: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Bytes of the whole records before the first that belongs to a later step.
+/// Bytes of the complete records before the first of a later step.
 fn kept(bytes: &[u8], step: u64) -> usize {
     let mut at = 0;
     while let Some((event, length)) = next_record(&bytes[at..]) {
@@ -77,7 +76,7 @@ fn kept(bytes: &[u8], step: u64) -> usize {
     at
 }
 
-/// The event at the beginning, and the bytes of its record; `None` where the file ends or was cut.
+/// The first event, and the length of its record; `None` where the file ends or is truncated.
 fn next_record(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let length = u64::from_le_bytes(*bytes.first_chunk()?);
     let length = usize::try_from(length).ok()?;
@@ -124,7 +123,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), data, &masked(data)].concat()
 }
 
-/// TFRecord stores checksums rotated and offset, so that a checksum of checksums is no constant.
+/// TFRecord masks its checksums, because a CRC over data that contains its own CRC is degenerate.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -149,7 +148,7 @@ fn float(field: u8, value: f32) -> Vec<u8> {
     out
 }
 
-/// Seven bits a byte, the lowest first; the top bit says that more follow.
+/// Seven bits per byte, the lowest first; the top bit marks that more follow.
 fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

@@ -1,4 +1,4 @@
-//! Files and folders that are either complete or not there: what is being written has a temporary name until it is synced.
+//! Atomic writes: a file or folder has a temporary name until it is complete and synced.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,14 +9,14 @@ use serde::Deserialize;
 use super::paths;
 use crate::terminal::failure::Failure;
 
-/// A file or a folder that is being written; removed again unless it is finished.
+/// A file or folder that is being written; removed on drop unless finished.
 pub struct Partial {
     path: PathBuf,
     out: PathBuf,
 }
 
 impl Partial {
-    /// For a file at `--out`, which must not exist. Its parents are made; what an earlier, killed process left is removed.
+    /// For a file at `--out`, which must not exist. Creates its parents and removes what a killed process left.
     pub fn file(out: &Path) -> Result<Self, Failure> {
         refuse_existing("--out", out, "file")?;
         Self::at(hidden(out, "file")?, out)
@@ -51,14 +51,14 @@ impl Partial {
         &self.path
     }
 
-    /// Gives the output its final name. Files within it are synced already.
+    /// Renames the output to its final name. Files within it must be synced already.
     pub fn finish(self) -> Result<(), Failure> {
         let finish = || {
             if self.path.is_dir() {
                 sync_folder(&self.path)?;
             }
             std::fs::rename(&self.path, &self.out)?;
-            // The name is an entry of the parent: it survives a power failure only once that is on disk.
+            // The rename survives a power failure only once the parent is synced.
             self.out.parent().map_or(Ok(()), sync_folder)
         };
         finish().map_err(|error| Failure::io("finish", &self.out, &error))
@@ -67,12 +67,12 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Gone already if it was renamed; and a failure on the way out has nobody left to tell.
+        // Does nothing after a rename. Errors are ignored: the caller is already handling one.
         let _ = remove(&self.path);
     }
 }
 
-/// The temporary name beside an output.
+/// The temporary name of an output, in the same folder.
 fn hidden(out: &Path, kind: &str) -> Result<PathBuf, Failure> {
     let name = out
         .file_name()
@@ -80,20 +80,20 @@ fn hidden(out: &Path, kind: &str) -> Result<PathBuf, Failure> {
     Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy())))
 }
 
-/// Writes a file and syncs it, for a folder that is not finished yet.
+/// Writes and syncs a file.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut file = File::create(path).map_err(|error| Failure::io("create", path, &error))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| Failure::io("write", path, &error))
 }
 
-/// Writes the file of a command's output flag, which must not exist.
+/// Writes a new file atomically; one that exists is a usage error.
 pub fn create(out: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let partial = Partial::file(out)?;
     write(partial.path(), bytes)?;
     partial.finish()
 }
 
-/// Replaces a file: it is the old or the new one, whatever happens.
+/// Replaces a file atomically.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let partial = Partial::at(hidden(path, "file")?, path)?;
     write(partial.path(), bytes)?;
@@ -106,7 +106,7 @@ pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> 
     serde_json::from_str(&text).map_err(|error| Failure::other(format!("{}: {error}", path.display())))
 }
 
-/// An output that is there already is a usage error.
+/// An output that exists is a usage error.
 pub fn refuse_existing(flag: &str, out: &Path, kind: &str) -> Result<(), Failure> {
     if out.symlink_metadata().is_ok() {
         return Err(Failure::usage(format!("{flag} {}: found it exists already, expected a new {kind}", out.display())));
@@ -122,7 +122,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Makes the names in a folder survive a power failure. Only Unix lets a program ask for it.
+/// Syncs the entries of a folder, which only Unix allows.
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }

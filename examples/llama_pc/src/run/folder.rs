@@ -1,7 +1,7 @@
 //! A run's folder: `config.toml` (resolved), `metrics.jsonl`, TensorBoard's events, `tokenizer.json`, `log.txt`, `checkpoints/step-N/`
-//! and `lock`, which the process that trains holds.
+//! and `lock`, held by the training process.
 //!
-//! `config.toml` comes last, so that a folder that has one can be resumed.
+//! `config.toml` is written last, so that a folder with one can be resumed.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -17,27 +17,27 @@ use super::metrics::{self, Metrics};
 use crate::config::Config;
 use crate::terminal::failure::Failure;
 
-/// The folder of a run that this process writes.
+/// The folder of a run that this process trains.
 pub struct Run {
     path: PathBuf,
     metrics: File,
     log: File,
     events: Events,
-    /// Released when the process ends, however it does.
+    /// Released when the process ends, even if it is killed.
     _lock: File,
 }
 
-/// A run's folder that no other process writes.
+/// A run's folder, locked by this process.
 pub struct Locked {
     path: PathBuf,
     lock: File,
 }
 
-/// How long a process that was killed just now may take to be gone.
+/// How long a killed process may take to release its lock.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Locked {
-    /// Takes the folder's lock, or says that another process has it.
+    /// Takes the folder's lock; fails if another process holds it.
     pub fn new(path: &Path) -> Result<Self, Failure> {
         let file = path.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
@@ -57,7 +57,7 @@ impl Locked {
         }
     }
 
-    /// Goes on after `step` steps: cuts what the metrics and events hold beyond them.
+    /// Opens the run after `step` steps: truncates metrics and events that lie beyond.
     pub fn open(self, step: u64) -> Result<Run, Failure> {
         metrics::cut(&self.path.join("metrics.jsonl"), step)?;
         events::cut(&self.path, step)?;
@@ -78,8 +78,8 @@ fn now() -> f64 {
 }
 
 impl Run {
-    /// Makes the folder with the tokenizer, if there is one; [`Run::write_config`] completes it. A folder that exists already is a
-    /// usage error.
+    /// Creates the folder with the tokenizer, if there is one; [`Run::write_config`] completes it. An existing folder is a usage
+    /// error.
     pub fn create(path: &Path, tokenizer: Option<&Path>) -> Result<Self, Failure> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|error| Failure::io("create", parent, &error))?;
@@ -98,12 +98,12 @@ impl Run {
         locked.open(0)
     }
 
-    /// Writes the resolved configuration, whole or not at all.
+    /// Writes the resolved configuration atomically.
     pub fn write_config(&self, config: &Config) -> Result<(), Failure> {
         files::replace(&self.path.join("config.toml"), config.to_toml().as_bytes())
     }
 
-    /// Writes `profile.json`: launches and seconds by kernel, for `report`.
+    /// Writes `profile.json`: launches and seconds per kernel, for `report`.
     pub fn write_profile(&self, table: &ProfileTable) -> Result<(), Failure> {
         let kernels: BTreeMap<&str, (u64, f64)> =
             table.kernels.iter().map(|(name, time)| (*name, (time.dispatches, time.seconds))).collect();
@@ -116,14 +116,14 @@ impl Run {
         &self.path
     }
 
-    /// Appends a line to `metrics.jsonl` and an event for TensorBoard, at once, so that they survive whatever happens to the process.
+    /// Appends a line to `metrics.jsonl` and an event for TensorBoard, unbuffered, so that they survive a crash of the process.
     pub fn record(&mut self, row: &Metrics) -> Result<(), Failure> {
         let line = serde_json::to_string(row).expect("bug: metrics do not serialise");
         append(&mut self.metrics, &line, &self.path.join("metrics.jsonl"))?;
         self.events.scalars(now(), row.step, &row.scalars())
     }
 
-    /// Makes the metrics so far survive a power failure: a checkpoint is not to be newer than they are.
+    /// Syncs the metrics to disk: a checkpoint must not be newer than they are.
     pub fn sync(&self) -> Result<(), Failure> {
         let path = self.path.join("metrics.jsonl");
         self.metrics.sync_data().map_err(|error| Failure::io("write", &path, &error))

@@ -1,4 +1,4 @@
-//! What a line of metrics may hold besides the scalars of every step: condition numbers and measurements of every layer.
+//! Optional parts of a line of metrics: condition numbers and per-layer measurements.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub struct Gmcn {
 }
 
 impl Gmcn {
-    /// Its numbers under TensorBoard's tags.
+    /// Its scalars with their TensorBoard tags.
     pub fn scalars(&self) -> Vec<(String, f32)> {
         let parts = [("all", Some(self.all)), ("pc", self.pc), ("plain", self.plain)];
         parts.into_iter().filter_map(|(part, value)| Some((format!("gmcn/{part}"), value? as f32))).collect()
@@ -26,7 +26,7 @@ impl Gmcn {
 /// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Layers {
-    /// L2 norm of each parameter's gradient, before clipping; absent where none flowed.
+    /// L2 norm of each parameter's gradient, before clipping; absent where there is none.
     pub gradient_norm: BTreeMap<String, f32>,
     /// L2 norm of each parameter.
     pub weight_norm: BTreeMap<String, f32>,
@@ -43,7 +43,7 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Its numbers under TensorBoard's tags; of a γ per head, the mean.
+    /// Its scalars with their TensorBoard tags; per-head γ are averaged.
     pub fn scalars(&self) -> Vec<(String, f32)> {
         let norms = [("weight_norm", &self.weight_norm), ("gradient_norm", &self.gradient_norm)];
         let norms =

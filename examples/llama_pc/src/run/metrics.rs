@@ -13,7 +13,7 @@ use crate::terminal::format::{binary, grouped};
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Optimizer steps done, this one included.
+    /// Optimizer steps, including this one.
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
@@ -21,29 +21,29 @@ pub struct Metrics {
     pub loss: f64,
     /// Global norm of the gradient before clipping, without the loss scale. Null where the gradient overflowed.
     pub grad_norm: Option<f64>,
-    /// Learning rate that the step used.
+    /// Learning rate of the step.
     pub lr: f64,
     pub tokens_per_second: f64,
     /// Training time so far.
     pub seconds: f64,
-    /// Device memory in use at its peak.
+    /// Peak device memory.
     pub memory_bytes: u64,
-    /// Share of the adapter's peak that the model's arithmetic reached; where the user has told the peak.
+    /// Model FLOPs utilization: share of the adapter's peak; if the user gives the peak.
     #[serde(default, alias = "utilization", skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
     /// On validation steps only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
-    /// What the loss was multiplied by for the backward; where `train.precision` is below f32.
+    /// Factor of the loss in the backward pass, where `train.precision` is below f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f32>,
-    /// The step was left out: a spike, or an overflow.
+    /// The step was skipped: a spike, or an overflow.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
-    /// Steps that have been left out so far.
+    /// Steps skipped so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped_steps: u64,
-    /// On the steps of `train.log_spectrum_every` only: of the weights that the step left.
+    /// On the steps of `train.log_spectrum_every` only: of the weights after the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gmcn: Option<Gmcn>,
     /// On the steps of `train.log_layers_every` only.
@@ -56,7 +56,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Metrics {
-    /// What a progress line says of the step; `smoothed` is the loss over the last steps.
+    /// The step's progress line; `smoothed` is the loss over the last steps.
     pub fn summary(&self, smoothed: f64) -> String {
         let mut text = format!("loss {:.4} (smoothed {smoothed:.4})", self.loss);
         if let Some(val_loss) = self.val_loss {
@@ -72,7 +72,7 @@ impl Metrics {
         text + &format!("  {}", binary(self.memory_bytes))
     }
 
-    /// Its numbers under TensorBoard's tags.
+    /// Its scalars with their TensorBoard tags.
     pub fn scalars(&self) -> Vec<(String, f32)> {
         let mut scalars = vec![
             ("loss/train".to_owned(), self.loss as f32),
@@ -109,13 +109,13 @@ pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
     Ok(rows)
 }
 
-/// The losses over the steps: of training, and of the validations.
+/// (step, loss) of training and of validation.
 pub fn losses(rows: &[Metrics]) -> [Vec<(f64, f64)>; 2] {
     let val = |row: &Metrics| Some((row.step as f64, row.val_loss?));
     [rows.iter().map(|row| (row.step as f64, row.loss)).collect(), rows.iter().filter_map(val).collect()]
 }
 
-/// Cuts the metrics behind the last line of at most `step` steps. What a killed process left half-written goes, too.
+/// Truncates the metrics after the last line of at most `step` steps. A line that a killed process left incomplete is dropped, too.
 pub fn cut(path: &Path, step: u64) -> Result<(), Failure> {
     if !path.exists() {
         return Ok(());
@@ -147,7 +147,7 @@ fn not_metrics(path: &Path, line: u64, error: &serde_json::Error) -> Failure {
     Failure::other(format!("{}: line {line}: found {error}, expected a line of metrics", path.display()))
 }
 
-/// A loss that jumps less: the mean over the last logged steps, of which the newest count most.
+/// A smoothed loss: an exponential moving average over the logged steps.
 #[derive(Default)]
 pub struct Smoothed {
     seen: u64,
@@ -155,10 +155,10 @@ pub struct Smoothed {
 }
 
 impl Smoothed {
-    /// Logged steps that it remembers.
+    /// Time constant in logged steps.
     const MEMORY: u64 = 50;
 
-    /// Takes in a loss and returns the mean.
+    /// Adds a loss and returns the average.
     pub fn add(&mut self, loss: f64) -> f64 {
         self.seen += 1;
         self.mean += (loss - self.mean) / self.seen.min(Self::MEMORY) as f64;

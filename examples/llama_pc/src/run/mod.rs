@@ -1,6 +1,6 @@
 //! The folder of a run: its lock, configuration, metrics, TensorBoard events and checkpoints.
 //!
-//! Whatever the program writes whole or not at all goes through `files`.
+//! `files` has the atomic writes of the whole program.
 
 pub mod checkpoint;
 mod events;

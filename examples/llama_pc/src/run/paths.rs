@@ -1,18 +1,18 @@
-//! Where a run and its checkpoints lie, and which there are.
+//! Paths of runs and of their checkpoints.
 
 use std::path::{Path, PathBuf};
 
-/// Where the checkpoint after `step` steps lies.
+/// The folder of the checkpoint after `step` steps.
 pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
     checkpoints_folder(run).join(format!("step-{step}"))
 }
 
-/// Where a checkpoint is while it is being written or deleted.
+/// The name of a checkpoint while it is being written or deleted.
 pub fn unfinished(checkpoint: &Path) -> PathBuf {
     checkpoint.with_extension("partial")
 }
 
-/// Where a run's checkpoints lie.
+/// The folder of a run's checkpoints.
 pub fn checkpoints_folder(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
@@ -22,19 +22,19 @@ pub fn checkpoints(run: &Path) -> Vec<u64> {
     numbered(&checkpoints_folder(run), "step-")
 }
 
-/// The next free `runs/NAME-N`, NAME after the configuration's file.
+/// The next free `runs/NAME-N`, NAME being that of the configuration file.
 pub fn next_path(config: Option<&Path>) -> PathBuf {
     let name = config.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy());
     next_numbered(Path::new("runs"), &name)
 }
 
-/// `folder/NAME-N`, N one above the highest that is there.
+/// `folder/NAME-N`, with N one above the highest that exists.
 fn next_numbered(folder: &Path, name: &str) -> PathBuf {
     let next = numbered(folder, &format!("{name}-")).last().map_or(1, |highest| highest + 1);
     folder.join(format!("{name}-{next}"))
 }
 
-/// The numbers N for which the folder holds `prefixN`, ascending; none if there is no folder.
+/// The numbers N for which the folder contains `prefixN`, ascending; none if the folder does not exist.
 fn numbered(folder: &Path, prefix: &str) -> Vec<u64> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let number = |name: &str| name.strip_prefix(prefix)?.parse().ok();

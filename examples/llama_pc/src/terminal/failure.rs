@@ -1,4 +1,4 @@
-//! How the program ends when it cannot do what was asked: an exit status, one sentence, and a hint where one helps.
+//! Errors for the user: an exit status, one sentence, and perhaps a hint.
 
 use std::fmt;
 use std::path::Path;
@@ -53,7 +53,7 @@ impl From<polytape::Error> for Failure {
     }
 }
 
-/// A message may quote names out of a foreign file: what would break the line or talk to the terminal is spelled out.
+/// A message may quote names from untrusted files: control characters are escaped.
 fn one_line(message: String) -> String {
     if !message.contains(char::is_control) {
         return message;

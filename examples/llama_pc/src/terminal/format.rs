@@ -1,6 +1,6 @@
-//! Durations, bytes and counts as people read them.
+//! Durations, bytes and counts in human-readable form.
 
-/// Seconds as people say them: `48s`, `3m05s`, `2h07m`.
+/// Seconds in human-readable form: `48s`, `3m05s`, `2h07m`.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match seconds {

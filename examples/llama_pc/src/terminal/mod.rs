@@ -1,6 +1,6 @@
 //! What the user sees: results on standard output, notes and progress on standard error, failures with their exit status, pictures.
 //!
-//! The ground floor: it imports no other folder.
+//! Imports no other folder.
 
 pub mod failure;
 pub mod format;

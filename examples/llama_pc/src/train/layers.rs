@@ -1,4 +1,4 @@
-//! What `[train] log_layers_every` measures: every parameter and the residual stream, reduced on the device and read back at once.
+//! What `[train] log_layers_every` measures: every parameter and the residual stream, reduced on the device and read back together.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! What a step measures (`layers`) and why it may be skipped (`spikes`, `scaling`) stand beside the loop.
+//! What a step measures (`layers`) and why it may be skipped (`spikes`) have files of their own.
 
 mod layers;
 mod scaling;

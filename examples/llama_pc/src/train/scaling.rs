@@ -1,9 +1,9 @@
-//! What the user is told of a `[train] precision` below f32.
+//! The warning about a `[train] precision` below f32.
 
 use polytape::Precision;
 use polytape::gpu::KernelTier;
 
-/// What a user should know of a precision before a run begins with these kernels.
+/// What the user should know before a run at this precision begins with these kernels.
 pub fn warning(precision: Precision, kernels: KernelTier) -> Option<String> {
     let text =
         format!("warning: train.precision = \"{precision}\": products are rounded without matrix units, slower than at f32");

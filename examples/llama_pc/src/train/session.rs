@@ -1,4 +1,4 @@
-//! The loop: steps, what is measured of them, and when the run is saved.
+//! The training loop: steps, metrics, checkpoints.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
 use crate::terminal::{output, picture};
 
-/// What a session begins with: a fresh run's, or what a checkpoint gave back.
+/// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
     pub gpu: Gpu,
     pub llama: Llama,
@@ -40,7 +40,7 @@ pub struct Start {
     pub peak_tflops: Option<f64>,
 }
 
-/// A run while this process trains it.
+/// A run in training.
 pub struct Session {
     config: Config,
     gpu: Gpu,
@@ -53,7 +53,7 @@ pub struct Session {
     state: State,
     writer: Writer,
     smoothed: Smoothed,
-    /// Share of the adapter's peak per token a second, where the user has told the peak.
+    /// MFU at one token per second, if the user gives the peak.
     mfu_per_speed: Option<f64>,
     stop: Arc<AtomicBool>,
     clock: Clock,
@@ -62,7 +62,7 @@ pub struct Session {
 /// Training time, and when metrics were last written.
 struct Clock {
     started: Instant,
-    /// Training time of the processes before this one.
+    /// Training time of earlier processes.
     earlier: Duration,
     last: (Instant, u64),
 }
@@ -78,7 +78,7 @@ impl Clock {
     }
 }
 
-/// A step's measurements, on the device unless something had to look at them already.
+/// A step's measurements, left on the device unless already read.
 struct Done {
     outcome: StepOutcome,
     /// Loss and gradient norm.
@@ -87,7 +87,7 @@ struct Done {
     skipped: Option<Skipped>,
 }
 
-/// Why a step was left out.
+/// Why a step was skipped.
 #[derive(Clone, Copy, PartialEq)]
 enum Skipped {
     Spike,
@@ -136,7 +136,7 @@ impl Session {
         self.run.write_config(&self.config)
     }
 
-    /// Says what is about to be trained.
+    /// Announces the run.
     pub fn announce(&mut self) -> Result<(), Failure> {
         let adapter = self.gpu.adapter();
         let resumed = match self.writer.newest() {
@@ -161,7 +161,7 @@ impl Session {
         Ok(())
     }
 
-    /// All steps, until the last or until the user interrupts.
+    /// Runs all remaining steps, or until the user interrupts.
     pub fn train(&mut self) -> Result<(), Failure> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("train", self.state.step, steps);
@@ -178,7 +178,7 @@ impl Session {
                 progress.set(self.state.step, &row.summary(smoothed));
                 self.report(&row, &progress)?;
             } else if checkpoint {
-                // What is not finite must not be saved.
+                // Non-finite weights must not be saved.
                 self.check_finite(&mut done)?;
             }
             if checkpoint && self.state.step < steps {
@@ -190,7 +190,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether something happens after the step that was just done: at every so many, and after the last.
+    /// Whether something with this interval is due after the current step; it always is after the last.
     fn is_due(&self, every: u64) -> bool {
         every > 0 && (self.state.step == self.config.train.steps || self.state.step.is_multiple_of(every))
     }
@@ -278,7 +278,7 @@ impl Session {
         Ok(row)
     }
 
-    /// What deserves a line of its own.
+    /// Prints and logs skipped steps and validations.
     fn report(&mut self, row: &Metrics, progress: &Progress) -> Result<(), Failure> {
         let step = row.step;
         let reason = match row.grad_norm {
@@ -336,7 +336,7 @@ impl Session {
         due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
     }
 
-    /// Saves the run as it is now, unless that has been done; the disk's part goes on while training does.
+    /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.
     pub fn save(&mut self) -> Result<(), Failure> {
         if self.writer.newest() == Some(self.state.step) {
             return Ok(());
@@ -346,7 +346,7 @@ impl Session {
         self.writer.save(&self.trainer.params, self.trainer.optimizer.as_ref(), &self.state)
     }
 
-    /// The last checkpoint, the picture, and a word about both.
+    /// Writes the last checkpoint and the loss curve, and prints a summary.
     pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
         self.writer.wait()?;

@@ -33,7 +33,7 @@ pub struct Request {
 pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Session, Failure> {
     let Request { mut config, out, init, peak_tflops } = request;
     let data = PathBuf::from(&config.data.train);
-    // Before the vocabulary is asked for: without data there is no tokenizer beside it either.
+    // Before the vocabulary is resolved: without the data, its tokenizer is missing, too.
     std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
     let tokenizer = tokenizer_of(&data);
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
@@ -49,14 +49,14 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     let start = Start { gpu, llama, trainer, windows, validation, run, state, newest: None, peak_tflops };
     let mut session = Session::new(config, start)?;
     if init.is_some() {
-        // The seed does not give these weights again.
+        // Unlike initial weights, these cannot be redrawn from the seed.
         session.save()?;
     }
     session.write_config()?;
     Ok(session)
 }
 
-/// Goes on from the newest checkpoint or, if the run was killed before it had one, from its beginning.
+/// Resumes from the newest checkpoint or, if the run was killed before it had one, from its beginning.
 pub fn resume(
     path: &Path,
     settings: &[String],
@@ -97,7 +97,7 @@ fn first_state(config: &Config, windows: &Windows) -> Result<State, Failure> {
     Ok(State { windows: windows.count(), data: windows.fingerprint()?, seed: config.seed, ..State::default() })
 }
 
-/// Whether a state fits the configuration and the data, whose own first state is `first`: then the run can go on to the token.
+/// Whether a state matches the configuration and the data, whose initial state is `first`: the run then resumes bit for bit.
 fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Failure> {
     if config.train.steps < state.step {
         let (found, done) = (config.train.steps, state.step);

@@ -1,5 +1,5 @@
-//! Floating-point operations, a multiplication and an addition counted as two, of the matrix products that make up a step.
-//! Elementwise work is left out: it takes time by the bytes it moves.
+//! FLOPs of the matrix products of a step; a multiply-add counts as two. Elementwise work is left out: it is bound by memory
+//! bandwidth.
 
 use polytape::Role;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::model::{Model, PcLayer};
 use crate::model::flops::{attention_per_token, blocks_per_token, per_token};
 
-/// Operations of an optimizer step, by what they are for.
+/// FLOPs of an optimizer step, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StepFlops {
     /// Forward and backward of the model over all tokens.
@@ -34,7 +34,7 @@ impl StepFlops {
         }
     }
 
-    /// All together.
+    /// The sum.
     pub fn total(&self) -> f64 {
         self.model + self.recomputation + self.pc + self.optimizer
     }
@@ -56,7 +56,7 @@ fn pc_layer(layer: &PcLayer, degree: usize, power_iterations: usize) -> f64 {
     layer.heads as f64 * (2.0 * evaluation + 4.0 * applied + 2.0 * backward * cube + iteration)
 }
 
-/// Products that the polynomial takes forward, and its derivative; see `polytape::spectral`: a square of a square from degree 4 on,
+/// Matrix products of the polynomial and of its derivative; see `polytape::spectral`: a square of a square from degree 4 on,
 /// a quadratic below, and one and two more for each of Horner's steps.
 fn products(degree: usize) -> [usize; 2] {
     match degree {

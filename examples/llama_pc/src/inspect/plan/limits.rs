@@ -9,7 +9,7 @@ use super::model::Model;
 /// What there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of device memory; `None` where nobody knows.
+    /// Bytes of device memory; `None` where unknown.
     pub memory: Option<u64>,
     /// Bytes of the largest buffer; `None` without an adapter.
     pub buffer: Option<u64>,
@@ -29,7 +29,7 @@ pub struct Advice {
 const MOST_SEQUENCES: usize = 1 << 20;
 
 impl Limits {
-    /// What the user gives counts; else a software adapter has the computer's memory, and of a GPU's nothing is known.
+    /// Device memory is what the user gives; else a software adapter has the system's, and a GPU's is unknown.
     pub fn new(given: Option<u64>, gpu: Option<&Gpu>) -> Self {
         let software = gpu.is_some_and(|gpu| gpu.adapter().is_software());
         Self {

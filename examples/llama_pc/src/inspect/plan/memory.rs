@@ -1,4 +1,4 @@
-//! Device memory of a step, by plain formulas over the buffers that live at each of its moments.
+//! Device memory of a step: plain formulas for the buffers that are live at each of its phases.
 //!
 //! T is the tokens of a micro-batch, d the width, k that of keys and values, h that of the feed-forward block, V the vocabulary.
 //! A block keeps for its backward, per token: its input, the two norms' outputs, q, the attention's output and the stream after it
@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use super::model::Model;
 
-/// Bytes that live at one moment of a step.
+/// Live bytes in one phase of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Moment {
-    /// What the step does at that moment.
+    /// The phase.
     pub name: &'static str,
     /// Parameters with u, v and γ, and the table of rotary angles.
     pub parameters: u64,
@@ -53,7 +53,7 @@ pub fn largest_buffer(model: &Model) -> (String, u64) {
     parameters.chain([logits, stream, inner]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
 }
 
-/// Bytes of a buffer of so many float32.
+/// Bytes of a float32 buffer.
 fn bytes(elements: usize) -> u64 {
     (4 * elements as u64).next_multiple_of(GRANULE)
 }

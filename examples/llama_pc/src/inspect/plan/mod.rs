@@ -1,4 +1,4 @@
-//! `plan`: what a configuration needs, before it runs. `memory` and `flops` hold the formulas.
+//! What a configuration needs, before it runs. `memory` and `flops` hold the formulas.
 
 mod flops;
 mod limits;
@@ -21,7 +21,7 @@ use model::Model;
 /// The plan; what `--json` prints.
 #[derive(Serialize)]
 pub struct Report {
-    /// Sizes of the model and of a step, in words.
+    /// Summary of the model and of a step.
     model: String,
     /// `train.precision`.
     precision: String,
@@ -29,28 +29,28 @@ pub struct Report {
     /// Without the embedding and the head.
     non_embedding_parameters: usize,
     tokens_per_step: usize,
-    /// Bytes at the moment of a step that needs most.
+    /// Bytes at the peak of a step.
     memory: Moment,
     memory_bytes: u64,
     largest_buffer: LargestBuffer,
     /// Forward and backward of the model.
     flops_per_token: f64,
     flops_per_step: StepFlops,
-    /// Of a step's operations, those of the PC layers.
+    /// The PC layers' share of a step's FLOPs.
     pc_share: f64,
-    /// Absent where there is no adapter.
+    /// Absent without an adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<Adapter>,
-    /// Bytes of device memory; absent where nobody knows.
+    /// Bytes of device memory; absent where unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_limit: Option<u64>,
-    /// Absent where the memory is not known and nothing else stands against it.
+    /// Absent if the memory is unknown and no other limit is exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     fits: Option<bool>,
-    /// 0 if not even one sequence fits; absent where the memory is not known.
+    /// 0 if not even one sequence fits; absent if the memory is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     largest_batch_size: Option<usize>,
-    /// What would fit, if the plan does not.
+    /// Configurations that fit, if the plan does not.
     advice: Vec<Advice>,
 }
 
@@ -69,8 +69,7 @@ struct Adapter {
 }
 
 impl Report {
-    /// Of a configuration whose vocabulary is resolved, for so many bytes of device memory, where the user gives them, and a device,
-    /// where there is one.
+    /// Of a configuration whose vocabulary is resolved; `device_memory` is in bytes, if the user gives it.
     pub fn new(config: &Config, device_memory: Option<u64>, gpu: Option<&Gpu>) -> Result<Self, Failure> {
         let (model, limits) = (&Model::new(config)?, Limits::new(device_memory, gpu));
         let memory = memory::peak(model);
@@ -102,12 +101,12 @@ impl Report {
         })
     }
 
-    /// One JSON object.
+    /// As one JSON object.
     pub fn json(&self) -> String {
         serde_json::to_string(self).expect("bug: the plan does not serialise") + "\n"
     }
 
-    /// For people.
+    /// As human-readable text.
     pub fn text(&self) -> String {
         let (all, rest) = (grouped(self.parameters as u64), grouped(self.non_embedding_parameters as u64));
         let mut lines = vec![format!("model              {}", self.model)];
@@ -136,7 +135,7 @@ impl Report {
         lines.join("\n") + "\n"
     }
 
-    /// The arithmetic of the model's products.
+    /// The precision of the model's matrix products.
     fn products(&self) -> String {
         let has_units = self.adapter.as_ref().map(|adapter| adapter.kernels == KernelTier::Matrix.to_string());
         let how = match (self.precision.as_str(), has_units) {
@@ -209,7 +208,7 @@ impl Report {
     }
 }
 
-/// Operations with a decimal prefix: `5.92 TFLOP`.
+/// FLOPs with a decimal prefix: `5.92 TFLOP`.
 fn decimal(operations: f64) -> String {
     let prefixes = ["", "k", "M", "G", "T", "P", "E"];
     let (mut size, mut prefix) = (operations, 0);

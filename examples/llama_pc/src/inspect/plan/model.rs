@@ -1,4 +1,4 @@
-//! What the estimates start from: the shapes of a configuration's parameters and PC layers, and the sizes of a step.
+//! The input of the estimates: shapes of parameters and PC layers, and the sizes of a step.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl PcLayer {
 /// Newton–Schulz steps of Muon; `None` for AdamW.
 pub type MuonSteps = Option<usize>;
 
-/// A configuration in numbers.
+/// The sizes of a configuration.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub sizes: LlamaConfig,
@@ -91,13 +91,13 @@ impl Model {
         self.batch * self.seq_len
     }
 
-    /// Trained values, γ included.
+    /// Trainable parameters, including γ.
     pub fn trainable(&self) -> usize {
         let gammas: usize = if self.learnable_gamma { self.pc.iter().map(|layer| layer.heads).sum() } else { 0 };
         self.parameters.iter().map(ParameterShape::numel).sum::<usize>() + gammas
     }
 
-    /// Trained values outside of the embedding and the head.
+    /// Trainable parameters without the embedding and the head.
     pub fn non_embedding(&self) -> usize {
         let tables = self.parameters.iter().filter(|parameter| matches!(parameter.role, Role::Embedding | Role::Head));
         self.trainable() - tables.map(ParameterShape::numel).sum::<usize>()

@@ -21,7 +21,7 @@ pub struct Point {
 }
 
 impl Point {
-    /// Of a line of metrics that has all of it.
+    /// From a line of metrics; `None` if a key is missing.
     pub fn of(row: &Value) -> Option<Self> {
         let number = |key: &str| row[key].as_f64();
         Some(Self {
@@ -37,7 +37,7 @@ impl Point {
     }
 }
 
-/// Joins every `group` neighbours into their mean, at the place of the last of them.
+/// Averages every `group` neighboring points, at the position of the last one.
 pub fn thinned(points: &[Point], group: usize) -> Vec<Point> {
     let join = |part: &[Point]| {
         let mean = |value: fn(&Point) -> f64| part.iter().map(value).sum::<f64>() / part.len() as f64;
@@ -54,8 +54,8 @@ pub fn thinned(points: &[Point], group: usize) -> Vec<Point> {
     points.chunks(group).map(join).collect()
 }
 
-/// The mean loss over about a fiftieth of the points, as many before as after each, so that a steep beginning is not smeared; at the
-/// end over those that there are, so that the final value is a mean, too.
+/// A centered moving average over about 2 % of the points, symmetric at the beginning, where the loss is steep; truncated at the end,
+/// so that the final value is an average, too.
 pub fn smoothed(points: &[Point]) -> Vec<f64> {
     let last = points.len().saturating_sub(1);
     let mean = |i: usize| {
@@ -71,9 +71,9 @@ pub fn smoothed(points: &[Point]) -> Vec<f64> {
 pub struct Reach {
     /// The other's final loss.
     pub loss: f64,
-    /// Tokens at which the run's curve first is as low, between two points on a straight line; absent if it never is.
+    /// Tokens at which the run's curve first reaches it, by linear interpolation; absent if it never does.
     pub tokens: Option<f64>,
-    /// Tokens that the other needed for it.
+    /// Tokens that the other needed.
     pub other_tokens: u64,
     /// Whether both curves are validation losses; smoothed training losses otherwise.
     pub is_validation: bool,

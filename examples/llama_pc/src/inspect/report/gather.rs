@@ -1,4 +1,4 @@
-//! What a page shows of a run, read from its folder: metrics, configuration, γ of the checkpoints, spectra.
+//! Reads what a report shows from a run's folder: metrics, configuration, γ of the checkpoints, spectra.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::run::{checkpoint, files, paths};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
-/// Points of a curve at most: more than any screen is wide.
+/// Maximum points of a curve: more than the width of any screen.
 const POINTS: usize = 1500;
 
 /// One run.
@@ -27,13 +27,13 @@ pub struct RunData {
     pub name: String,
     #[serde(skip)]
     pub path: PathBuf,
-    /// Every logged step, or means over neighbours where there are very many.
+    /// Every logged step, or means over neighboring steps if there are very many.
     pub train: Vec<Point>,
-    /// The training loss, smoothed, at the places of `train`.
+    /// The smoothed training loss at the points of `train`.
     pub smoothed: Vec<f64>,
     /// The steps with a validation.
     pub validation: Vec<Point>,
-    /// Steps between two points of `train`, where neighbours were joined.
+    /// Logged steps per point of `train`.
     pub joined: usize,
     pub peak_memory_bytes: u64,
     /// γ of each PC layer over the steps.
@@ -41,11 +41,11 @@ pub struct RunData {
     pub condition: Vec<Condition>,
     pub spectra: Vec<MatrixSpectra>,
     pub kernels: Vec<KernelTime>,
-    /// Every key with its value as TOML writes it.
+    /// Every configuration key with its value in TOML.
     pub config: BTreeMap<String, String>,
 }
 
-/// γ of a matrix; of one per head, the mean.
+/// γ of a matrix; per-head γ are averaged.
 #[derive(Serialize)]
 pub struct Gamma {
     pub layer: usize,
@@ -60,7 +60,7 @@ pub struct Condition {
     pub step: u64,
     #[serde(flatten)]
     pub gmcn: Gmcn,
-    /// Without the polynomial; known of checkpoints only.
+    /// Of the raw weights; known for checkpoints only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raw: Option<f64>,
 }
@@ -86,7 +86,7 @@ pub struct KernelTime {
     pub seconds: f64,
 }
 
-/// All but the spectra.
+/// Everything but the spectra.
 pub fn gather(path: &Path) -> Result<RunData, Failure> {
     let config = Config::load(Some(&path.join("config.toml")), &[])?;
     let rows = rows(&path.join("metrics.jsonl"))?;
@@ -113,7 +113,7 @@ pub fn gather(path: &Path) -> Result<RunData, Failure> {
     Ok(data)
 }
 
-/// The lines of metrics, whatever else they hold.
+/// The lines of metrics.
 fn rows(path: &Path) -> Result<Vec<Value>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
     let line = |(number, line): (usize, &str)| {
@@ -201,7 +201,7 @@ fn conditions_of_metrics(rows: &[Value]) -> Vec<Condition> {
     rows.iter().filter_map(condition).collect()
 }
 
-/// `profile.json`, which `train --profile` leaves; nothing if it did not.
+/// `profile.json`, written by `train --profile`; empty if it does not exist.
 fn kernels(path: &Path) -> Result<Vec<KernelTime>, Failure> {
     let path = path.join("profile.json");
     if !path.is_file() {
@@ -214,7 +214,7 @@ fn kernels(path: &Path) -> Result<Vec<KernelTime>, Failure> {
     Ok(list)
 }
 
-/// Adds the spectra of the newest checkpoint and the condition numbers of all. The device is opened by `open` if there is any.
+/// Adds the spectra of the newest checkpoint and the condition numbers of all. Opens the device only if there are checkpoints.
 pub fn with_spectra(mut runs: Vec<RunData>, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Vec<RunData>, Failure> {
     if runs.iter().all(|run| paths::checkpoints(&run.path).is_empty()) {
         return Ok(runs);

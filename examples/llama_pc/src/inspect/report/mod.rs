@@ -11,16 +11,16 @@ const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPTS: [&str; 3] = [include_str!("chart.js"), include_str!("sections.js"), include_str!("page.js")];
 
-/// What the page shows.
+/// The page's data.
 #[derive(Serialize)]
 struct Data {
     program: String,
     runs: Vec<RunData>,
-    /// For each run, for each other: what the first needs to reach the final loss of the second.
+    /// For each pair of runs: what the first needs to reach the final loss of the second.
     reach: Vec<Vec<Option<curves::Reach>>>,
 }
 
-/// The page about runs.
+/// The page, with everything it needs inline.
 pub fn page(runs: Vec<RunData>) -> String {
     let reach = runs.iter().map(|run| runs.iter().map(|other| curves::reach(run, other)).collect()).collect();
     filled(&Data { program: format!("llama_pc {}", env!("CARGO_PKG_VERSION")), runs, reach })
@@ -28,10 +28,10 @@ pub fn page(runs: Vec<RunData>) -> String {
 
 fn filled(data: &Data) -> String {
     let json = serde_json::to_string(data).expect("bug: the report does not serialise");
-    // Inside a script only "</" and "<!--" could end or comment out what follows; \u003c is the same character to JSON.
+    // In a script only "</" and "<!--" are special; \u003c is the same character in JSON.
     let json = json.replace('<', "\\u003c");
     let mut page = PAGE.replace("/*style*/", STYLE).replace("/*script*/", &SCRIPTS.concat());
-    // Last, so that no run's name is taken for a place to fill.
+    // Last, so that a run's name is never taken for a placeholder.
     let place = page.find("/*data*/").expect("bug: the page has no place for its data");
     page.replace_range(place..place + "/*data*/".len(), &json);
     page
@@ -48,7 +48,7 @@ mod tests {
         let page = filled(&Data { program: "p".into(), runs: vec![run], reach: vec![vec![None]] });
         for foreign in ["http://", "https://", "<link", "src=", "@import", "url("] {
             let found = page.matches(foreign).count();
-            // The one address is the name of SVG's vocabulary, which nobody fetches.
+            // The only URL is SVG's namespace, which is never fetched.
             let allowed = page.matches("http://www.w3.org/2000/svg").count() * usize::from(foreign == "http://");
             assert_eq!(found, allowed, "{foreign}");
         }

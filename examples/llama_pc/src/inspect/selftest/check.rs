@@ -15,12 +15,12 @@ pub const HEADING: &str =
 pub struct Line {
     operation: String,
     shape: String,
-    /// The part that comes nearest to its tolerance or exceeds it by most: its error and tolerance; or why there is none.
+    /// Error and tolerance of the part with the largest ratio of the two; or why there is none.
     worst: std::result::Result<(f64, f64), String>,
 }
 
 impl Line {
-    /// From what ran, or could not.
+    /// From the parts, or the error of running it.
     pub fn new(operation: impl Into<String>, shape: impl Into<String>, outcome: Result<Vec<Part>>) -> Self {
         let ratio = |(error, limit): (f64, f64)| if error == 0.0 { 0.0 } else { error / limit };
         let worst = match outcome {
@@ -33,7 +33,7 @@ impl Line {
         Self { operation: operation.into(), shape: shape.into(), worst }
     }
 
-    /// Whether every part was within its tolerance. A NaN is not.
+    /// Whether every part is within its tolerance; NaN is not.
     pub fn passed(&self) -> bool {
         self.worst.as_ref().is_ok_and(|(error, limit)| error <= limit)
     }
@@ -52,7 +52,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// A result of an operation: its error relative to the scale of what is wanted, and what it may be.
+/// A result of an operation: its error relative to the scale of the expected values, and the tolerance.
 pub struct Part {
     error: f64,
     tolerance: Tolerance,
@@ -64,15 +64,15 @@ impl Part {
         Ok(Self::of_values(&found.to_vec()?, wanted, tolerance))
     }
 
-    /// Of values that are read already; another number of them than wanted is an infinite error.
+    /// Of values on the host; a wrong number of them is an infinite error.
     pub fn of_values(found: &[f32], wanted: &Array, tolerance: Tolerance) -> Self {
         let error = if found.len() == wanted.len() { worst_error(found, wanted) } else { f64::INFINITY };
         Self { error, tolerance }
     }
 }
 
-/// Runs an operation on `inputs`, then walks back from a random gradient of its value; `forward` and `vjp` are the reference. The
-/// tolerances are the value's and then one per gradient; the last stands for those that are not given.
+/// Runs an operation forward on `inputs` and backward from a random cotangent; `forward` and `vjp` are the reference. The
+/// tolerances are the value's and then one per gradient; the last applies to those not given.
 pub fn differentiable<const N: usize>(
     gpu: &Gpu,
     operation: &str,
@@ -123,7 +123,7 @@ pub fn upload(gpu: &Gpu, array: &Array) -> Result<Tensor> {
     Tensor::from_slice(gpu, &array.to_f32(), &array.shape)
 }
 
-/// What an array is after its way to the device.
+/// The array rounded to float32.
 pub fn rounded(array: &Array) -> Array {
     array.map(|value| f64::from(value as f32))
 }

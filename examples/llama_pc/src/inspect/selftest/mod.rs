@@ -1,4 +1,4 @@
-//! `selftest`: every kernel that an adapter can run against the float64 reference, as a table to be pasted into a bug report.
+//! Checks every kernel that an adapter can run against the float64 reference and prints a table for bug reports.
 
 mod check;
 mod model;

@@ -1,4 +1,4 @@
-//! A small Llama: the loss of a batch, and every path by which its logits can be had.
+//! A small Llama: the loss of a batch, and its logits by every path.
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::spectral::{PcConfig, Preconditioner};
@@ -8,7 +8,7 @@ use polytape_reference::tolerance::Tolerance;
 
 use super::check::{Line, Part};
 
-/// Two blocks of attention, norms and SwiGLU, each off by some roundings of sums of at most 100 terms.
+/// Two blocks of attention, norms and SwiGLU, each with the rounding errors of sums of at most 100 terms.
 const MODEL: Tolerance = Tolerance { relative: 2e-5, reason: "errors of all layers, relative to the rms of the result" };
 
 const TOKENS: usize = 37;
@@ -37,7 +37,7 @@ fn at_once(model: &Llama, params: &Params) -> Result<Array> {
     Ok(Array::from_f32(logits.shape(), &logits.value().to_vec()?))
 }
 
-/// A prompt of 20 tokens in one go, then token by token.
+/// A prompt of 20 tokens at once, then token by token.
 fn cached(gpu: &Gpu) -> Result<Vec<Part>> {
     let (model, params) = Llama::init(gpu, config(), 9)?;
     let (wanted, tokens, mut cache) = (at_once(&model, &params)?, tokens(), model.cache());
@@ -52,7 +52,7 @@ fn cached(gpu: &Gpu) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// PC layers taken in by the weights, against PC layers computed beside them.
+/// Merged PC layers against separate ones.
 fn merged(gpu: &Gpu) -> Result<Vec<Part>> {
     let (model, mut params) = Llama::init(gpu, config(), 9)?;
     let matrices: Vec<_> = params.iter().filter(|(_, param)| param.role == Role::Matrix).map(|(id, _)| (id, 1)).collect();

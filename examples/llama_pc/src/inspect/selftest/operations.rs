@@ -1,4 +1,4 @@
-//! The differentiable operations. Sizes go over a tile and over a workgroup, once in whole vectors of four and once not.
+//! The differentiable operations. Sizes exceed a tile and a workgroup, once a multiple of four and once not.
 
 use polytape::{AttentionShape, Factor, Gemm, Gpu, Indices, Matrix, Precision, Result, RotaryTable, Var};
 use polytape_reference::Array;
@@ -221,7 +221,7 @@ fn activations(gpu: &Gpu) -> Vec<Line> {
     ];
     let line = |(name, record, forward, vjp, tolerance): Unary| {
         let [x] = random_arrays(31, [&[37, 101]]);
-        // The logarithm wants positive numbers, and all of them stay where the tolerance holds.
+        // log needs positive inputs; all inputs stay in the range that the tolerance covers.
         let x = x.map(|value| if name == "log" { value.abs() + 0.1 } else { value.clamp(-5.0, 5.0) });
         let (forward, vjp) = (|x: &[Array]| forward(&x[0]), |x: &[Array], dy: &Array| vjp(&x[0], dy));
         differentiable(gpu, name, [x], |x| record(&x[0]), forward, vjp, &[tolerance])

@@ -20,7 +20,7 @@ pub fn lines(gpu: &Gpu) -> Vec<Line> {
     vec![
         Line::new("AdamW, 3 steps", shape(vector), adam(gpu, vector, Role::Vector, false)),
         Line::new("AdamW, 3 steps", shape(matrix), adam(gpu, matrix, Role::Matrix, false)),
-        Line::new("Adam beside Muon, 3 steps", shape(matrix), adam(gpu, matrix, Role::Embedding, true)),
+        Line::new("auxiliary Adam of Muon, 3 steps", shape(matrix), adam(gpu, matrix, Role::Embedding, true)),
         Line::new("Muon, 3 steps", shape(matrix), muon(gpu, [65, 132])),
         Line::new("Muon, 3 steps", shape(&[132, 65]), muon(gpu, [132, 65])),
         Line::new("clipping to a norm", "3 tensors", clip(gpu)),
@@ -31,7 +31,7 @@ fn random(sizes: &[usize], seed: u64) -> Array {
     rounded(&Array::random(sizes, &mut seeded(seed)))
 }
 
-/// The parameter after some steps, `reference` being told every gradient.
+/// The parameter after each step; `reference` takes the same step with the same gradient.
 fn follow(
     gpu: &Gpu,
     role: Role,
@@ -55,14 +55,14 @@ fn follow(
     Ok(parts)
 }
 
-fn adam(gpu: &Gpu, sizes: &[usize], role: Role, beside_muon: bool) -> Result<Vec<Part>> {
+fn adam(gpu: &Gpu, sizes: &[usize], role: Role, is_auxiliary: bool) -> Result<Vec<Part>> {
     let settings = AdamConfig { weight_decay: DECAY, ..Default::default() };
-    let optimizer: Box<dyn Optimizer> = match beside_muon {
+    let optimizer: Box<dyn Optimizer> = match is_auxiliary {
         true => Box::new(Muon::new(MuonConfig { adam: settings, ..Default::default() })),
         false => Box::new(AdamW::new(settings)),
     };
     let mut moments = Moments::zeros(sizes);
-    let rule = if beside_muon { auxiliary_adam } else { adamw };
+    let rule = if is_auxiliary { auxiliary_adam } else { adamw };
     let step = |w: &mut Array, g: &Array| rule(w, g, &mut moments, Adam::default(), f64::from(RATE), DECAY);
     follow(gpu, role, random(sizes, 80), optimizer, step, ELEMENTWISE)
 }

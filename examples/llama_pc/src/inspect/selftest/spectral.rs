@@ -26,7 +26,7 @@ pub fn lines(gpu: &Gpu) -> Vec<Line> {
     lines
 }
 
-/// A PC layer on both sides; u and v as after a refresh, in float32.
+/// A PC layer on the device and in the reference; u and v as after a refresh, in float32.
 struct Layer {
     w: Array,
     vectors: PowerVectors,
@@ -75,7 +75,7 @@ fn pc_layer(gpu: &Gpu, sizes: [usize; 2], level: usize) -> Result<Vec<Part>> {
     let gradients = preconditioner.backward(params, &effective, gradients)?;
     let limit = tolerance::pc(&pc.coefficients, sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
     let gradient = |id| gradients.get(id).ok_or_else(|| polytape::Error::Value("no gradient flows".into()));
-    // dγ is a sum over the matrix that cancels: it is held against what it would be with random signs.
+    // dγ is a sum over the matrix that cancels: it is compared relative to its magnitude with random signs.
     let scale = dy.norm() * wanted.norm() / f64::from(GAMMA) / (w.len() as f64).sqrt();
     let found_dgamma = f64::from(gradient(gamma)?.item()?);
     let shifted = Array::scalar(dgamma.data[0].abs().max(scale));
@@ -87,8 +87,7 @@ fn pc_layer(gpu: &Gpu, sizes: [usize; 2], level: usize) -> Result<Vec<Part>> {
     ])
 }
 
-/// One iteration from random vectors: nothing has converged that could hide an error. Then the default ten on the device, which must
-/// find what ten on the host find.
+/// One iteration from random vectors, where no convergence can hide an error.
 fn power_iteration(gpu: &Gpu, sizes: [usize; 2]) -> Result<Vec<Part>> {
     let mut layer = Layer::new(gpu, sizes, 2, 0)?;
     layer.preconditioner.refresh(&mut layer.params)?;

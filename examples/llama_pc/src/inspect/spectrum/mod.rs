@@ -27,7 +27,7 @@ pub fn of_run(gpu: &Gpu, path: &Path) -> Result<RunSpectra, Failure> {
     Ok(RunSpectra { run: path.display().to_string(), checkpoints })
 }
 
-/// The checkpoint of a run after so many steps, or an exported folder.
+/// The checkpoint of a run after `step` steps, or an exported folder.
 pub fn of_checkpoint(gpu: &Gpu, path: &Path, step: Option<u64>) -> Result<Spectra, Failure> {
     let (config, folder) = describe_at(path, step)?;
     let total = (names::MATRICES.len() * config.model.layers) as u64;

@@ -72,7 +72,7 @@ fn panels(run: &RunSpectra, curve: &Curve, area: &Area<'_>) -> Drawn {
     }
     let step = newest.step.map_or(String::new(), |step| format!(", step {step}"));
     area.draw_text(&format!("{}{step}: {} of σ/σ₁, a line per block", run.run, curve.file), &text(18), (16, 12))?;
-    let legend = [(RUNS[0], "the weights as they are trained"), (ORANGE, "after the polynomial")];
+    let legend = [(RUNS[0], "raw weights"), (ORANGE, "after the polynomial")];
     for (row, (color, label)) in (0..).zip(legend) {
         let y = 20 + 16 * row;
         area.draw(&PathElement::new([(880, y), (904, y)], color.stroke_width(2)))?;

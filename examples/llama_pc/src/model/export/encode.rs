@@ -23,7 +23,7 @@ pub const BLOCK: usize = 32;
 const F16_LIMIT: f32 = 65_520.0;
 
 impl Dtype {
-    /// Bytes of so many values; whole blocks for [`Dtype::Q8_0`].
+    /// Bytes that `values` take; whole blocks for [`Dtype::Q8_0`].
     pub fn bytes(self, values: usize) -> u64 {
         let values = values as u64;
         match self {

@@ -1,4 +1,4 @@
-//! A GGUF file, version 3, that llama.cpp loads: a header, metadata, a table of tensors, then their data, each aligned to 32 bytes.
+//! A GGUF file, version 3, for llama.cpp: a header, metadata, a table of tensors, then their data, each aligned to 32 bytes.
 //! Integers are little-endian; a string is its length in 64 bits and its UTF-8; a shape begins with the fastest dimension.
 
 use std::fs::File;
@@ -31,7 +31,7 @@ pub enum Value {
 /// Keys with their values, in the order of the file.
 pub type Metadata = Vec<(&'static str, Value)>;
 
-/// Writes the file at `out`, whole or not at all.
+/// Writes the file to `out` atomically.
 pub fn write(model: &Merged, dtype: Dtype, out: &Path) -> Result<(), Failure> {
     let mut metadata = architecture(model, dtype);
     metadata.extend(gguf_tokenizer::metadata(model)?);
@@ -63,7 +63,7 @@ fn padding(bytes: u64) -> usize {
 fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
     let sizes = &model.sizes;
     let number = |value: usize| Value::U32(value as u32);
-    // The number that llama.cpp gives a file whose matrices are mostly of this type.
+    // llama.cpp's number for a file of mostly this type.
     let file_type = match dtype {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
@@ -123,7 +123,7 @@ impl Entry {
         self.dtype.bytes(self.tensor.numel())
     }
 
-    /// Hands over the values as they stand in the file, some at a time.
+    /// Passes the encoded values to `take` piece by piece.
     fn encode(&self, model: &Merged, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
         let rotated = [(names::Q, model.sizes.heads), (names::K, model.sizes.kv_heads)];
         let part = names::layer_and_part(names::stem(&self.tensor.name)).map(|(_, part)| part);
@@ -137,8 +137,8 @@ impl Entry {
     }
 }
 
-/// Rows of every head from half-split order, where row i turns with row i + head_dim/2, to the order of llama.cpp, where row 2i turns
-/// with row 2i + 1.
+/// Permutes the rows of every head from rotary's half-split order, where rows i and i + head_dim/2 form a pair, to llama.cpp's
+/// interleaved order, where rows 2i and 2i + 1 do.
 fn adjacent_pairs(values: &[f32], heads: usize, head_dim: usize) -> Vec<f32> {
     let columns = values.len() / (heads * head_dim);
     let row = |head: usize, at: usize| {
@@ -148,7 +148,7 @@ fn adjacent_pairs(values: &[f32], heads: usize, head_dim: usize) -> Vec<f32> {
     (0..heads).flat_map(|head| (0..head_dim).flat_map(move |at| row(head, at))).copied().collect()
 }
 
-/// Hugging Face's name of a tensor in llama.cpp's words.
+/// llama.cpp's name of a tensor, from Hugging Face's.
 fn gguf_name(name: &str) -> String {
     const PARTS: [(&str, &str); 9] = [
         (names::Q, "attn_q"),
@@ -202,7 +202,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// The number of the value's type, then the value; an array has its elements' type and count first.
+/// The type's number, then the value; an array starts with the type and count of its elements.
 fn put_value(out: &mut Vec<u8>, value: &Value) {
     const ARRAY: u32 = 9;
     let mut array = |kind: u32, count: usize| {
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_that_turn_together_become_neighbours() {
+    fn rotary_pairs_become_adjacent() {
         // Two heads of width 4, rows of two columns: row r is [r, r].
         let rows = |order: [usize; 8]| order.iter().flat_map(|row| [*row as f32; 2]).collect::<Vec<f32>>();
         assert_eq!(adjacent_pairs(&rows([0, 1, 2, 3, 4, 5, 6, 7]), 2, 4), rows([0, 2, 1, 3, 4, 6, 5, 7]));

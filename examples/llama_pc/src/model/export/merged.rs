@@ -1,4 +1,4 @@
-//! The model that an export writes, a tensor at a time.
+//! The merged model, read one tensor at a time.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::model::engine;
 use crate::model::import::{Stored, describe_at};
 use crate::terminal::failure::Failure;
 
-/// Values that leave the device at a time: whole blocks of every number format.
+/// Values to read from the device at a time: whole blocks in every number format.
 const PIECE: usize = 4 << 20;
 
-/// An ordinary Llama, tensor by tensor: effective weights under the plain weights' names, and what belongs to them.
+/// A plain Llama: effective weights under the names of the raw ones, configuration and tokenizer.
 pub struct Merged {
     gpu: Gpu,
     stored: Stored,
@@ -23,12 +23,12 @@ pub struct Merged {
     /// In float64, as the configuration has it.
     pub norm_eps: f64,
     pub tokenizer: Option<Tokenizer>,
-    /// What to call it: the name of its folder.
+    /// The name of its folder.
     pub name: String,
 }
 
 impl Merged {
-    /// Opens a run, at the checkpoint after so many steps or the newest, or an exported folder.
+    /// Opens a run's checkpoint after `step` steps, or the newest, or an exported folder.
     pub fn open(gpu: Gpu, path: &Path, step: Option<u64>) -> Result<Self, Failure> {
         let (config, folder) = describe_at(path, step)?;
         let sizes = engine::model(&config);
@@ -46,7 +46,7 @@ impl Merged {
         })
     }
 
-    /// Every tensor in the model's order.
+    /// Every tensor, in model order.
     pub fn tensors(&self) -> Vec<ParameterShape> {
         self.sizes.parameters()
     }
@@ -57,7 +57,7 @@ impl Merged {
     }
 }
 
-/// A tensor's values, some at a time.
+/// A tensor's values, piece by piece.
 pub fn pieces(tensor: &Tensor) -> impl Iterator<Item = polytape::Result<Vec<f32>>> {
     (0..tensor.len()).step_by(PIECE).map(|begin| tensor.read(begin..tensor.len().min(begin + PIECE)))
 }

@@ -25,7 +25,7 @@ pub enum Format {
     Gguf,
 }
 
-/// Writes the model at `out`, whole or not at all; `max_shard_bytes` bounds the .safetensors files of a folder.
+/// Writes the model to `out` atomically; `max_shard_bytes` bounds the .safetensors files of a folder.
 pub fn write(model: &Merged, format: Format, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
     match format {
         Format::Hf => hugging_face::write(model, dtype, max_shard_bytes, out),

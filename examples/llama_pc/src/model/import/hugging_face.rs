@@ -1,4 +1,4 @@
-//! `config.json` of other programs' folders: which of them are Llamas that this program computes, and their sizes.
+//! `config.json` in Hugging Face's layout: checks that it is a supported Llama, and reads its sizes.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
-/// The fields that decide what a Llama computes.
+/// The fields that affect a Llama's outputs.
 #[derive(Deserialize)]
 struct Fields {
     hidden_size: usize,
@@ -36,7 +36,7 @@ struct Fields {
 pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     let path = folder.join("config.json");
     let wrong = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
-    // The architecture first: the fields of another one have other names.
+    // The architecture first: others have other fields.
     let value: Value = read_json(&path)?;
     let kind = value["model_type"].as_str().unwrap_or_default();
     if kind != "llama" {
@@ -59,7 +59,7 @@ pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Whether the weights of `folder` may start a run with this configuration, as far as a `config.json` there says.
+/// Checks that a `config.json` in `folder`, if there is one, agrees with this configuration.
 pub fn check_folder(folder: &Path, config: &Config) -> Result<(), Failure> {
     let path = folder.join("config.json");
     if !path.is_file() {
@@ -93,7 +93,7 @@ impl Fields {
         self.rope_theta.or(self.rope_parameters["rope_theta"].as_f64())
     }
 
-    /// Refuses what would be computed otherwise than its author meant.
+    /// Rejects settings that this program does not support.
     fn check(&self) -> Result<(), String> {
         let bias = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
         if let Some((name, _)) = bias.into_iter().find(|(_, flag)| *flag == Some(true)) {

@@ -1,6 +1,6 @@
 //! Weights in: a run's checkpoints, and folders of other programs in Hugging Face's layout.
 //!
-//! `source` tells which of the two a path is, `stored` reads tensors when they are asked for, `resume` goes on where a run stopped.
+//! `source` tells the two apart, `stored` reads tensors lazily, `resume` restores a trainer.
 
 mod hugging_face;
 mod model;

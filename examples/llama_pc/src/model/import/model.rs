@@ -1,4 +1,4 @@
-//! Models with their weights, to train or to use.
+//! Models with their weights, for training or inference.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::model::engine;
 use crate::terminal::failure::Failure;
 
-/// The model of a configuration with its PC layers, to train.
+/// A model with PC layers, for training.
 pub struct Model {
     pub llama: Llama,
     /// Raw parameters.
@@ -21,18 +21,18 @@ pub struct Model {
 }
 
 impl Model {
-    /// Fresh weights, drawn from the configuration's seed.
+    /// Initial weights, drawn from the configuration's seed.
     pub fn fresh(gpu: &Gpu, config: &Config) -> Result<Self, Failure> {
         let (llama, params) = Llama::init(gpu, engine::model(config), config.seed)?;
         Self::precondition(llama, params, config)
     }
 
-    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state that stands beside the matrices which the
+    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state of the matrices which the
     /// configuration preconditions. Returns the names of the PC state that it ignored, too.
     pub fn load(gpu: &Gpu, config: &Config, folder: &Path) -> Result<(Self, Vec<String>), Failure> {
         let stored = Stored::open(config, folder)?;
         let (llama, params) = Llama::load(gpu, engine::model(config), |name, shape| stored.raw(gpu, name, shape))?;
-        // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.
+        // Attached as in a new run, so that parameters keep their order, and with them sums over all parameters.
         let mut model = Self::precondition(llama, params, config)?;
         let mut ignored = Vec::new();
         for name in stored.names().filter(|name| is_pc_state(name)) {
@@ -59,7 +59,7 @@ fn is_pc_state(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, part)| [PC_U, PC_V, PC_GAMMA].contains(&part))
 }
 
-/// A model to use, not to train: of a run's newest checkpoint or of an exported folder.
+/// A model for inference, from a run's newest checkpoint or an exported folder.
 pub struct Trained {
     pub llama: Llama,
     /// Effective weights.
@@ -67,7 +67,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Loads `path`, with room for sequences of `positions` tokens (the configuration's, if `None`).
+    /// Loads `path` for sequences of up to `positions` tokens (the configuration's `seq_len`, if `None`).
     pub fn open(gpu: &Gpu, path: &Path, positions: Option<usize>) -> Result<Self, Failure> {
         let (config, folder) = describe(path)?;
         let mut sizes = engine::model(&config);

@@ -1,4 +1,4 @@
-//! From a checkpoint back to a trainer that goes on as if it had never stopped.
+//! Restores a trainer from a checkpoint; it resumes bit for bit.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::run::checkpoint::{MODEL, OPTIMIZER, Saved, Scaling};
 use crate::terminal::failure::Failure;
 
 impl Saved {
-    /// The model and its trainer as they were saved: every tensor by name and shape, none missing and none left over.
+    /// The model and trainer as saved; a missing, extra or misshaped tensor is an error.
     pub fn load(&self, gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer), Failure> {
         // Loading verifies the file.
         let (model, _) = Model::load(gpu, config, self.folder())?;
@@ -36,7 +36,7 @@ impl Saved {
         same_names(&path, &file, expected)?;
         let precision = engine::precision(config);
         let saved = || self.state.loss_scale.as_ref().map_or_else(LossScale::default, Scaling::restored);
-        // Not Trainer::new: u and v are as they were saved and must not be iterated again.
+        // Not Trainer::new, which would run the power iteration on the restored u and v.
         let trainer = Trainer {
             params: model.params,
             preconditioner: model.preconditioner,

@@ -1,4 +1,4 @@
-//! What a path on the command line names: a run or an exported folder.
+//! Tells runs from exported folders.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub fn describe(path: &Path) -> Result<(Config, PathBuf), Failure> {
     describe_at(path, None)
 }
 
-/// [`describe`], with the checkpoint after so many steps.
+/// [`describe`], with the checkpoint after `step` steps.
 pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), Failure> {
     if path.join("config.json").is_file() {
         return match step {

@@ -1,4 +1,4 @@
-//! Weights on disk, each read when it is asked for, so that the host holds a piece of a tensor at a time and never the file.
+//! Weights on disk, read lazily, so that the host holds only a piece of a tensor at a time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use crate::run::checkpoint;
 use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
-/// The safetensors of a folder, `model.safetensors` or the files of `model.safetensors.index.json`, and what the configuration makes
-/// of them.
+/// The safetensors of a folder, `model.safetensors` or the files of `model.safetensors.index.json`, and the PC layers of the
+/// configuration.
 pub struct Stored {
     path: PathBuf,
     files: Vec<Reader>,
-    /// Which file holds a tensor.
+    /// Index of the file of each tensor.
     place: BTreeMap<String, usize>,
     pc: Option<PcConfig>,
     /// The preconditioned matrices, without `.weight`, each with the number of its blocks.
@@ -59,12 +59,12 @@ impl Stored {
         }
     }
 
-    /// A tensor as it is trained.
+    /// The raw tensor, as trained.
     pub fn raw(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> polytape::Result<Tensor> {
         self.file(name)?.tensor_of(gpu, name, shape)
     }
 
-    /// A tensor of whatever shape it has.
+    /// A tensor of any shape.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> polytape::Result<Tensor> {
         self.file(name)?.tensor(gpu, name)
     }
@@ -74,13 +74,13 @@ impl Stored {
         self.file(name)?.values(name)
     }
 
-    /// A tensor as the model computes with it.
+    /// The tensor that the model computes with: the effective weight of a preconditioned matrix, else the raw one.
     pub fn effective(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> polytape::Result<Tensor> {
         let raw = self.raw(gpu, name, shape)?;
         Ok(self.preconditioned(name, &raw)?.unwrap_or(raw))
     }
 
-    /// What its PC layer makes of a matrix; `None` of one without.
+    /// The effective weight of a matrix; `None` if it has no PC layer.
     pub fn preconditioned(&self, name: &str, raw: &Tensor) -> polytape::Result<Option<Tensor>> {
         let stem = names::stem(name);
         let (Some(pc), Some(&blocks)) = (&self.pc, self.targets.get(stem)) else { return Ok(None) };
@@ -92,7 +92,7 @@ impl Stored {
             let tensor = self.tensor(raw.gpu(), &part)?;
             params.add(part, role, tensor)?;
         }
-        // Nothing is drawn: all that the layer needs is there.
+        // The seed is unused: u, v and γ exist.
         let layer = Preconditioner::attach(&mut params, pc.clone(), &[(id, blocks)], 0)?;
         Ok(Some(layer.effective(&params)?.params.get(id).tensor.clone()))
     }

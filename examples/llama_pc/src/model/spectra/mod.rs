@@ -1,4 +1,4 @@
-//! The spectra of a model: every matrix of its blocks, raw and as the model uses it.
+//! Singular values of every matrix of a model's blocks, raw and effective.
 
 mod numerics;
 
@@ -25,18 +25,18 @@ pub struct Matrix {
     pub name: String,
     pub rows: usize,
     pub columns: usize,
-    /// What is trained.
+    /// Of the raw weight.
     pub raw: Spectrum,
-    /// What a PC layer makes of it; absent from a plain layer.
+    /// Of the effective weight; absent without a PC layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<Spectrum>,
-    /// How much the streaming estimate uᵀWv falls short of σ₁, relative to σ₁; of the worst block, where there are several.
+    /// Relative error of the streaming estimate uᵀWv of σ₁; the largest, where there are several blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sigma_error: Option<f64>,
 }
 
 impl Matrix {
-    /// What the model computes with.
+    /// The spectrum of the weight that the model computes with.
     pub fn used(&self) -> &Spectrum {
         self.effective.as_ref().unwrap_or(&self.raw)
     }
@@ -65,7 +65,7 @@ impl Gmcn {
     }
 }
 
-/// A matrix on the host, on its way to its spectrum.
+/// A matrix on the host whose spectrum is to be computed.
 struct Task {
     name: String,
     rows: usize,
@@ -146,8 +146,7 @@ fn not_finite(name: &str) -> Failure {
     Failure::other(format!("{name}: found values that are not finite, expected a matrix with singular values"))
 }
 
-/// The results in the order of the tasks, worked on by all cores. One core at a time fetches what its next task needs, so that no
-/// more is held than the cores work on.
+/// Runs the tasks on all cores; results are in task order. Fetching is serialized, so that only the data of running tasks is held.
 fn in_parallel<T: Sync, D, R: Send>(
     tasks: &[T],
     fetch: impl Fn(&T) -> Result<D, Failure> + Sync,

@@ -1,4 +1,4 @@
-//! Singular values on the host, in float64, and what is read off them.
+//! Singular values on the host, in float64, and statistics of them.
 
 use faer::MatRef;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub struct Spectrum {
 }
 
 impl Spectrum {
-    /// Of a matrix with so many columns, row after row. `None` if a value is not finite or the decomposition does not converge.
+    /// Of a row-major matrix. `None` if a value is not finite or the decomposition does not converge.
     pub fn of(values: &[f32], columns: usize) -> Option<Self> {
         Some(Self::from_singular_values(singular_values(values, columns)?))
     }
@@ -100,7 +100,7 @@ fn quantile(descending: &[f64], q: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// A rotation of the plane of coordinates i and j applied to the rows of a matrix with so many columns.
+    /// Rotates the plane of coordinates i and j in every row of a matrix.
     fn rotate_rows(values: &mut [f64], columns: usize, i: usize, j: usize, angle: f64) {
         let (sin, cos) = angle.sin_cos();
         for c in 0..columns {

@@ -1,4 +1,4 @@
-//! `state.json`: the state of the run, and size and CRC-32C of each file of the checkpoint and of itself.
+//! `state.json`: the state of the run, size and CRC-32C of the checkpoint's other files, and its own CRC-32C.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,20 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The state of the run.
 pub const STATE: &str = "state.json";
 
-/// What a file of the checkpoint must be.
+/// Size and checksum of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     pub bytes: u64,
     pub crc32c: String,
 }
 
-/// `state.json` as it stands on disk.
+/// The contents of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Document {
     #[serde(flatten)]
     pub state: State,
     pub files: BTreeMap<String, Recorded>,
-    /// Of this text with an empty string in this place.
+    /// Of this text with an empty string here.
     crc32c: String,
 }
 

@@ -1,7 +1,7 @@
 //! Checkpoints of a run: `checkpoints/step-N/` with `model.safetensors`, `optimizer.safetensors` and `state.json`.
 //!
-//! A folder named step-N is complete: `writer` writes it as `step-N.partial`, syncs it and renames it; before an old one is deleted, it
-//! is renamed back. `state.json` records the size and the CRC-32C of the other two files and of itself, and `saved` verifies them.
+//! A folder named step-N is complete: `writer` writes it as `step-N.partial`, syncs it and renames it; an old one is renamed back
+//! before it is deleted. `state.json` records the size and the CRC-32C of the other two files and of itself, and `saved` verifies them.
 
 mod document;
 mod saved;

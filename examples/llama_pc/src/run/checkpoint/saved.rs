@@ -1,4 +1,4 @@
-//! Checkpoints on disk: whoever reads one verifies what it reads first.
+//! Reads checkpoints, verifying checksums first.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,16 +12,16 @@ use super::state::State;
 use crate::run::paths;
 use crate::terminal::failure::Failure;
 
-/// A checkpoint on disk whose `state.json` is whole.
+/// A checkpoint on disk with a verified `state.json`.
 pub struct Saved {
     folder: PathBuf,
-    /// Where the run stood.
+    /// The state of the run.
     pub state: State,
     files: BTreeMap<String, Recorded>,
 }
 
 impl Saved {
-    /// The newest checkpoint of a run; `None` if there is none. A damaged one is an error, not a reason to take another.
+    /// The newest checkpoint of a run; `None` if there is none. A damaged one is an error; there is no fallback to an older one.
     pub fn newest(run: &Path) -> Result<Option<Self>, Failure> {
         paths::checkpoints(run).last().map(|&step| Self::open(&paths::checkpoint(run, step))).transpose()
     }
@@ -45,7 +45,7 @@ impl Saved {
         &self.folder
     }
 
-    /// Compares a file with the size and the checksum that were recorded when it was written.
+    /// Verifies the size and checksum of a file and returns its path.
     pub fn verify(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.folder.join(name);
         let expected = self.files.get(name).ok_or_else(|| {
@@ -64,7 +64,7 @@ impl Saved {
     }
 }
 
-/// Verifies the weights of a folder, if it is a run's checkpoint; folders of other programs record nothing to compare with.
+/// Verifies the weights of a run's checkpoint; other folders have no checksums.
 pub fn verify_weights(folder: &Path) -> Result<(), Failure> {
     if folder.join(STATE).is_file() {
         Saved::open(folder)?.verify(MODEL)?;
@@ -72,7 +72,7 @@ pub fn verify_weights(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes what processes that were killed have left of checkpoints they were writing or removing.
+/// Removes partial checkpoints that killed processes left.
 pub fn sweep(run: &Path) -> Result<(), Failure> {
     let folder = paths::checkpoints_folder(run);
     for entry in std::fs::read_dir(&folder).into_iter().flatten() {
@@ -97,7 +97,7 @@ fn measure(path: &Path) -> std::io::Result<Recorded> {
     }
 }
 
-/// Says which checkpoint could be used instead of a damaged one.
+/// Adds a hint about an earlier checkpoint.
 fn hinted(failure: Failure, folder: &Path) -> Failure {
     let step = |folder: &Path| folder.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
     let run = folder.parent().and_then(Path::parent);

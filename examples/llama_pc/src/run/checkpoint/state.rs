@@ -1,18 +1,18 @@
-//! Where a run stands, as `state.json` records it.
+//! The state of a run, as recorded in `state.json`.
 
 use polytape::optim::LossScale;
 use serde::{Deserialize, Serialize};
 
-/// Where a run stands: `state.json` of a checkpoint. No float64 is in it, as JSON readers may round one.
+/// The state of a run. It has no float64, which JSON readers may round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Optimizer steps done, skipped ones included.
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Windows taken from the training data.
+    /// Windows of training data consumed.
     pub position: u64,
-    /// Windows that the training data holds.
+    /// Windows in the training data.
     pub windows: u64,
     /// Checksum of the first and the last of them.
     pub data: u32,
@@ -20,7 +20,7 @@ pub struct State {
     pub seed: u64,
     /// Training time so far.
     pub milliseconds: u64,
-    /// What the spike guard knows.
+    /// Statistics of the spike guard.
     pub spikes: Spikes,
     /// The loss scale, where the precision needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,31 +28,31 @@ pub struct State {
 }
 
 impl State {
-    /// Steps left out, for whatever reason: the optimizer has done so many less.
+    /// Steps skipped for any reason: `step` minus the optimizer's own count.
     pub fn skipped(&self) -> u64 {
         self.spikes.skipped + self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped)
     }
 }
 
-/// Mean and variance of the gradient norms so far, of which the newest count most. Part of a checkpoint's state.
+/// Exponential moving mean and variance of the gradient norms.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spikes {
     /// Norms seen.
     pub seen: u64,
-    /// Steps left out.
+    /// Steps skipped.
     pub skipped: u64,
     pub mean: f32,
     pub variance: f32,
 }
 
-/// What a checkpoint keeps of the loss scale. A power of two, which JSON holds exactly.
+/// State of the loss scale. A power of two, which JSON represents exactly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
-    /// The factor of the next step.
+    /// The scale of the next step.
     pub scale: f32,
     /// Finite steps since it last changed.
     pub good_steps: u64,
-    /// Steps left out because their gradients overflowed.
+    /// Steps skipped because their gradients overflowed.
     pub skipped: u64,
 }
 
@@ -66,7 +66,7 @@ impl Scaling {
         }
     }
 
-    /// What it was saved from.
+    /// The loss scale that was saved.
     pub fn restored(&self) -> LossScale {
         LossScale { scale: self.scale, good_steps: self.good_steps, ..LossScale::default() }
     }

@@ -7,10 +7,10 @@ use polytape::safetensors::{Dtype, Header, pytorch_metadata};
 
 use crate::terminal::failure::Failure;
 
-/// Bytes that are read from the device at a time; a multiple of the 256 bytes that slices align to.
+/// Bytes to read from the device at a time; a multiple of the 256 bytes that slices align to.
 const PIECE: u64 = 16 << 20;
 
-/// A file to be: its header and its tensors, sorted by name.
+/// A file to write: its tensors, sorted by name.
 pub struct TensorFile {
     pub name: &'static str,
     tensors: Vec<(String, Tensor)>,
@@ -29,13 +29,13 @@ impl TensorFile {
         Self { name, tensors }
     }
 
-    /// What comes before the values.
+    /// The file's header.
     pub fn header(&self) -> Result<Header, Failure> {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape()));
         Ok(Header::new(Dtype::F32, tensors, pytorch_metadata())?)
     }
 
-    /// Reads all values in the order of the file and hands them to `take`, which stops by returning false.
+    /// Reads all values in file order and passes them to `take`, which stops by returning false.
     pub fn read(&self, mut take: impl FnMut(Vec<Piece>) -> bool) -> Result<(), Failure> {
         let mut group: Vec<(&str, Slice<'_>)> = Vec::new();
         let mut size = 0;

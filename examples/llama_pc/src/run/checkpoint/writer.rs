@@ -1,8 +1,8 @@
-//! Writes checkpoints on a thread of their own while training goes on.
+//! Writes checkpoints on a separate thread, so that training continues.
 //!
-//! The training thread reads the tensors from the device, so that what is saved is one moment, and hands them over in pieces. At
-//! most [`WAITING`] groups of pieces wait for the disk: a checkpoint below 1 GiB never makes training wait for it, and a larger
-//! one never takes more memory than that.
+//! The training thread reads the tensors from the device, so that the checkpoint is consistent, and sends them in pieces. The queue
+//! holds at most [`WAITING`] groups of pieces: a checkpoint below 1 GiB never blocks training, and a larger one never takes more
+//! memory than that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,13 +24,13 @@ use crate::run::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
-/// Groups of pieces, of up to 16 MiB each, between the device and the disk.
+/// Capacity of the queue in groups of pieces, of up to 16 MiB each.
 const WAITING: usize = 64;
 
 /// Saves the checkpoints of one run, one at a time.
 pub struct Writer {
     run: PathBuf,
-    /// So many of the newest stay.
+    /// Number of checkpoints to keep.
     keep: usize,
     running: Option<JoinHandle<Result<(), Failure>>>,
     newest: Option<u64>,
@@ -42,12 +42,12 @@ impl Writer {
         Self { run: run.to_owned(), keep, running: None, newest }
     }
 
-    /// The step of the newest checkpoint, which may still be on its way to the disk.
+    /// The step of the newest checkpoint, which may not be on disk yet.
     pub fn newest(&self) -> Option<u64> {
         self.newest
     }
 
-    /// Saves the run as it is now. Returns when the tensors are read; an error of the disk comes from a later call.
+    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error.
     pub fn save(&mut self, params: &Params, optimizer: &dyn Optimizer, state: &State) -> Result<(), Failure> {
         self.wait()?;
         let model: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
@@ -75,7 +75,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Returns the error of a save that has failed since the last call, without waiting for one that goes on.
+    /// Returns the error of a save that has failed since the last call; does not wait for a save in progress.
     pub fn check(&mut self) -> Result<(), Failure> {
         match &self.running {
             Some(thread) if thread.is_finished() => self.wait(),
@@ -83,7 +83,7 @@ impl Writer {
         }
     }
 
-    /// Waits until the last save is on the disk.
+    /// Waits until the last save is on disk.
     pub fn wait(&mut self) -> Result<(), Failure> {
         match self.running.take().map(JoinHandle::join) {
             None | Some(Ok(Ok(()))) => Ok(()),
@@ -94,7 +94,7 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// A run that ends with an error still finishes the save it had begun.
+    /// A run that ends with an error still completes a save in progress.
     fn drop(&mut self) {
         if let Err(failure) = self.wait() {
             output::note(&format!("error: {failure}"));
@@ -102,7 +102,7 @@ impl Drop for Writer {
     }
 }
 
-/// What the thread needs to know.
+/// One save, on its thread.
 struct Job {
     run: PathBuf,
     keep: usize,
@@ -144,7 +144,7 @@ impl Job {
         files::write(&folder.join(STATE), Document::new(&self.state, records).text().as_bytes())
     }
 
-    /// A run whose weights have become infinite between two lines of metrics must not replace a good checkpoint.
+    /// Weights that became non-finite between two lines of metrics must not replace a good checkpoint.
     fn check_finite(&self, piece: &Piece) -> Result<(), Failure> {
         let (values, _) = piece.bytes.as_chunks();
         match values.iter().map(|bytes| f32::from_le_bytes(*bytes)).find(|value| !value.is_finite()) {
@@ -189,7 +189,7 @@ impl Write for Checksummed {
     }
 }
 
-/// Deletes an old checkpoint; while it is being deleted, no part of it has the name of a complete one.
+/// Deletes an old checkpoint, renamed first so that a partly deleted one is never taken for complete.
 fn discard(folder: &Path) -> Result<(), Failure> {
     let partial = paths::unfinished(folder);
     let remove = || {
