@@ -58,6 +58,12 @@ impl<'t> Var<'t> {
     }
 }
 
+/// Rows of logits that [`Var::head_cross_entropy`] holds at a time, of `rows` in all, on a device that binds so many bytes.
+pub fn logit_rows(rows: usize, vocabulary: usize, binding_limit: u64) -> usize {
+    let bytes = LOGIT_BYTES.min(binding_limit as usize);
+    (bytes / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows)
+}
+
 fn forward(
     x: &Tensor,
     w: &Tensor,
@@ -67,8 +73,7 @@ fn forward(
 ) -> Result<(Tensor, [Option<Tensor>; 2])> {
     let gpu = x.gpu();
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
-    let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
-    let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows);
+    let step = logit_rows(rows, vocabulary, gpu.binding_limit());
     let mean = 1.0 / rows as f32;
     // What the logits' gradient is times, and what its products are times to make them those of the mean's gradient.
     let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (HALF_SCALE, mean / HALF_SCALE) };

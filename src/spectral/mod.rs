@@ -7,7 +7,7 @@ mod preconditioner;
 
 pub use pc::{PcConfig, level_coefficients};
 pub use polynomial::{NewtonSchulz, newton_schulz};
-pub use preconditioner::{Effective, Preconditioner};
+pub use preconditioner::{Effective, PC_GAMMA, PC_U, PC_V, Preconditioner};
 
 /// What W is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,4 +1,4 @@
-//! The loop: steps, what is measured of them, and when the run is saved.
+//! The training loop: steps, metrics, checkpoints.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -9,25 +9,24 @@ use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
-use super::layers::{self, Layers};
-use super::scaling::{self, Scaling};
-use super::spikes::Spikes;
-use super::upload;
-use crate::checkpoint::{State, Writer};
+use super::{layers, scaling};
 use crate::config::Config;
 use crate::data::windows::Windows;
-use crate::engine;
-use crate::evaluate;
-use crate::failure::Failure;
-use crate::metrics::{Metrics, Smoothed, read_metrics};
-use crate::output;
-use crate::picture;
-use crate::plan::flops;
-use crate::progress::{Progress, binary, duration, grouped};
-use crate::run::{self, Run};
-use crate::spectrum::{self, Gmcn};
+use crate::model::engine;
+use crate::model::evaluate::{self, upload};
+use crate::model::flops;
+use crate::model::spectra;
+use crate::run::checkpoint::{Scaling, Spikes, State, Writer};
+use crate::run::folder::Run;
+use crate::run::measured::{Gmcn, Layers};
+use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
+use crate::run::paths;
+use crate::terminal::failure::Failure;
+use crate::terminal::format::{binary, duration, grouped};
+use crate::terminal::progress::Progress;
+use crate::terminal::{output, picture};
 
-/// What a session begins with: a fresh run's, or what a checkpoint gave back.
+/// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
     pub gpu: Gpu,
     pub llama: Llama,
@@ -41,7 +40,7 @@ pub struct Start {
     pub peak_tflops: Option<f64>,
 }
 
-/// A run while this process trains it.
+/// A run in training.
 pub struct Session {
     config: Config,
     gpu: Gpu,
@@ -54,7 +53,7 @@ pub struct Session {
     state: State,
     writer: Writer,
     smoothed: Smoothed,
-    /// Share of the adapter's peak per token a second, where the user has told the peak.
+    /// MFU at one token per second, if the user gives the peak.
     mfu_per_speed: Option<f64>,
     stop: Arc<AtomicBool>,
     clock: Clock,
@@ -63,7 +62,7 @@ pub struct Session {
 /// Training time, and when metrics were last written.
 struct Clock {
     started: Instant,
-    /// Training time of the processes before this one.
+    /// Training time of earlier processes.
     earlier: Duration,
     last: (Instant, u64),
 }
@@ -106,7 +105,7 @@ impl Session {
         for row in read_metrics(start.run.path())? {
             smoothed.add(row.loss);
         }
-        let per_token = flops::model_per_token(&engine::model(&config), config.data.seq_len);
+        let per_token = flops::per_token(&engine::model(&config), config.data.seq_len);
         Ok(Self {
             schedule: engine::schedule(&config),
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
@@ -130,7 +129,7 @@ impl Session {
         self.run.write_config(&self.config)
     }
 
-    /// Says what is about to be trained.
+    /// Announces the run.
     pub fn announce(&mut self) -> Result<(), Failure> {
         let adapter = self.gpu.adapter();
         let resumed = match self.writer.newest() {
@@ -155,7 +154,7 @@ impl Session {
         Ok(())
     }
 
-    /// All steps, until the last or until the user interrupts.
+    /// Runs all remaining steps, or until the user interrupts.
     pub fn train(&mut self) -> Result<(), Failure> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("train", self.state.step, steps);
@@ -181,7 +180,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether something happens after the step that was just done: at every so many, and after the last.
+    /// Whether something with this interval is due after the current step; it always is after the last.
     fn is_due(&self, every: u64) -> bool {
         every > 0 && (self.state.step == self.config.train.steps || self.state.step.is_multiple_of(every))
     }
@@ -258,7 +257,7 @@ impl Session {
         Ok(row)
     }
 
-    /// What deserves a line of its own.
+    /// Prints and logs skipped steps and validations.
     fn report(&mut self, row: &Metrics, progress: &Progress) -> Result<(), Failure> {
         let step = row.step;
         let reason = match row.grad_norm {
@@ -302,10 +301,10 @@ impl Session {
     /// The condition numbers, on the steps that measure them.
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.is_due(self.config.train.log_spectrum_every);
-        due.then(|| spectrum::measure::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+        due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
     }
 
-    /// Saves the run as it is now, unless that has been done; the disk's part goes on while training does.
+    /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.
     pub fn save(&mut self) -> Result<(), Failure> {
         if self.writer.newest() == Some(self.state.step) {
             return Ok(());
@@ -315,14 +314,15 @@ impl Session {
         self.writer.save(&self.trainer.params, self.trainer.optimizer.as_ref(), &self.state)
     }
 
-    /// The last checkpoint, the picture, and a word about both.
+    /// Writes the last checkpoint and the loss curve, and prints a summary.
     pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
         self.writer.wait()?;
         let rows = read_metrics(self.run.path())?;
         let picture = self.run.path().join("loss.svg");
         if rows.len() > 1 {
-            picture::save(&rows, &picture)?;
+            let [train, val] = losses(&rows);
+            picture::loss_curve(&train, &val, &picture)?;
         }
         let stopped = if self.state.step < self.config.train.steps { "interrupted after" } else { "trained" };
         let skipped = match self.state.skipped() {
@@ -335,7 +335,7 @@ impl Session {
             grouped(self.state.tokens),
             duration(self.clock.elapsed().as_secs_f64()),
             binary(self.gpu.memory().peak),
-            run::checkpoint(self.run.path(), self.state.step).display(),
+            paths::checkpoint(self.run.path(), self.state.step).display(),
         );
         self.run.log(&line)?;
         output::note(&line);
