@@ -1,7 +1,7 @@
 // loss[r] = log Σ exp(x[r]) - x[r, target[r]], one row per workgroup; with GRADIENT the logits are overwritten by
 // scale·(softmax(x) - onehot(target)).
 
-struct Args { rows: u32, columns: u32, first: u32, scale: f32 }
+struct Args { columns: u32, scale: f32 }
 
 var<immediate> args: Args;
 
@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let row = group.x;
     let columns = args.columns / WIDTH;
     let base = row * columns;
-    let goal = targets[args.first + row];
+    let goal = targets[row];
     // One pass for both the maximum and the sum, which is relative to the largest so far and follows it, four Elements at a time.
     var mine = LOWEST;
     var sum = 0.0;
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         } @else {
             let own = logits[base + goal];
         }
-        loss[args.first + row] = top + log(sum) - own;
+        loss[row] = top + log(sum) - own;
     }
     if (GRADIENT == 0u) { return; }
     let factor = args.scale / sum;

@@ -77,12 +77,12 @@ fn forward(
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
     for first in (0..rows).step_by(step) {
         let count = step.min(rows - first);
-        let x_chunk = Matrix::new(x)?.row_window(first, count);
+        let x_chunk = Matrix::new(x)?.row_window(first, count)?;
         let logits = Gemm { precision, ..Gemm::new(x_chunk, Matrix::new(w)?.t()) }.compute()?;
         softmax_gradient(&logits, targets, &losses, first, (wants_x || wants_w).then_some(scale))?;
         let dlogits = Matrix::new(&logits)?;
         if let Some(dx) = &dx {
-            let rows = Matrix::new(dx)?.row_window(first, count);
+            let rows = Matrix::new(dx)?.row_window(first, count)?;
             Gemm { alpha, precision, ..Gemm::new(dlogits, Matrix::new(w)?) }.compute_into(rows)?;
         }
         if let Some(dw) = &dw {
@@ -107,8 +107,8 @@ fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: 
             ("VECTORS", vectors(vocabulary)),
             ("GRADIENT", u32::from(scale.is_some())),
         ],
-        buffers: &[targets.slice(), logits.slice(), losses.slice()],
-        arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.unwrap_or_default().to_bits()]),
+        buffers: &[targets.window(first, count), logits.slice(), losses.window(first, count)],
+        arguments: bytemuck::cast_slice(&[vocabulary as u32, scale.unwrap_or_default().to_bits()]),
         workgroups: [count as u32, 1, 1],
         iterations: 2 * strides(vocabulary, workgroup) as u64,
         work: 0,

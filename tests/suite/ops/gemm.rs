@@ -84,8 +84,8 @@ fn the_tile_changes_no_bit() {
                 let parts = Tensor::zeros(gpu, &[rows, columns])?;
                 for first in (0..rows).step_by(100) {
                     let count = 100.min(rows - first);
-                    let part = if transpose_a { a.column_window(first, count).t() } else { a.row_window(first, count) };
-                    Gemm::new(part, b).compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+                    let part = if transpose_a { a.column_window(first, count)?.t() } else { a.row_window(first, count)? };
+                    Gemm::new(part, b).compute_into(Matrix::new(&parts)?.row_window(first, count)?)?;
                 }
                 assert!(whole.to_vec()? == parts.to_vec()?, "{name} with {} kernels", gpu.kernels());
                 Ok(whole)
@@ -103,8 +103,8 @@ fn the_tile_changes_no_bit_of_a_product_of_halves() -> Result<()> {
         let whole = Gemm { precision: Precision::F16, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) };
         for first in (0..rows).step_by(100) {
             let count = 100.min(rows - first);
-            let part = Gemm { a: Matrix::new(&a)?.row_window(first, count), ..whole };
-            part.compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+            let part = Gemm { a: Matrix::new(&a)?.row_window(first, count)?, ..whole };
+            part.compute_into(Matrix::new(&parts)?.row_window(first, count)?)?;
         }
         assert!(whole.compute()?.to_vec()? == parts.to_vec()?, "{} kernels", gpu.kernels());
     }
@@ -127,7 +127,7 @@ fn windows_of_rows_and_columns_are_multiplied_in_place() {
         check(&name, 36, &want, |gpu| {
             let (a, b, out) = (upload(gpu, &a)?, upload(gpu, &b)?, upload(gpu, &old)?);
             let window = |tensor, rows, columns| -> Result<Matrix<'_>> {
-                Ok(Matrix::new(tensor)?.row_window(row, rows).column_window(column, columns))
+                Matrix::new(tensor)?.row_window(row, rows)?.column_window(column, columns)
             };
             Gemm::new(window(&a, 37, 36)?, window(&b, 28, 36)?.t()).compute_into(window(&out, 37, 28)?)?;
             Ok(out)
@@ -143,7 +143,7 @@ fn column_blocks_of_a_batch_are_the_heads_of_its_rows() {
     let want = concat(&[&product(0), &product(1), &product(2)], 0);
     check("heads of a batch", 13, &want, |gpu| {
         let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
-        let head = |tensor| -> Result<Matrix<'_>> { Ok(Matrix::new(tensor)?.column_window(8, 16)) };
+        let head = |tensor| -> Result<Matrix<'_>> { Matrix::new(tensor)?.column_window(8, 16) };
         Gemm::new(head(&a)?.t(), head(&b)?).compute()
     });
 }
