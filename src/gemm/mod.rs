@@ -414,7 +414,8 @@ impl<'a> Gemm<'a> {
         let c = self.addend.map_or(self.a, |(c, _)| c);
         let bytes = [self.a, self.b, c, *out].map(|matrix| matrix.binding().0.size).into_iter().max().unwrap_or(0);
         let limit = 4 * cut.limit;
-        let problem = format!("[{rows}, {inner}] × [{inner}, {columns}]: a binding of {bytes} bytes, the limit is {limit}; {why}");
+        let problem =
+            format!("[{rows}, {inner}] × [{inner}, {columns}]: a binding of {bytes} bytes, the limit is {limit}; {why}");
         Error::shape("matmul", problem)
     }
 }

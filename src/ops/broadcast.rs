@@ -32,12 +32,7 @@ impl Tensor {
 
     /// Σ over rows r of self[r, c], times `factor`[r, c], times `scale`[r], added to `sum` `[columns]`: in place where that is
     /// not shared.
-    pub(crate) fn add_column_sum(
-        &self,
-        factor: Option<&Tensor>,
-        scale: Option<&Tensor>,
-        sum: Option<Tensor>,
-    ) -> Result<Tensor> {
+    pub(crate) fn add_column_sum(&self, factor: Option<&Tensor>, scale: Option<&Tensor>, sum: Option<Tensor>) -> Result<Tensor> {
         let (rows, columns) = self.rows_and_columns();
         let step = rows_per_window(self.gpu(), rows, &[columns, usize::from(scale.is_some())]);
         if rows <= ROWS_PER_CHUNK && rows <= step {

@@ -31,7 +31,9 @@ impl<'t> Var<'t> {
         for first in (0..ids.len()).step_by(step) {
             let count = step.min(ids.len() - first);
             let (ids, y) = (ids.window(first, count), y.window(first * columns, count * columns));
-            for_each_window(table, |table, rows| launch(self.value().gpu(), &FORWARD, &[ids, table, y], [count, columns], rows, 0))?;
+            for_each_window(table, |table, rows| {
+                launch(self.value().gpu(), &FORWARD, &[ids, table, y], [count, columns], rows, 0)
+            })?;
         }
         let ids = ids.clone();
         self.tape().record_accumulating("embedding", y, [self], move |dy, _| {

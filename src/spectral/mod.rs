@@ -5,6 +5,6 @@ mod pc;
 mod polynomial;
 mod preconditioner;
 
-pub use pc::{Norm, PcConfig, level_coefficients};
-pub use polynomial::{NewtonSchulz, newton_schulz};
+pub use pc::{Norm, PcConfig, level_coefficients, pc_binding};
+pub use polynomial::{NewtonSchulz, newton_schulz, newton_schulz_binding};
 pub use preconditioner::{Effective, Preconditioner};

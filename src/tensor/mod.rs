@@ -61,6 +61,11 @@ fn window(buffer: &Buffer, first: usize, count: usize) -> Slice<'_> {
     Slice { buffer, offset: 4 * first as u64, size: 4 * count as u64 }
 }
 
+fn window_around(buffer: &Buffer, first: usize, count: usize) -> (Slice<'_>, usize) {
+    let start = first / ALIGNMENT * ALIGNMENT;
+    (window(buffer, start, first - start + count), first - start)
+}
+
 fn check_shape(shape: &[usize]) -> Result<usize> {
     if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
         let problem = format!("shape {shape:?}: a tensor has 1 to {MAX_RANK} dimensions, none of them 0");
@@ -195,8 +200,7 @@ impl Tensor {
 
     /// A binding that holds `count` elements from `first`, and the place of the first in it.
     pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
-        let start = first / ALIGNMENT * ALIGNMENT;
-        (self.window(start, first - start + count), first - start)
+        window_around(&self.buffer, first, count)
     }
 
     /// The same values, which no other tensor shares.
@@ -268,5 +272,10 @@ impl Indices {
     /// `count` values from `first` as a kernel's binding; `first` is a multiple of [`ALIGNMENT`].
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
         window(&self.buffer, first, count)
+    }
+
+    /// A binding that holds `count` values from `first`, and the place of the first in it.
+    pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
+        window_around(&self.buffer, first, count)
     }
 }
