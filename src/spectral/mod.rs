@@ -5,8 +5,8 @@ mod pc;
 mod polynomial;
 mod preconditioner;
 
-pub use pc::{PcConfig, level_coefficients};
-pub use polynomial::{NewtonSchulz, newton_schulz};
+pub use pc::{PcConfig, level_coefficients, pc_binding};
+pub use polynomial::{NewtonSchulz, newton_schulz, newton_schulz_binding};
 pub use preconditioner::{Effective, PC_GAMMA, PC_U, PC_V, Preconditioner};
 
 /// What W is divided by.

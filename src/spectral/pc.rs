@@ -60,6 +60,11 @@ pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
     found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))
 }
 
+/// Bytes that a PC layer of `heads` blocks [rows, columns] binds at once: its matrices are not cut.
+pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
+    4 * (heads * rows * columns) as u64
+}
+
 /// The tensors of one layer: w [heads, rows, columns], u [heads, rows], v [heads, columns], gamma [heads].
 pub(super) struct Layer {
     pub(super) w: Tensor,
@@ -69,12 +74,24 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    /// That the matrices fit one binding.
+    fn check_binding(&self) -> Result<()> {
+        let shape @ [heads, rows, columns] = self.w.dims("pc")?;
+        let (bytes, limit) = (pc_binding(shape), self.w.gpu().binding_limit());
+        if bytes <= limit {
+            return Ok(());
+        }
+        let problem = format!("[{heads}, {rows}, {columns}] is bound whole: {bytes} bytes, the limit of a binding is {limit}");
+        Err(Error::shape("pc", problem))
+    }
+
     /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
     /// both: the new u and v.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         if config.power_iterations == 0 {
             return Ok((self.u.clone(), self.v.clone()));
         }
+        self.check_binding()?;
         let iteration = Iteration::new(&self.w, config.eps)?;
         let mut v = iteration.first(&self.u, &self.v)?;
         for _ in 1..config.power_iterations {
@@ -85,6 +102,7 @@ impl Layer {
 
     /// s and what is made of it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
+        self.check_binding()?;
         let (numbers, others) = match config.norm {
             Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
             Norm::Frobenius => {

@@ -270,6 +270,13 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     x.reshape(&[rows, columns])
 }
 
+/// The most bytes that [`newton_schulz`] of a matrix [rows, columns] binds of what cannot be cut: symmetric products with a diagonal,
+/// whose operand is X, unless that is tall and cut along its rows, and whose results are square.
+pub fn newton_schulz_binding([rows, columns]: [usize; 2]) -> u64 {
+    // Wide: X and then rows × rows; tall: columns × columns.
+    4 * (rows.min(columns) * columns) as u64
+}
+
 /// The product with P on the smaller side: x·p for a tall x, p·x for a wide one.
 pub(super) fn multiply_on_smaller_side<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
     let [_, rows, columns] = x.dims("matrix polynomial")?;

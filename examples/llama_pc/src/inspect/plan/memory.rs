@@ -60,7 +60,7 @@ pub fn bytes(elements: usize) -> u64 {
 
 /// Elements of the logits that exist at a time.
 fn logits(model: &Model) -> usize {
-    logit_rows(model.tokens(), model.sizes.vocab, u64::MAX) * model.sizes.vocab
+    logit_rows(model.tokens(), model.sizes.vocab) * model.sizes.vocab
 }
 
 struct Estimate<'a> {
