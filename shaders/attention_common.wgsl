@@ -4,13 +4,14 @@
 // it stands in shared memory.
 //
 // q, o, dy, dq: [batch·queries, heads·DIM]; k, v, dk, dv: [batch·keys, heads/group·DIM]; lse, delta: [batch·queries, heads].
-// Query i sees the keys 0 ..= i + offset.
+// Query i sees the keys 0 ..= i + offset. k and v may have room for more than `keys` rows per sequence: key_stride.
 //
 // Constants: DIM, QUARTERS = ⌈DIM/4⌉, LANES, OWN rows per lane, BLOCK, TOTAL = BLOCK·QUARTERS, PARTS = ⌈TOTAL/LANES⌉.
 
 struct Args {
     queries: u32, keys: u32, offset: u32, heads: u32, group: u32, scale: f32,
     first_group: u32, // added to the workgroup's x
+    key_stride: u32, // rows of k and v from one sequence to the next
 }
 
 var<immediate> args: Args;
@@ -20,6 +21,11 @@ const MASKED: f32 = -1e30;
 // The place of a head's row in a tensor with `count` rows per sequence and `heads` heads.
 fn head_row(batch: u32, count: u32, row: u32, heads: u32, head: u32) -> u32 {
     return ((batch * count + min(row, count - 1u)) * heads + head) * DIM;
+}
+
+// The same in k and v.
+fn key_row(batch: u32, row: u32, heads: u32, head: u32) -> u32 {
+    return ((batch * args.key_stride + min(row, args.keys - 1u)) * heads + head) * DIM;
 }
 
 @if ONE_SUBGROUP {

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -169,10 +170,13 @@ pub struct Eval {
 pub struct Sample {
     /// A run or an exported folder
     pub path: PathBuf,
-    /// Text to go on from
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub prompt: String,
-    /// How many tokens to write at most
+    /// Text to continue; may be given several times
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Samples per prompt; sample I is what --seed SEED+I-1 writes alone
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub samples: NonZeroUsize,
+    /// Maximum number of tokens per sample
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub tokens: usize,
     /// 0 always takes the likeliest token, 1 draws as the model predicts
