@@ -37,14 +37,14 @@ fn fetch(first: u32, batch: u32, heads: u32, head: u32, lane: u32) {
     @if ONE_SUBGROUP {
         @unroll for (var p = 0u; p < PARTS; p++) {
             let element = p * LANES + lane;
-            let row = head_row(batch, args.keys, first + element / QUARTERS, heads, head);
+            let row = key_row(batch, first + element / QUARTERS, heads, head);
             first_part[p] = load_k(row, element % QUARTERS);
             second_part[p] = load_v(row, element % QUARTERS);
         }
     } @else {
         workgroupBarrier();
         for (var element = lane; element < TOTAL; element += LANES) {
-            let row = head_row(batch, args.keys, first + element / QUARTERS, heads, head);
+            let row = key_row(batch, first + element / QUARTERS, heads, head);
             first_tile[element] = load_k(row, element % QUARTERS);
             second_tile[element] = load_v(row, element % QUARTERS);
         }

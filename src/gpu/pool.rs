@@ -1,7 +1,12 @@
 //! Buffers, reused by exact size after drop. One in-order queue makes that safe: whatever is recorded next runs after the
 //! work that still reads the old contents.
+//!
+//! Idle buffers may hold as many bytes as live ones ever did, and [`IDLE_FLOOR`] at least. Beyond that, those that were idle for
+//! longest go back to the driver until half as many are left, so that it happens seldom. A training step asks for the same sizes
+//! each time, and what is idle at one of its moments is live at another: it keeps all of its buffers. What comes in ever new sizes
+//! goes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
@@ -20,12 +25,20 @@ pub struct MemoryUse {
     pub allocated: u64,
 }
 
+/// Idle buffers of fewer bytes than this together are never worth creating anew.
+const IDLE_FLOOR: u64 = 16 << 20;
+
 #[derive(Default)]
 struct State {
-    idle: HashMap<u64, Vec<Raw>>,
+    /// By size; the one that was live last stands at the end.
+    idle: HashMap<u64, Vec<Idle>>,
     usage: MemoryUse,
+    /// The largest `usage.live` since the device was opened.
+    most_live: u64,
     created: u64,
-    /// They keep their buffers alive, so they go when idle buffers are given back to the driver.
+    /// Buffers that have become idle so far.
+    dropped: u64,
+    /// They keep their buffers alive, so those of a buffer go with it.
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
 }
 
@@ -45,11 +58,39 @@ struct Raw {
     number: u64,
 }
 
+struct Idle {
+    raw: Raw,
+    /// `State::dropped` when it became idle.
+    since: u64,
+}
+
 impl State {
-    fn clear_idle(&mut self) {
-        self.idle.clear();
-        self.usage.allocated = self.usage.live;
-        self.bind_groups.clear();
+    fn idle_bytes(&self) -> u64 {
+        self.usage.allocated - self.usage.live
+    }
+
+    /// Gives idle buffers back to the driver, those that were idle for longest first, until at most `keep` bytes are left.
+    fn release_idle(&mut self, keep: u64) {
+        let mut ages: Vec<(u64, u64)> =
+            self.idle.iter().flat_map(|(&size, buffers)| buffers.iter().map(move |idle| (idle.since, size))).collect();
+        ages.sort_unstable();
+        let mut left = self.idle_bytes();
+        let mut first_spared = u64::MAX;
+        for (since, size) in ages {
+            if left <= keep {
+                first_spared = since;
+                break;
+            }
+            left -= size;
+        }
+        let mut released = HashSet::new();
+        self.idle.retain(|_, buffers| {
+            let count = buffers.partition_point(|idle| idle.since < first_spared);
+            released.extend(buffers.drain(..count).map(|idle| idle.raw.number));
+            !buffers.is_empty()
+        });
+        self.usage.allocated = self.usage.live + left;
+        self.bind_groups.retain(|key, _| !key.slices.iter().any(|(number, ..)| released.contains(number)));
     }
 }
 
@@ -92,11 +133,12 @@ impl Pool {
         let size = bytes.max(1).next_multiple_of(GRANULE);
         let mut state = self.lock();
         let raw = match state.idle.get_mut(&size).and_then(Vec::pop) {
-            Some(raw) => raw,
+            Some(idle) => idle.raw,
             None => self.create(&mut state, size)?,
         };
         state.usage.live += size;
         state.usage.peak = state.usage.peak.max(state.usage.live);
+        state.most_live = state.most_live.max(state.usage.live);
         Ok(Buffer { raw: Some(raw), pool: self.clone() })
     }
 
@@ -110,36 +152,54 @@ impl Pool {
         groups.entry(key).or_insert_with(create).clone()
     }
 
+    /// A buffer that takes bytes to the device, mapped, or from it. It is out of the budget, which counts what lasts: a copy is gone
+    /// once the device has done it.
+    pub(super) fn staging(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let is_upload = usage.contains(wgpu::BufferUsages::COPY_SRC);
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: is_upload };
+        self.create_or_release(&mut self.lock(), &descriptor)
+    }
+
     fn create(&self, state: &mut State, size: u64) -> Result<Raw> {
         let exceeds = |allocated: u64| self.budget.is_some_and(|budget| allocated + size > budget);
         if exceeds(state.usage.allocated) {
-            state.clear_idle();
+            state.release_idle(0);
         }
-        let failed = Error::OutOfMemory { requested: size, live: state.usage.live, budget: self.budget };
-        if exceeds(state.usage.allocated) || size > self.device.limits().max_buffer_size {
-            return Err(failed);
+        if exceeds(state.usage.allocated) {
+            return Err(self.out_of_memory(state, size));
         }
-        let buffer = match self.try_create(size) {
-            Some(buffer) => buffer,
-            None => {
-                state.clear_idle();
-                self.try_create(size).ok_or(failed)?
-            }
+        let descriptor = wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
         };
+        let buffer = self.create_or_release(state, &descriptor)?;
         state.usage.allocated += size;
         state.created += 1;
         Ok(Raw { buffer, number: state.created })
     }
 
-    fn try_create(&self, size: u64) -> Option<wgpu::Buffer> {
+    /// A new buffer, for which idle ones make room if they must.
+    fn create_or_release(&self, state: &mut State, descriptor: &wgpu::BufferDescriptor<'_>) -> Result<wgpu::Buffer> {
+        if descriptor.size > self.device.limits().max_buffer_size {
+            return Err(self.out_of_memory(state, descriptor.size));
+        }
+        if let Some(buffer) = self.try_create(descriptor) {
+            return Ok(buffer);
+        }
+        state.release_idle(0);
+        self.try_create(descriptor).ok_or_else(|| self.out_of_memory(state, descriptor.size))
+    }
+
+    fn try_create(&self, descriptor: &wgpu::BufferDescriptor<'_>) -> Option<wgpu::Buffer> {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        pollster::block_on(scope.pop()).is_none().then_some(raw)
+        let buffer = self.device.create_buffer(descriptor);
+        pollster::block_on(scope.pop()).is_none().then_some(buffer)
+    }
+
+    fn out_of_memory(&self, state: &State, requested: u64) -> Error {
+        Error::OutOfMemory { requested, live: state.usage.live, budget: self.budget }
     }
 }
 
@@ -169,7 +229,13 @@ impl Drop for Buffer {
             let size = raw.buffer.size();
             let mut state = self.pool.lock();
             state.usage.live -= size;
-            state.idle.entry(size).or_default().push(raw);
+            state.dropped += 1;
+            let since = state.dropped;
+            state.idle.entry(size).or_default().push(Idle { raw, since });
+            let most_idle = state.most_live.max(IDLE_FLOOR);
+            if state.idle_bytes() > most_idle {
+                state.release_idle(most_idle / 2);
+            }
         }
     }
 }

@@ -177,12 +177,7 @@ impl Gpu {
         }
         // A buffer mapped at creation keeps its place in the recording; `Queue::write_buffer` would run before everything
         // recorded so far.
-        let staging = self.inner.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: padded,
-            usage: wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: true,
-        });
+        let staging = self.inner.pool.staging(padded, wgpu::BufferUsages::COPY_SRC)?;
         match staging.get_mapped_range_mut(..) {
             Ok(mut view) => view.slice(..bytes.len()).copy_from_slice(bytes),
             Err(error) => return Err(Error::Device(format!("staging buffer of {padded} bytes: {error}"))),
@@ -216,12 +211,7 @@ impl Gpu {
         if total == 0 {
             return Ok(vec![Vec::new(); slices.len()]);
         }
-        let staging = self.inner.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: total,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let staging = self.inner.pool.staging(total, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?;
         let mut at = 0;
         for slice in slices {
             self.recorder().encoder().copy_buffer_to_buffer(slice.buffer.raw(), slice.offset, &staging, at, slice.size);

@@ -56,6 +56,8 @@ struct Sizes {
     shape: AttentionShape,
     queries: usize,
     keys: usize,
+    /// Rows of k and v from one sequence to the next; a cache has room for more than `keys`.
+    key_stride: usize,
 }
 
 /// Rows per lane, and the side that the lanes own.
@@ -86,7 +88,8 @@ impl AttentionShape {
         if !q_rows.is_multiple_of(batch) || !k_rows.is_multiple_of(batch) || k_rows < q_rows {
             return fail(format!("{batch} whole sequences with at least as many keys as queries expected"));
         }
-        Ok(Sizes { shape: *self, queries: q_rows / batch, keys: k_rows / batch })
+        let keys = k_rows / batch;
+        Ok(Sizes { shape: *self, queries: q_rows / batch, keys, key_stride: keys })
     }
 }
 
@@ -151,15 +154,16 @@ impl Sizes {
             KernelTier::Fallback => (gpu.lanes() as usize, 1, 4),
             _ => (64, 0, 8),
         };
-        // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
-        let own = match (one_subgroup, pass, head_dim) {
-            (0, ..) | (_, _, 129..) => 1,
-            (_, Pass::Forward, ..=64) => 4,
-            _ => 2,
-        };
         let (near, far, near_heads, far_heads) = match pass {
             Pass::KeyBackward => (self.keys, queries, kv_heads, step.group.len()),
             _ => (queries, self.keys, heads, 1),
+        };
+        // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
+        let own = match (one_subgroup, pass, head_dim) {
+            (0, ..) | (_, _, 129..) => 1,
+            _ if near <= lanes => 1,
+            (_, Pass::Forward, ..=64) => 4,
+            _ => 2,
         };
         let total = block * quarters;
         let products = match pass {
@@ -172,7 +176,7 @@ impl Sizes {
         let mut arguments = sizes.map(|size| size as u32).to_vec();
         arguments.extend([(1.0 / (head_dim as f32).sqrt()).to_bits(), 0]);
         arguments.extend(starts);
-        arguments.extend([step.group.start, step.group.end].map(|head| head as u32));
+        arguments.extend([step.group.start, step.group.end, self.key_stride].map(|count| count as u32));
         gpu.launch(&Launch {
             kernel,
             constants: &[
@@ -201,7 +205,18 @@ impl Sizes {
 impl Tensor {
     /// The attention of the queries self over `k` and `v`: (o, log-sum-exp).
     pub(crate) fn attention(&self, k: &Tensor, v: &Tensor, shape: AttentionShape) -> Result<(Tensor, Tensor)> {
+        self.attend(k, v, shape.check(self, k, v)?)
+    }
+
+    /// [`Tensor::attention`] over the first `keys` rows of each sequence of `k` and `v`.
+    pub(crate) fn attention_within(&self, k: &Tensor, v: &Tensor, keys: usize, shape: AttentionShape) -> Result<Tensor> {
         let sizes = shape.check(self, k, v)?;
+        assert!((sizes.queries..=sizes.keys).contains(&keys), "bug: {keys} keys of {k:?} for {} queries", sizes.queries);
+        Ok(self.attend(k, v, Sizes { keys, ..sizes })?.0)
+    }
+
+    fn attend(&self, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
+        let shape = sizes.shape;
         let o = Tensor::uninitialized(self.gpu(), self.shape())?;
         let lse = Tensor::uninitialized(self.gpu(), &[shape.batch * sizes.queries, shape.heads])?;
         let tensors = [(self, Side::Query), (k, Side::Key), (v, Side::Key), (&o, Side::Query), (&lse, Side::Statistic)];

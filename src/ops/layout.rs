@@ -140,7 +140,7 @@ impl Tensor {
     }
 
     /// Copies self over `range` of dimension `dim` of `target`.
-    fn write_to(&self, target: &Tensor, dim: usize, range: &Range<usize>) -> Result<()> {
+    pub(crate) fn write_to(&self, target: &Tensor, dim: usize, range: &Range<usize>) -> Result<()> {
         let to = View::new(target.shape()).part(self.shape().len(), dim, range);
         copy(self, View::new(self.shape()), target, to)
     }

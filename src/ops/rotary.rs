@@ -36,8 +36,13 @@ impl RotaryTable {
         Ok(Self { angles: Tensor::from_slice(gpu, &values, &[positions, head_dim])? })
     }
 
+    /// The device that holds it.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.angles.gpu()
+    }
+
     /// Turns x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
-    pub(crate) fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
+    fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
         let [rows, columns] = x.dims("rotary")?;
         let [positions, head_dim] = self.angles.dims("rotary")?;
         if !columns.is_multiple_of(head_dim) || sequence == 0 || !rows.is_multiple_of(sequence) {
@@ -69,8 +74,13 @@ impl RotaryTable {
 impl<'t> Var<'t> {
     /// Turns self [batch·sequence, heads·head_dim], whose row r is at position r mod sequence.
     pub fn rotary(&self, table: &RotaryTable, sequence: usize) -> Result<Var<'t>> {
-        let y = table.apply(self.value(), sequence, 0, false)?;
+        self.rotary_from(table, sequence, 0)
+    }
+
+    /// [`Var::rotary`] of sequences that begin at position `first`.
+    pub(crate) fn rotary_from(&self, table: &RotaryTable, sequence: usize, first: usize) -> Result<Var<'t>> {
+        let y = table.apply(self.value(), sequence, first, false)?;
         let table = table.clone();
-        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(&dy, sequence, 0, true)?)]))
+        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(&dy, sequence, first, true)?)]))
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Window {
 pub(super) enum Side {
     /// [batch·queries, heads·head_dim]
     Query,
-    /// [batch·keys, kv_heads·head_dim]
+    /// [batch·key_stride, kv_heads·head_dim]
     Key,
     /// [batch·queries, heads]
     Statistic,
@@ -87,7 +87,7 @@ fn slack(width: usize) -> usize {
 impl Sizes {
     /// In order: sequence by sequence, query by query.
     pub(super) fn windows(&self, limit: u64) -> Result<Vec<Window>> {
-        let AttentionWindows { sequences, queries, .. } = self.shape.windows(self.queries, self.keys, limit)?;
+        let AttentionWindows { sequences, queries, .. } = self.shape.windows(self.queries, self.key_stride, limit)?;
         let parts = |count: usize, step: usize| (0..count).step_by(step).map(move |first| first..count.min(first + step));
         let of_sequences = |sequences: Range<usize>| {
             parts(self.queries, queries).map(move |queries| Window { sequences: sequences.clone(), queries })
@@ -101,7 +101,7 @@ impl Sizes {
         let (per_sequence, rows, width) = match side {
             Side::Query => (self.queries, &window.queries, heads * head_dim),
             Side::Statistic => (self.queries, &window.queries, heads),
-            Side::Key => (self.keys, &(0..self.keys), kv_heads * head_dim),
+            Side::Key => (self.key_stride, &(0..self.key_stride), kv_heads * head_dim),
         };
         // Either all rows of several sequences, or some rows of one.
         let first = window.sequences.start * per_sequence + rows.start;

@@ -1,8 +1,13 @@
 //! `sample`: text from a run or an exported folder, token by token with a key and value cache.
+//!
+//! A sample's text depends on its prompt and seed only, not on what is written beside it: every prompt is read in alone, samples of
+//! prompts of one length then go on together, and no kernel sums a row differently for the rows beside it, up to [`MOST_ROWS`].
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use polytape::Indices;
+use polytape::llama::KvCache;
 
 use super::device::Device;
 use crate::data::tokenizer::Tokenizer;
@@ -16,10 +21,13 @@ use crate::terminal::output;
 pub struct Args {
     /// A run or an exported folder
     path: PathBuf,
-    /// Text to continue
-    #[arg(long, default_value = "", hide_default_value = true)]
-    prompt: String,
-    /// Maximum number of tokens to generate
+    /// Text to continue; may be given several times
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// Samples per prompt; sample I is what --seed SEED+I-1 writes alone
+    #[arg(long, default_value = "1", value_name = "N")]
+    samples: NonZeroUsize,
+    /// Maximum number of tokens per sample
     #[arg(long, default_value_t = 200, value_name = "N")]
     tokens: usize,
     /// Sampling temperature; 0 is greedy decoding
@@ -38,33 +46,147 @@ pub struct Args {
     device: Device,
 }
 
+/// Samples that are written together; every product of so few rows is computed with one tile of rows.
+const MOST_ROWS: usize = 32;
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let mut sampler = Sampler::new(args.temperature, args.top_k, args.top_p, args.seed)?;
+    let sampler = |seed| Sampler::new(args.temperature, args.top_k, args.top_p, seed);
+    sampler(args.seed)?;
     import::describe(&args.path)?;
     let path = args.path.join("tokenizer.json");
     if !path.is_file() {
         return Err(Failure::other(format!("{}: found no such file, expected the tokenizer to write text with", path.display())));
     }
     let tokenizer = Tokenizer::load(&path)?;
-    let mut tokens: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(&args.prompt)?).collect();
+    let mut samples = Vec::new();
+    for (at, prompt) in args.prompt.iter().enumerate() {
+        let tokens = encode(&tokenizer, prompt)?;
+        for i in 0..args.samples.get() as u64 {
+            let seed = args.seed.wrapping_add(i);
+            let stream = TextStream::after(&tokens);
+            samples.push(Sample {
+                prompt: at,
+                tokens: tokens.clone(),
+                sampler: sampler(seed)?,
+                stream,
+                text: String::new(),
+                seed,
+                ended: false,
+            });
+        }
+    }
+    let longest = samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or(0);
+    let gpu = args.device.open(false)?;
+    let model = Trained::open(&gpu, &args.path, Some(longest + args.tokens))?;
+    let writer = Writer { model: &model, tokenizer: &tokenizer, tokens: args.tokens };
+    if let [sample] = &mut samples[..] {
+        output::print(&args.prompt[sample.prompt])?;
+        writer.write(std::slice::from_mut(sample), &mut |piece| output::print(piece))?;
+        return output::print("\n");
+    }
+    samples.sort_by_key(|sample| sample.tokens.len());
+    for together in samples.chunk_by_mut(|a, b| a.tokens.len() == b.tokens.len()) {
+        for part in together.chunks_mut(MOST_ROWS) {
+            writer.write(part, &mut |_| Ok(()))?;
+        }
+    }
+    samples.sort_by_key(|sample| sample.prompt);
+    for sample in &samples {
+        let gap = if std::ptr::eq(sample, &samples[0]) { "" } else { "\n" };
+        let place = if args.prompt.len() > 1 { format!("prompt {}, ", sample.prompt + 1) } else { String::new() };
+        let prompt = &args.prompt[sample.prompt];
+        output::print(&format!("{gap}==> {place}seed {} <==\n{prompt}{}\n", sample.seed, sample.text))?;
+    }
+    Ok(())
+}
+
+fn encode(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, Failure> {
+    let tokens: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(prompt)?).collect();
     if tokens.is_empty() {
         return Err(Failure::usage("--prompt: found no text, expected some, because the tokenizer has no token to begin with"));
     }
-    let gpu = args.device.open(false)?;
-    let model = Trained::open(&gpu, &args.path, Some(tokens.len() + args.tokens))?;
-    let mut cache = model.llama.cache();
-    let mut text = TextStream::after(&tokens);
-    output::print(&args.prompt)?;
-    for _ in 0..args.tokens {
-        let fed = Indices::from_slice(&gpu, &tokens)?;
-        let logits = model.llama.next_logits(&model.params, &fed, &mut cache)?.to_vec()?;
-        let token = sampler.choose(&logits)?;
-        if Some(token) == tokenizer.eos() {
-            break;
+    Ok(tokens)
+}
+
+/// A text as it grows.
+struct Sample {
+    /// Which of the prompts.
+    prompt: usize,
+    /// Tokens of the prompt.
+    tokens: Vec<u32>,
+    seed: u64,
+    sampler: Sampler,
+    stream: TextStream,
+    /// What follows the prompt.
+    text: String,
+    ended: bool,
+}
+
+struct Writer<'a> {
+    model: &'a Trained,
+    tokenizer: &'a Tokenizer,
+    /// The most tokens of a sample.
+    tokens: usize,
+}
+
+impl Writer<'_> {
+    /// Continues samples of prompts of one length; `show` sees each piece of text as it comes.
+    fn write(&self, samples: &mut [Sample], show: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+        let decode = |tokens: &[u32]| self.tokenizer.decode(tokens);
+        let mut add = |sample: &mut Sample, piece: String| {
+            sample.text.push_str(&piece);
+            show(&piece)
+        };
+        let (mut cache, mut logits) = self.read_prompts(samples)?;
+        let vocab = logits.len() / samples.len();
+        for step in 1..=self.tokens {
+            let mut chosen = Vec::with_capacity(samples.len());
+            for (sample, logits) in samples.iter_mut().zip(logits.chunks(vocab)) {
+                // One that has ended keeps its row, whatever follows in it.
+                let token = if sample.ended { 0 } else { sample.sampler.choose(logits)? };
+                chosen.push(token);
+                sample.ended |= Some(token) == self.tokenizer.eos();
+                if !sample.ended {
+                    let piece = sample.stream.push(token, decode)?;
+                    add(sample, piece)?;
+                }
+            }
+            if step == self.tokens || samples.iter().all(|sample| sample.ended) {
+                break;
+            }
+            logits = self.model.next_logits(&chosen, &mut cache)?;
         }
-        output::print(&text.push(token, |tokens| tokenizer.decode(tokens))?)?;
-        tokens = vec![token];
+        for sample in samples {
+            let rest = sample.stream.finish(decode)?;
+            add(sample, rest)?;
+        }
+        Ok(())
     }
-    output::print(&(text.finish(|tokens| tokenizer.decode(tokens))? + "\n"))
+
+    /// The cache after the samples' prompts, one row a sample, and the logits [samples, vocab] of what comes next. Neighbours of one
+    /// prompt share the work.
+    fn read_prompts(&self, samples: &[Sample]) -> Result<(KvCache, Vec<f32>), Failure> {
+        let mut prompts: Vec<(KvCache, Vec<f32>)> = Vec::new();
+        let mut rows = Vec::new();
+        for (at, sample) in samples.iter().enumerate() {
+            if at == 0 || samples[at - 1].prompt != sample.prompt {
+                let mut cache = self.model.llama.cache(1, sample.tokens.len())?;
+                let logits = self.model.next_logits(&sample.tokens, &mut cache)?;
+                prompts.push((cache, logits));
+            }
+            rows.push(prompts.len() - 1);
+        }
+        let caches: Vec<&KvCache> = rows.iter().map(|&row| &prompts[row].0).collect();
+        let logits: Vec<&[f32]> = rows.iter().map(|&row| prompts[row].1.as_slice()).collect();
+        Ok((KvCache::stack(&caches, samples[0].tokens.len() + self.tokens)?, logits.concat()))
+    }
+}
+
+impl Trained {
+    /// The logits after `tokens`, which continue the sequences in `cache`, row after row.
+    fn next_logits(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, Failure> {
+        let tokens = Indices::from_slice(self.params.gpu(), tokens)?;
+        Ok(self.llama.next_logits(&self.params, &tokens, cache)?.to_vec()?)
+    }
 }

@@ -100,7 +100,7 @@ impl TextStream {
     }
 
     /// The rest at the end, whole or not.
-    pub fn finish(self, decode: impl Fn(&[u32]) -> Result<String, Failure>) -> Result<String, Failure> {
+    pub fn finish(&self, decode: impl Fn(&[u32]) -> Result<String, Failure>) -> Result<String, Failure> {
         self.pending(decode)
     }
 

@@ -40,13 +40,13 @@ fn at_once(model: &Llama, params: &Params) -> Result<Array> {
 /// A prompt of 20 tokens at once, then token by token.
 fn cached(gpu: &Gpu) -> Result<Vec<Part>> {
     let (model, params) = Llama::init(gpu, config(), 9)?;
-    let (wanted, tokens, mut cache) = (at_once(&model, &params)?, tokens(), model.cache());
+    let (wanted, tokens, mut cache) = (at_once(&model, &params)?, tokens(), model.cache(1, TOKENS)?);
     let mut parts = Vec::new();
     let mut start = 0;
     for end in 20..=TOKENS {
         let fed = Indices::from_slice(gpu, &tokens[start..end])?;
         let logits = model.next_logits(&params, &fed, &mut cache)?;
-        parts.push(Part::of(&logits, &Array::new(&[101], wanted.row(end - 1).to_vec()), MODEL)?);
+        parts.push(Part::of(&logits, &Array::new(&[1, 101], wanted.row(end - 1).to_vec()), MODEL)?);
         start = end;
     }
     Ok(parts)

@@ -3,7 +3,10 @@
 //! Parameters carry Hugging Face's names and order (rotary in half-split form). The model reads them from the tape it is given,
 //! so the same code runs on raw parameters and on the effective weights of a [`Preconditioner`](crate::spectral::Preconditioner).
 
+mod cache;
 pub mod names;
+
+pub use cache::KvCache;
 
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use crate::params::{ParamId, Params, Role};
 use crate::random::normals;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Indices, Tensor};
+use cache::CachedLayer;
 
 /// Sizes of a Llama.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,14 +196,6 @@ pub struct Llama {
     head: ParamId,
 }
 
-/// Keys and values of the tokens so far, for generating one token after another.
-#[derive(Debug)]
-pub struct KvCache {
-    /// Per block: keys and values [tokens, kv_heads·head_dim].
-    blocks: Vec<Option<(Tensor, Tensor)>>,
-    tokens: usize,
-}
-
 impl Llama {
     /// A model with initial weights drawn from `seed`.
     pub fn init(gpu: &Gpu, config: LlamaConfig, seed: u64) -> Result<(Self, Params)> {
@@ -297,33 +293,60 @@ impl Llama {
         tape: &'t Tape<'t>,
         inputs: &Indices,
         seq_len: usize,
-        mut observe: impl FnMut(&Tensor) -> Result<()>,
+        observe: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Var<'t>> {
         if seq_len == 0 || !inputs.len().is_multiple_of(seq_len) {
             let problem = format!("{} tokens: whole sequences of {seq_len} expected", inputs.len());
             return Err(Error::shape("llama", problem));
         }
-        let mut x = tape.param(self.embedding).embedding(inputs)?;
-        for &block in &self.blocks {
-            x = if self.config.checkpoint_activations {
-                let model = self.clone();
-                tape.checkpoint(&[&x], move |tape, inputs| model.block(tape, block, &inputs[0], seq_len))?
-            } else {
-                self.block(tape, block, &x, seq_len)?
-            };
-            observe(x.value())?;
-        }
+        let x = self.residual(tape, inputs, seq_len, None, observe)?;
         x.rms_norm(&tape.param(self.norm), self.config.norm_eps)
     }
 
-    fn block<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>, seq_len: usize) -> Result<Var<'t>> {
+    /// The residual stream [batch·seq_len, dim] after the last block, of sequences that go on where `cache` ends.
+    fn residual<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        inputs: &Indices,
+        seq_len: usize,
+        cache: Option<&KvCache>,
+        mut observe: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Var<'t>> {
+        let mut x = tape.param(self.embedding).embedding(inputs)?;
+        for (layer, &block) in self.blocks.iter().enumerate() {
+            let cached = cache.map(|cache| cache.layer(layer));
+            x = if self.config.checkpoint_activations && cached.is_none() {
+                let model = self.clone();
+                tape.checkpoint(&[&x], move |tape, inputs| model.block(tape, block, &inputs[0], seq_len, None))?
+            } else {
+                self.block(tape, block, &x, seq_len, cached)?
+            };
+            observe(x.value())?;
+        }
+        Ok(x)
+    }
+
+    /// With `cached`, the new keys and values join it, and no gradient flows through the attention.
+    fn block<'t>(
+        &self,
+        tape: &'t Tape<'t>,
+        block: Block,
+        x: &Var<'t>,
+        seq_len: usize,
+        cached: Option<CachedLayer<'_>>,
+    ) -> Result<Var<'t>> {
         let config = &*self.config;
         let shape = config.attention_shape(x.shape()[0] / seq_len);
+        let first = cached.map_or(0, |cached| cached.tokens);
         let h = x.rms_norm(&tape.param(block.attention_norm), config.norm_eps)?;
-        let q = h.matmul_nt(&tape.param(block.q))?.rotary(&self.rotary, seq_len)?;
-        let k = h.matmul_nt(&tape.param(block.k))?.rotary(&self.rotary, seq_len)?;
+        let q = h.matmul_nt(&tape.param(block.q))?.rotary_from(&self.rotary, seq_len, first)?;
+        let k = h.matmul_nt(&tape.param(block.k))?.rotary_from(&self.rotary, seq_len, first)?;
         let v = h.matmul_nt(&tape.param(block.v))?;
-        let x = q.attention(&k, &v, shape)?.matmul_nt_add(&tape.param(block.o), x)?;
+        let attended = match cached {
+            None => q.attention(&k, &v, shape)?,
+            Some(cached) => tape.constant(cached.attend(q.value(), k.value(), v.value(), shape)?),
+        };
+        let x = attended.matmul_nt_add(&tape.param(block.o), x)?;
         self.feed_forward(tape, block, &x)
     }
 
@@ -334,41 +357,23 @@ impl Llama {
         gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down), x)
     }
 
-    /// An empty cache.
-    pub fn cache(&self) -> KvCache {
-        KvCache { blocks: self.blocks.iter().map(|_| None).collect(), tokens: 0 }
+    /// An empty cache for `batch` sequences of up to `capacity` tokens.
+    pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
+        let config = &*self.config;
+        KvCache::new(self.rotary.gpu(), config.layers, [batch, capacity, config.kv_heads * config.head_dim()])
     }
 
-    /// The logits `[vocab]` after the last of `tokens`, which continue the one sequence in `cache`.
+    /// The logits [batch, vocab] after the last of `tokens` [batch·count], which continue the sequences in `cache` by `count` each.
     pub fn next_logits(&self, params: &Params, tokens: &Indices, cache: &mut KvCache) -> Result<Tensor> {
+        let (batch, dim) = (cache.batch(), self.config.dim);
+        let count = cache.check(self.config.layers, self.config.kv_heads * self.config.head_dim(), tokens.len())?;
         let tape = Tape::inference(params);
-        let count = tokens.len();
-        let mut x = tape.param(self.embedding).embedding(tokens)?;
-        for (block, slot) in self.blocks.iter().zip(&mut cache.blocks) {
-            let h = x.rms_norm(&tape.param(block.attention_norm), self.config.norm_eps)?;
-            let apply = |var: Var<'_>| self.rotary.apply(var.value(), count, cache.tokens, false);
-            let q = tape.constant(apply(h.matmul_nt(&tape.param(block.q))?)?);
-            let k = tape.constant(apply(h.matmul_nt(&tape.param(block.k))?)?);
-            let v = h.matmul_nt(&tape.param(block.v))?;
-            let (k, v) = match slot.take() {
-                None => (k, v),
-                Some((old_k, old_v)) => {
-                    (Var::concat(&[&tape.constant(old_k), &k], 0)?, Var::concat(&[&tape.constant(old_v), &v], 0)?)
-                }
-            };
-            *slot = Some((k.value().clone(), v.value().clone()));
-            x = q.attention(&k, &v, self.config.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
-            x = self.feed_forward(&tape, *block, &x)?;
+        let mut x = self.residual(&tape, tokens, count, Some(cache), |_| Ok(()))?;
+        cache.advance(count);
+        if count > 1 {
+            x = x.reshape(&[batch, count, dim])?.slice(1, count - 1..count)?.reshape(&[batch, dim])?;
         }
-        cache.tokens += count;
-        let last = x.slice(0, count - 1..count)?.rms_norm(&tape.param(self.norm), self.config.norm_eps)?;
-        last.matmul_nt(&tape.param(self.head))?.value().reshape(&[self.config.vocab])
-    }
-}
-
-impl KvCache {
-    /// Number of tokens in it.
-    pub fn tokens(&self) -> usize {
-        self.tokens
+        let last = x.rms_norm(&tape.param(self.norm), self.config.norm_eps)?;
+        Ok(last.matmul_nt(&tape.param(self.head))?.value().clone())
     }
 }
