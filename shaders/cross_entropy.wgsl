@@ -1,7 +1,11 @@
 // loss[r] = log Σ exp(x[r]) - x[r, target[r]], one row per workgroup; with GRADIENT the logits are overwritten by
 // scale·(softmax(x) - onehot(target)).
 
-struct Args { rows: u32, columns: u32, first: u32, scale: f32 }
+struct Args {
+    columns: u32, scale: f32,
+    // Where the rows of the windows begin in what is bound.
+    targets_start: u32, logits_start: u32, loss_start: u32,
+}
 
 var<immediate> args: Args;
 
@@ -13,8 +17,8 @@ var<immediate> args: Args;
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let row = group.x;
     let columns = args.columns / WIDTH;
-    let base = row * columns;
-    let goal = targets[args.first + row];
+    let base = args.logits_start / WIDTH + row * columns;
+    let goal = targets[args.targets_start + row];
     // One pass for both the maximum and the sum, which is relative to the largest so far and follows it, four Elements at a time.
     var mine = LOWEST;
     var sum = 0.0;
@@ -46,7 +50,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         } @else {
             let own = logits[base + goal];
         }
-        loss[args.first + row] = top + log(sum) - own;
+        loss[args.loss_start + row] = top + log(sum) - own;
     }
     if (GRADIENT == 0u) { return; }
     let factor = args.scale / sum;

@@ -115,6 +115,11 @@ impl LlamaConfig {
         self.dim / self.heads
     }
 
+    /// How attention sees `batch` sequences.
+    pub fn attention_shape(&self, batch: usize) -> AttentionShape {
+        AttentionShape { batch, heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim() }
+    }
+
     /// Whether the sizes go together.
     pub fn check(&self) -> Result<()> {
         let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.intermediate_size, self.vocab, self.max_seq_len];
@@ -313,7 +318,7 @@ impl Llama {
 
     fn block<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>, seq_len: usize) -> Result<Var<'t>> {
         let config = &*self.config;
-        let shape = self.attention_shape(x.shape()[0] / seq_len);
+        let shape = config.attention_shape(x.shape()[0] / seq_len);
         let h = x.rms_norm(&tape.param(block.attention_norm), config.norm_eps)?;
         let q = h.matmul_nt(&tape.param(block.q))?.rotary(&self.rotary, seq_len)?;
         let k = h.matmul_nt(&tape.param(block.k))?.rotary(&self.rotary, seq_len)?;
@@ -327,11 +332,6 @@ impl Llama {
         let gate = h.matmul_nt(&tape.param(block.gate))?;
         let up = h.matmul_nt(&tape.param(block.up))?;
         gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down), x)
-    }
-
-    fn attention_shape(&self, batch: usize) -> AttentionShape {
-        let config = &*self.config;
-        AttentionShape { batch, heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim() }
     }
 
     /// An empty cache.
@@ -357,7 +357,7 @@ impl Llama {
                 }
             };
             *slot = Some((k.value().clone(), v.value().clone()));
-            x = q.attention(&k, &v, self.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
+            x = q.attention(&k, &v, self.config.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
             x = self.feed_forward(&tape, *block, &x)?;
         }
         cache.tokens += count;

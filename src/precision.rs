@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 /// A half is an IEEE binary16: 11 bits, rounded to nearest, ties to even, with subnormals down to 2⁻²⁴; from 65,520 on it is an
 /// infinity. Without matrix units the rounding is computed, which makes a product slower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Precision {
     /// Not at all.
     #[default]

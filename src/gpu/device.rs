@@ -70,7 +70,7 @@ pub(super) struct Inner {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
-    pub(super) profile: KernelTier,
+    pub(super) tier: KernelTier,
     pub(super) checked_shaders: bool,
     pub(super) binding_limit: u64,
     pub(super) work_limit: u64,
@@ -83,7 +83,7 @@ pub(super) struct Inner {
 
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Gpu({}, {} kernels)", self.inner.summary.name, self.inner.profile)
+        write!(f, "Gpu({}, {} kernels)", self.inner.summary.name, self.inner.tier)
     }
 }
 
@@ -95,24 +95,24 @@ impl Gpu {
 
     /// Opens a device.
     pub async fn open_async(options: &GpuOptions) -> Result<Self> {
-        let (summary, adapter) = choose(&options.adapter, enumerate().await)?;
-        let mut profile = Self::choose_profile(&summary, options.kernels)?;
+        let (summary, adapter) = choose(&options.adapter, enumerate().await, options.warn)?;
+        let mut tier = Self::choose_tier(&summary, options.kernels)?;
         if summary.is_software() {
             (options.warn)(&format!(
                 "`{}` is a software adapter: kernels run on the CPU, tens to hundreds of times slower than on a GPU",
                 summary.name
             ));
         }
-        if profile == KernelTier::Matrix
+        if tier == KernelTier::Matrix
             && let Err(problem) = Self::try_matrices(&adapter, &summary).await
         {
             if options.kernels.is_some() {
-                return Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {problem}", summary.name)));
+                return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
             }
             (options.warn)(&format!("the matrix units cannot be used, so the subgroup kernels run: {problem}"));
-            profile = KernelTier::Subgroup;
+            tier = KernelTier::Subgroup;
         }
-        Self::open_with(&adapter, &summary, profile, options).await
+        Self::open_with(&adapter, &summary, tier, options).await
     }
 
     /// A product on a device of its own, which is thrown away with whatever may break there.
@@ -123,10 +123,10 @@ impl Gpu {
     async fn open_with(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
-        profile: KernelTier,
+        tier: KernelTier,
         options: &GpuOptions,
     ) -> Result<Self> {
-        let (device, queue) = Self::request(adapter, summary, profile, options.profile).await?;
+        let (device, queue) = Self::request(adapter, summary, tier, options.profile).await?;
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
@@ -134,7 +134,7 @@ impl Gpu {
         let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
         let work_limit = options.work_limit.unwrap_or(usual).max(1);
         let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
-        let tuned_for = format!("{} {}, {profile} kernels", summary.name, summary.driver);
+        let tuned_for = format!("{} {}, {tier} kernels", summary.name, summary.driver);
         Ok(Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
@@ -147,27 +147,27 @@ impl Gpu {
                 device,
                 queue,
                 summary: summary.clone(),
-                profile,
+                tier,
                 failure,
             }),
         })
     }
 
-    fn choose_profile(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
+    fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }
-        let profile = forced.or(summary.profile).unwrap_or(KernelTier::Portable);
-        match summary.lacks(profile) {
-            Some(lack) => Err(Error::Adapter(format!("`{}` cannot run the {profile} kernels: {lack}", summary.name))),
-            None => Ok(profile),
+        let tier = forced.or(summary.kernel_tier).unwrap_or(KernelTier::Portable);
+        match summary.lacks(tier) {
+            Some(lack) => Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {lack}", summary.name))),
+            None => Ok(tier),
         }
     }
 
     async fn request(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
-        profile: KernelTier,
+        tier: KernelTier,
         timed: bool,
     ) -> Result<(wgpu::Device, wgpu::Queue)> {
         let timestamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
@@ -177,7 +177,7 @@ impl Gpu {
         let optional = wgpu::Features::SUBGROUP | if timed { timestamps } else { wgpu::Features::empty() };
         let mut needed = wgpu::Features::IMMEDIATES;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
-        if profile == KernelTier::Matrix {
+        if tier == KernelTier::Matrix {
             needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: the features that this allows may have bugs that break memory safety. Only cooperative matrices are asked
             // for, in two kernels of this crate that stay in bounds.
@@ -201,7 +201,7 @@ impl Gpu {
 
     /// The kernels in use.
     pub fn kernels(&self) -> KernelTier {
-        self.inner.profile
+        self.inner.tier
     }
 
     /// Lanes of a subgroup for the kernels of [`KernelTier::Fallback`].

@@ -4,6 +4,7 @@ use std::f64::consts::PI;
 
 /// How the last part of a warm-up, stable, decay schedule falls; p is the fraction of the decay that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LrDecay {
     /// 1 - p
     #[default]
@@ -15,56 +16,56 @@ pub enum LrDecay {
 }
 
 /// What follows the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum ScheduleKind {
     /// Half a cosine from 1 to `end_ratio`.
-    Cosine {
-        /// The factor at the end.
-        end_ratio: f64,
-    },
+    #[default]
+    Cosine,
     /// A line from 1 to 0.
     Linear,
-    /// 1 until the last `decay_steps` steps, then down to 0.
-    WarmupStableDecay {
-        /// Steps of the decay.
-        decay_steps: u64,
-        /// Its shape.
-        decay: LrDecay,
-    },
+    /// Warm-up, stable, decay: 1 until the last `decay_steps` steps, then down to 0.
+    Wsd,
     /// 1 throughout.
     Constant,
 }
 
 /// A learning-rate schedule.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Schedule {
-    /// Steps of the whole run.
-    pub total: u64,
-    /// Steps over which the factor rises: (s+1)/(warmup+1).
-    pub warmup: u64,
-    /// What follows.
+    /// What follows the warm-up.
     pub kind: ScheduleKind,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Steps of the linear warm-up: (s+1)/(warmup_steps+1).
+    pub warmup_steps: u64,
+    /// The factor at the end of a cosine.
+    pub end_ratio: f64,
+    /// Steps of the decay of [`ScheduleKind::Wsd`].
+    pub decay_steps: u64,
+    /// Shape of that decay.
+    pub decay: LrDecay,
 }
 
 impl Schedule {
     /// The factor on the learning rate at step `step`, counted from 0.
     pub fn factor(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return (step + 1) as f64 / (self.warmup + 1) as f64;
+        if step < self.warmup_steps {
+            return (step + 1) as f64 / (self.warmup_steps + 1) as f64;
         }
-        let t = (step - self.warmup) as f64 / (self.total.saturating_sub(self.warmup)).max(1) as f64;
+        let t = (step - self.warmup_steps) as f64 / (self.total_steps.saturating_sub(self.warmup_steps)).max(1) as f64;
         let t = t.min(1.0);
         match self.kind {
-            ScheduleKind::Cosine { end_ratio } => end_ratio + (1.0 - end_ratio) * 0.5 * (1.0 + (PI * t).cos()),
+            ScheduleKind::Cosine => self.end_ratio + (1.0 - self.end_ratio) * 0.5 * (1.0 + (PI * t).cos()),
             ScheduleKind::Linear => 1.0 - t,
             ScheduleKind::Constant => 1.0,
-            ScheduleKind::WarmupStableDecay { decay_steps, decay } => {
-                let start = self.total.saturating_sub(decay_steps);
+            ScheduleKind::Wsd => {
+                let start = self.total_steps.saturating_sub(self.decay_steps);
                 if step < start {
                     return 1.0;
                 }
-                let p = ((step - start) as f64 / decay_steps.max(1) as f64).min(1.0);
-                match decay {
+                let p = ((step - start) as f64 / self.decay_steps.max(1) as f64).min(1.0);
+                match self.decay {
                     LrDecay::Linear => 1.0 - p,
                     LrDecay::Sqrt => 1.0 - p.sqrt(),
                     LrDecay::Cosine => 0.5 * (1.0 + (PI * p).cos()),

@@ -6,23 +6,12 @@
 //! polynomial's backward of R = NᵀE:
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
+use super::Norm;
 use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
 use super::polynomial::{Form, Polynomial, gram_operands, multiply_on_smaller_side};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
-
-/// What W is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Norm {
-    /// The streaming estimate of the largest singular value.
-    #[default]
-    Spectral,
-    /// ‖W‖_F + eps, with its full gradient.
-    Frobenius,
-    /// 1
-    None,
-}
 
 /// Settings of a PC layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +60,11 @@ pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
     found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))
 }
 
+/// Bytes that a PC layer of `heads` blocks [rows, columns] binds at once: its matrices are not cut.
+pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
+    4 * (heads * rows * columns) as u64
+}
+
 /// The tensors of one layer: w [heads, rows, columns], u [heads, rows], v [heads, columns], gamma [heads].
 pub(super) struct Layer {
     pub(super) w: Tensor,
@@ -80,12 +74,24 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    /// That the matrices fit one binding.
+    fn check_binding(&self) -> Result<()> {
+        let shape @ [heads, rows, columns] = self.w.dims("pc")?;
+        let (bytes, limit) = (pc_binding(shape), self.w.gpu().binding_limit());
+        if bytes <= limit {
+            return Ok(());
+        }
+        let problem = format!("[{heads}, {rows}, {columns}] is bound whole: {bytes} bytes, the limit of a binding is {limit}");
+        Err(Error::shape("pc", problem))
+    }
+
     /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
     /// both: the new u and v.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         if config.power_iterations == 0 {
             return Ok((self.u.clone(), self.v.clone()));
         }
+        self.check_binding()?;
         let iteration = Iteration::new(&self.w, config.eps)?;
         let mut v = iteration.first(&self.u, &self.v)?;
         for _ in 1..config.power_iterations {
@@ -96,6 +102,7 @@ impl Layer {
 
     /// s and what is made of it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
+        self.check_binding()?;
         let (numbers, others) = match config.norm {
             Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
             Norm::Frobenius => {

@@ -202,6 +202,7 @@ fn added(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
 
 /// Coefficient sets (a, b, c) of the quintic X ← a·X + (b·A + c·A²)·X, A = X·Xᵀ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NewtonSchulz {
     /// One triple for every step.
     #[default]
@@ -269,15 +270,22 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     x.reshape(&[rows, columns])
 }
 
+/// The most bytes that [`newton_schulz`] of a matrix [rows, columns] binds of what cannot be cut: symmetric products with a diagonal,
+/// whose operand is X, unless that is tall and cut along its rows, and whose results are square.
+pub fn newton_schulz_binding([rows, columns]: [usize; 2]) -> u64 {
+    // Wide: X and then rows × rows; tall: columns × columns.
+    4 * (rows.min(columns) * columns) as u64
+}
+
 /// The product with P on the smaller side: x·p for a tall x, p·x for a wide one.
 pub(super) fn multiply_on_smaller_side<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
-    let [_, rows, columns] = x.dims("pc")?;
+    let [_, rows, columns] = x.dims("matrix polynomial")?;
     if rows >= columns { product(x, p) } else { product(p, x) }
 }
 
 /// The factors of xᵀ·y for a tall x, of y·xᵀ for a wide one.
 pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
-    let [_, rows, columns] = x.dims("pc")?;
+    let [_, rows, columns] = x.dims("matrix polynomial")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
     Ok(if rows >= columns { (x.t(), y) } else { (y, x.t()) })
 }

@@ -4,7 +4,8 @@ mod accumulate;
 mod rows;
 
 pub(crate) use accumulate::same_shape;
-pub(crate) use rows::{Rows, map};
+pub use rows::map;
+pub(crate) use rows::{Rows, rows_per_window};
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +20,9 @@ use crate::random::normals;
 
 /// The most dimensions a tensor has.
 pub const MAX_RANK: usize = 4;
+
+/// Elements whose multiples a binding may start at on every adapter: 256 bytes.
+pub(crate) const ALIGNMENT: usize = 64;
 
 /// The copy of so many values begins at once: until it is done the driver holds them twice, and a model has many.
 const LARGE: usize = 1 << 18;
@@ -50,6 +54,17 @@ impl fmt::Debug for Indices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Indices({})", self.len())
     }
+}
+
+/// Both u32 and f32 have four bytes.
+fn window(buffer: &Buffer, first: usize, count: usize) -> Slice<'_> {
+    assert!(first.is_multiple_of(ALIGNMENT), "bug: a window starts at a multiple of 256 bytes");
+    Slice { buffer, offset: 4 * first as u64, size: 4 * count as u64 }
+}
+
+fn window_around(buffer: &Buffer, first: usize, count: usize) -> (Slice<'_>, usize) {
+    let start = first / ALIGNMENT * ALIGNMENT;
+    (window(buffer, start, first - start + count), first - start)
 }
 
 fn check_shape(shape: &[usize]) -> Result<usize> {
@@ -179,10 +194,14 @@ impl Tensor {
         Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
     }
 
-    /// `count` elements from `first` as a kernel's binding; `first` is a multiple of 64.
+    /// `count` elements from `first` as a kernel's binding; `first` is a multiple of [`ALIGNMENT`].
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
-        assert!(first.is_multiple_of(64), "bug: a window starts at a multiple of 256 bytes");
-        Slice { buffer: &self.buffer, offset: 4 * first as u64, size: 4 * count as u64 }
+        window(&self.buffer, first, count)
+    }
+
+    /// A binding that holds `count` elements from `first`, and the place of the first in it.
+    pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
+        window_around(&self.buffer, first, count)
     }
 
     /// The same values, which no other tensor shares.
@@ -249,5 +268,15 @@ impl Indices {
     /// The whole as a kernel's binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: 4 * self.len() as u64 }
+    }
+
+    /// `count` values from `first` as a kernel's binding; `first` is a multiple of [`ALIGNMENT`].
+    pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
+        window(&self.buffer, first, count)
+    }
+
+    /// A binding that holds `count` values from `first`, and the place of the first in it.
+    pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
+        window_around(&self.buffer, first, count)
     }
 }

@@ -1,6 +1,6 @@
 //! Kernels over the rows, or all elements, of several tensors, cut into windows where a tensor exceeds the binding limit.
 
-use super::Tensor;
+use super::{ALIGNMENT, Tensor};
 use crate::error::Result;
 use crate::gpu::{Gpu, Kernel, Launch, Slice, grid};
 
@@ -26,15 +26,24 @@ pub(crate) struct Rows<'a> {
     pub iterations: usize,
 }
 
-/// Windows start at multiples of this many rows, so that every offset is aligned.
-const WINDOW: usize = 64;
+/// The rows of a window of tensors with `widths` elements per row: all `rows` if no binding then exceeds the limit, else as many as
+/// none does and every window starts aligned. The fewest that start aligned may exceed it, which the dispatch then refuses.
+pub(crate) fn rows_per_window(gpu: &Gpu, rows: usize, widths: &[usize]) -> usize {
+    let widest = widths.iter().copied().max().unwrap_or(1).max(1);
+    let most = (gpu.binding_limit() / 4) as usize / widest;
+    if rows <= most {
+        return rows;
+    }
+    let least = |width: &usize| ALIGNMENT >> width.trailing_zeros().min(ALIGNMENT.ilog2());
+    let aligned = widths.iter().map(least).max().unwrap_or(1);
+    (most / aligned * aligned).max(aligned)
+}
 
 impl Rows<'_> {
     /// Records the dispatches.
     pub fn launch(&self, gpu: &Gpu) -> Result<()> {
-        let widest = self.tensors.iter().map(|(_, per_row)| *per_row).max().unwrap_or(1).max(1);
-        let most = (gpu.binding_limit() / 4) as usize / widest / WINDOW * WINDOW;
-        let step = if self.rows * widest * 4 <= gpu.binding_limit() as usize { self.rows } else { most.max(WINDOW) };
+        let widths: Vec<usize> = self.tensors.iter().map(|(_, per_row)| *per_row).collect();
+        let step = rows_per_window(gpu, self.rows, &widths);
         for first in (0..self.rows).step_by(step.max(1)) {
             let rows = step.min(self.rows - first);
             let bind = |&(tensor, per_row): &(_, usize)| match per_row {
@@ -59,9 +68,12 @@ impl Rows<'_> {
     }
 }
 
-/// Runs a map over all elements: `tensors` are the inputs and outputs in binding order, `whole` those of them (by position)
-/// that every window sees whole.
-pub(crate) fn map(
+/// Records an elementwise kernel: one invocation for four elements, in workgroups of 64, over windows where a tensor exceeds the binding
+/// limit.
+///
+/// `tensors` are the inputs and outputs in binding order, all of one shape but the one at position `whole`, which every window sees
+/// whole. The kernel's arguments are the number of elements in the window, its first element, and `numbers`.
+pub fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],
     tensors: &[&Tensor],

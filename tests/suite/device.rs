@@ -10,7 +10,7 @@ pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let others = own.adapter().profiles().filter(|profile| *profile != own.kernels());
+        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels());
         let opened = others.map(|profile| {
             open(&GpuOptions { kernels: Some(profile), ..Default::default() })
                 .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))
@@ -24,13 +24,24 @@ pub fn default() -> &'static Gpu {
     &all()[0]
 }
 
-/// The best adapter, shown 64 KiB of a buffer at a time, so that tensors of a test's size are cut into windows.
-pub fn narrow() -> &'static Gpu {
-    static DEVICE: OnceLock<Gpu> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let options = GpuOptions { binding_limit: Some(64 << 10), ..Default::default() };
-        open(&options).expect("the adapter opened before")
+/// The bytes of a buffer that [`all_narrow`] are shown at a time.
+pub const NARROW: u64 = 64 << 10;
+
+/// The devices of [`all`], in its order, shown little of a buffer at a time, so that tensors of a test's size are cut into windows.
+pub fn all_narrow() -> &'static [Gpu] {
+    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let open = |gpu: &Gpu| {
+            let options = GpuOptions { kernels: Some(gpu.kernels()), binding_limit: Some(NARROW), ..Default::default() };
+            open(&options).expect("the adapter opened before")
+        };
+        all().iter().map(open).collect()
     })
+}
+
+/// The best adapter, shown little of a buffer at a time.
+pub fn narrow() -> &'static Gpu {
+    &all_narrow()[0]
 }
 
 /// A device of the test's own, without the warning about a software adapter in every test's output.

@@ -30,15 +30,16 @@ fn describe(adapter: &AdapterSummary) -> String {
     .into_iter()
     .flatten()
     .collect();
-    let kernels = match (&adapter.profile, adapter.missing()) {
+    let kernels = match (&adapter.kernel_tier, adapter.missing()) {
         (Some(profile), _) => {
-            let other: Vec<String> = adapter.profiles().filter(|other| other != profile).map(|other| other.to_string()).collect();
+            let other: Vec<String> =
+                adapter.kernel_tiers().filter(|other| other != profile).map(|other| other.to_string()).collect();
             let other = if other.is_empty() { String::new() } else { format!(" (can also run {})", other.join(", ")) };
             format!("{profile}{other}")
         }
         (None, missing) => format!("cannot be used: {}", missing.unwrap_or_default()),
     };
-    let halves = match adapter.profile {
+    let halves = match adapter.kernel_tier {
         Some(KernelTier::Matrix) => "on matrix units",
         _ => "without matrix units, slower",
     };

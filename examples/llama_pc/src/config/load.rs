@@ -6,11 +6,13 @@
 use std::path::Path;
 
 use polytape::llama::{LlamaConfig, PRESET_VOCAB, PRESETS};
+use polytape::optim::ScheduleKind;
+use polytape::spectral::NewtonSchulz;
 use serde::de::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use super::schema::{self, SECTIONS};
-use super::{Config, NsCoefficients, ScheduleKind, Target};
+use super::{Config, Target};
 use crate::terminal::failure::Failure;
 
 impl Config {
@@ -200,7 +202,7 @@ fn resolve(mut table: Table) -> Result<Config, String> {
     if !intermediate_size {
         config.model.intermediate_size = LlamaConfig::default_intermediate_size(config.model.dim);
     }
-    if !ns_steps && config.optimizer.ns_coefficients == NsCoefficients::PolarExpress {
+    if !ns_steps && config.optimizer.ns_coefficients == NewtonSchulz::PolarExpress {
         config.optimizer.ns_steps = 8;
     }
     if let Some(pc) = &mut config.pc {

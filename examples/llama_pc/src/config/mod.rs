@@ -3,9 +3,11 @@
 //! `schema` holds the one list of keys with their types and ranges; `load` reads files and `--set` against it.
 
 mod load;
+mod optimizers;
 #[cfg(test)]
 mod reference;
 mod schema;
 mod sections;
 
+pub use optimizers::OptimizerKind;
 pub use sections::*;

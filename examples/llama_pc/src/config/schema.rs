@@ -75,7 +75,7 @@ pub static KEYS: [Key; 54] = [
     key("pc", "learnable_gamma", FLAG),
     key("pc", "gamma_init", Kind::Number(Range(Unbounded, Unbounded))),
     key("pc", "per_head", FLAG),
-    key("optimizer", "kind", Kind::Choice(&["adamw", "muon"])),
+    key("optimizer", "kind", Kind::Choice(&super::optimizers::NAMES)),
     key("optimizer", "lr", NOT_NEGATIVE),
     key("optimizer", "betas", Kind::Numbers(2..=2, MEMORY)),
     key("optimizer", "eps", POSITIVE),

@@ -1,6 +1,9 @@
 //! The sections, and what each key means; `docs/configuration.md` is generated from these comments.
 
+use polytape::Precision;
 use polytape::llama::LlamaConfig;
+use polytape::optim::{LrDecay, LrScale, ScheduleKind, WeightDecayScope};
+use polytape::spectral::{NewtonSchulz, Norm};
 use serde::{Deserialize, Serialize};
 
 use super::load;
@@ -96,21 +99,12 @@ pub enum Target {
     Down,
 }
 
-/// The norm of a matrix that preconditioning divides by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Norm {
-    Spectral,
-    Frobenius,
-    None,
-}
-
-/// The optimizer; `momentum` and the keys after it apply to Muon only.
+/// The optimizer; `momentum` and the keys after it apply to Muon and NorMuon only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Optimizer {
-    /// AdamW for all parameters, or Muon for the matrices and Adam for the rest.
-    pub kind: OptimizerKind,
+    /// AdamW for all parameters; or Muon or NorMuon for the matrices and Adam for the rest.
+    pub kind: String,
     /// Peak learning rate.
     pub lr: f64,
     /// Adam's decay rates of the first and second moment.
@@ -126,44 +120,9 @@ pub struct Optimizer {
     /// Number of Newton–Schulz steps. Default: 5, and 8 for `polar_express`.
     pub ns_steps: usize,
     /// Coefficients of the Newton–Schulz iteration.
-    pub ns_coefficients: NsCoefficients,
+    pub ns_coefficients: NewtonSchulz,
     /// How Muon scales the learning rate with a matrix's shape.
     pub lr_ratio: LrScale,
-}
-
-/// The update rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    Adamw,
-    Muon,
-}
-
-/// Parameters that weight decay applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightDecayScope {
-    All,
-    Matrices,
-}
-
-/// Coefficient set of Muon's Newton–Schulz iteration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NsCoefficients {
-    Simple,
-    Quintic,
-    PolarExpress,
-    Aol,
-}
-
-/// How Muon scales a matrix's learning rate by its shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrScale {
-    Moonlight,
-    SpectralMup,
-    KellerJordan,
 }
 
 /// The learning-rate schedule.
@@ -180,25 +139,6 @@ pub struct Schedule {
     pub decay_steps: u64,
     /// Shape of the final decay, for `wsd`.
     pub decay: LrDecay,
-}
-
-/// The shape of the learning rate after its linear warmup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    Cosine,
-    Linear,
-    Wsd,
-    Constant,
-}
-
-/// How `wsd` falls from 1 to 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LrDecay {
-    Linear,
-    Sqrt,
-    Cosine,
 }
 
 /// The tokens, and how they are split into sequences.
@@ -261,15 +201,6 @@ pub struct Train {
     pub skip_spikes: f64,
 }
 
-/// Operands of matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    F32,
-    F16x3,
-    F16,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -321,7 +252,7 @@ impl Default for Pc {
 impl Default for Optimizer {
     fn default() -> Self {
         Self {
-            kind: OptimizerKind::Adamw,
+            kind: "adamw".to_owned(),
             lr: 3e-4,
             betas: [0.9, 0.95],
             eps: 1e-8,
@@ -329,7 +260,7 @@ impl Default for Optimizer {
             decay: WeightDecayScope::All,
             momentum: 0.95,
             ns_steps: 5,
-            ns_coefficients: NsCoefficients::Simple,
+            ns_coefficients: NewtonSchulz::Simple,
             lr_ratio: LrScale::Moonlight,
         }
     }

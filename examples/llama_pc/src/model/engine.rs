@@ -2,28 +2,17 @@
 
 use polytape::gpu::KernelTier;
 use polytape::llama::{LlamaConfig, names};
-use polytape::optim::{self, AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
-use polytape::spectral::{self, NewtonSchulz, PcConfig, level_coefficients};
-use polytape::{AdapterChoice, Gpu, GpuOptions, Precision};
+use polytape::optim::Schedule;
+use polytape::spectral::{PcConfig, level_coefficients};
+use polytape::{AdapterChoice, Gpu, GpuOptions};
 
-use crate::config::{
-    self, Config, LrDecay, LrScale, Norm, NsCoefficients, OptimizerKind, Pc, ScheduleKind, Target, WeightDecayScope,
-};
+use crate::config::{self, Config, Pc, Target};
 use crate::terminal::failure::Failure;
 
 /// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
 pub fn open_again(gpu: &Gpu, kernels: KernelTier) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
     Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
-}
-
-/// What the model's products are rounded to while it is trained.
-pub fn precision(config: &Config) -> Precision {
-    match config.train.precision {
-        config::Precision::F32 => Precision::F32,
-        config::Precision::F16x3 => Precision::F16x3,
-        config::Precision::F16 => Precision::F16,
-    }
 }
 
 /// The model's sizes; the vocabulary is resolved.
@@ -49,11 +38,7 @@ pub fn pc(pc: &Pc) -> Result<PcConfig, Failure> {
     };
     Ok(PcConfig {
         coefficients,
-        norm: match pc.norm {
-            Norm::Spectral => spectral::Norm::Spectral,
-            Norm::Frobenius => spectral::Norm::Frobenius,
-            Norm::None => spectral::Norm::None,
-        },
+        norm: pc.norm,
         power_iterations: pc.power_iterations,
         eps: pc.eps as f32,
         recover_norm: pc.recover_norm,
@@ -83,56 +68,8 @@ pub fn pc_targets(config: &Config) -> Vec<(String, usize)> {
     (0..config.model.layers).flat_map(|layer| pc.targets.iter().map(move |&target| name(layer, target))).collect()
 }
 
-/// The update rule at its start.
-pub fn optimizer(config: &config::Optimizer) -> Box<dyn Optimizer> {
-    let adam = AdamConfig {
-        betas: config.betas,
-        eps: config.eps,
-        weight_decay: config.weight_decay,
-        decay: match config.decay {
-            WeightDecayScope::All => optim::WeightDecayScope::All,
-            WeightDecayScope::Matrices => optim::WeightDecayScope::Matrices,
-        },
-    };
-    match config.kind {
-        OptimizerKind::Adamw => Box::new(AdamW::new(adam)),
-        OptimizerKind::Muon => Box::new(Muon::new(MuonConfig {
-            momentum: config.momentum,
-            coefficients: match config.ns_coefficients {
-                NsCoefficients::Simple => NewtonSchulz::Simple,
-                NsCoefficients::Quintic => NewtonSchulz::Quintic,
-                NsCoefficients::PolarExpress => NewtonSchulz::PolarExpress,
-                NsCoefficients::Aol => NewtonSchulz::Aol,
-            },
-            newton_schulz_steps: Some(config.ns_steps),
-            ratio: match config.lr_ratio {
-                LrScale::Moonlight => optim::LrScale::Moonlight,
-                LrScale::SpectralMup => optim::LrScale::SpectralMup,
-                LrScale::KellerJordan => optim::LrScale::KellerJordan,
-            },
-            adam,
-        })),
-    }
-}
-
 /// The learning rate's course.
-pub fn schedule(config: &Config) -> optim::Schedule {
-    let schedule = &config.schedule;
-    optim::Schedule {
-        total: config.train.steps,
-        warmup: schedule.warmup_steps,
-        kind: match schedule.kind {
-            ScheduleKind::Cosine => optim::ScheduleKind::Cosine { end_ratio: schedule.end_ratio },
-            ScheduleKind::Linear => optim::ScheduleKind::Linear,
-            ScheduleKind::Constant => optim::ScheduleKind::Constant,
-            ScheduleKind::Wsd => optim::ScheduleKind::WarmupStableDecay {
-                decay_steps: schedule.decay_steps,
-                decay: match schedule.decay {
-                    LrDecay::Linear => optim::LrDecay::Linear,
-                    LrDecay::Sqrt => optim::LrDecay::Sqrt,
-                    LrDecay::Cosine => optim::LrDecay::Cosine,
-                },
-            },
-        },
-    }
+pub fn schedule(config: &Config) -> Schedule {
+    let config::Schedule { kind, warmup_steps, end_ratio, decay_steps, decay } = config.schedule;
+    Schedule { kind, total_steps: config.train.steps, warmup_steps, end_ratio, decay_steps, decay }
 }

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use polytape::spectral::PC_GAMMA;
-use polytape::{Measured, ParamId, Params, Tensor, read_many, rms_and_abs_max};
+use polytape::{Gradients, ParamId, Params, Tensor, read_many, rms_and_abs_max};
 
 use crate::run::measured::Layers;
-use crate::terminal::failure::Failure;
 
-/// Measures a step before its update: (loss, gradient norm) and the layers. `residuals` holds a pair (RMS, largest) per
-/// micro-batch and block.
+/// Measures a step before its update. `gradients` are those of the raw parameters times `loss_scale`; `residuals` holds a pair (RMS,
+/// largest) per micro-batch and block.
 pub fn measure(
     params: &Params,
-    measured: &Measured,
+    gradients: &Gradients,
+    loss_scale: f32,
     residuals: &[Tensor],
     blocks: usize,
-) -> Result<((f32, f32), Layers), Failure> {
-    let gradient = |id: ParamId| measured.gradients.get(id);
+) -> polytape::Result<Layers> {
+    let gradient = |id: ParamId| gradients.get(id);
     let (gammas, plain): (Vec<ParamId>, Vec<ParamId>) =
         params.trainable().into_iter().partition(|&id| matrix_of(&params.get(id).name).is_some());
     let reached: Vec<ParamId> = plain.iter().copied().filter(|&id| gradient(id).is_some()).collect();
@@ -24,15 +24,12 @@ pub fn measure(
     let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(|&id| gradient(id))).collect();
     let pairs = rms_and_abs_max(&reduced)?;
 
-    let [loss, clip] = measured.outcome.values();
-    let mut wanted = vec![loss, clip, &pairs];
+    let mut wanted = vec![&pairs];
     wanted.extend(residuals);
     wanted.extend(gammas.iter().map(|&id| &params.get(id).tensor));
     wanted.extend(gammas.iter().filter_map(|&id| gradient(id)));
     let mut values = read_many(&wanted)?.into_iter();
     let mut next = || values.next().unwrap_or_default();
-    let scalars = (next()[0], next()[0]);
-
     // ‖x‖ = rms·√n
     let pairs = next();
     let norm = |pair: &[f32], id: ParamId| (f64::from(pair[0]) * (params.get(id).tensor.len() as f64).sqrt()) as f32;
@@ -42,7 +39,7 @@ pub fn measure(
     let (of_weights, of_gradients) = pairs.split_at(2 * plain.len());
     let mut layers =
         Layers { weight_norm: norms(of_weights, &plain), gradient_norm: norms(of_gradients, &reached), ..Layers::default() };
-    let unscale = |gradient: &mut f32| *gradient /= measured.outcome.loss_scale();
+    let unscale = |gradient: &mut f32| *gradient /= loss_scale;
     layers.gradient_norm.values_mut().for_each(unscale);
     let residuals: Vec<Vec<f32>> = residuals.iter().map(|_| next()).collect();
     (layers.residual_rms, layers.residual_max) = over_micro_batches(&residuals, blocks);
@@ -50,7 +47,7 @@ pub fn measure(
     layers.gamma = gammas.iter().map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient = gammas.iter().filter(|&&id| gradient(id).is_some()).map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient.values_mut().flatten().for_each(unscale);
-    Ok((scalars, layers))
+    Ok(layers)
 }
 
 /// The matrix, without `.weight`, that a γ of this name scales; `None` of other names.

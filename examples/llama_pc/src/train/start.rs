@@ -10,7 +10,6 @@ use crate::data::meta::tokenizer_of;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
 use crate::data::windows::{Order, Windows};
-use crate::model::engine;
 use crate::model::import::{self, Model};
 use crate::run::checkpoint::{self, Saved, State};
 use crate::run::files::refuse_existing;
@@ -120,9 +119,9 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
 }
 
 fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
-    let (optimizer, max_norm) = (engine::optimizer(&config.optimizer), config.train.max_grad_norm as f32);
+    let (optimizer, max_norm) = ((config.optimizer.rule().build)(&config.optimizer), config.train.max_grad_norm as f32);
     let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
-    Ok((model.llama, trainer.with_precision(engine::precision(config))))
+    Ok((model.llama, trainer.with_precision(config.train.precision)))
 }
 
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {

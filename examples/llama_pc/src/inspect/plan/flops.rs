@@ -30,7 +30,7 @@ impl StepFlops {
             recomputation: if model.checkpoint_activations { tokens * blocks } else { 0.0 },
             // Not sum(), which is -0 for no layers.
             pc: model.pc.iter().fold(0.0, |sum, layer| sum + pc_layer(layer, model.degree, model.power_iterations)),
-            optimizer: model.muon.map_or(0.0, |steps| steps as f64 * muon_step(model)),
+            optimizer: model.newton_schulz_steps.map_or(0.0, |steps| steps as f64 * newton_schulz_step(model)),
         }
     }
 
@@ -67,7 +67,7 @@ fn products(degree: usize) -> [usize; 2] {
 }
 
 /// One Newton–Schulz step of all matrices: A = XXᵀ (n²m), b·A + c·A² (n³), and the product with X (2n²m).
-fn muon_step(model: &Model) -> f64 {
+fn newton_schulz_step(model: &Model) -> f64 {
     let matrices = model.parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
     let step = |shape: &[usize]| {
         let n = shape[0].min(shape[1]) as f64;

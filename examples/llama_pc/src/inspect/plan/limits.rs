@@ -3,8 +3,8 @@
 use polytape::Gpu;
 use serde::Serialize;
 
-use super::memory;
 use super::model::Model;
+use super::{bindings, memory};
 
 /// What there is.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,8 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Bytes of the largest buffer; `None` without an adapter.
     pub buffer: Option<u64>,
+    /// Bytes that a kernel binds at a time; `None` without an adapter.
+    pub binding: Option<u64>,
 }
 
 /// A change that makes the plan fit without changing the tokens of a step.
@@ -35,13 +37,15 @@ impl Limits {
         Self {
             memory: given.or_else(|| if software { available_memory() } else { None }),
             buffer: gpu.map(|gpu| gpu.adapter().limits.max_buffer_size),
+            binding: gpu.map(Gpu::binding_limit),
         }
     }
 
     /// Whether the plan stays within what is known.
     pub fn fit(&self, model: &Model) -> bool {
         let within = |bytes: u64, limit: Option<u64>| limit.is_none_or(|limit| bytes <= limit);
-        within(memory::peak(model).total(), self.memory) && within(memory::largest_buffer(model).1, self.buffer)
+        let is_bound = self.binding.is_none_or(|limit| bindings::problem(model, limit).is_none());
+        within(memory::peak(model).total(), self.memory) && within(memory::largest_buffer(model).1, self.buffer) && is_bound
     }
 
     /// The largest micro-batch that fits; `None` if not even one sequence does.

@@ -54,13 +54,13 @@ pub fn largest_buffer(model: &Model) -> (String, u64) {
 }
 
 /// Bytes of a float32 buffer.
-fn bytes(elements: usize) -> u64 {
+pub fn bytes(elements: usize) -> u64 {
     (4 * elements as u64).next_multiple_of(GRANULE)
 }
 
 /// Elements of the logits that exist at a time.
 fn logits(model: &Model) -> usize {
-    logit_rows(model.tokens(), model.sizes.vocab, u64::MAX) * model.sizes.vocab
+    logit_rows(model.tokens(), model.sizes.vocab) * model.sizes.vocab
 }
 
 struct Estimate<'a> {
@@ -82,20 +82,15 @@ struct Estimate<'a> {
 impl<'a> Estimate<'a> {
     fn new(model: &'a Model) -> Self {
         let sizes = &model.sizes;
-        let sum = |role: fn(Role) -> bool| -> u64 {
-            model.parameters.iter().filter(|parameter| role(parameter.role)).map(|parameter| bytes(parameter.numel())).sum()
-        };
-        let trained = sum(|_| true);
+        let trained: u64 = model.parameters.iter().map(|parameter| bytes(parameter.numel())).sum();
         let gammas = if model.learnable_gamma { model.pc.iter().map(|layer| bytes(layer.heads)).sum() } else { 0 };
         let vectors: u64 =
             model.pc.iter().map(|layer| bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns)).sum();
         let rotary = bytes(sizes.max_seq_len * sizes.head_dim());
-        let matrices = sum(|role| role == Role::Matrix);
         let base = Moment {
             name: "",
             parameters: trained + gammas + vectors + rotary,
-            // Two moments, of which Muon keeps one for its matrices.
-            optimizer: 2 * (trained + gammas) - if model.muon.is_some() { matrices } else { 0 },
+            optimizer: model.optimizer_state,
             effective_weights: model.pc.iter().map(|layer| bytes(layer.numel())).sum(),
             gradients: 0,
             activations: 0,
@@ -181,7 +176,7 @@ impl<'a> Estimate<'a> {
         for parameter in &self.model.parameters {
             let own = bytes(parameter.numel());
             let mut workspace = 0;
-            if self.model.muon.is_some() && parameter.role == Role::Matrix {
+            if self.model.newton_schulz_steps.is_some() && parameter.role == Role::Matrix {
                 let small = parameter.shape[0].min(parameter.shape[1]);
                 workspace = own + 2 * bytes(small * small);
             }

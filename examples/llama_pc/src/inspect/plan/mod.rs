@@ -1,5 +1,6 @@
 //! What a configuration needs, before it runs. `memory` and `flops` hold the formulas.
 
+mod bindings;
 mod flops;
 mod limits;
 mod memory;
@@ -66,6 +67,60 @@ struct Adapter {
     kernels: String,
     binding_limit: u64,
     buffer_limit: u64,
+    /// Absent where it cannot be bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention: Option<Attention>,
+    /// What stands against running the plan there: what it would bind beyond the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    binding_problem: Option<String>,
+}
+
+/// How attention is bound.
+#[derive(Serialize)]
+struct Attention {
+    /// Sequences at a time, of those of a micro-batch.
+    sequences: usize,
+    of_sequences: usize,
+    /// Queries of each at a time.
+    queries: usize,
+    of_queries: usize,
+    /// The most bytes of one binding.
+    bytes: u64,
+}
+
+impl Adapter {
+    fn new(gpu: &Gpu, model: &Model) -> Self {
+        let binding_limit = gpu.binding_limit();
+        let attention = bindings::attention(model, binding_limit).ok().map(|windows| Attention {
+            sequences: windows.sequences,
+            of_sequences: model.batch,
+            queries: windows.queries,
+            of_queries: model.seq_len,
+            bytes: windows.bytes,
+        });
+        Self {
+            name: gpu.adapter().name.clone(),
+            kernels: gpu.kernels().to_string(),
+            binding_limit,
+            buffer_limit: gpu.adapter().limits.max_buffer_size,
+            attention,
+            binding_problem: bindings::problem(model, binding_limit),
+        }
+    }
+}
+
+impl Attention {
+    fn text(&self) -> String {
+        let Self { sequences, of_sequences, queries, of_queries, bytes } = self;
+        let part = if queries < of_queries {
+            format!("{queries} of {of_queries} queries of a sequence at a time")
+        } else if sequences < of_sequences {
+            format!("{sequences} of {of_sequences} sequences at a time")
+        } else {
+            "whole".to_owned()
+        };
+        format!("bound {part}, {}", binary(*bytes))
+    }
 }
 
 impl Report {
@@ -88,12 +143,7 @@ impl Report {
             flops_per_token: model_flops::per_token(&model.sizes, model.seq_len),
             flops_per_step: flops,
             pc_share: flops.pc / flops.total(),
-            adapter: gpu.map(|gpu| Adapter {
-                name: gpu.adapter().name.clone(),
-                kernels: gpu.kernels().to_string(),
-                binding_limit: gpu.binding_limit(),
-                buffer_limit: gpu.adapter().limits.max_buffer_size,
-            }),
+            adapter: gpu.map(|gpu| Adapter::new(gpu, model)),
             memory_limit: limits.memory,
             fits: (limits.memory.is_some() || !fits).then_some(fits),
             largest_batch_size: limits.memory.map(|_| limits.largest_batch(model).unwrap_or(0)),
@@ -130,6 +180,11 @@ impl Report {
             self.largest_buffer.name,
             self.windows()
         ));
+        if let Some(adapter) = &self.adapter {
+            let attention = adapter.attention.as_ref().map(|attention| format!("attention          {}", attention.text()));
+            lines.extend(attention);
+            lines.extend(adapter.binding_problem.as_ref().map(|problem| format!("cannot run         {problem}")));
+        }
         lines.extend(self.arithmetic());
         lines.extend(self.verdict());
         lines.join("\n") + "\n"

@@ -5,6 +5,7 @@ use std::fmt;
 use polytape::llama::{LlamaConfig, ParameterShape, names};
 use polytape::{Precision, Role};
 
+use super::memory::bytes;
 use crate::config::{Config, OptimizerKind};
 use crate::model::engine;
 use crate::terminal::failure::Failure;
@@ -34,9 +35,6 @@ impl PcLayer {
     }
 }
 
-/// Newton–Schulz steps of Muon; `None` for AdamW.
-pub type MuonSteps = Option<usize>;
-
 /// The sizes of a configuration.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -47,7 +45,11 @@ pub struct Model {
     pub degree: usize,
     pub power_iterations: usize,
     pub learnable_gamma: bool,
-    pub muon: MuonSteps,
+    pub rule: &'static OptimizerKind,
+    /// Bytes of the optimizer's state.
+    pub optimizer_state: u64,
+    /// Newton–Schulz steps of an optimizer that orthogonalizes.
+    pub newton_schulz_steps: Option<usize>,
     /// Sequences in a micro-batch.
     pub batch: usize,
     pub seq_len: usize,
@@ -67,20 +69,30 @@ impl Model {
             let shape = &found.expect("bug: a PC layer is a matrix of the model").shape;
             PcLayer { heads, rows: shape[0] / heads, columns: shape[1] }
         };
-        let pc = engine::pc_targets(config).into_iter().map(layer).collect();
+        let pc: Vec<PcLayer> = engine::pc_targets(config).into_iter().map(layer).collect();
         let settings = config.pc.as_ref().map(engine::pc).transpose()?;
-        let train = &config.train;
+        let (train, rule) = (&config.train, config.optimizer.rule());
+        let learnable_gamma = settings.as_ref().is_some_and(|pc| pc.learnable_gamma);
+        let optimizer = (rule.build)(&config.optimizer);
+        let state = |role: Role, shape: &[usize]| -> u64 {
+            optimizer.slots(role, shape).iter().map(|slot| bytes(slot.shape.iter().product())).sum()
+        };
+        let of_parameters = parameters.iter().map(|parameter| state(parameter.role, &parameter.shape));
+        let of_gammas = pc.iter().filter(|_| learnable_gamma).map(|layer| state(Role::Vector, &[layer.heads]));
+        let optimizer_state = of_parameters.chain(of_gammas).sum();
         Ok(Self {
             pc,
             degree: settings.as_ref().map_or(0, |pc| pc.coefficients.len() - 1),
             power_iterations: settings.as_ref().map_or(0, |pc| pc.power_iterations),
-            learnable_gamma: settings.as_ref().is_some_and(|pc| pc.learnable_gamma),
-            muon: (config.optimizer.kind == OptimizerKind::Muon).then_some(config.optimizer.ns_steps),
+            learnable_gamma,
+            rule,
+            optimizer_state,
+            newton_schulz_steps: rule.newton_schulz.then_some(config.optimizer.ns_steps),
             batch: train.batch_size,
             seq_len: config.data.seq_len,
             micro_batches: train.grad_accumulation,
             checkpoint_activations: train.checkpoint_activations,
-            precision: engine::precision(config),
+            precision: train.precision,
             sizes,
             parameters,
         })
@@ -116,7 +128,7 @@ impl fmt::Display for Model {
             0 => write!(f, "no PC layers; ")?,
             count => write!(f, "{count} PC layers of degree {}; ", 2 * self.degree + 1)?,
         }
-        write!(f, "{}; ", if self.muon.is_some() { "Muon" } else { "AdamW" })?;
+        write!(f, "{}; ", self.rule.title)?;
         write!(f, "{} × {} sequences of {} a step", self.micro_batches, self.batch, self.seq_len)
     }
 }

@@ -2,12 +2,12 @@
 
 use polytape::{Gpu, GpuOptions, Indices, Trainer};
 
+use super::bindings;
 use super::flops::StepFlops;
 use super::limits::Limits;
 use super::memory;
 use super::model::Model;
 use crate::config::Config;
-use crate::model::engine;
 use crate::model::import;
 
 fn gpu(profile: bool) -> polytape::Result<Gpu> {
@@ -24,7 +24,7 @@ fn config(sets: &[&str]) -> Config {
 /// Two steps on any tokens: the second has the optimizer's moments from its beginning.
 fn two_steps(gpu: &Gpu, config: &Config) -> polytape::Result<()> {
     let model = import::Model::fresh(gpu, config).expect("a model");
-    let mut trainer = Trainer::new(model.params, model.preconditioner, engine::optimizer(&config.optimizer), 1.0)?;
+    let mut trainer = Trainer::new(model.params, model.preconditioner, (config.optimizer.rule().build)(&config.optimizer), 1.0)?;
     let train = &config.train;
     let count = (train.batch_size * config.data.seq_len) as u32;
     let vocab = config.model.vocab.expect("a vocabulary") as u32;
@@ -32,7 +32,7 @@ fn two_steps(gpu: &Gpu, config: &Config) -> polytape::Result<()> {
         let batch = || Indices::from_slice(gpu, &(0..count).map(|i| i * 7919 % vocab).collect::<Vec<_>>());
         let batches = (0..train.grad_accumulation).map(|_| Ok((batch()?, batch()?))).collect::<polytape::Result<Vec<_>>>()?;
         let (llama, seq_len) = (&model.llama, config.data.seq_len);
-        trainer.step(batches.len(), 1e-3, |tape, i| llama.loss(tape, &batches[i].0, &batches[i].1, seq_len))?.read()?;
+        trainer.step(batches.len(), 1e-3, |tape, i| llama.loss(tape, &batches[i].0, &batches[i].1, seq_len))?;
     }
     Ok(())
 }
@@ -128,14 +128,14 @@ fn parameters_are_counted() {
 #[test]
 fn the_largest_micro_batch_fits_and_the_next_does_not() {
     let mut model = Model::new(&config(&["model.preset=20M", "data.seq_len=128"])).expect("a model");
-    let limits = Limits { memory: Some(2 << 30), buffer: None };
+    let limits = Limits { memory: Some(2 << 30), buffer: None, binding: None };
     let batch = limits.largest_batch(&model).expect("one sequence fits");
     model.batch = batch;
     assert!(limits.fit(&model));
     model.batch = batch + 1;
     assert!(!limits.fit(&model));
-    assert_eq!(Limits { memory: Some(1 << 20), buffer: None }.largest_batch(&model), None);
-    let buffer = Limits { memory: None, buffer: Some(100 << 20) };
+    assert_eq!(Limits { memory: Some(1 << 20), buffer: None, binding: None }.largest_batch(&model), None);
+    let buffer = Limits { memory: None, buffer: Some(100 << 20), binding: None };
     model.batch = buffer.largest_batch(&model).expect("one sequence fits");
     assert!(memory::largest_buffer(&model).1 <= 100 << 20 && model.batch > 1);
 }
@@ -144,7 +144,7 @@ fn the_largest_micro_batch_fits_and_the_next_does_not() {
 fn what_does_not_fit_gets_advice_of_as_many_tokens() {
     let sets = ["model.preset=20M", "data.seq_len=256", "train.batch_size=64", "train.grad_accumulation=2"];
     let model = Model::new(&config(&sets)).expect("a model");
-    let advice = |memory: u64| Limits { memory: Some(memory), buffer: None }.advice(&model);
+    let advice = |memory: u64| Limits { memory: Some(memory), buffer: None, binding: None }.advice(&model);
     for memory in [512u64 << 20, 768 << 20, 1 << 30] {
         let advice = advice(memory);
         assert!(!advice.is_empty());
@@ -154,4 +154,27 @@ fn what_does_not_fit_gets_advice_of_as_many_tokens() {
         }
     }
     assert!(advice(1 << 40).is_empty() && advice(1 << 20).is_empty());
+}
+
+#[test]
+fn attention_of_the_published_1b_fits_a_small_binding() {
+    let mut model =
+        Model::new(&config(&["model.preset=1B", "data.seq_len=8192", "train.batch_size=4", "pc.level=4"])).expect("a model");
+    let limit = 128 << 20;
+    let windows = bindings::attention(&model, limit).expect("attention is cut");
+    assert_eq!((windows.sequences, windows.queries, windows.bytes), (2, 8192, limit));
+    assert_eq!(bindings::problem(&model, limit), None);
+    let limits = Limits { memory: None, buffer: None, binding: Some(limit) };
+    assert!(limits.fit(&model));
+    (model.batch, model.seq_len) = (1, 32_768);
+    let problem = bindings::problem(&model, limit).expect("one sequence exceeds it");
+    assert!(
+        problem.starts_with("attention: k and v [32768, 2048] of one sequence are bound whole: 268435456 bytes"),
+        "{problem}"
+    );
+    assert!(!limits.fit(&model));
+    // Its widest PC layers are [2048, 5632].
+    model.seq_len = 64;
+    let problem = "44.0 MiB are bound whole for a PC layer, where the adapter binds 32.0 MiB at a time";
+    assert_eq!(bindings::problem(&model, 32 << 20).as_deref(), Some(problem));
 }

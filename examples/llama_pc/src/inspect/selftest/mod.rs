@@ -24,7 +24,7 @@ pub fn run(gpu: &Gpu, every_tier: bool) -> Result<(), Failure> {
     let mut count = Count::default();
     count.check(gpu)?;
     if every_tier {
-        for kernels in gpu.adapter().profiles().filter(|kernels| *kernels != gpu.kernels()) {
+        for kernels in gpu.adapter().kernel_tiers().filter(|kernels| *kernels != gpu.kernels()) {
             count.check(&engine::open_again(gpu, kernels)?)?;
         }
     }

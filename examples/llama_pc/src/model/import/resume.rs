@@ -4,14 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use polytape::llama::Llama;
-use polytape::optim::LossScale;
 use polytape::safetensors::Reader;
-use polytape::{Gpu, Precision, Trainer};
+use polytape::{Gpu, Trainer};
 
 use super::model::Model;
 use crate::config::Config;
-use crate::model::engine;
-use crate::run::checkpoint::{MODEL, OPTIMIZER, Saved, Scaling};
+use crate::run::checkpoint::{MODEL, OPTIMIZER, Saved};
 use crate::terminal::failure::Failure;
 
 impl Saved {
@@ -25,26 +23,22 @@ impl Saved {
 
         let path = self.verify(OPTIMIZER)?;
         let file = Reader::open(&path)?;
-        let mut optimizer = engine::optimizer(&config.optimizer);
+        let mut optimizer = (config.optimizer.rule().build)(&config.optimizer);
         let steps = self.state.step - self.state.skipped();
         let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
         loaded.map_err(|error| match error {
             polytape::Error::File { .. } => Failure::from(error),
             _ => Failure::other(format!("{}: {error}", path.display())),
         })?;
-        let expected = optimizer.state(&model.params).into_iter().map(|(name, _)| name).collect();
+        let expected = optimizer.state_tensors(&model.params)?.into_iter().map(|(name, _)| name).collect();
         same_names(&path, &file, expected)?;
-        let precision = engine::precision(config);
-        let saved = || self.state.loss_scale.as_ref().map_or_else(LossScale::default, Scaling::restored);
-        // Not Trainer::new, which would run the power iteration on the restored u and v.
-        let trainer = Trainer {
-            params: model.params,
-            preconditioner: model.preconditioner,
-            optimizer,
-            max_grad_norm: config.train.max_grad_norm as f32,
-            precision,
-            loss_scale: (precision != Precision::F32).then(saved),
-        };
+        let max_grad_norm = config.train.max_grad_norm as f32;
+        let mut trainer = Trainer::resume(model.params, model.preconditioner, optimizer, max_grad_norm);
+        trainer = trainer.with_precision(config.train.precision);
+        if let (Some(loss_scale), Some(saved)) = (&mut trainer.loss_scale, &self.state.loss_scale) {
+            *loss_scale = saved.restored();
+        }
+        trainer.steps = self.state.step;
         Ok((model.llama, trainer))
     }
 }

@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use polytape::llama::{ParameterShape, names};
+use polytape::spectral::Norm;
 use polytape::spectral::{PC_U, PC_V};
 use polytape::{Gpu, Param, Params, Role};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Norm};
+use crate::config::Config;
 use crate::model::engine;
 use crate::model::import::Stored;
 use crate::run::measured::Gmcn;

@@ -51,7 +51,7 @@ impl Writer {
     pub fn save(&mut self, params: &Params, optimizer: &dyn Optimizer, state: &State) -> Result<(), Failure> {
         self.wait()?;
         let model: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
-        let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer.state(params))];
+        let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer.state_tensors(params)?)];
         let job = Job {
             run: self.run.clone(),
             keep: self.keep,
