@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::documents::{TextFile, walk};
+use super::source::{TextFile, walk};
 use crate::terminal::failure::Failure;
 
 /// Larger files are most likely generated tables, not handwritten Rust.

@@ -13,6 +13,7 @@ mod protobuf;
 pub mod sentencepiece;
 mod sentencepiece_train;
 mod shards;
+mod source;
 pub mod survey;
 pub mod tokenizer;
 pub mod tokens;

@@ -16,8 +16,8 @@ use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 
-use super::documents::{Document, Text, TextFile, Visit};
 use super::guard::guarded;
+use super::source::{Document, Text, TextFile, Visit};
 use crate::terminal::failure::Failure;
 
 /// Rows decoded at a time: few, because a row may be as long as a book.

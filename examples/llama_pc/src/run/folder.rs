@@ -14,6 +14,7 @@ use polytape::gpu::ProfileTable;
 use super::events::{self, Events};
 use super::files;
 use super::metrics::{self, Metrics};
+use super::paths;
 use crate::config::Config;
 use crate::terminal::failure::Failure;
 
@@ -59,14 +60,14 @@ impl Locked {
 
     /// Opens the run after `step` steps: truncates metrics and events that lie beyond.
     pub fn open(self, step: u64) -> Result<Run, Failure> {
-        metrics::cut(&self.path.join("metrics.jsonl"), step)?;
+        metrics::cut(&self.path.join(paths::METRICS), step)?;
         events::cut(&self.path, step)?;
         let append = |name: &str| {
             let file = self.path.join(name);
             let opened = OpenOptions::new().create(true).append(true).open(&file);
             opened.map_err(|error| Failure::io("open", &file, &error))
         };
-        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        let (metrics, log) = (append(paths::METRICS)?, append("log.txt")?);
         let events = Events::create(&self.path, step, now())?;
         Ok(Run { metrics, log, events, path: self.path, _lock: self.lock })
     }
@@ -100,7 +101,7 @@ impl Run {
 
     /// Writes the resolved configuration atomically.
     pub fn write_config(&self, config: &Config) -> Result<(), Failure> {
-        files::replace(&self.path.join("config.toml"), config.to_toml().as_bytes())
+        files::replace(&self.path.join(paths::CONFIG), config.to_toml().as_bytes())
     }
 
     /// Writes `profile.json`: launches and seconds per kernel, for `report`.
@@ -119,13 +120,13 @@ impl Run {
     /// Appends a line to `metrics.jsonl` and an event for TensorBoard, unbuffered, so that they survive a crash of the process.
     pub fn record(&mut self, row: &Metrics) -> Result<(), Failure> {
         let line = serde_json::to_string(row).expect("bug: metrics do not serialise");
-        append(&mut self.metrics, &line, &self.path.join("metrics.jsonl"))?;
+        append(&mut self.metrics, &line, &self.path.join(paths::METRICS))?;
         self.events.scalars(now(), row.step, &row.scalars())
     }
 
     /// Syncs the metrics to disk: a checkpoint must not be newer than they are.
     pub fn sync(&self) -> Result<(), Failure> {
-        let path = self.path.join("metrics.jsonl");
+        let path = self.path.join(paths::METRICS);
         self.metrics.sync_data().map_err(|error| Failure::io("write", &path, &error))
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::measured::{Gmcn, Layers};
+use super::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, grouped};
 
@@ -99,7 +100,7 @@ impl Metrics {
 
 /// All lines of a run's `metrics.jsonl`.
 pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
-    let path = run.join("metrics.jsonl");
+    let path = run.join(paths::METRICS);
     let file = File::open(&path).map_err(|error| Failure::io("read", &path, &error))?;
     let mut rows = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(file).lines()) {

@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+/// The resolved configuration of a run.
+pub const CONFIG: &str = "config.toml";
+/// The metrics of a run.
+pub const METRICS: &str = "metrics.jsonl";
+
 /// The folder of the checkpoint after `step` steps.
 pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
     checkpoints_folder(run).join(format!("step-{step}"))

@@ -14,6 +14,7 @@ use crate::model::import::{self, Model};
 use crate::run::checkpoint::{self, Saved, State};
 use crate::run::files::refuse_existing;
 use crate::run::folder::{Locked, Run};
+use crate::run::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
@@ -62,7 +63,7 @@ pub fn resume(
     peak_tflops: Option<f64>,
     open: impl FnOnce() -> Result<Gpu, Failure>,
 ) -> Result<Session, Failure> {
-    let file = path.join("config.toml");
+    let file = path.join(paths::CONFIG);
     if !file.is_file() {
         return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display()))
             .hint("a run that was killed before it began has none: remove the folder and begin again"));
@@ -126,7 +127,7 @@ fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Train
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {
     let Some(path) = init else { return Model::fresh(gpu, config) };
     // A run's newest checkpoint, or the folder itself.
-    let folder = if path.join("config.toml").is_file() { import::describe(path)?.1 } else { path.to_owned() };
+    let folder = if path.join(paths::CONFIG).is_file() { import::describe(path)?.1 } else { path.to_owned() };
     import::check_folder(&folder, config)?;
     let (model, ignored) = Model::load(gpu, config, &folder)?;
     if !ignored.is_empty() {

@@ -88,8 +88,8 @@ pub struct KernelTime {
 
 /// Everything but the spectra.
 pub fn gather(path: &Path) -> Result<RunData, Failure> {
-    let config = Config::load(Some(&path.join("config.toml")), &[])?;
-    let rows = rows(&path.join("metrics.jsonl"))?;
+    let config = Config::load(Some(&path.join(paths::CONFIG)), &[])?;
+    let rows = rows(&path.join(paths::METRICS))?;
     let all: Vec<Point> = rows.iter().filter_map(Point::of).collect();
     let joined = all.len().div_ceil(POINTS).max(1);
     let train = thinned(&all, joined);

@@ -2,6 +2,7 @@
 
 mod curves;
 mod gather;
+mod reach;
 
 use serde::Serialize;
 
@@ -17,12 +18,12 @@ struct Data {
     program: String,
     runs: Vec<RunData>,
     /// For each pair of runs: what the first needs to reach the final loss of the second.
-    reach: Vec<Vec<Option<curves::Reach>>>,
+    reach: Vec<Vec<Option<reach::Reach>>>,
 }
 
 /// The page, with everything it needs inline.
 pub fn page(runs: Vec<RunData>) -> String {
-    let reach = runs.iter().map(|run| runs.iter().map(|other| curves::reach(run, other)).collect()).collect();
+    let reach = runs.iter().map(|run| runs.iter().map(|other| reach::reach(run, other)).collect()).collect();
     filled(&Data { program: format!("llama_pc {}", env!("CARGO_PKG_VERSION")), runs, reach })
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use polytape::llama::{ParameterShape, names};
 
 use super::encode::{BLOCK, Dtype};
+use super::gguf_metadata::{Metadata, Value, put_text, put_value};
 use super::gguf_tokenizer;
 use super::merged::{Merged, encoded, pieces};
 use crate::run::files::Partial;
@@ -16,20 +17,6 @@ use crate::terminal::progress::Progress;
 
 const VERSION: u32 = 3;
 const ALIGNMENT: u64 = 32;
-
-/// A value of the metadata.
-pub enum Value {
-    U32(u32),
-    F32(f32),
-    Bool(bool),
-    Text(String),
-    Texts(Vec<String>),
-    Floats(Vec<f32>),
-    Integers(Vec<i32>),
-}
-
-/// Keys with their values, in the order of the file.
-pub type Metadata = Vec<(&'static str, Value)>;
 
 /// Writes the file to `out` atomically.
 pub fn write(model: &Merged, dtype: Dtype, out: &Path) -> Result<(), Failure> {
@@ -197,50 +184,6 @@ fn put_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Entry]) {
     out.resize(out.len() + padding(out.len() as u64), 0);
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
-}
-
-/// The type's number, then the value; an array starts with the type and count of its elements.
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    const ARRAY: u32 = 9;
-    let mut array = |kind: u32, count: usize| {
-        [ARRAY, kind].iter().for_each(|number| out.extend(number.to_le_bytes()));
-        out.extend((count as u64).to_le_bytes());
-    };
-    match value {
-        Value::Texts(list) => {
-            array(8, list.len());
-            list.iter().for_each(|text| put_text(out, text));
-        }
-        Value::Floats(list) => {
-            array(6, list.len());
-            list.iter().for_each(|number| out.extend(number.to_le_bytes()));
-        }
-        Value::Integers(list) => {
-            array(5, list.len());
-            list.iter().for_each(|number| out.extend(number.to_le_bytes()));
-        }
-        Value::U32(number) => {
-            out.extend(4u32.to_le_bytes());
-            out.extend(number.to_le_bytes());
-        }
-        Value::F32(number) => {
-            out.extend(6u32.to_le_bytes());
-            out.extend(number.to_le_bytes());
-        }
-        Value::Bool(flag) => {
-            out.extend(7u32.to_le_bytes());
-            out.push(u8::from(*flag));
-        }
-        Value::Text(text) => {
-            out.extend(8u32.to_le_bytes());
-            put_text(out, text);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,18 +200,5 @@ mod tests {
         assert_eq!(gguf_name("model.layers.12.mlp.down_proj.weight"), "blk.12.ffn_down.weight");
         assert_eq!(gguf_name("model.layers.0.input_layernorm.weight"), "blk.0.attn_norm.weight");
         assert_eq!(gguf_name("lm_head.weight"), "output.weight");
-    }
-
-    #[test]
-    fn values_have_the_bytes_of_the_format() {
-        let bytes = |value: Value| {
-            let mut out = Vec::new();
-            put_value(&mut out, &value);
-            out
-        };
-        assert_eq!(bytes(Value::U32(258)), [4, 0, 0, 0, 2, 1, 0, 0]);
-        assert_eq!(bytes(Value::Bool(true)), [7, 0, 0, 0, 1]);
-        assert_eq!(bytes(Value::Text("ab".into())), [8, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'a', b'b']);
-        assert_eq!(bytes(Value::Integers(vec![-1])), [9, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use super::gguf::{Metadata, Value};
+use super::gguf_metadata::{Metadata, Value};
 use super::merged::Merged;
 use crate::data::sentencepiece::SPACE;
 use crate::data::tokenizer::Tokenizer;

@@ -22,7 +22,7 @@ pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), 
             None => Ok((hugging_face::configuration(path)?, path.to_owned())),
         };
     }
-    let file = path.join("config.toml");
+    let file = path.join(paths::CONFIG);
     if !file.is_file() {
         let path = path.display();
         return Err(Failure::other(format!(
