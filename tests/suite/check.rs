@@ -100,7 +100,8 @@ pub fn check_windows<const N: usize>(
                 let tolerance = tolerances[index.min(tolerances.len() - 1)];
                 let tolerance = if way == Way::Added { tolerance.and(ELEMENTWISE) } else { tolerance };
                 assert_close(&format!("{context}, part {index}"), &values(cut), &want, tolerance);
-                let same = rounded_otherwise.contains(&index) || bits(&[cut.clone()]) == bits(&[uncut.clone()]);
+                let same =
+                    rounded_otherwise.contains(&index) || bits(std::slice::from_ref(cut)) == bits(std::slice::from_ref(uncut));
                 assert!(same, "{context}, part {index}: other bits than without windows");
             }
         }

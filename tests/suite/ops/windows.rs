@@ -1,11 +1,12 @@
 //! Every operation on tensors that exceed the binding limit, forward and backward: the reference's values and the bits of a device
 //! that binds them whole.
 
-use polytape::{AttentionShape, Indices, RotaryTable, Var};
+use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz, newton_schulz_binding};
+use polytape::{AttentionShape, Indices, Params, Result, Role, RotaryTable, Tensor, Var, rms_and_abs_max};
 use rand::RngExt;
 
 use super::matmul::{TRANSPOSES, multiply, sizes_of};
-use crate::check::{assert_refused_on, check_windows};
+use crate::check::{assert_refused_on, check_windows, upload};
 use crate::device;
 use crate::reference::Array;
 use crate::reference::array::seeded;
@@ -16,9 +17,10 @@ use crate::reference::elementwise::*;
 use crate::reference::embedding::{embedding, embedding_vjp};
 use crate::reference::layout::{concat, concat_vjp, reshape, reshape_vjp, slice, slice_vjp, transpose, transpose_vjp};
 use crate::reference::matmul::{matmul, matmul_vjp};
+use crate::reference::newton_schulz::{Coefficients, iterate};
 use crate::reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp};
 use crate::reference::rotary::{Rotary, rotary, rotary_vjp};
-use crate::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, cross_entropy, normalize, reduction};
+use crate::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, assert_close, cross_entropy, normalize, reduction};
 
 /// In vec4 and without; neither's rows are a multiple of 256 bytes.
 const SHAPES: [&[usize]; 2] = [&[130, 260], &[301, 99]];
@@ -311,4 +313,35 @@ fn what_cannot_be_cut_is_refused_with_its_bytes_and_the_limit() {
     assert_refused_on(device::narrow(), &[&[130, 128][..]; 3], move |x| x[0].attention(&x[1], &x[2], shape), keys);
     let softmax = "kernel softmax: a binding of 65600 bytes, the adapter allows 65536";
     assert_refused_on(device::narrow(), &[&[1, 16_400]], |x| x[0].softmax(), softmax);
+    // Its matrices are bound whole by the passes over their vectors.
+    let layer = || -> Result<()> {
+        let mut params = Params::new(device::narrow());
+        let weight = params.add("w", Role::Matrix, Tensor::zeros(device::narrow(), &[200, 100])?)?;
+        let layers = Preconditioner::attach(&mut params, PcConfig::default(), &[(weight, 2)], 1)?;
+        let effective = layers.effective(&params).map(drop);
+        let refused = layers.refresh(&mut params);
+        assert_eq!(refused.expect_err("an error").to_string(), effective.as_ref().expect_err("an error").to_string());
+        effective
+    };
+    let pc = "pc: [2, 100, 100] is bound whole: 80000 bytes, the limit of a binding is 65536";
+    assert_eq!(layer().expect_err("an error expected").to_string(), pc);
+    let wide = newton_schulz(Tensor::zeros(device::narrow(), &[100, 200]).expect("zeros"), NewtonSchulz::Simple, 1);
+    let text = wide.expect_err("an error expected").to_string();
+    assert!(text.starts_with("matmul: [100, 200] × [200, 100]: a binding of 80000 bytes, the limit is 65536"), "{text}");
+    assert_eq!(newton_schulz_binding([100, 200]), 80_000);
+}
+
+#[test]
+fn what_is_not_differentiable() {
+    let [x, d] = random_arrays(2119, [&[301, 99], &[400, 60]]);
+    let d = d.times(1.0 / d.norm()).map(|value| f64::from(value as f32));
+    let want = iterate(&d, Coefficients::Simple, 3);
+    for (gpu, narrow) in device::all().iter().zip(device::all_narrow()) {
+        let statistics = |gpu| upload(gpu, &x).and_then(|x| rms_and_abs_max(&[&x, &x])?.to_vec()).expect("statistics");
+        assert_eq!(statistics(gpu), statistics(narrow));
+        // Tall: its Gram matrix is cut along the rows that it sums over.
+        assert!(newton_schulz_binding([400, 60]) < device::NARROW && 4 * d.data.len() as u64 > device::NARROW);
+        let got = upload(narrow, &d).and_then(|d| newton_schulz(d, NewtonSchulz::Simple, 3)?.to_vec()).expect("Newton–Schulz");
+        assert_close("Newton–Schulz", &got, &want, tolerance::newton_schulz(3, 60, 400));
+    }
 }
