@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Everything that can go wrong by a user's input or by the machine. A broken invariant of the crate itself panics with "bug:".
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Shapes that an operation cannot combine; the text shows every shape and the equation that fails.
@@ -38,7 +38,15 @@ pub enum Error {
     /// The device was lost or reported an error outside of any call.
     #[error("device: {0}")]
     Device(String),
-    /// A file that cannot be read or written, or does not hold what was expected.
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file that does not hold what was expected.
     #[error("{}: {problem}", path.display())]
     File {
         /// The file.

@@ -22,6 +22,10 @@ const PIECE: usize = 4 << 20;
 /// The longest header that is read, as in the safetensors crate.
 const HEADER_LIMIT: u64 = 100_000_000;
 
+fn io(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { path: path.to_path_buf(), source }
+}
+
 fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::File { path: path.to_path_buf(), problem: problem.to_string() }
 }
@@ -32,7 +36,7 @@ pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String,
     sorted.sort_by_key(|(name, _)| name);
     let header = Header::new(Dtype::F32, sorted.iter().map(|(name, tensor)| (name.as_str(), tensor.shape())), metadata)?;
     atomically(path, |file| {
-        let io = |error| failed(path, error);
+        let io = |source| io(path, source);
         let mut writer = Writer::new(file, &header).map_err(io)?;
         for (_, tensor) in sorted {
             writer.put(bytemuck::cast_slice(&tensor.to_vec()?)).map_err(io)?;
@@ -116,13 +120,13 @@ fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result
     name.push(".partial");
     let partial = PathBuf::from(name);
     let write = || {
-        let mut file = File::create(&partial).map_err(|error| failed(path, error))?;
+        let mut file = File::create(&partial).map_err(|source| io(path, source))?;
         fill(&mut file)?;
         let finish = || {
             file.sync_all()?;
             std::fs::rename(&partial, path)
         };
-        finish().map_err(|error| failed(path, error))
+        finish().map_err(|source| io(path, source))
     };
     // The old file is untouched; what was written of the new one is of no use.
     write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
@@ -140,9 +144,9 @@ pub struct Reader {
 impl Reader {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|error| failed(path, error))?;
+        let mut file = File::open(path).map_err(|source| io(path, source))?;
         let foreign = |problem: &dyn std::fmt::Display| failed(path, format!("not a safetensors file: {problem}"));
-        let bytes = file.metadata().map_err(|error| failed(path, error))?.len();
+        let bytes = file.metadata().map_err(|source| io(path, source))?.len();
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(|error| foreign(&error))?;
         let length = u64::from_le_bytes(length);
@@ -226,7 +230,7 @@ impl Reader {
 
     fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(bytes)).map_err(|error| failed(&self.path, error))
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(bytes)).map_err(|source| io(&self.path, source))
     }
 }
 

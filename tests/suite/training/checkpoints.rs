@@ -60,7 +60,7 @@ fn a_file_that_is_no_checkpoint_is_named() {
         assert!(text.starts_with(&format!("{}: not a safetensors file", path.display())), "{text}");
     }
     let missing = folder.path().join("none.safetensors");
-    assert!(matches!(Reader::open(&missing), Err(Error::File { path, .. }) if path == missing));
+    assert!(matches!(Reader::open(&missing), Err(Error::Io { path, .. }) if path == missing));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
     let nowhere = folder.path().join("no/such/folder/model.safetensors");
     let tensor = Tensor::from_slice(gpu, &[1.0], &[1]).expect("a tensor");
     let error = save(&nowhere, &[("a".into(), tensor.clone())], HashMap::new()).expect_err("no such folder");
-    assert!(matches!(error, Error::File { path, .. } if path == nowhere));
+    assert!(matches!(error, Error::Io { path, .. } if path == nowhere));
     let path = folder.path().join("model.safetensors");
     written(&path);
     let before = std::fs::read(&path).expect("the file");

@@ -27,7 +27,7 @@ impl Saved {
         let steps = self.state.step - self.state.skipped();
         let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
         loaded.map_err(|error| match error {
-            polytape::Error::File { .. } => Failure::from(error),
+            polytape::Error::File { .. } | polytape::Error::Io { .. } => Failure::from(error),
             _ => Failure::other(format!("{}: {error}", path.display())),
         })?;
         let expected = optimizer.state_tensors(&model.params)?.into_iter().map(|(name, _)| name).collect();
