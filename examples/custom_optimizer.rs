@@ -68,7 +68,7 @@ fn train(trainer: &mut Trainer, steps: std::ops::Range<u64>) -> Result<f32> {
     for step in steps {
         let output = trainer.step(1, 0.02 / (1.0 + step as f32 / 50.0), |tape, _| {
             let x = tape.constant(x.clone());
-            let error = x.matmul_nt(&tape.param(w))?.sub(&x.matmul_nt(&tape.constant(target.clone()))?)?;
+            let error = x.matmul_nt(&tape.param(w)?)?.sub(&x.matmul_nt(&tape.constant(target.clone()))?)?;
             error.mul(&error)?.mean()
         })?;
         loss = output.loss;

@@ -23,7 +23,7 @@ impl Optimizer for GradientDescent {
     fn step(&mut self, params: &mut Params, gradients: Gradients, _: &Clip, lr: f32) -> Result<()> {
         self.0.count_step();
         for (id, gradient) in gradients.into_checked(params)? {
-            params.set(id, params.get(id).tensor.weighted_sum(1.0, &gradient, -lr)?)?;
+            params.set(id, params.get(id)?.tensor.weighted_sum(1.0, &gradient, -lr)?)?;
         }
         Ok(())
     }
@@ -75,7 +75,7 @@ fn train(gpu: &Gpu, condition: f32, bounded: bool, rate: f32) -> Result<Vec<f32>
     let mut losses: Vec<f32> = Vec::new();
     while losses.len() < STEPS && losses.last().is_none_or(|loss| *loss > GOAL * losses[0] && *loss < 10.0 * losses[0]) {
         let output = trainer.step(1, rate, |tape, _| {
-            let product = weights[1..].iter().try_fold(tape.param(weights[0]), |x, &w| tape.param(w).matmul(&x))?;
+            let product = weights[1..].iter().try_fold(tape.param(weights[0])?, |x, &w| tape.param(w)?.matmul(&x))?;
             let error = product.sub(&tape.constant(target.clone()))?;
             error.mul(&error)?.sum()?.scale(0.5)
         })?;

@@ -51,7 +51,7 @@ impl Network {
     fn features<'t>(&self, tape: &'t Tape<'t>, x: &Tensor) -> Result<Var<'t>> {
         let mut x = tape.constant(x.clone());
         for &(weight, bias) in &self.layers {
-            x = x.matmul_nt(&tape.param(weight))?.add_row(&tape.param(bias))?.tanh()?;
+            x = x.matmul_nt(&tape.param(weight)?)?.add_row(&tape.param(bias)?)?.tanh()?;
         }
         Ok(x)
     }
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     for step in 0..=STEPS {
         let rate = 1e-2 * (1.0 - step as f32 / (STEPS + 1) as f32);
         let output = trainer
-            .step(1, rate, |tape, _| network.features(tape, &x)?.head_cross_entropy(&tape.param(network.head), &targets))?;
+            .step(1, rate, |tape, _| network.features(tape, &x)?.head_cross_entropy(&tape.param(network.head)?, &targets))?;
         if step % 50 == 0 {
             println!("step {step:4}  loss {:.5}", output.loss);
         }
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
 
     let answer = |x: &Tensor| -> Result<Vec<f32>> {
         let tape = Tape::inference(&trainer.params);
-        network.features(&tape, x)?.matmul_nt(&tape.param(network.head))?.softmax()?.value().to_vec()
+        network.features(&tape, x)?.matmul_nt(&tape.param(network.head)?)?.softmax()?.value().to_vec()
     };
     // The probability of class 1 is every second number.
     let right = answer(&x)?.chunks(2).zip(&classes).filter(|(p, class)| p[**class as usize] > 0.5).count();

@@ -21,13 +21,13 @@
 //! let mut trainer = Trainer::new(params, None, Box::new(rule), f32::INFINITY)?;
 //! for _ in 0..300 {
 //!     trainer.step(1, 0.1, |tape, _| {
-//!         let guess = tape.constant(x.clone()).matmul_nt(&tape.param(w))?.add_row(&tape.param(b))?;
+//!         let guess = tape.constant(x.clone()).matmul_nt(&tape.param(w)?)?.add_row(&tape.param(b)?)?;
 //!         let miss = guess.sub(&tape.constant(y.clone()))?;
 //!         miss.mul(&miss)?.mean()
 //!     })?;
 //! }
-//! assert!((trainer.params.get(w).tensor.item()? - 2.0).abs() < 1e-2);
-//! assert!((trainer.params.get(b).tensor.item()? - 1.0).abs() < 1e-2);
+//! assert!((trainer.params.get(w)?.tensor.item()? - 2.0).abs() < 1e-2);
+//! assert!((trainer.params.get(b)?.tensor.item()? - 1.0).abs() < 1e-2);
 //! # Ok(())
 //! # }
 //! ```

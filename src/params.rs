@@ -67,9 +67,14 @@ impl Params {
         Ok(id)
     }
 
-    /// The parameter of an id that this set, or the set it was cloned from, gave out.
-    pub fn get(&self, id: ParamId) -> &Param {
-        &self.list[id.0]
+    /// The parameter of an id that this set, or the set it was cloned from, gave out; an error where it has no such parameter.
+    pub fn get(&self, id: ParamId) -> Result<&Param> {
+        self.list.get(id.0).ok_or_else(|| foreign(id, self.list.len()))
+    }
+
+    fn get_mut(&mut self, id: ParamId) -> Result<&mut Param> {
+        let count = self.list.len();
+        self.list.get_mut(id.0).ok_or_else(|| foreign(id, count))
     }
 
     /// The id of a name.
@@ -109,7 +114,7 @@ impl Params {
 
     /// Replaces a parameter's values by a tensor of the same shape.
     pub fn set(&mut self, id: ParamId, tensor: Tensor) -> Result<()> {
-        let param = &mut self.list[id.0];
+        let param = self.get_mut(id)?;
         if param.tensor.shape() != tensor.shape() {
             let problem = format!("`{}` has shape {:?}, found {:?}", param.name, param.tensor.shape(), tensor.shape());
             return Err(Error::shape("set parameter", problem));
@@ -120,12 +125,16 @@ impl Params {
 
     /// A parameter's values for updating in place, as an optimizer does: copied first when a snapshot shares them.
     pub fn make_mut(&mut self, id: ParamId) -> Result<&Tensor> {
-        let param = &mut self.list[id.0];
+        let param = self.get_mut(id)?;
         if !param.tensor.is_unique() {
             param.tensor = param.tensor.duplicate()?;
         }
         Ok(&param.tensor)
     }
+}
+
+fn foreign(id: ParamId, count: usize) -> Error {
+    Error::Value(format!("parameter {} of a set of {count}: the id of another set", id.0))
 }
 
 /// What the backward of an operation returns for a parent.
@@ -198,8 +207,7 @@ impl Gradients {
     /// optimizer goes through. Each gradient's memory is free as soon as it is dropped.
     pub fn into_checked(self, params: &Params) -> Result<impl Iterator<Item = (ParamId, Tensor)> + use<>> {
         for (id, gradient) in self.iter() {
-            let param = params.list.get(id.0);
-            let param = param.ok_or_else(|| Error::Value(format!("a gradient of parameter {}, of {}", id.0, params.len())))?;
+            let param = params.get(id)?;
             if gradient.shape() != param.tensor.shape() {
                 let (found, expected) = (gradient.shape(), param.tensor.shape());
                 let problem = format!("the gradient of `{}` has shape {found:?}, {expected:?} expected", param.name);

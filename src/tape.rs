@@ -14,7 +14,7 @@
 //! let mut gradients = Gradients::new();
 //!
 //! let tape = Tape::new(&params);
-//! let loss = tape.param(w).sum()?;
+//! let loss = tape.param(w)?.sum()?;
 //! tape.backward(&loss, &mut gradients)?;
 //!
 //! let clip = Clip::new(&gpu, &gradients, 1.0)?;
@@ -37,7 +37,7 @@
 //! # let mut gradients = Gradients::new();
 //! #
 //! let tape = Tape::new(&params);
-//! let loss = tape.param(w).sum()?;
+//! let loss = tape.param(w)?.sum()?;
 //! tape.backward(&loss, &mut gradients)?;
 //!
 //! let clip = Clip::new(&gpu, &gradients, 1.0)?;
@@ -168,11 +168,11 @@ impl<'p> Tape<'p> {
         })
     }
 
-    /// A parameter as a variable; one of [`Role::State`] has no gradient.
-    pub fn param(&self, id: ParamId) -> Var<'_> {
-        let param = self.params.get(id);
+    /// A parameter as a variable; one of [`Role::State`] has no gradient. An error where the tape's parameters have no such id.
+    pub fn param(&self, id: ParamId) -> Result<Var<'_>> {
+        let param = self.params.get(id)?;
         let node = if param.role == Role::State { None } else { self.push(Node::Param(id)) };
-        Var { tape: self, value: param.tensor.clone(), node }
+        Ok(Var { tape: self, value: param.tensor.clone(), node })
     }
 
     /// A variable whose gradient [`Tape::backward`] returns.

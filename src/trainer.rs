@@ -198,7 +198,7 @@ impl Trainer {
         let overflowed = self.loss_scale.as_mut().is_some_and(|scale| scale.update(loss, grad_norm));
         if !overflowed && !(loss.is_finite() && grad_norm.is_finite()) {
             let id = if loss.is_finite() { clip.first_non_finite()? } else { None };
-            let parameter = id.map(|id| self.params.get(id).name.clone());
+            let parameter = id.map(|id| Ok(self.params.get(id)?.name.clone())).transpose()?;
             return Err(Error::NonFinite { step: self.steps, loss, grad_norm, parameter });
         }
         Ok(StepOutput { loss, grad_norm, loss_scale, skipped: overflowed.then_some(Skip::Overflow) })

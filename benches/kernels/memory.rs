@@ -184,7 +184,7 @@ impl Data {
             let (gradients, clip) = (gradients()?, norm()?);
             let (params, adam) = &mut *state.borrow_mut();
             adam.step(params, gradients, &clip, RATE)?;
-            Ok(params.get(params.id("w")?).tensor.clone())
+            Ok(params.get(params.id("w")?)?.tensor.clone())
         };
         vec![
             self.case("reduce", 1, move || Ok(norm()?.values().clone()), |i| if i == 0 { self.norm() } else { 1.0 }),

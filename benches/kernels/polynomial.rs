@@ -58,7 +58,7 @@ impl Layers {
         let (mut values, mut gradients) = (Vec::new(), Gradients::new());
         for ((id, cotangent), &s) in self.cotangents.iter().zip(divisors) {
             let tape = Tape::new(&self.params);
-            let w = tape.param(*id);
+            let w = tape.param(*id)?;
             let [rows, columns] = w.value().dims("bench")?;
             let n = w.scale(1.0 / s)?;
             let gram = if rows >= columns { n.matmul_tn(&n)? } else { n.matmul_nt(&n)? };
@@ -76,9 +76,9 @@ impl Layers {
         let divisor = |number: usize| {
             let vector = |name: &str| -> Result<Tensor> {
                 let id = self.params.find(&format!("{number}.{name}")).expect("attached");
-                Ok(self.params.get(id).tensor.clone())
+                Ok(self.params.get(id)?.tensor.clone())
             };
-            let w = &self.params.get(self.cotangents[number].0).tensor;
+            let w = &self.params.get(self.cotangents[number].0)?.tensor;
             let ([rows, columns], u, v) = (w.dims("bench")?, vector("pc_u")?.to_vec()?, vector("pc_v")?.to_vec()?);
             let w = w.to_vec()?;
             let row = |r: usize| (0..columns).map(|c| f64::from(w[r * columns + c]) * f64::from(v[c])).sum::<f64>();
@@ -124,10 +124,10 @@ pub fn run(gpu: &Gpu) -> Result<()> {
 fn check(layers: &Layers, divisors: &[f32]) -> Result<()> {
     let (fused, horner) = (layers.fused()?.0, layers.horner(divisors)?.0);
     for ((id, _), other) in layers.cotangents.iter().zip(&horner) {
-        let (a, b) = (fused.get(*id).tensor.to_vec()?, other.to_vec()?);
+        let (a, b) = (fused.get(*id)?.tensor.to_vec()?, other.to_vec()?);
         let difference: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let size: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
-        assert!(difference <= 1e-10 * size, "matrix {}: {difference:e} of {size:e}", fused.get(*id).name);
+        assert!(difference <= 1e-10 * size, "matrix {}: {difference:e} of {size:e}", fused.get(*id)?.name);
     }
     Ok(())
 }

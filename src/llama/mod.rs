@@ -275,12 +275,12 @@ impl Llama {
         observe: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Var<'t>> {
         let x = self.observed_hidden(tape, inputs, seq_len, observe)?;
-        x.head_cross_entropy(&tape.param(self.head), targets)
+        x.head_cross_entropy(&tape.param(self.head)?, targets)
     }
 
     /// Logits [batch·seq_len, vocab] after each of `inputs` [batch·seq_len].
     pub fn logits<'t>(&self, tape: &'t Tape<'t>, inputs: &Indices, seq_len: usize) -> Result<Var<'t>> {
-        self.hidden(tape, inputs, seq_len)?.matmul_nt(&tape.param(self.head))
+        self.hidden(tape, inputs, seq_len)?.matmul_nt(&tape.param(self.head)?)
     }
 
     /// The normalised residual stream [batch·seq_len, dim] after the last block.
@@ -300,7 +300,7 @@ impl Llama {
             return Err(Error::shape("llama", problem));
         }
         let x = self.residual(tape, inputs, seq_len, None, observe)?;
-        x.rms_norm(&tape.param(self.norm), self.config.norm_eps)
+        x.rms_norm(&tape.param(self.norm)?, self.config.norm_eps)
     }
 
     /// The residual stream [batch·seq_len, dim] after the last block, of sequences that go on where `cache` ends.
@@ -312,7 +312,7 @@ impl Llama {
         cache: Option<&KvCache>,
         mut observe: impl FnMut(&Tensor) -> Result<()>,
     ) -> Result<Var<'t>> {
-        let mut x = tape.param(self.embedding).embedding(inputs)?;
+        let mut x = tape.param(self.embedding)?.embedding(inputs)?;
         for (layer, &block) in self.blocks.iter().enumerate() {
             let cached = cache.map(|cache| cache.layer(layer));
             x = if self.config.checkpoint_activations && cached.is_none() {
@@ -338,23 +338,23 @@ impl Llama {
         let config = &*self.config;
         let shape = config.attention_shape(x.shape()[0] / seq_len);
         let first = cached.map_or(0, |cached| cached.tokens);
-        let h = x.rms_norm(&tape.param(block.attention_norm), config.norm_eps)?;
-        let q = h.matmul_nt(&tape.param(block.q))?.rotary_from(&self.rotary, seq_len, first)?;
-        let k = h.matmul_nt(&tape.param(block.k))?.rotary_from(&self.rotary, seq_len, first)?;
-        let v = h.matmul_nt(&tape.param(block.v))?;
+        let h = x.rms_norm(&tape.param(block.attention_norm)?, config.norm_eps)?;
+        let q = h.matmul_nt(&tape.param(block.q)?)?.rotary_from(&self.rotary, seq_len, first)?;
+        let k = h.matmul_nt(&tape.param(block.k)?)?.rotary_from(&self.rotary, seq_len, first)?;
+        let v = h.matmul_nt(&tape.param(block.v)?)?;
         let attended = match cached {
             None => q.attention(&k, &v, shape)?,
             Some(cached) => tape.constant(cached.attend(q.value(), k.value(), v.value(), shape)?),
         };
-        let x = attended.matmul_nt_add(&tape.param(block.o), x)?;
+        let x = attended.matmul_nt_add(&tape.param(block.o)?, x)?;
         self.feed_forward(tape, block, &x)
     }
 
     fn feed_forward<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>) -> Result<Var<'t>> {
-        let h = x.rms_norm(&tape.param(block.ffn_norm), self.config.norm_eps)?;
-        let gate = h.matmul_nt(&tape.param(block.gate))?;
-        let up = h.matmul_nt(&tape.param(block.up))?;
-        gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down), x)
+        let h = x.rms_norm(&tape.param(block.ffn_norm)?, self.config.norm_eps)?;
+        let gate = h.matmul_nt(&tape.param(block.gate)?)?;
+        let up = h.matmul_nt(&tape.param(block.up)?)?;
+        gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down)?, x)
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` tokens.
@@ -373,7 +373,7 @@ impl Llama {
         if count > 1 {
             x = x.reshape(&[batch, count, dim])?.slice(1, count - 1..count)?.reshape(&[batch, dim])?;
         }
-        let last = x.rms_norm(&tape.param(self.norm), self.config.norm_eps)?;
-        Ok(last.matmul_nt(&tape.param(self.head))?.value().clone())
+        let last = x.rms_norm(&tape.param(self.norm)?, self.config.norm_eps)?;
+        Ok(last.matmul_nt(&tape.param(self.head)?)?.value().clone())
     }
 }

@@ -101,7 +101,7 @@ impl<'a> Adam<'a> {
         state: &mut OptimizerState,
         gradient: Tensor,
     ) -> Result<()> {
-        let weight_decay = self.config.weight_decay_of(params.get(id).role);
+        let weight_decay = self.config.weight_decay_of(params.get(id)?.role);
         let w = params.make_mut(id)?;
         let mut moment = |name| state.slot(w.gpu(), id, name, w.shape()).cloned();
         let update = Update { gradient, changed: [w.clone(), moment("m")?, moment("v")?], weight_decay };
@@ -190,7 +190,7 @@ pub(super) fn moments(shape: &[usize]) -> Vec<Slot> {
 /// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
 /// let mut adamw = AdamW::new(AdamConfig { weight_decay: 0.1, ..Default::default() });
 /// adamw.step(&mut params, gradients, &clip, 0.01)?;
-/// let found = params.get(w).tensor.to_vec()?;
+/// let found = params.get(w)?.tensor.to_vec()?;
 /// assert!((found[0] - (0.999 - 0.01)).abs() < 1e-6 && (found[1] - (0.999 + 0.01)).abs() < 1e-6);
 /// # Ok(())
 /// # }

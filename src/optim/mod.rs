@@ -17,7 +17,7 @@ pub use schedule::{LrDecay, Schedule, ScheduleKind};
 pub use state::{OptimizerState, Slot};
 
 use crate::error::Result;
-use crate::params::{Gradients, ParamId, Params, Role};
+use crate::params::{Gradients, Params, Role};
 use crate::tensor::Tensor;
 
 /// An update rule with its state on the device. `examples/custom_optimizer.rs` writes one outside of this crate.
@@ -39,19 +39,13 @@ pub trait Optimizer: Send {
 
     /// The state's tensors by name, `<parameter>.<slot>`, for a checkpoint. None before the first step.
     fn state_tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
-        self.state().named(params, |id| self.slots_of(params, id))
+        self.state().named(params, |role, shape| self.slots(role, shape))
     }
 
     /// Takes over the state that [`Optimizer::state_tensors`] returned after `steps` steps. A tensor of another shape than its slot
     /// is an error.
     fn load_state(&mut self, params: &Params, steps: u64, load: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
-        *self.state_mut() = OptimizerState::load(params, steps, |id| self.slots_of(params, id), load)?;
+        *self.state_mut() = OptimizerState::load(params, steps, |role, shape| self.slots(role, shape), load)?;
         Ok(())
-    }
-
-    /// [`Optimizer::slots`] of one of `params`.
-    fn slots_of(&self, params: &Params, id: ParamId) -> Vec<Slot> {
-        let param = params.get(id);
-        self.slots(param.role, param.tensor.shape())
     }
 }

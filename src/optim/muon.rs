@@ -94,7 +94,7 @@ impl MuonConfig {
         let gradients = gradients.into_checked(params)?;
         let mut adam = Adam::new(&self.adam, true, clip, state.count_step(), lr);
         for (id, gradient) in gradients {
-            match params.get(id).role {
+            match params.get(id)?.role {
                 Role::Matrix => update(state, params, id, gradient)?,
                 _ => adam.update(params, id, state, gradient)?,
             }
@@ -122,7 +122,7 @@ impl MuonConfig {
 /// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
 /// let config = MuonConfig { lr_scale: LrScale::SpectralMup, ..Default::default() };
 /// Muon::new(config).step(&mut params, gradients, &clip, 0.1)?;
-/// let found = params.get(w).tensor.to_vec()?;
+/// let found = params.get(w)?.tensor.to_vec()?;
 /// assert!((-0.13..-0.06).contains(&found[0]) && (-0.13..-0.06).contains(&found[3]), "{found:?}");
 /// # Ok(())
 /// # }

@@ -34,7 +34,7 @@ static UPDATE: Kernel =
 /// gradients.add(w, Tensor::from_slice(&gpu, &[5.0, 0.0, 0.0, 0.5], &[2, 2])?)?;
 /// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
 /// NorMuon::new(MuonConfig::default()).step(&mut params, gradients, &clip, 0.1)?;
-/// let found = params.get(w).tensor.to_vec()?; // −lr·0.2·√(r·c)/‖ô‖·ô: 0.04/√2 each
+/// let found = params.get(w)?.tensor.to_vec()?; // −lr·0.2·√(r·c)/‖ô‖·ô: 0.04/√2 each
 /// assert!((found[0] + 0.028_284).abs() < 1e-5 && (found[3] + 0.028_284).abs() < 1e-5, "{found:?}");
 /// # Ok(())
 /// # }

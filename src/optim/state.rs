@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::params::{ParamId, Params};
+use crate::params::{Param, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
 /// One tensor that a rule keeps of a parameter.
@@ -52,15 +52,15 @@ impl OptimizerState {
     }
 
     /// Every slot of every trainable parameter under its full name; nothing before the first step.
-    pub(super) fn named(&self, params: &Params, slots: impl Fn(ParamId) -> Vec<Slot>) -> Result<Vec<(String, Tensor)>> {
+    pub(super) fn named(&self, params: &Params, slots: impl Fn(Role, &[usize]) -> Vec<Slot>) -> Result<Vec<(String, Tensor)>> {
         let mut named = Vec::new();
-        for id in params.trainable().into_iter().filter(|_| self.steps > 0) {
-            for Slot { name, shape } in slots(id) {
+        for (id, param) in trainable(params).filter(|_| self.steps > 0) {
+            for Slot { name, shape } in slots(param.role, param.tensor.shape()) {
                 let tensor = match self.tensors.get(&(id, name)) {
                     Some(tensor) => tensor.clone(),
                     None => Tensor::zeros(params.gpu(), &shape)?,
                 };
-                named.push((format!("{}.{name}", params.get(id).name), tensor));
+                named.push((format!("{}.{name}", param.name), tensor));
             }
         }
         Ok(named)
@@ -70,13 +70,13 @@ impl OptimizerState {
     pub(super) fn load(
         params: &Params,
         steps: u64,
-        slots: impl Fn(ParamId) -> Vec<Slot>,
+        slots: impl Fn(Role, &[usize]) -> Vec<Slot>,
         load: &mut dyn FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for id in params.trainable().into_iter().filter(|_| steps > 0) {
-            for Slot { name, shape } in slots(id) {
-                let full = format!("{}.{name}", params.get(id).name);
+        for (id, param) in trainable(params).filter(|_| steps > 0) {
+            for Slot { name, shape } in slots(param.role, param.tensor.shape()) {
+                let full = format!("{}.{name}", param.name);
                 let tensor = load(&full)?;
                 if tensor.shape() != shape {
                     let problem = format!("`{full}` has shape {:?}, {shape:?} expected", tensor.shape());
@@ -87,4 +87,8 @@ impl OptimizerState {
         }
         Ok(Self { steps, tensors })
     }
+}
+
+fn trainable(params: &Params) -> impl Iterator<Item = (ParamId, &Param)> {
+    params.iter().filter(|(_, param)| param.role != Role::State)
 }

@@ -74,8 +74,8 @@ impl Preconditioner {
     pub fn refresh(&self, params: &mut Params) -> Result<()> {
         for entry in &self.entries {
             let (u, v) = entry.layer(params, &self.config)?.refresh(&self.config)?;
-            params.set(entry.u, u.reshape(params.get(entry.u).tensor.shape())?)?;
-            params.set(entry.v, v.reshape(params.get(entry.v).tensor.shape())?)?;
+            params.set(entry.u, u.reshape(params.get(entry.u)?.tensor.shape())?)?;
+            params.set(entry.v, v.reshape(params.get(entry.v)?.tensor.shape())?)?;
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Preconditioner {
         let mut effective = Effective { params: params.clone(), scalars: Vec::with_capacity(self.entries.len()) };
         for entry in &self.entries {
             let (weight, scalars) = entry.layer(params, &self.config)?.forward(&self.config)?;
-            effective.params.set(entry.weight, weight.reshape(params.get(entry.weight).tensor.shape())?)?;
+            effective.params.set(entry.weight, weight.reshape(params.get(entry.weight)?.tensor.shape())?)?;
             effective.scalars.push(scalars);
         }
         Ok(effective)
@@ -112,7 +112,7 @@ impl Preconditioner {
             |id: ParamId| self.entries.iter().any(|entry| [Some(entry.u), Some(entry.v), entry.gamma].contains(&Some(id)));
         let mut merged = Params::new(params.gpu());
         for (id, param) in effective.iter().filter(|(id, _)| !extra(*id)) {
-            debug_assert_eq!(effective.get(id).name, param.name);
+            debug_assert_eq!(effective.get(id)?.name, param.name);
             merged.add(param.name.clone(), param.role, param.tensor.clone())?;
         }
         Ok(merged)
@@ -121,7 +121,7 @@ impl Preconditioner {
 
 impl Entry {
     fn attach(params: &mut Params, config: &PcConfig, weight: ParamId, heads: usize, seed: u64) -> Result<Self> {
-        let param = params.get(weight).clone();
+        let param = params.get(weight)?.clone();
         let [rows, columns] = param.tensor.dims("pc")?;
         if heads == 0 || !rows.is_multiple_of(heads) {
             let problem = format!("`{}` {:?}: {heads} blocks of rows expected", param.name, param.tensor.shape());
@@ -144,17 +144,17 @@ impl Entry {
     }
 
     fn layer(&self, params: &Params, config: &PcConfig) -> Result<Layer> {
-        let w = &params.get(self.weight).tensor;
+        let w = &params.get(self.weight)?.tensor;
         let [rows, columns] = w.dims("pc")?;
         let (heads, rows) = (self.heads, rows / self.heads);
         let gamma = match self.gamma {
-            Some(id) => params.get(id).tensor.clone(),
+            Some(id) => params.get(id)?.tensor.clone(),
             None => Tensor::from_slice(w.gpu(), &vec![config.gamma_init; heads], &[heads])?,
         };
         Ok(Layer {
             w: w.reshape(&[heads, rows, columns])?,
-            u: params.get(self.u).tensor.reshape(&[heads, rows])?,
-            v: params.get(self.v).tensor.reshape(&[heads, columns])?,
+            u: params.get(self.u)?.tensor.reshape(&[heads, rows])?,
+            v: params.get(self.v)?.tensor.reshape(&[heads, columns])?,
             gamma,
         })
     }
@@ -163,9 +163,9 @@ impl Entry {
 /// The parameter of that name, which then has that shape, or a new one with these values.
 fn find_or_add(params: &mut Params, name: String, role: Role, values: &[f32], shape: &[usize]) -> Result<ParamId> {
     match params.find(&name) {
-        Some(id) if params.get(id).tensor.shape() == shape => Ok(id),
+        Some(id) if params.get(id)?.tensor.shape() == shape => Ok(id),
         Some(id) => {
-            let problem = format!("`{name}` has shape {:?}, {shape:?} expected", params.get(id).tensor.shape());
+            let problem = format!("`{name}` has shape {:?}, {shape:?} expected", params.get(id)?.tensor.shape());
             Err(Error::shape("pc", problem))
         }
         None => {

@@ -63,7 +63,7 @@ fn state_among_the_parameters_gets_no_gradient() -> Result<()> {
     let state = params.add("state", Role::State, vector(device::default(), &[5.0, 7.0])?)?;
     let tape = Tape::new(&params);
     let mut gradients = Gradients::new();
-    tape.backward(&tape.param(w).mul(&tape.param(state))?.sum()?, &mut gradients)?;
+    tape.backward(&tape.param(w)?.mul(&tape.param(state)?)?.sum()?, &mut gradients)?;
     assert_eq!(values(gradients.get(w))?, [5.0, 7.0]);
     assert!(gradients.get(state).is_none());
     Ok(())
@@ -74,7 +74,7 @@ fn an_inference_tape_and_constants_record_nothing() -> Result<()> {
     let (params, w) = one_parameter(device::default(), &[1.0, 2.0])?;
     let tape = Tape::inference(&params);
     let x = tape.leaf(vector(device::default(), &[3.0, 4.0])?);
-    let y = tape.checkpoint(&[&x], move |tape, x| x[0].mul(&tape.param(w)))?;
+    let y = tape.checkpoint(&[&x], move |tape, x| x[0].mul(&tape.param(w)?))?;
     let loss = y.add(&x)?.sum()?;
     assert_eq!(loss.value().item()?, 18.0);
     assert!(tape.is_empty() && !loss.wants_gradient());
@@ -82,7 +82,7 @@ fn an_inference_tape_and_constants_record_nothing() -> Result<()> {
     let tape = Tape::new(&params);
     let constant = tape.constant(vector(device::default(), &[3.0, 4.0])?);
     assert!(!constant.mul(&constant)?.wants_gradient() && tape.is_empty());
-    assert!(tape.param(w).mul(&constant)?.wants_gradient() && tape.len() == 2);
+    assert!(tape.param(w)?.mul(&constant)?.wants_gradient() && tape.len() == 2);
     Ok(())
 }
 
@@ -95,7 +95,7 @@ fn gradients_of_parameters_accumulate_over_tapes() -> Result<()> {
         let tape = Tape::new(&params);
         let x = tape.constant(vector(device::default(), &x)?);
         // Read twice: two nodes, one gradient.
-        let loss = tape.param(w).mul(&x)?.add(&x.mul(&tape.param(w))?)?.sum()?;
+        let loss = tape.param(w)?.mul(&x)?.add(&x.mul(&tape.param(w)?)?)?.sum()?;
         tape.backward(&loss, &mut gradients)?;
         assert_eq!(values(gradients.get(w))?, total);
     }
@@ -111,8 +111,8 @@ fn checkpoints_nest_and_their_parameters_get_their_gradient_once() -> Result<()>
         let x = tape.leaf(vector(gpu, &[2.0, -3.0])?);
         // x·(x·w) inside, + w outside of the inner checkpoint.
         let y = tape.checkpoint(&[&x], move |tape, x| {
-            let inner = tape.checkpoint(&[&x[0]], move |tape, x| x[0].mul(&tape.param(w)))?;
-            x[0].mul(&inner)?.add(&tape.param(w))
+            let inner = tape.checkpoint(&[&x[0]], move |tape, x| x[0].mul(&tape.param(w)?))?;
+            x[0].mul(&inner)?.add(&tape.param(w)?)
         })?;
         assert_eq!(tape.len(), 2, "a leaf and a checkpoint");
         assert_eq!(y.value().to_vec()?, [25.0, 70.0]);
@@ -129,7 +129,7 @@ fn a_checkpoint_of_constants_still_serves_its_parameters() -> Result<()> {
     let (params, w) = one_parameter(device::default(), &[5.0, 7.0])?;
     let tape = Tape::new(&params);
     let x = tape.constant(vector(device::default(), &[2.0, -3.0])?);
-    let y = tape.checkpoint(&[&x], move |tape, x| x[0].mul(&tape.param(w)))?;
+    let y = tape.checkpoint(&[&x], move |tape, x| x[0].mul(&tape.param(w)?))?;
     let mut gradients = Gradients::new();
     let leaves = tape.backward(&y.sum()?, &mut gradients)?;
     assert!(leaves.get(&x).is_none());
@@ -147,8 +147,8 @@ fn a_clone_of_parameters_is_a_snapshot() -> Result<()> {
     gradients.add(w, vector(gpu, &[1.0, -1.0])?)?;
     let clip = Clip::new(gpu, &gradients, f32::INFINITY)?;
     AdamW::new(Default::default()).step(&mut params, gradients, &clip, 0.5)?;
-    assert_ne!(params.get(w).tensor.to_vec()?, [1.0, 2.0], "a step changes the parameters");
-    assert_eq!(snapshot.get(w).tensor.to_vec()?, [1.0, 2.0], "and not the snapshot");
+    assert_ne!(params.get(w).expect("a parameter").tensor.to_vec()?, [1.0, 2.0], "a step changes the parameters");
+    assert_eq!(snapshot.get(w)?.tensor.to_vec()?, [1.0, 2.0], "and not the snapshot");
 
     let text = refusal(params.set(w, vector(gpu, &[1.0; 3])?));
     assert_eq!(text, "set parameter: `w` has shape [2], found [3]");
@@ -227,6 +227,19 @@ fn a_gradient_of_another_shape_or_number_than_the_inputs_is_refused_by_name() ->
 }
 
 #[test]
+fn an_id_of_another_set_is_refused() -> Result<()> {
+    let mut params = Params::new(device::default());
+    let id = params.add("w", Role::Vector, vector(device::default(), &[1.0])?)?;
+    let mut none = Params::new(device::default());
+    let text = "parameter 0 of a set of 0: the id of another set";
+    assert_eq!(refusal(none.get(id)), text);
+    assert_eq!(refusal(Tape::new(&none).param(id)), text);
+    assert_eq!(refusal(none.make_mut(id).cloned()), text);
+    assert_eq!(refusal(none.set(id, vector(device::default(), &[1.0])?)), text);
+    Ok(())
+}
+
+#[test]
 fn a_duplicate_name_is_refused_and_changes_nothing() -> Result<()> {
     let mut params = Params::new(device::default());
     let first = params.add("w", Role::Vector, vector(device::default(), &[1.0])?)?;
@@ -264,7 +277,7 @@ fn device_memory_falls_back_after_a_walk() -> Result<()> {
     let before = gpu.memory().live;
     let tape = Tape::new(&params);
     let loss = {
-        let squared = tape.param(w).mul(&tape.param(w))?;
+        let squared = tape.param(w)?.mul(&tape.param(w)?)?;
         squared.mul(&squared)?.scale(2.0)?.sum()?
     };
     assert!(gpu.memory().live >= before + 4000, "the second product keeps its factors");

@@ -126,14 +126,14 @@ impl OnDevice {
         let gradients = self.preconditioner.backward(&self.params, &effective, gradients)?;
         let dgamma = self.params.find("layer.pc_gamma").and_then(|id| gradients.get(id));
         Ok(Results {
-            effective: effective.params.get(self.weight).tensor.to_vec()?,
+            effective: effective.params.get(self.weight).expect("a parameter").tensor.to_vec()?,
             dw: gradients.get(self.weight).expect("a gradient of the weight").to_vec()?,
             dgamma: dgamma.map(Tensor::to_vec).transpose()?,
         })
     }
 
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        self.params.get(self.params.id(name)?).tensor.to_vec()
+        self.params.get(self.params.id(name)?).expect("a parameter").tensor.to_vec()
     }
 
     /// u and v after a refresh on the device, heads one after another.

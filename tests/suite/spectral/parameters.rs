@@ -39,7 +39,8 @@ fn merged_parameters_are_those_of_a_plain_llama_with_the_same_logits() {
         let (plain, of_plain) = Llama::init(gpu, model.config().clone(), 1).expect("a plain model");
         assert_eq!(names(&merged), names(&of_plain));
         for (id, param) in merged.iter() {
-            assert_eq!((param.role, param.tensor.shape()), (of_plain.get(id).role, of_plain.get(id).tensor.shape()));
+            let plain = of_plain.get(id).expect("a parameter");
+            assert_eq!((param.role, param.tensor.shape()), (plain.role, plain.tensor.shape()));
         }
         let tokens = Indices::from_slice(gpu, &[3, 1, 4, 1, 5, 9, 2, 6]).expect("tokens");
         let logits = |model: &Llama, params: &Params| {
@@ -120,7 +121,10 @@ fn attaching_adds_what_is_missing_and_keeps_what_is_there() {
     Preconditioner::attach(&mut again, PcConfig::default(), &[(target, 4)], 99).expect("attached again");
     assert_eq!(names(&again), names(&params));
     let u = again.id("model.layers.0.self_attn.q_proj.pc_u").expect("u");
-    assert_eq!(again.get(u).tensor.to_vec().expect("u"), params.get(u).tensor.to_vec().expect("u"));
+    assert_eq!(
+        again.get(u).expect("a parameter").tensor.to_vec().expect("u"),
+        params.get(u).expect("a parameter").tensor.to_vec().expect("u")
+    );
 }
 
 #[test]
@@ -132,7 +136,7 @@ fn the_same_seed_draws_the_same_vectors_and_each_matrix_its_own() {
         let second = params.add("b.weight", Role::Matrix, Tensor::zeros(gpu, &[4, 6])?)?;
         Preconditioner::attach(&mut params, PcConfig::default(), &[(first, 1), (second, 1)], seed)?;
         let [a, b] = ["a.pc_u", "b.pc_u"].map(|name| params.id(name));
-        polytape::read_all([&params.get(a?).tensor, &params.get(b?).tensor])
+        polytape::read_all([&params.get(a?).expect("a parameter").tensor, &params.get(b?).expect("a parameter").tensor])
     };
     let [first, again, other] = [5, 5, 6].map(|seed| draw(seed).expect("vectors"));
     assert_eq!(first, again);

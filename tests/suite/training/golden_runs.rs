@@ -34,7 +34,8 @@ fn follow_on(gpu: &Gpu, name: &str) {
     }
     for (short, gamma) in &run.final_gamma {
         let params = &device.trainer.params;
-        let found = params.get(params.id(&stored_name(short)).expect("γ")).tensor.item().expect("read-back");
+        let found =
+            params.get(params.id(&stored_name(short)).expect("γ")).expect("a parameter").tensor.item().expect("read-back");
         assert_close_scalar(&format!("{short} after {name}"), found, *gamma, 0.0, TRAINING);
     }
 }

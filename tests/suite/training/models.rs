@@ -37,7 +37,7 @@ fn weights(config: &llama::LlamaConfig, params: &Params) -> (Weights, Vec<(Strin
     let names: Vec<(String, String)> =
         config.parameter_names().into_iter().map(|name| (name.clone(), hugging_face_name(&name))).collect();
     let array = |(short, stored): &(String, String)| {
-        let tensor = &params.get(params.id(stored).expect("the same names")).tensor;
+        let tensor = &params.get(params.id(stored).expect("the same names")).expect("a parameter").tensor;
         (short.clone(), Array::from_f32(tensor.shape(), &tensor.to_vec().expect("read-back")))
     };
     (names.iter().map(array).collect(), names)
@@ -48,7 +48,7 @@ fn sharpened(gpu: &Gpu, config: LlamaConfig) -> (Llama, Params) {
     let (model, mut params) = Llama::init(gpu, config, 9).expect("a model");
     let matrices: Vec<_> = params.iter().filter(|(_, param)| param.role == polytape::Role::Matrix).map(|(id, _)| id).collect();
     for id in matrices {
-        let scaled = params.get(id).tensor.scaled(8.0).expect("a scaled matrix");
+        let scaled = params.get(id).expect("a parameter").tensor.scaled(8.0).expect("a scaled matrix");
         params.set(id, scaled).expect("the same shape");
     }
     (model, params)

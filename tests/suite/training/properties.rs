@@ -88,7 +88,7 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             let preconditioner = Some(precondition(&mut params, 2).expect("PC layers"));
             let extra: Vec<_> = params.iter().filter(|(_, param)| param.name.contains(".pc_")).map(|(id, _)| id).collect();
             for id in extra {
-                let param = params.get(id).clone();
+                let param = params.get(id).expect("a parameter").clone();
                 params.set(id, file.tensor_of(gpu, &param.name, param.tensor.shape()).expect("a tensor")).expect("its shape");
             }
             let mut optimizer = optimizer(muon);
@@ -139,7 +139,10 @@ fn an_observed_loss_is_the_loss_and_shows_the_stream_after_every_block() {
             assert_eq!(seen.len(), 3);
             // What comes after the last block is the final norm: its output has the last stream's direction.
             let norm = params.id("model.norm.weight").expect("a norm");
-            let last = tape.constant(seen[2].clone()).rms_norm(&tape.param(norm), model.config().norm_eps).expect("a norm");
+            let last = tape
+                .constant(seen[2].clone())
+                .rms_norm(&tape.param(norm).expect("a parameter"), model.config().norm_eps)
+                .expect("a norm");
             let hidden = model.hidden(&tape, &inputs, SEQ).expect("the stream");
             assert_eq!(last.value().to_vec().expect("values"), hidden.value().to_vec().expect("values"));
         }
@@ -205,7 +208,7 @@ fn a_step_that_is_not_finite_names_its_parameter_and_is_not_applied() {
             let before = bits(&small.trainer.params).expect("read-back");
             let stepped = small.trainer.step(2, 1e-2, |tape, i| {
                 let loss = small.model.loss(tape, &inputs, &targets, SEQ)?;
-                let w = tape.param(id);
+                let w = tape.param(id)?;
                 // Finite itself, with a gradient whose square is not.
                 if i == 1 { loss.add(&w.mul(&w)?.sum()?.scale(1e30)?) } else { Ok(loss) }
             });

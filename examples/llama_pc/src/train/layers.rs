@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use polytape::spectral::PC_GAMMA;
-use polytape::{Gradients, ParamId, Params, Tensor, read_many, rms_and_abs_max};
+use polytape::{Gradients, Param, ParamId, Params, Role, Tensor, read_many, rms_and_abs_max};
 
 use crate::run::measured::Layers;
 
@@ -16,25 +16,26 @@ pub fn measure(
     residuals: &[Tensor],
     blocks: usize,
 ) -> polytape::Result<Layers> {
-    let gradient = |id: ParamId| gradients.get(id);
-    let (gammas, plain): (Vec<ParamId>, Vec<ParamId>) =
-        params.trainable().into_iter().partition(|&id| matrix_of(&params.get(id).name).is_some());
-    let reached: Vec<ParamId> = plain.iter().copied().filter(|&id| gradient(id).is_some()).collect();
-    let weights = plain.iter().map(|&id| &params.get(id).tensor);
-    let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(|&id| gradient(id))).collect();
+    type Named<'a> = Vec<(ParamId, &'a Param)>;
+    let gradient = |(id, _): &(ParamId, &Param)| gradients.get(*id);
+    let trainable = params.iter().filter(|(_, param)| param.role != Role::State);
+    let (gammas, plain): (Named<'_>, Named<'_>) = trainable.partition(|(_, param)| matrix_of(&param.name).is_some());
+    let reached: Named<'_> = plain.iter().copied().filter(|param| gradient(param).is_some()).collect();
+    let weights = plain.iter().map(|(_, param)| &param.tensor);
+    let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(gradient)).collect();
     let pairs = rms_and_abs_max(&reduced)?;
 
     let mut wanted = vec![&pairs];
     wanted.extend(residuals);
-    wanted.extend(gammas.iter().map(|&id| &params.get(id).tensor));
-    wanted.extend(gammas.iter().filter_map(|&id| gradient(id)));
+    wanted.extend(gammas.iter().map(|(_, param)| &param.tensor));
+    wanted.extend(gammas.iter().filter_map(gradient));
     let mut values = read_many(&wanted)?.into_iter();
     let mut next = || values.next().unwrap_or_default();
     // ‖x‖ = rms·√n
     let pairs = next();
-    let norm = |pair: &[f32], id: ParamId| (f64::from(pair[0]) * (params.get(id).tensor.len() as f64).sqrt()) as f32;
-    let norms = |pairs: &[f32], ids: &[ParamId]| -> BTreeMap<String, f32> {
-        pairs.chunks(2).zip(ids).map(|(pair, &id)| (params.get(id).name.clone(), norm(pair, id))).collect()
+    let norm = |pair: &[f32], param: &Param| (f64::from(pair[0]) * (param.tensor.len() as f64).sqrt()) as f32;
+    let norms = |pairs: &[f32], of: &Named<'_>| -> BTreeMap<String, f32> {
+        pairs.chunks(2).zip(of).map(|(pair, (_, param))| (param.name.clone(), norm(pair, param))).collect()
     };
     let (of_weights, of_gradients) = pairs.split_at(2 * plain.len());
     let mut layers =
@@ -43,9 +44,10 @@ pub fn measure(
     layers.gradient_norm.values_mut().for_each(unscale);
     let residuals: Vec<Vec<f32>> = residuals.iter().map(|_| next()).collect();
     (layers.residual_rms, layers.residual_max) = over_micro_batches(&residuals, blocks);
-    let stem = |id: ParamId| matrix_of(&params.get(id).name).unwrap_or_default().to_owned();
-    layers.gamma = gammas.iter().map(|&id| (stem(id), next())).collect();
-    layers.gamma_gradient = gammas.iter().filter(|&&id| gradient(id).is_some()).map(|&id| (stem(id), next())).collect();
+    let stem = |param: &Param| matrix_of(&param.name).unwrap_or_default().to_owned();
+    layers.gamma = gammas.iter().map(|(_, param)| (stem(param), next())).collect();
+    let reached = gammas.iter().filter(|param| gradient(param).is_some());
+    layers.gamma_gradient = reached.map(|(_, param)| (stem(param), next())).collect();
     layers.gamma_gradient.values_mut().flatten().for_each(unscale);
     Ok(layers)
 }

@@ -60,7 +60,7 @@ fn merged(gpu: &Gpu) -> Result<Vec<Part>> {
     preconditioner.refresh(&mut params)?;
     let wanted = at_once(&model, &preconditioner.effective(&params)?.params)?;
     let plain = preconditioner.merge(&params)?;
-    let (model, params) = Llama::load(gpu, config(), |name, _| Ok(plain.get(plain.id(name)?).tensor.clone()))?;
+    let (model, params) = Llama::load(gpu, config(), |name, _| Ok(plain.get(plain.id(name)?)?.tensor.clone()))?;
     let found = at_once(&model, &params)?;
     Ok(vec![Part::of_values(&found.to_f32(), &wanted, MODEL)])
 }

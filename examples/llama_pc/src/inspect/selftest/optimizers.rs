@@ -50,7 +50,7 @@ fn follow(
         let clip = Clip::new(gpu, &gradients, f32::INFINITY)?;
         optimizer.step(&mut params, gradients, &clip, RATE)?;
         reference(&mut w, &g);
-        parts.push(Part::of(&params.get(id).tensor, &w, limit)?);
+        parts.push(Part::of(&params.get(id)?.tensor, &w, limit)?);
     }
     Ok(parts)
 }

@@ -81,7 +81,7 @@ fn pc_layer(gpu: &Gpu, sizes: [usize; 2], level: usize) -> Result<Vec<Part>> {
     let shifted = Array::scalar(dgamma.data[0].abs().max(scale));
     let difference = shifted.data[0] + (found_dgamma - dgamma.data[0]);
     Ok(vec![
-        Part::of(&effective.params.get(weight).tensor, &wanted, limit)?,
+        Part::of(&effective.params.get(weight)?.tensor, &wanted, limit)?,
         Part::of(gradient(weight)?, &dw, limit)?,
         Part::of_values(&[difference as f32], &shifted, limit),
     ])
@@ -93,7 +93,7 @@ fn power_iteration(gpu: &Gpu, sizes: [usize; 2]) -> Result<Vec<Part>> {
     layer.preconditioner.refresh(&mut layer.params)?;
     refresh(&layer.w, &mut layer.vectors, &layer.pc);
     let limit = tolerance::power_iteration(sizes[0], sizes[1]);
-    let part = |name: &str, wanted: &Array| Part::of(&layer.params.get(layer.params.id(name)?).tensor, wanted, limit);
+    let part = |name: &str, wanted: &Array| Part::of(&layer.params.get(layer.params.id(name)?)?.tensor, wanted, limit);
     Ok(vec![part(&pc_name(PC_U), &layer.vectors.u)?, part(&pc_name(PC_V), &layer.vectors.v)?])
 }
 

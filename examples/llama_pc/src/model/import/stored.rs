@@ -94,7 +94,7 @@ impl Stored {
         }
         // The seed is unused: u, v and γ exist.
         let layer = Preconditioner::attach(&mut params, pc.clone(), &[(id, blocks)], 0)?;
-        Ok(Some(layer.effective(&params)?.params.get(id).tensor.clone()))
+        Ok(Some(layer.effective(&params)?.params.get(id)?.tensor.clone()))
     }
 }
 
