@@ -196,7 +196,8 @@ impl Trainer {
         let [loss, norm] = read_all([loss, clip.values()])?;
         let (loss, grad_norm) = (loss[0], norm[0]);
         let overflowed = self.loss_scale.as_mut().is_some_and(|scale| scale.update(loss, grad_norm));
-        if !overflowed && !(loss.is_finite() && grad_norm.is_finite()) {
+        let is_finite = loss.is_finite() && grad_norm.is_finite();
+        if !overflowed && !is_finite {
             let id = if loss.is_finite() { clip.first_non_finite()? } else { None };
             let parameter = id.map(|id| Ok(self.params.get(id)?.name.clone())).transpose()?;
             return Err(Error::NonFinite { step: self.steps, loss, grad_norm, parameter });

@@ -1,10 +1,10 @@
 //! Buffers, reused by exact size after drop. One in-order queue makes that safe: whatever is recorded next runs after the
 //! work that still reads the old contents.
 //!
-//! Idle buffers may hold as many bytes as live ones ever did, and [`IDLE_FLOOR`] at least. Beyond that, those that were idle for
-//! longest go back to the driver until half as many are left, so that it happens seldom. A training step asks for the same sizes
-//! each time, and what is idle at one of its moments is live at another: it keeps all of its buffers. What comes in ever new sizes
-//! goes.
+//! Idle buffers may hold half as many bytes again as live ones ever did, and [`IDLE_FLOOR`] at least. Beyond that, those that were
+//! idle for longest go back to the driver until half as many are left, so that it happens seldom. A training step asks for the same
+//! sizes each time, and nearly all that is idle at one of its moments is live at another: it keeps all of its buffers. What comes
+//! in ever new sizes goes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -232,7 +232,7 @@ impl Drop for Buffer {
             state.dropped += 1;
             let since = state.dropped;
             state.idle.entry(size).or_default().push(Idle { raw, since });
-            let most_idle = state.most_live.max(IDLE_FLOOR);
+            let most_idle = (state.most_live / 2 * 3).max(IDLE_FLOOR);
             if state.idle_bytes() > most_idle {
                 state.release_idle(most_idle / 2);
             }

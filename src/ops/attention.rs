@@ -32,6 +32,7 @@ static QUERY_BACKWARD: Kernel =
     Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]).cut_along(0, FIRST_GROUP);
 static KEY_BACKWARD: Kernel =
     Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]).cut_along(0, FIRST_GROUP);
+static STEP: Kernel = Kernel::trusted("attention step", include_str!("../../shaders/attention_step.wgsl"), "main", &[R, R, R, W]);
 /// Place of `first_group` in the arguments.
 const FIRST_GROUP: usize = 6;
 
@@ -161,7 +162,6 @@ impl Sizes {
         // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
         let own = match (one_subgroup, pass, head_dim) {
             (0, ..) | (_, _, 129..) => 1,
-            _ if near <= lanes => 1,
             (_, Pass::Forward, ..=64) => 4,
             _ => 2,
         };
@@ -202,6 +202,36 @@ impl Sizes {
     }
 }
 
+impl Sizes {
+    /// One query per sequence, which would leave most lanes of the general kernel without a row.
+    fn launch_step(&self, gpu: &Gpu, buffers: &[Slice<'_>]) -> Result<()> {
+        let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
+        let quarters = head_dim.div_ceil(4);
+        let (lanes, one_subgroup) = match gpu.kernels() {
+            KernelTier::Fallback => (gpu.lanes() as usize, true),
+            _ => (64, false),
+        };
+        let scale = (1.0 / (head_dim as f32).sqrt()).to_bits();
+        let arguments = [self.keys as u32, self.key_stride as u32, heads as u32, (heads / kv_heads) as u32, scale];
+        gpu.launch(&Launch {
+            kernel: &STEP,
+            constants: &[
+                ("DIM", head_dim as u32),
+                ("QUARTERS", quarters as u32),
+                ("PARTS", quarters.div_ceil(lanes) as u32),
+                ("WORKGROUP", lanes as u32),
+                ("ONE_SUBGROUP", u32::from(one_subgroup)),
+                ("VECTORS", vectors(head_dim)),
+            ],
+            buffers,
+            arguments: bytemuck::cast_slice(&arguments),
+            workgroups: [heads as u32, batch as u32, 1],
+            iterations: (self.keys.div_ceil(lanes) * if one_subgroup { 1 } else { 1 + 16 + lanes }) as u64,
+            work: (4 * batch * heads * self.keys * head_dim) as u64,
+        })
+    }
+}
+
 impl Tensor {
     /// The attention of the queries self over `k` and `v`: (o, log-sum-exp).
     pub(crate) fn attention(&self, k: &Tensor, v: &Tensor, shape: AttentionShape) -> Result<(Tensor, Tensor)> {
@@ -212,7 +242,15 @@ impl Tensor {
     pub(crate) fn attention_within(&self, k: &Tensor, v: &Tensor, keys: usize, shape: AttentionShape) -> Result<Tensor> {
         let sizes = shape.check(self, k, v)?;
         assert!((sizes.queries..=sizes.keys).contains(&keys), "bug: {keys} keys of {k:?} for {} queries", sizes.queries);
-        Ok(self.attend(k, v, Sizes { keys, ..sizes })?.0)
+        let sizes = Sizes { keys, ..sizes };
+        // The kernel for one query binds its tensors whole; the general one cuts them.
+        let is_bound_whole = [self, k].iter().all(|tensor| tensor.bytes() <= self.gpu().binding_limit());
+        if sizes.queries > 1 || !is_bound_whole {
+            return Ok(self.attend(k, v, sizes)?.0);
+        }
+        let o = Tensor::uninitialized(self.gpu(), self.shape())?;
+        sizes.launch_step(self.gpu(), &[self, k, v, &o].map(Tensor::slice))?;
+        Ok(o)
     }
 
     fn attend(&self, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {

@@ -184,6 +184,72 @@ fn the_pool_takes_buffers_back_and_reuses_them() -> Result<()> {
 }
 
 #[test]
+fn idle_buffers_of_sizes_that_do_not_recur_go_back_to_the_driver() -> Result<()> {
+    const MIB: usize = 1 << 18; // values
+    let gpu = device::open(&Default::default())?;
+    let kept = Tensor::from_slice(&gpu, &[1.5; 1000], &[1000])?;
+    let double = |x: &Tensor| -> Result<Tensor> {
+        let y = Tensor::uninitialized(&gpu, x.shape())?;
+        launch(&gpu, &DOUBLE, &[x.slice(), y.slice()], x.len() as u32)?;
+        Ok(y)
+    };
+    for i in 1..=40 {
+        let x = Tensor::uninitialized(&gpu, &[MIB / 2 + 64 * i])?;
+        drop(double(&x)?);
+        // Bound in turn with buffers that stay and with buffers that go.
+        assert_eq!(double(&kept)?.to_vec()?, [3.0; 1000]);
+        let memory = gpu.memory();
+        assert!(memory.allocated <= memory.live + (16 << 20), "{memory:?} after {i} sizes");
+    }
+    // Twenty of 1 MiB that were live together may all stay idle, once the sizes before them have gone.
+    for _ in 0..2 {
+        drop((0..20).map(|_| Tensor::zeros(&gpu, &[MIB])).collect::<Result<Vec<_>>>()?);
+    }
+    assert!(gpu.memory().allocated >= 20 << 20, "{:?}", gpu.memory());
+    Ok(())
+}
+
+#[test]
+fn the_same_allocations_again_create_nothing() -> Result<()> {
+    let gpu = device::open(&Default::default())?;
+    let sizes: Vec<usize> = (0..40).map(|i| (1 + i % 4) << 17).collect();
+    // As in a training step: what is kept for the backward, with something short-lived beside each.
+    let step = |check: &dyn Fn()| -> Result<()> {
+        let mut kept = Vec::new();
+        for &size in &sizes {
+            drop(Tensor::uninitialized(&gpu, &[size / 2 + 64])?);
+            kept.push(Tensor::uninitialized(&gpu, &[size])?);
+            check();
+        }
+        while let Some(tensor) = kept.pop() {
+            drop(Tensor::uninitialized(&gpu, tensor.shape())?);
+            drop(tensor);
+            check();
+        }
+        Ok(())
+    };
+    step(&|| ())?;
+    let allocated = gpu.memory().allocated;
+    for _ in 0..3 {
+        step(&|| assert_eq!(gpu.memory().allocated, allocated, "released or created within a step"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_read_back_that_no_buffer_can_hold_is_out_of_memory_and_the_device_goes_on() -> Result<()> {
+    let gpu = device::open(&Default::default())?;
+    let x = Tensor::from_slice(&gpu, &[2.5; 1 << 20], &[1 << 20])?;
+    let count = gpu.adapter().limits.max_buffer_size / x.bytes() + 1;
+    match gpu.read(&vec![x.slice(); count as usize]) {
+        Err(Error::OutOfMemory { requested, .. }) => assert_eq!(requested, count * x.bytes()),
+        other => panic!("out of memory expected, found {:?}", other.map(|read| read.len())),
+    }
+    assert_eq!(x.read(0..2)?, [2.5; 2]);
+    Ok(())
+}
+
+#[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
     let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
     let number = open(AdapterChoice::Index(99));

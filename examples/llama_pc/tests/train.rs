@@ -67,6 +67,15 @@ fn a_run_learns_and_can_be_evaluated_and_sampled() {
     let first = sample("3");
     assert!(first.starts_with("the cat") && first.len() > "the cat\n".len(), "{first}");
     assert_eq!(first, sample("3"));
+
+    let others =
+        ["--prompt", "the", "--prompt", "the cat", "--prompt", "a dog", "--samples", "2", "--tokens", "12", "--seed", "2"];
+    let several = text_of(llama_pc(folder.path()).args(["sample", "run"]).args(others));
+    let parts: Vec<&str> = several.split("==> ").skip(1).collect();
+    assert_eq!(parts.len(), 6, "{several}");
+    assert!(parts[0].starts_with("prompt 1, seed 2 <==\nthe"), "{several}");
+    // The same text as alone.
+    assert_eq!(parts[3].trim_end_matches('\n'), format!("prompt 2, seed 3 <==\n{}", first.trim_end_matches('\n')));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Llama on the device against the float64 reference: logits and every gradient, and generating token by token.
 
-use polytape::llama::{Llama, LlamaConfig};
+use polytape::llama::{KvCache, Llama, LlamaConfig};
 use polytape::{Gpu, Gradients, Indices, Params, Precision, Tape};
 use rand::RngExt;
 
@@ -165,7 +165,7 @@ fn logits_match_and_a_cache_continues_them() {
         assert_close("logits", &logits.value().to_vec().expect("read-back"), &want, MODEL);
         // One by one from the start, and after a prompt of several tokens at once.
         for prompt in [1, 5, 12] {
-            let mut cache = model.cache();
+            let mut cache = model.cache(1, tokens.len()).expect("a cache");
             let mut next = 0;
             while next < tokens.len() {
                 let count = if next == 0 { prompt } else { 1 };
@@ -173,12 +173,96 @@ fn logits_match_and_a_cache_continues_them() {
                 let found = model.next_logits(&params, &part, &mut cache).expect("logits");
                 next += count;
                 assert_eq!(cache.tokens(), next);
-                let row = Array::new(&[want.shape[1]], want.row(next - 1).to_vec());
+                let row = Array::new(&[1, want.shape[1]], want.row(next - 1).to_vec());
                 let name = format!("logits after {next} tokens, prompt of {prompt}, {} kernels", gpu.kernels());
                 assert_close(&name, &found.to_vec().expect("read-back"), &row, MODEL);
             }
         }
     }
+}
+
+/// Sequences of 70 tokens, which are several rounds of the attention's lanes, with heads whose width is and is not a multiple of 4.
+#[test]
+fn a_cache_of_several_sequences_gives_what_a_full_forward_gives() {
+    const TOKENS: usize = 70;
+    for (gpu, head_dim) in device::all().iter().flat_map(|gpu| [(gpu, 8), (gpu, 6), (gpu, 36)]) {
+        let sizes = LlamaConfig { max_seq_len: TOKENS, kv_heads: 2, ..LlamaConfig::new(4 * head_dim, 2, 4, 50) };
+        let (model, params) = sharpened(gpu, sizes);
+        let tokens: Vec<u32> = (0..3 * TOKENS as u32).map(|i| (i * i + i / 7) % 50).collect();
+        let tape = Tape::inference(&params);
+        let all = Indices::from_slice(gpu, &tokens).expect("tokens");
+        let full = model.logits(&tape, &all, TOKENS).and_then(|logits| logits.value().to_vec()).expect("logits");
+        // A capacity beyond the tokens, so that keys are not where the sequences end.
+        let mut cache = model.cache(3, TOKENS + 5).expect("a cache");
+        for range in [0..3, 3..4, 4..62, 62..63, 63..64, 64..65, 65..66, 66..69, 69..70] {
+            let part: Vec<u32> = tokens.chunks(TOKENS).flat_map(|sequence| sequence[range.clone()].to_vec()).collect();
+            let part = Indices::from_slice(gpu, &part).expect("tokens");
+            let found = model.next_logits(&params, &part, &mut cache).expect("logits");
+            assert_eq!(found.shape(), [3, 50]);
+            let rows = full.chunks(50).skip(range.end - 1).step_by(TOKENS).collect::<Vec<_>>().concat();
+            let name = format!("logits after {} tokens, heads of {head_dim}, {} kernels", range.end, gpu.kernels());
+            assert_close(&name, &found.to_vec().expect("read-back"), &Array::from_f32(&[3, 50], &rows), MODEL);
+        }
+    }
+}
+
+#[test]
+fn stacked_caches_go_on_as_each_would_alone() {
+    for gpu in device::all() {
+        let (model, params) = sharpened(gpu, config());
+        let feed = |tokens: &[u32], cache: &mut KvCache| {
+            let fed = Indices::from_slice(gpu, tokens).expect("tokens");
+            model.next_logits(&params, &fed, cache).and_then(|logits| logits.to_vec()).expect("logits")
+        };
+        let next = |row: usize, step: usize| (7 * row + 3 * step) as u32 % 50;
+        let alone = |prompt: &[u32], row: usize| {
+            let mut cache = model.cache(1, 6).expect("a cache");
+            feed(prompt, &mut cache);
+            (0..3).map(|step| feed(&[next(row, step)], &mut cache)).collect::<Vec<_>>()
+        };
+        let prompts = [[3, 14, 15], [9, 26, 5]];
+        let begun = prompts.map(|prompt| {
+            let mut cache = model.cache(1, 3).expect("a cache");
+            feed(&prompt, &mut cache);
+            cache
+        });
+        let mut stacked = KvCache::stack(&[&begun[0], &begun[0], &begun[1]], 6).expect("a cache");
+        assert_eq!([stacked.batch(), stacked.tokens(), stacked.capacity()], [3, 3, 6]);
+        let wanted = [alone(&prompts[0], 0), alone(&prompts[0], 1), alone(&prompts[1], 2)];
+        for step in 0..3 {
+            let found = feed(&[0, 1, 2].map(|row| next(row, step)), &mut stacked);
+            // To the bit: what is sampled must not depend on what is sampled beside it.
+            assert_eq!(found, wanted.each_ref().map(|steps| steps[step].clone()).concat(), "{} kernels", gpu.kernels());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_a_cache_is_refused() {
+    let gpu = device::default();
+    let (model, params) = Llama::init(gpu, config(), 0).expect("a model");
+    let feed = |tokens: &[u32], cache: &mut KvCache| {
+        let fed = Indices::from_slice(gpu, tokens).expect("tokens");
+        model.next_logits(&params, &fed, cache).map(drop)
+    };
+    let text = |result: polytape::Result<()>| result.expect_err("an error").to_string();
+    let mut cache = model.cache(2, 3).expect("a cache");
+    assert_eq!(text(feed(&[1, 2, 3], &mut cache)), "kv cache: 3 tokens for 2 sequences: the same number for each expected");
+    feed(&[1, 2, 3, 4], &mut cache).expect("room for two each");
+    assert_eq!(text(feed(&[1, 2, 3, 4], &mut cache)), "kv cache: 2 tokens after 2 exceed its capacity of 3");
+    feed(&[1, 2], &mut cache).expect("room for one more");
+
+    let shallow = LlamaConfig { layers: 1, ..config() };
+    let (shallow, _) = Llama::init(gpu, shallow, 0).expect("a model");
+    let columns = config().kv_heads * config().head_dim();
+    let want = format!("kv cache: made for 1 blocks of {columns} columns, the model has {} of {columns}", config().layers);
+    assert_eq!(text(feed(&[1], &mut shallow.cache(1, 3).expect("a cache"))), want);
+
+    let stack = |caches: &[&KvCache], capacity| text(KvCache::stack(caches, capacity).map(drop));
+    assert_eq!(stack(&[], 3), "kv cache: no caches to stack");
+    assert_eq!(stack(&[&cache], 2), "kv cache: 3 tokens to stack: 1 to the capacity of 2 expected");
+    let empty = model.cache(1, 3).expect("a cache");
+    assert!(stack(&[&cache, &empty], 3).contains("do not stack"));
 }
 
 #[test]
