@@ -1,7 +1,5 @@
-//! The general matrix product under everything: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out, where f is a scalar on the device.
-//!
-//! Operands are [`Matrix`] views with a row stride, so that heads, row windows and column blocks need no copy. Not
-//! differentiable; [`Var::matmul`](crate::Var::matmul) is.
+//! The general matrix product, [`Gemm`], on strided views, [`Matrix`]. Products too large for the bindings are split along the
+//! batch, rows, columns or inner dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
 
 mod plan;
 
@@ -11,7 +9,17 @@ use crate::precision::Precision;
 use crate::tensor::Tensor;
 use plan::{DeviceCaps, Plan, Problem};
 
-/// A row-major matrix, or a batch of them, inside a tensor.
+/// A view of a row-major matrix, or of a batch of them, in a tensor: offset, row stride and batch stride, so that heads, row
+/// windows and column blocks need no copy.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+/// let (row, column) = (Matrix::new(&x)?.row_window(0, 1), Matrix::new(&x)?.column_window(1, 1));
+/// assert_eq!(Gemm::new(row, column).compute()?.item()?, 1.0 * 2.0 + 2.0 * 4.0);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     tensor: &'a Tensor,
@@ -29,7 +37,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// A tensor of rank 2 as a matrix, or of rank 3 [batch, rows, columns] as a batch of matrices.
+    /// A tensor of rank 2 as a matrix, or of rank 3 `[batch, rows, columns]` as a batch; an error for other ranks.
     pub fn new(tensor: &'a Tensor) -> Result<Self> {
         let (count, rows, columns, batch_stride) = match *tensor.shape() {
             [rows, columns] => (1, rows, columns, 0),
@@ -39,18 +47,18 @@ impl<'a> Matrix<'a> {
         Ok(Self { tensor, offset: 0, rows, columns, stride: columns, count, batch_stride, transposed: false })
     }
 
-    /// The transposed matrix.
+    /// The transpose; nothing is copied.
     pub fn t(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
 
-    /// `count` stored rows from `first`.
+    /// Rows `first .. first + count` as stored, before a transposition. Panics where they are not all within the matrix.
     pub fn row_window(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows, "bug: rows {first}..{} of {}", first + count, self.rows);
         Self { offset: self.offset + first * self.stride, rows: count, ..self }
     }
 
-    /// `count` stored columns from `first`.
+    /// Columns `first .. first + count` as stored, before a transposition. Panics where they are not all within the matrix.
     pub fn column_window(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.columns, "bug: columns {first}..{} of {}", first + count, self.columns);
         Self { offset: self.offset + first, columns: count, ..self }
@@ -79,48 +87,60 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A scalar in a tensor on the device: element `index`, and `batch_stride` elements further for each next matrix of a batch.
+/// A scalar on the device: element `index + i·batch_stride` of `tensor` for matrix i of a batch.
 #[derive(Clone, Copy)]
 pub struct Factor<'a> {
     /// The tensor that holds it.
     pub tensor: &'a Tensor,
-    /// Its element for the first matrix.
+    /// The element for the first matrix.
     pub index: usize,
-    /// From one matrix's element to the next.
+    /// Elements from one matrix's scalar to the next; 0 shares one.
     pub batch_stride: usize,
 }
 
-/// One product with its epilogue: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out.
+/// A matrix product with its epilogue: `out ← α·f·op(A)·op(B) + β·out + σ·C + δ·I`, where f is a scalar on the device. A
+/// `[m, k]`, B `[k, n]`, C and out `[m, n]`, all with an optional batch dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+/// let a = Matrix::new(&x)?;
+/// let gram = Gemm { alpha: 0.5, delta: 1.0, symmetric: true, ..Gemm::new(a.t(), a) };
+/// assert_eq!(gram.compute()?.to_vec()?, [6.0, 7.0, 7.0, 11.0]); // ½·xᵀx + I
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
-    /// The left factor.
+    /// A, the left operand.
     pub a: Matrix<'a>,
-    /// The right factor.
+    /// B, the right operand.
     pub b: Matrix<'a>,
     /// α.
     pub alpha: f32,
-    /// A factor of α on the device.
+    /// f, read on the device; 1 without.
     pub factor: Option<Factor<'a>>,
-    /// C and β.
+    /// C and its scale σ.
     pub addend: Option<(Matrix<'a>, f32)>,
-    /// δ, on the diagonal.
+    /// δ, added to the diagonal.
     pub delta: f32,
-    /// κ, the multiple of the old contents of the output to beta; 0 never reads them.
+    /// β, the scale of the old contents of out; 0 never reads them.
     pub beta: f32,
-    /// The result is known to be symmetric: half is computed, and mirrored.
+    /// The result is known to be symmetric, as AᵀA is: only the lower triangle's tiles are computed, then mirrored.
     pub symmetric: bool,
-    /// What A and B are rounded to.
+    /// What A and B are rounded to; sums are f32.
     pub precision: Precision,
 }
 
 impl<'a> Gemm<'a> {
-    /// op(A)·op(B).
+    /// op(A)·op(B): α = 1, everything else off, f32.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
         let precision = Precision::F32;
         Self { a, b, alpha: 1.0, factor: None, addend: None, delta: 0.0, beta: 0.0, symmetric: false, precision }
     }
 
-    /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
+    /// The product as a new tensor `[m, n]`, or `[batch, m, n]` where an operand is a batch. An error unless the inner dimensions,
+    /// the batches and the shape of C agree.
     pub fn compute(&self) -> Result<Tensor> {
         let (rows, columns) = (self.a.size().0, self.b.size().1);
         let batch = self.a.count.max(self.b.count);
@@ -131,7 +151,19 @@ impl<'a> Gemm<'a> {
         Ok(out)
     }
 
-    /// Computes into an existing matrix, whose tensor is none of the operands.
+    /// Writes the product to an existing matrix, whose tensor is none of the operands. Errors: as [`Gemm::compute`], and an output
+    /// of another shape.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+    /// let sum = Tensor::from_slice(&gpu, &[100.0; 4], &[2, 2])?;
+    /// let a = Matrix::new(&x)?;
+    /// Gemm { beta: 1.0, ..Gemm::new(a, a) }.compute_into(Matrix::new(&sum)?)?;
+    /// assert_eq!(sum.to_vec()?, [107.0, 110.0, 115.0, 122.0]); // accumulated in place
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();

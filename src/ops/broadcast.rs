@@ -25,7 +25,15 @@ static COLUMN_SUM: Kernel = Kernel::trusted(
 const ROWS_PER_CHUNK: usize = 64;
 
 impl Tensor {
-    /// Sum over all rows: `[.., columns]` → `[columns]`.
+    /// Sum over all rows: self `[.., columns]` → `[columns]`. The order of the additions is fixed. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+    /// assert_eq!(x.column_sum()?.to_vec()?, [4.0, 6.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn column_sum(&self) -> Result<Tensor> {
         self.add_column_sum(None, None, None)
     }
@@ -116,7 +124,22 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// self + row, where row `[columns]` is added to every row of self `[.., columns]`.
+    /// Adds a row to every row: `y[r, c] = self[r, c] + row[c]`. self `[.., columns]`, row `[columns]` → like self. Backward:
+    /// `dself = dy`, `drow = Σ_r dy[r, ·]`. An error unless row is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let row = tape.leaf(Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?);
+    /// let y = x.add_row(&row)?;
+    /// assert_eq!(y.value().to_vec()?, [11.0, 22.0, 13.0, 24.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&row).unwrap().to_vec()?, [2.0, 2.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn add_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let y = self.value().broadcast("add_row", row.value(), false)?;
         self.tape().record("add_row", y, [self, row], |dy, [_, wants_row]| {
@@ -125,7 +148,22 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// self · row, where row `[columns]` multiplies every row of self `[.., columns]`.
+    /// Multiplies every row by a row: `y[r, c] = self[r, c]·row[c]`. self `[.., columns]`, row `[columns]` → like self. Backward:
+    /// `dself[r, c] = dy[r, c]·row[c]`, `drow[c] = Σ_r dy[r, c]·self[r, c]`. An error unless row is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let row = tape.leaf(Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?);
+    /// let y = x.mul_row(&row)?;
+    /// assert_eq!(y.value().to_vec()?, [10.0, 40.0, 30.0, 80.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&row).unwrap().to_vec()?, [4.0, 6.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn mul_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let (x, r) = (self.value().clone(), row.value().clone());
         let y = x.broadcast("mul_row", &r, true)?;

@@ -28,8 +28,22 @@ const HALF_SCALE: f32 = 32_768.0;
 const MOST_ROWS: usize = 65_535 / 64 * 64;
 
 impl<'t> Var<'t> {
-    /// Mean cross-entropy, in nats, of the logits self·weightᵀ against `targets`. self [rows, dim], weight [vocabulary, dim],
-    /// targets `[rows]` → `[1]`.
+    /// Mean cross-entropy of the logits `z = self·weightᵀ`, in nats: `y = mean_r(log Σ_v exp(z[r, v]) - z[r, targets[r]])`. self
+    /// `[rows, dim]`, weight `[vocabulary, dim]`, targets `[rows]` → `[1]`. Backward, with
+    /// `dz = (softmax(z) - onehot(targets))/rows`: `dself = dy·dz·weight`, `dweight = dy·dzᵀ·self`. Only one chunk of logits exists
+    /// at a time, 32 MiB by default; all products at the tape's precision. Errors: shapes, a target that is not below vocabulary.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::zeros(&gpu, &[2, 3])?);
+    /// let head = tape.leaf(Tensor::zeros(&gpu, &[8, 3])?);
+    /// let loss = x.head_cross_entropy(&head, &Indices::from_slice(&gpu, &[0, 7])?)?;
+    /// assert!((loss.value().item()? - 8f32.ln()).abs() < 1e-6); // uniform over 8 classes
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn head_cross_entropy(&self, weight: &Var<'t>, targets: &Indices) -> Result<Var<'t>> {
         let (x, w) = (self.value(), weight.value());
         let ([rows, dim], [vocabulary, w_dim]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);

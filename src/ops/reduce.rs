@@ -80,12 +80,38 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// Sum of all elements → `[1]`.
+    /// Sum of all elements: self `[..]` → `[1]`, in a fixed order. Backward: `dself = dy`, broadcast. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let y = x.sum()?;
+    /// assert_eq!(y.value().item()?, 10.0);
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [1.0; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn sum(&self) -> Result<Var<'t>> {
         self.reduce("sum", 1.0)
     }
 
-    /// Mean of all elements → `[1]`.
+    /// Mean of all elements: self `[..]` → `[1]`. Backward: `dself = dy/numel`, broadcast. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let y = x.mean()?;
+    /// assert_eq!(y.value().item()?, 2.5);
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [0.25; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn mean(&self) -> Result<Var<'t>> {
         self.reduce("mean", 1.0 / self.value().len() as f32)
     }

@@ -11,7 +11,19 @@ const SOURCE: &str = include_str!("../../shaders/rms_and_abs_max.wgsl");
 static PARTIAL: Kernel = Kernel::trusted("rms_and_abs_max", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
 static FINAL: Kernel = Kernel::trusted("rms_and_abs_max final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]);
 
-/// The root mean square and the largest absolute value of each tensor → `[tensors, 2]`, still on the device.
+/// `[√mean(x²), max |x|]` of each tensor x → `[tensors, 2]`, on the device. Not differentiable: for metrics of weights,
+/// gradients and activations without reading them back. A NaN shows in the RMS. An error without tensors.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, -7.0], &[2])?;
+/// let y = Tensor::from_slice(&gpu, &[0.5; 9], &[3, 3])?;
+/// let found = rms_and_abs_max(&[&x, &y])?.to_vec()?;
+/// assert!((found[0] - 5.0).abs() < 1e-5 && (found[2] - 0.5).abs() < 1e-6);
+/// assert_eq!([found[1], found[3]], [7.0, 0.5]);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     let Some(gpu) = tensors.first().map(|tensor| tensor.gpu()) else {
         return Err(Error::shape("rms_and_abs_max", "no tensors given"));

@@ -18,7 +18,22 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// weight · self / √(mean(self²) + eps) along the last dimension; weight `[cols]`.
+    /// RMSNorm along the last dimension: `y = weight·self·r`, `r = 1/√(mean(self²) + eps)`. self `[.., columns]`, weight
+    /// `[columns]` → like self. Backward: `dself = r·weight·dy - self·r³·mean(weight·dy·self)`, `dweight = Σ_rows dy·self·r`. An
+    /// error unless weight is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[3.0, 4.0], &[1, 2])?);
+    /// let weight = tape.constant(Tensor::from_slice(&gpu, &[1.0, 1.0], &[2])?);
+    /// let y = x.rms_norm(&weight, 0.0)?.value().to_vec()?;
+    /// assert!((y[0] / y[1] - 0.75).abs() < 1e-6); // the direction stays
+    /// assert!((y[0] * y[0] + y[1] * y[1] - 2.0).abs() < 1e-5); // mean(y²) = 1
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn rms_norm(&self, weight: &Var<'t>, eps: f32) -> Result<Var<'t>> {
         let (x, w) = (self.value().clone(), weight.value().clone());
         let (rows, columns) = x.rows_and_columns();

@@ -12,34 +12,35 @@ use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
 
-/// What W is divided by.
+/// The norm s that W is divided by before the polynomial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Norm {
-    /// The streaming estimate of the largest singular value.
+    /// uᵀWv + eps, the streaming estimate of the largest singular value; u and v are constants of the backward.
     #[default]
     Spectral,
-    /// ‖W‖_F + eps, with its full gradient.
+    /// ‖W‖_F + eps, differentiated in full.
     Frobenius,
-    /// 1
+    /// 1.
     None,
 }
 
-/// Settings of a PC layer.
+/// Configuration of a PC layer (arXiv 2606.06470): `W_eff = γ·stop(s)·N·P(NᵀN)`, `N = W/s`. The default is level 4 with the
+/// spectral norm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PcConfig {
-    /// a0, a1, … of P(G) = a0·I + a1·G + …
+    /// Coefficients a₀, a₁, … of `P(G) = a₀·I + a₁·G + a₂·G² + …`; see [`level_coefficients`].
     pub coefficients: Vec<f32>,
-    /// What W is divided by.
+    /// The norm s.
     pub norm: Norm,
-    /// Iterations of a refresh of u and v.
+    /// Power iterations per refresh of u and v; 0 keeps them.
     pub power_iterations: usize,
-    /// Added to s and to norms.
+    /// Added to s and to the norms of the power iteration: division stays finite for W = 0.
     pub eps: f32,
-    /// Multiply by stop(s), so that the scale of W is kept.
+    /// Multiply by stop(s), so that W_eff has the norm of W; without, its norm is about γ.
     pub recover_norm: bool,
-    /// A trained factor γ per matrix.
+    /// Train a scale γ per matrix.
     pub learnable_gamma: bool,
-    /// γ at the start, and throughout where it is not trained.
+    /// Initial γ; its constant value where it is not trained.
     pub gamma_init: f32,
 }
 
@@ -65,7 +66,18 @@ const LEVELS: [&[f32]; 5] = [
     &[3.625, -9.261, 14.097, -10.351, 2.890],
 ];
 
-/// The published coefficients of a level from 0 to 4.
+/// The coefficients of PC level 0 to 4 (arXiv 2606.06470), the polynomial's degree; an error for other levels. Each `g(σ) = σ·P(σ²)`
+/// keeps the largest singular value, 1, and raises the small ones more with every level.
+///
+/// ```
+/// # use polytape::{Error, spectral::level_coefficients};
+/// let g = |level, s: f32| -> Result<f32, Error> {
+///     Ok(level_coefficients(level)?.iter().rev().fold(0.0, |p, a| p * s * s + a) * s)
+/// };
+/// assert!((g(4, 1.0)? - 1.0).abs() < 1e-5);
+/// assert!((g(1, 0.1)? - 0.150).abs() < 1e-3 && (g(4, 0.1)? - 0.353).abs() < 2e-3);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
     let found = LEVELS.get(level).map(|coefficients| coefficients.to_vec());
     found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))

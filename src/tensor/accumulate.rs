@@ -19,7 +19,16 @@ pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()>
 }
 
 impl Tensor {
-    /// alpha·self + beta·rhs.
+    /// `y = alpha·self + beta·rhs`, elementwise. An error unless the shapes are equal.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?;
+    /// let y = Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?;
+    /// assert_eq!(x.weighted_sum(2.0, &y, -1.0)?.to_vec()?, [-8.0, -16.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn weighted_sum(&self, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
         self.weighted_sum_as("weighted_sum", alpha, rhs, beta)
     }
