@@ -23,15 +23,15 @@ use plan::{DeviceCaps, Plan, Problem};
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     tensor: &'a Tensor,
-    /// First element.
+    /// Index of the first element.
     offset: usize,
     rows: usize,
     columns: usize,
-    /// Elements from one row to the next.
+    /// Row stride in elements.
     stride: usize,
     /// Number of matrices.
     count: usize,
-    /// Elements from one matrix of the batch to the next; 0 repeats the first.
+    /// Batch stride in elements; 0 broadcasts one matrix.
     batch_stride: usize,
     transposed: bool,
 }
@@ -64,13 +64,13 @@ impl<'a> Matrix<'a> {
         Self { offset: self.offset + first, columns: count, ..self }
     }
 
-    /// `count` matrices from `first`; a single one that is repeated stays.
+    /// Matrices `first .. first + count`; a broadcast matrix stays.
     fn batch_window(self, first: usize, count: usize) -> Self {
         let count = if self.batch_stride == 0 { 1 } else { count };
         Self { offset: self.offset + first * self.batch_stride, count, ..self }
     }
 
-    /// Rows and columns as the product sees them.
+    /// (rows, columns) after transposition.
     fn size(&self) -> (usize, usize) {
         if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
     }
@@ -79,7 +79,7 @@ impl<'a> Matrix<'a> {
         [self.offset, self.stride, self.batch_stride].iter().all(|value| value.is_multiple_of(4))
     }
 
-    /// The binding that holds the elements, and the place of the first in it.
+    /// The binding that covers the elements, and the index of the first in it.
     fn binding(&self) -> (Slice<'a>, usize) {
         let start = self.offset / 64 * 64;
         let end = self.offset + (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
@@ -174,7 +174,7 @@ impl<'a> Gemm<'a> {
         Ok(())
     }
 
-    /// Why the operands do not fit, if they do not.
+    /// Checks the shapes.
     fn check(&self, out: &Matrix<'_>) -> Result<()> {
         let ((rows, inner), (inner_b, columns)) = (self.a.size(), self.b.size());
         let fail = |problem: String| Err(Error::shape("matmul", problem));
@@ -204,32 +204,32 @@ impl<'a> Gemm<'a> {
             }
         }
         if self.symmetric && rows != columns {
-            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result is square"));
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result must be square"));
         }
         Ok(())
     }
 
-    /// Needs all operands within one binding. Where there are too few outputs to occupy the device, split-K: slices of the inner
-    /// dimension are multiplied side by side, then summed in order.
+    /// Runs a product whose operands each fit one binding. With too few output tiles for full occupancy it uses split-K: slices
+    /// of the inner dimension in parallel, then a reduction in fixed order.
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>) -> Result<()> {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let caps = DeviceCaps::of(gpu);
         let depth = self.problem(&out, inner).split_k_depth(caps);
-        let products = |problem: &Problem| Plan::of(caps, problem);
+        let plans = |problem: &Problem| Plan::of(caps, problem);
         let split_k = inner.div_ceil(depth);
         let fits = 4 * (out.count * split_k * rows * columns) as u64 <= gpu.binding_limit();
         if split_k == 1 || !fits {
-            return self.dispatch(gpu, out, [1, inner], products);
+            return self.dispatch(gpu, out, [1, inner], plans);
         }
-        let sums = Tensor::uninitialized(gpu, &[out.count * split_k, rows, columns])?;
-        let sums = Matrix::new(&sums)?;
+        let partials = Tensor::uninitialized(gpu, &[out.count * split_k, rows, columns])?;
+        let partials = Matrix::new(&partials)?;
         let product = Gemm { symmetric: self.symmetric, precision: self.precision, ..Gemm::new(self.a, self.b) };
-        product.dispatch(gpu, sums, [split_k, depth], products)?;
-        let total = Gemm { a: sums, b: sums, ..*self };
-        total.dispatch(gpu, out, [split_k, split_k], |problem| vec![Plan::sum(split_k, problem)])
+        product.dispatch(gpu, partials, [split_k, depth], plans)?;
+        let reduction = Gemm { a: partials, b: partials, ..*self };
+        reduction.dispatch(gpu, out, [split_k, split_k], |problem| vec![Plan::sum(split_k, problem)])
     }
 
-    /// The problem that a kernel solves, with `depth` inner indices per workgroup.
+    /// The input of kernel selection, with an inner size of `depth` per workgroup.
     fn problem(&self, out: &Matrix<'_>, depth: usize) -> Problem {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let (c, addend_scale) = self.addend.unwrap_or((self.a, 0.0));
@@ -245,7 +245,7 @@ impl<'a> Gemm<'a> {
             transpose_a: self.a.transposed,
             transpose_b: self.b.transposed,
             vectors,
-            halves: self.precision.halves(),
+            f16_terms: self.precision.f16_terms(),
             addend: addend_scale != 0.0,
             diagonal: self.delta != 0.0,
             beta: self.beta != 0.0,
@@ -253,7 +253,7 @@ impl<'a> Gemm<'a> {
         }
     }
 
-    /// One dispatch, by the best of the plans, over `split_k` slices of the inner dimension of `depth` indices each.
+    /// One dispatch with the best of the plans, over `split_k` slices of the inner dimension, each of size `depth`.
     fn dispatch(
         &self,
         gpu: &Gpu,
@@ -297,7 +297,7 @@ impl<'a> Gemm<'a> {
             if self.beta == 0.0 {
                 return launch(plan, out_slice);
             }
-            // What is kept of the output must not be added twice.
+            // A trial must not accumulate into the output.
             let scratch = Tensor::uninitialized(gpu, &[out_slice.size as usize / 4])?;
             launch(plan, scratch.slice())
         })?;
@@ -305,17 +305,17 @@ impl<'a> Gemm<'a> {
     }
 }
 
-/// The place of the plan to use: the first, by rule, unless the device tunes itself and the product is large enough to be worth it.
+/// Index of the plan to use: the heuristic's, unless tuning is on and the product is large enough to be worth it.
 fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || problem.work() < LEAST_TUNED {
+    if plans.len() == 1 || problem.work() < MIN_TUNED_FLOP {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();
     gpu.tuned(&problem.class(), &names, |candidate| run(&plans[candidate]))
 }
 
-/// Floating-point operations below which trying costs more than it gains.
-const LEAST_TUNED: u64 = 50_000_000;
+/// FLOP below which tuning costs more than it gains.
+const MIN_TUNED_FLOP: u64 = 50_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -332,10 +332,10 @@ struct Arguments {
 
 const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 
-/// The inner size of one dispatch, for which every kernel stays within the iterations that are safe on a software adapter.
-const DEEPEST: usize = 3 * 65_535;
+/// Maximum inner size per dispatch: keeps every kernel within the iteration limit of software adapters.
+const MAX_INNER: usize = 3 * 65_535;
 
-/// Cuts a product along its batch, its rows or its columns until no operand exceeds `limit` elements of one binding.
+/// Splits a product along batch, rows, columns or inner dimension until every operand fits a binding of `limit` elements.
 fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
     let size = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4;
     let over = |matrix: &Matrix<'_>| size(matrix) > limit;
@@ -346,32 +346,35 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
         return split_batch(gemm, out, limit);
     }
     if !is_over {
-        return if gemm.a.size().1 <= DEEPEST { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, limit) };
+        return if gemm.a.size().1 <= MAX_INNER { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, limit) };
     }
-    // Only cuts that take whole stored rows shrink a binding.
+    // Only a split along stored rows shrinks a binding.
     let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over;
     let by_columns = over(&gemm.b) && gemm.b.transposed;
     let parts = if by_rows && rows > 1 {
         let half = rows.div_ceil(2).next_multiple_of(64).min(rows - 1);
-        let cut = |first, count| {
+        let part = |first, count| {
             let a = if gemm.a.transposed { gemm.a.column_window(first, count) } else { gemm.a.row_window(first, count) };
             let addend = gemm.addend.map(|(c, addend_scale)| (c.row_window(first, count), addend_scale));
             (Gemm { a, addend, ..*gemm }, out.row_window(first, count))
         };
-        [cut(0, half), cut(half, rows - half)]
+        [part(0, half), part(half, rows - half)]
     } else if by_columns && columns > 1 {
         let half = columns.div_ceil(2).next_multiple_of(64).min(columns - 1);
-        let cut = |first, count| {
+        let part = |first, count| {
             let b = gemm.b.row_window(first, count);
             let addend = gemm.addend.map(|(c, addend_scale)| (c.column_window(first, count), addend_scale));
             (Gemm { b, addend, ..*gemm }, out.column_window(first, count))
         };
-        [cut(0, half), cut(half, columns - half)]
+        [part(0, half), part(half, columns - half)]
     } else {
         return split_inner(gemm, out, limit);
     };
     if gemm.symmetric || gemm.delta != 0.0 {
-        return Err(Error::shape("matmul", "a symmetric product or one with a diagonal exceeds the adapter's binding limit"));
+        return Err(Error::shape(
+            "matmul",
+            "an operand of a symmetric product, or of one with a diagonal, exceeds the binding limit",
+        ));
     }
     let [first, second] = parts;
     let mut all = split(&first.0, first.1, limit)?;
@@ -379,35 +382,35 @@ fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm
     Ok(all)
 }
 
-/// Cuts a batch in two.
+/// Splits a batch in two.
 fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
     let half = out.count / 2;
-    let cut = |first, count| {
+    let part = |first, count| {
         let window = |matrix: Matrix<'a>| matrix.batch_window(first, count);
         let factor = gemm.factor.map(|factor| Factor { index: factor.index + first * factor.batch_stride, ..factor });
         let addend = gemm.addend.map(|(c, addend_scale)| (window(c), addend_scale));
         (Gemm { a: window(gemm.a), b: window(gemm.b), addend, factor, ..*gemm }, window(out))
     };
-    let (first, second) = (cut(0, half), cut(half, out.count - half));
+    let (first, second) = (part(0, half), part(half, out.count - half));
     let mut all = split(&first.0, first.1, limit)?;
     all.extend(split(&second.0, second.1, limit)?);
     Ok(all)
 }
 
-/// Cuts along the inner dimension: the second half adds to the first.
+/// Splits the inner dimension in two; the second half accumulates.
 fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
     let inner = gemm.b.size().0;
     let half = inner.div_ceil(2).next_multiple_of(64).min(inner - 1);
     if half == 0 {
-        return Err(Error::shape("matmul", "one row of an operand exceeds the adapter's binding limit"));
+        return Err(Error::shape("matmul", "one row of an operand exceeds the binding limit"));
     }
-    let cut = |first, count| {
+    let part = |first, count| {
         let a = if gemm.a.transposed { gemm.a.row_window(first, count) } else { gemm.a.column_window(first, count) };
         let b = if gemm.b.transposed { gemm.b.column_window(first, count) } else { gemm.b.row_window(first, count) };
         Gemm { a, b, ..*gemm }
     };
-    let mut all = split(&cut(0, half), out, limit)?;
-    let rest = Gemm { addend: None, delta: 0.0, beta: 1.0, ..cut(half, inner - half) };
+    let mut all = split(&part(0, half), out, limit)?;
+    let rest = Gemm { addend: None, delta: 0.0, beta: 1.0, ..part(half, inner - half) };
     all.extend(split(&rest, out, limit)?);
     Ok(all)
 }

@@ -11,7 +11,7 @@ static FORWARD: Kernel = Kernel::trusted("activation", SOURCE, "forward", &[Acce
 static BACKWARD: Kernel =
     Kernel::trusted("activation backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]);
 
-/// The shader's numbers for the functions.
+/// Values of the shader's FUNCTION constant.
 #[derive(Clone, Copy)]
 enum Function {
     Silu,

@@ -1,4 +1,5 @@
-//! Broadcasts of a row [columns] over x [.., columns]: y = x + row and y = x·row. drow is a column sum of dy, or of dy·x.
+//! Broadcasts of a row [columns] over x [.., columns]: y = x + row, y = x·row. drow is the column sum of dy or dy·x. mul_row saves
+//! both, add_row nothing.
 
 use std::ops::Range;
 
@@ -21,7 +22,7 @@ static COLUMN_SUM: Kernel = Kernel::trusted(
     &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
 );
 
-/// Rows that one invocation of the column sum adds before the partial sums are added.
+/// Rows per partial sum of a column sum: one invocation sums these, a further pass the partial sums.
 const ROWS_PER_CHUNK: usize = 64;
 
 impl Tensor {
@@ -38,8 +39,7 @@ impl Tensor {
         self.add_column_sum(None, None, None)
     }
 
-    /// Σ over rows r of self[r, c], times `factor`[r, c], times `scale`[r], added to `sum` `[columns]`: in place where that is
-    /// not shared.
+    /// Σ over rows r of self[r, c]·`factor`[r, c]·`scale`[r], accumulated into `sum` `[columns]`, in place if that is not shared.
     pub(crate) fn add_column_sum(
         &self,
         factor: Option<&Tensor>,
@@ -57,23 +57,23 @@ impl Tensor {
                 self.column_sums(rows, factor, scale, &parts, false)?;
                 parts.add_column_sum(None, None, sum)?
             } else {
-                let is_added = sum.is_some();
+                let accumulate = sum.is_some();
                 let out = Tensor::sum_or_new(sum, self.gpu(), &[columns])?;
-                self.column_sums(rows, factor, scale, &out, is_added)?;
+                self.column_sums(rows, factor, scale, &out, accumulate)?;
                 out
             });
         }
         sum.ok_or_else(|| Error::shape("column_sum", "no rows"))
     }
 
-    /// One sum for each chunk of `rows`, as the rows of `out`, or added to them.
+    /// Writes one sum per chunk of `rows` to the rows of `out`, or accumulates there.
     fn column_sums(
         &self,
         rows: Range<usize>,
         factor: Option<&Tensor>,
         scale: Option<&Tensor>,
         out: &Tensor,
-        is_added: bool,
+        accumulate: bool,
     ) -> Result<()> {
         let columns = self.rows_and_columns().1;
         let (first, count) = (rows.start * columns, rows.len() * columns);
@@ -84,7 +84,7 @@ impl Tensor {
             constants: &[
                 ("WITH_FACTOR", u32::from(factor.is_some())),
                 ("WITH_SCALE", u32::from(scale.is_some())),
-                ("ADDED", u32::from(is_added)),
+                ("ACCUMULATE", u32::from(accumulate)),
                 ("VECTORS", vectors(columns)),
             ],
             buffers: &[

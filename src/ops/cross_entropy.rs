@@ -1,6 +1,6 @@
 //! Cross-entropy fused with the head: loss = mean over rows of (log Σ exp(x·wᵀ) - (x·wᵀ)[target]). x [rows, dim], w [vocab, dim]
-//! → [1]. Walks the rows in chunks, so that never more than a chunk of logits exists, and computes the gradients on the way:
-//! saves dx and dw, which the backward only scales. The three products are at the tape's precision.
+//! → [1]. Processes the rows in chunks, so that only one chunk of logits exists at a time, and computes the gradients in the
+//! forward: saves dx and dw, which the backward only scales. The three products are at the tape's precision.
 
 use super::embedding::check_ids;
 use crate::error::{Error, Result};
@@ -20,12 +20,12 @@ static CROSS_ENTROPY: Kernel = Kernel::trusted(
     &[Access::Read, Access::ReadWrite, Access::ReadWrite],
 );
 
-/// Bytes of logits that exist at a time, where one block of rows allows it.
+/// Size of a chunk of logits, in bytes; at least 64 rows.
 const LOGIT_BYTES: usize = 32 << 20;
-/// The logits' gradient lies within ±1 but is mostly tiny: this brings it to where halves are best before it is rounded to them.
-const HALF_SCALE: f32 = 32_768.0;
-/// Rows of a chunk: each takes a workgroup, of one dimension of at most 65,535.
-const MOST_ROWS: usize = 65_535 / 64 * 64;
+/// Scale of the logits' gradient before it is rounded to f16: it lies within ±1, most of it below the normal range of f16.
+const F16_SCALE: f32 = 32_768.0;
+/// Maximum rows per chunk: one workgroup each, and a dimension is limited to 65,535.
+const MAX_ROWS: usize = 65_535 / 64 * 64;
 
 impl<'t> Var<'t> {
     /// Mean cross-entropy of the logits `z = self·weightᵀ`, in nats: `y = mean_r(log Σ_v exp(z[r, v]) - z[r, targets[r]])`. self
@@ -49,7 +49,7 @@ impl<'t> Var<'t> {
         let ([rows, dim], [vocabulary, w_dim]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
         if dim != w_dim || targets.len() != rows {
             let problem = format!(
-                "{:?} × {:?}ᵀ with {} targets: [rows, dim], [vocabulary, dim] and as many targets as rows expected",
+                "{:?} × {:?}ᵀ with {} targets: [rows, dim], [vocabulary, dim] and one target per row expected",
                 x.shape(),
                 w.shape(),
                 targets.len()
@@ -82,10 +82,10 @@ fn forward(
     let gpu = x.gpu();
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
     let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
-    let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows);
+    let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MAX_ROWS).min(rows);
     let mean = 1.0 / rows as f32;
-    // What the logits' gradient is times, and what its products are times to make them those of the mean's gradient.
-    let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (HALF_SCALE, mean / HALF_SCALE) };
+    // Scale of the logits' gradient, and α of its products, which makes them gradients of the mean.
+    let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (F16_SCALE, mean / F16_SCALE) };
     let losses = Tensor::uninitialized(gpu, &[rows])?;
     let dx = wants_x.then(|| Tensor::uninitialized(gpu, x.shape())).transpose()?;
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
@@ -107,8 +107,8 @@ fn forward(
     Ok((losses.total(Term::Plain, mean)?, [dx, dw]))
 }
 
-/// Writes the losses of a chunk of rows and, given a scale, turns its logits into the gradient of the sum of their losses times
-/// that.
+/// Writes the losses of a chunk of rows. With a scale, also overwrites the logits with scale times the gradient of the summed
+/// losses.
 fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, scale: Option<f32>) -> Result<()> {
     let gpu = logits.gpu();
     let [count, vocabulary] = logits.dims("cross_entropy")?;

@@ -1,4 +1,4 @@
-//! add, sub, mul, scale. Same shapes on both sides; mul saves both, the others nothing.
+//! add, sub, mul, scale: elementwise, equal shapes. mul saves both operands, the others nothing.
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
@@ -63,7 +63,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// `self + factor[0]·term`: in place where self is not shared.
+    /// `self + factor[0]·term`, in place if self is not shared.
     pub(crate) fn plus_scaled_by(self, term: &Tensor, factor: &Tensor) -> Result<Tensor> {
         same_shape("accumulate", &self, term)?;
         let sum = self.into_unique()?;

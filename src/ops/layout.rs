@@ -1,5 +1,5 @@
 //! reshape, transpose of the last two dimensions, slice and concat along any dimension. Save nothing; each backward is the
-//! opposite copy.
+//! inverse copy.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::tensor::{MAX_RANK, Tensor};
 static COPY: Kernel =
     Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
 
-/// A strided view of a whole tensor or a part of it, padded with dimensions of size 1 in front.
+/// A strided view of a tensor, padded to MAX_RANK with leading dimensions of size 1.
 #[derive(Clone, Copy)]
 struct View {
     sizes: [u32; MAX_RANK],
@@ -107,7 +107,7 @@ impl Tensor {
     pub fn slice_dim(&self, dim: usize, range: Range<usize>) -> Result<Tensor> {
         let rank = self.shape().len();
         if dim >= rank || range.is_empty() || range.end > self.shape()[dim] {
-            let problem = format!("{range:?} of dimension {dim} of {:?}: a part of it expected", self.shape());
+            let problem = format!("{range:?} of dimension {dim} of {:?}: a non-empty range within it expected", self.shape());
             return Err(Error::shape("slice", problem));
         }
         let mut shape = self.shape().to_vec();
@@ -117,7 +117,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// Copies self over `range` of dimension `dim` of `target`.
+    /// Copies self to `range` of dimension `dim` of `target`.
     fn write_to(&self, target: &Tensor, dim: usize, range: &Range<usize>) -> Result<()> {
         let to = View::new(target.shape()).part(self.shape().len(), dim, range);
         copy(self, View::new(self.shape()), target, to)

@@ -1,6 +1,6 @@
-//! Matrix product: y = op(a)·op(b), where op transposes or not. a [m, k], b [k, n] → y [m, n]; with a leading batch dimension on
-//! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without a transposed copy; a b shared by the batch gets the sum.
-//! All three at the tape's precision.
+//! Matrix product: y = op(a)·op(b), op an optional transpose. a [m, k], b [k, n] → y [m, n]; with a leading batch dimension on
+//! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without transposed copies; db is summed over the batch if b has
+//! none. All three at the tape's precision.
 
 use crate::error::Result;
 use crate::gemm::{Gemm, Matrix};
@@ -30,7 +30,7 @@ fn oriented(tensor: &Tensor, transposed: bool) -> Result<Matrix<'_>> {
     Ok(if transposed { matrix.t() } else { matrix })
 }
 
-/// A batch [batch, m, k] times one matrix is one product [batch·m, k].
+/// [batch, m, k] times one matrix is a single product with [batch·m, k].
 fn flatten_batch(a: &Tensor, b: &Tensor, a_transposed: bool) -> Result<(Tensor, Tensor)> {
     match (a.shape(), b.shape()) {
         (&[batch, m, k], [_, _]) if !a_transposed => Ok((a.reshape(&[batch * m, k])?, b.clone())),
@@ -159,7 +159,7 @@ fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
 
 fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Gradient> {
     if let (&[batch, m, k], [_, _], false) = (a.shape(), b.shape(), ta) {
-        // One product over all rows of the batch instead of a sum of products.
+        // One product over the rows of the whole batch instead of a sum of products.
         let a = a.reshape(&[batch * m, k])?;
         let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
         return gradient_b(&dy, &a, b, [ta, tb], precision);
@@ -167,7 +167,7 @@ fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
     Ok(if tb { gradient(dy, a, [true, ta], b, precision) } else { gradient(a, dy, [!ta, false], b, precision) })
 }
 
-/// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
+/// left·right as the gradient of an operand, accumulated by the product's epilogue.
 fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
     let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
     Gradient::accumulate(move |sum| {
@@ -191,7 +191,7 @@ fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tens
     })
 }
 
-/// Sums the gradient of an operand of this shape that the batch shared.
+/// Sums over the batch if the operand, of this shape, has no batch dimension.
 fn sum_over_batch(gradient: Tensor, shape: &[usize]) -> Result<Tensor> {
     match *gradient.shape() {
         [batch, rows, columns] if shape.len() == 2 => {

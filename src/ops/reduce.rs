@@ -1,4 +1,4 @@
-//! sum and mean over all elements → [1]. Saves nothing; dx is dy, or dy / count, everywhere.
+//! sum and mean over all elements → [1]. Save nothing; dx is dy, or dy/numel, broadcast.
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, workgroup};
@@ -10,10 +10,10 @@ const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
 static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
 
-/// Elements that one workgroup adds.
+/// Elements per workgroup, reduced to one partial sum.
 pub(super) const CHUNK: usize = 16_384;
 
-/// What is added up.
+/// The summand.
 #[derive(Clone, Copy)]
 pub(crate) enum Term {
     /// x
@@ -31,7 +31,7 @@ pub(crate) fn partial_count(tensor: &Tensor) -> usize {
 pub(crate) fn partial_sums(x: &Tensor, term: Term, partials: &Tensor, first: usize) -> Result<()> {
     let gpu = x.gpu();
     let (workgroup, one_subgroup) = workgroup(gpu);
-    // A window is a whole number of chunks, and few enough for one dimension of workgroups.
+    // A window is a whole number of chunks, at most one workgroup dimension.
     let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
     let code = match term {
         Term::Plain => 0,

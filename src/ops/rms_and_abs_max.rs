@@ -1,5 +1,4 @@
-//! Root mean square and largest absolute value of whole tensors → [tensors, 2], in two passes. Not differentiable: for looking at
-//! weights, gradients and activations without reading them back. A NaN shows in the root mean square.
+//! RMS and maximum absolute value of whole tensors → [tensors, 2], in two passes of fixed order. Not differentiable.
 
 use super::reduce::{CHUNK, partial_count};
 use crate::error::{Error, Result};
@@ -42,11 +41,11 @@ pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Writes the pairs of `x`'s chunks from pair `first` on.
+/// Writes one pair per chunk of `x`, from pair `first` on.
 fn partial_pairs(x: &Tensor, pairs: &Tensor, first: usize) -> Result<()> {
     let gpu = x.gpu();
     let iterations = (CHUNK / 4).div_ceil(workgroup(gpu).0 as usize);
-    // A window is a whole number of chunks, and few enough for one dimension of workgroups.
+    // A window is a whole number of chunks, at most one workgroup dimension.
     let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
     for begin in (0..x.len()).step_by(step) {
         let count = step.min(x.len() - begin);

@@ -1,4 +1,4 @@
-//! RMSNorm: y = w·x·r, r = 1/√(mean(x²)+eps). x [.., cols], w [cols]. Saves x, w, r [rows]; dw is a column sum of dy·x·r.
+//! RMSNorm: y = w·x·r, r = 1/√(mean(x²) + eps). x [.., columns], w [columns]. Saves x, w, r [rows]; dw is the column sum of dy·x·r.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
@@ -57,13 +57,13 @@ impl<'t> Var<'t> {
 
 fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor, sum: Option<Tensor>) -> Result<Tensor> {
     let columns = x.rows_and_columns().1;
-    let is_added = sum.is_some();
+    let accumulate = sum.is_some();
     let dx = Tensor::sum_or_new(sum, x.gpu(), x.shape())?;
-    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], is_added, 0.0)?;
+    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], accumulate, 0.0)?;
     Ok(dx)
 }
 
-fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], is_added: bool, eps: f32) -> Result<()> {
+fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], accumulate: bool, eps: f32) -> Result<()> {
     let (rows, columns) = x.rows_and_columns();
     let (workgroup, one_subgroup) = workgroup(x.gpu());
     let launch = Rows {
@@ -72,7 +72,7 @@ fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], is_added: bool
             ("WORKGROUP", workgroup),
             ("ONE_SUBGROUP", one_subgroup),
             ("VECTORS", vectors(columns)),
-            ("ADDED", u32::from(is_added)),
+            ("ACCUMULATE", u32::from(accumulate)),
         ],
         rows,
         tensors,

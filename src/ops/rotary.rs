@@ -1,5 +1,5 @@
-//! Rotary position embedding, half-split order: (x[i], x[i+half]) of every head turns by position·θ^(-i/half). Saves nothing;
-//! the backward turns back.
+//! Rotary position embedding, half-split order: (x[i], x[i + half]) of every head is rotated by position·θ^(-i/half). Saves
+//! nothing; the backward rotates by the negative angle.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, vectors};
@@ -33,7 +33,7 @@ impl RotaryTable {
     /// ```
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number expected")));
+            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number above 0 expected")));
         }
         let half = head_dim / 2;
         let mut values = Vec::with_capacity(positions * head_dim);
@@ -45,7 +45,7 @@ impl RotaryTable {
         Ok(Self { angles: Tensor::from_slice(gpu, &values, &[positions, head_dim])? })
     }
 
-    /// Turns x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
+    /// Rotates x [batch·sequence, heads·head_dim], or back; row r is at position first + r mod sequence.
     pub(crate) fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
         let [rows, columns] = x.dims("rotary")?;
         let [positions, head_dim] = self.angles.dims("rotary")?;
@@ -54,7 +54,7 @@ impl RotaryTable {
             return Err(Error::shape("rotary", problem));
         }
         if first + sequence > positions {
-            let problem = format!("positions {first}..{} asked for, the table holds {positions}", first + sequence);
+            let problem = format!("positions {first}..{}, the table has {positions}", first + sequence);
             return Err(Error::shape("rotary", problem));
         }
         let half = head_dim / 2;

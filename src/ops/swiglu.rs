@@ -1,4 +1,4 @@
-//! SwiGLU: y = silu(gate)·up. Saves both. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
+//! SwiGLU: y = silu(gate)·up. Saves gate and up. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};

@@ -1,8 +1,8 @@
-//! The learning-rate factor over the steps of a run.
+//! Learning-rate schedules.
 
 use std::f64::consts::PI;
 
-/// How the last part of a warm-up, stable, decay schedule falls; p is the fraction of the decay that is done.
+/// Decay shape of a warmup-stable-decay schedule, as a function of the progress p of the decay, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LrDecay {
     /// 1 - p
@@ -14,40 +14,40 @@ pub enum LrDecay {
     Cosine,
 }
 
-/// What follows the warm-up.
+/// Schedule after warmup.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ScheduleKind {
-    /// Half a cosine from 1 to `end_ratio`.
+    /// Cosine decay from 1 to `end_ratio`.
     Cosine {
-        /// The factor at the end.
+        /// Final factor.
         end_ratio: f64,
     },
-    /// A line from 1 to 0.
+    /// Linear decay from 1 to 0.
     Linear,
-    /// 1 until the last `decay_steps` steps, then down to 0.
+    /// 1 until the last `decay_steps` steps, then decay to 0.
     WarmupStableDecay {
-        /// Steps of the decay.
+        /// Number of decay steps.
         decay_steps: u64,
-        /// Its shape.
+        /// Decay shape.
         decay: LrDecay,
     },
     /// 1 throughout.
     Constant,
 }
 
-/// A learning-rate schedule.
+/// A learning-rate schedule: linear warmup, then `kind`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
-    /// Steps of the whole run.
+    /// Total steps of the run.
     pub total: u64,
-    /// Steps over which the factor rises: (s+1)/(warmup+1).
+    /// Warmup steps, with factor (step + 1)/(warmup + 1).
     pub warmup: u64,
-    /// What follows.
+    /// Schedule after warmup.
     pub kind: ScheduleKind,
 }
 
 impl Schedule {
-    /// The factor on the learning rate at step `step`, counted from 0.
+    /// Learning-rate factor at step `step`, counted from 0.
     pub fn factor(&self, step: u64) -> f64 {
         if step < self.warmup {
             return (step + 1) as f64 / (self.warmup + 1) as f64;

@@ -1,9 +1,9 @@
 //! The PC layer: W_eff = γ·stop(s)·N·P(NᵀN), N = W/s, s = uᵀ(Wv) + eps (for a tall W; mirrored for a wide one), and its
 //! backward, after arXiv 2606.06470.
 //!
-//! Everything is a batch [heads, rows, columns]: one matrix, or the blocks of a matrix that is preconditioned per head. N is
-//! never formed: 1/s, 1/s² and γ·stop(s)/s multiply inside the products. With M' = E·P + N·(D + Dᵀ), where D is the
-//! polynomial's backward of R = NᵀE:
+//! Everything is a batch [heads, rows, columns]: one matrix, or the row blocks of a matrix preconditioned per head. N is never
+//! materialized: 1/s, 1/s² and γ·stop(s)/s are factors in the products' epilogues. With R = NᵀE, D = ∂⟨R, P⟩/∂(NᵀN) and
+//! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
 use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
@@ -92,8 +92,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
-    /// both: the new u and v.
+    /// The new (u, v): `power_iterations` times v ← Wᵀu/(‖Wᵀu‖ + eps), u ← Wv/(‖Wv‖ + eps). A zero matrix keeps both.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         if config.power_iterations == 0 {
             return Ok((self.u.clone(), self.v.clone()));
@@ -106,7 +105,7 @@ impl Layer {
         Ok((iteration.left(&v, &self.u)?, v))
     }
 
-    /// s and what is made of it.
+    /// s and the scalars derived from it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
         let (numbers, others) = match config.norm {
             Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
@@ -119,7 +118,7 @@ impl Layer {
         kernels::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
     }
 
-    /// W_eff, and the scalars that the backward needs.
+    /// (W_eff, the scalars for the backward).
     pub(super) fn forward(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         let scalars = self.scalars(config)?;
         let effective = match Form::new(&config.coefficients) {
@@ -133,7 +132,7 @@ impl Layer {
         Ok((effective, scalars))
     }
 
-    /// OUTPUT·a0·W: the same pass as a backward's end, with nothing to pull.
+    /// OUTPUT·a₀·W: the last pass of the backward without the norm's gradient.
     fn times_identity(&self, a0: f32, scalars: &Tensor) -> Result<Tensor> {
         kernels::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None)
     }
@@ -148,7 +147,7 @@ impl Layer {
         Ok((dw, dgamma))
     }
 
-    /// (M', dγ). The polynomial is computed again: what a forward would beta of it is larger than the gradient.
+    /// (M', dγ). The polynomial is recomputed: its intermediates would take more memory than the gradient.
     fn backward_of_polynomial(&self, scalars: &Tensor, e: &Tensor, form: &Form) -> Result<(Tensor, Tensor)> {
         let polynomial = Polynomial::of_gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)), form)?;
         let inverse = Some(factor(scalars, INVERSE));

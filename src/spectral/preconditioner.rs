@@ -1,4 +1,4 @@
-//! [`Preconditioner`]: raw parameters → effective weights, once per optimizer step, and their gradients back.
+//! [`Preconditioner`]: maps raw parameters to effective weights once per optimizer step, and pulls their gradients back.
 //!
 //! The optimizer sees raw parameters only, the model sees effective weights only, and neither knows of the other.
 
@@ -10,14 +10,14 @@ use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-/// Where the pieces of one preconditioned matrix are.
+/// The parameters of one preconditioned matrix.
 #[derive(Debug, Clone)]
 struct Entry {
     weight: ParamId,
     heads: usize,
     u: ParamId,
     v: ParamId,
-    /// Absent where γ is not trained.
+    /// `None` if γ is constant.
     gamma: Option<ParamId>,
 }
 
@@ -60,7 +60,7 @@ impl Preconditioner {
     /// Errors: no coefficients, a target that is not a matrix of whole blocks, an existing u, v or γ of another shape.
     pub fn attach(params: &mut Params, config: PcConfig, targets: &[(ParamId, usize)], seed: u64) -> Result<Self> {
         if config.coefficients.is_empty() {
-            return Err(Error::Value("PC layer: one coefficient or more expected, found none".into()));
+            return Err(Error::Value("PC layer: no coefficients, at least one expected".into()));
         }
         let entries = targets
             .iter()
@@ -217,7 +217,7 @@ impl Entry {
     }
 }
 
-/// The parameter of that name, which then has that shape, or a new one with these values.
+/// The existing parameter of this name, which must have this shape, or a new one with these values.
 fn find_or_add(params: &mut Params, name: String, role: Role, values: &[f32], shape: &[usize]) -> Result<ParamId> {
     match params.find(&name) {
         Some(id) if params.get(id).tensor.shape() == shape => Ok(id),

@@ -20,8 +20,8 @@ use crate::random::normals;
 /// Maximum rank of a tensor.
 pub const MAX_RANK: usize = 4;
 
-/// The copy of so many values begins at once: until it is done the driver holds them twice, and a model has many.
-const LARGE: usize = 1 << 18;
+/// Numel from which an upload is flushed at once: the driver holds the values twice until the copy has run.
+const FLUSH_NUMEL: usize = 1 << 18;
 
 /// f32 values on a device, row-major and contiguous, of rank 1 to 4. Cheap to clone: clones share the values, and no method
 /// changes values that are shared.
@@ -96,7 +96,7 @@ impl Tensor {
             return Err(Error::shape("from_slice", problem));
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
-        if values.len() >= LARGE {
+        if values.len() >= FLUSH_NUMEL {
             gpu.flush()?;
         }
         Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
@@ -140,7 +140,7 @@ impl Tensor {
         }
     }
 
-    /// The device that holds it.
+    /// Its device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -155,7 +155,7 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Never: a tensor has at least one element.
+    /// Always false: a tensor has at least one element.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -180,7 +180,7 @@ impl Tensor {
     /// The same elements in another shape, shared, not copied. An error unless the numels are equal.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         if check_shape(shape)? != self.len() {
-            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numbers of elements differ", self.shape)));
+            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numels differ", self.shape)));
         }
         Ok(Self { shape: shape.to_vec(), ..self.clone() })
     }
@@ -192,12 +192,12 @@ impl Tensor {
         Ok(copy)
     }
 
-    /// The whole tensor as a kernel's binding.
+    /// The whole tensor as a binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
     }
 
-    /// `count` elements from `first` as a kernel's binding; `first` is a multiple of 64.
+    /// Elements `first .. first + count` as a binding; `first` is a multiple of 64.
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
         assert!(first.is_multiple_of(64), "bug: a window starts at a multiple of 256 bytes");
         Slice { buffer: &self.buffer, offset: 4 * first as u64, size: 4 * count as u64 }
@@ -235,7 +235,7 @@ pub fn read_many(tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>> {
 }
 
 impl Indices {
-    /// Copies `values` to the device.
+    /// Uploads `values`; an error if there are none.
     pub fn from_slice(gpu: &Gpu, values: &[u32]) -> Result<Self> {
         if values.is_empty() {
             return Err(Error::shape("indices", "no values given"));
@@ -254,17 +254,17 @@ impl Indices {
         &self.host
     }
 
-    /// Never: there is at least one value.
+    /// Always false: there is at least one value.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// The device that holds them.
+    /// Their device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// The whole as a kernel's binding.
+    /// All values as a binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: 4 * self.len() as u64 }
     }

@@ -1,12 +1,12 @@
-//! Kernels over the rows, or all elements, of several tensors, cut into windows where a tensor exceeds the binding limit.
+//! Launches of row kernels and elementwise maps, windowed where a tensor exceeds the binding limit.
 
 use super::Tensor;
 use crate::error::Result;
 use crate::gpu::{Gpu, Kernel, Launch, Slice, grid};
 
-/// A kernel over the rows of several tensors, cut into windows where a tensor exceeds the binding limit.
+/// A kernel over the rows of several tensors, in windows of rows where a tensor exceeds the binding limit.
 ///
-/// Its arguments begin with the number of rows in the window and the number of the window's first row.
+/// Its first two arguments are the number of rows in the window and the index of the window's first row.
 pub(crate) struct Rows<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
@@ -14,19 +14,19 @@ pub(crate) struct Rows<'a> {
     pub constants: &'a [(&'static str, u32)],
     /// Number of rows.
     pub rows: usize,
-    /// In binding order: a tensor and its elements per row, or 0 for one that every window sees whole.
+    /// In binding order: a tensor and its elements per row; 0 binds it whole in every window.
     pub tensors: &'a [(&'a Tensor, usize)],
     /// Arguments after the first two.
     pub arguments: &'a [u32],
-    /// Invocations that one row takes.
+    /// Invocations per row.
     pub invocations_per_row: f64,
-    /// Invocations of a workgroup.
+    /// Workgroup size.
     pub workgroup: u32,
-    /// Loop iterations of one invocation.
+    /// Loop iterations per invocation.
     pub iterations: usize,
 }
 
-/// Windows start at multiples of this many rows, so that every offset is aligned.
+/// Windows start at multiples of this many rows, which aligns every offset.
 const WINDOW: usize = 64;
 
 impl Rows<'_> {
@@ -59,8 +59,8 @@ impl Rows<'_> {
     }
 }
 
-/// Runs a map over all elements: `tensors` are the inputs and outputs in binding order, `whole` those of them (by position)
-/// that every window sees whole.
+/// Runs an elementwise map: `tensors` are inputs and outputs in binding order; the one at index `whole`, if any, is bound whole in
+/// every window.
 pub(crate) fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],

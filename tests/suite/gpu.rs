@@ -75,8 +75,8 @@ fn arguments_that_are_not_what_the_kernel_declares_are_refused() -> Result<()> {
         for (kernel, text) in [
             (&NONE, "kernel none: 4 bytes of arguments given, 0 declared"),
             (&MORE, "kernel more: 4 bytes of arguments given, 16 declared"),
-            (&SCALAR, "kernel scalar: its `var<immediate>` is not a structure"),
-            (&ARRAY, "kernel array: its `var<immediate>` holds more than scalars and vectors"),
+            (&SCALAR, "kernel scalar: its `var<immediate>` is not a struct"),
+            (&ARRAY, "kernel array: its `var<immediate>` may hold only scalars and vectors"),
         ] {
             assert_eq!(refusal(launch(gpu, kernel, &[y.slice()], 4)), text);
         }
@@ -123,7 +123,7 @@ fn buffers_that_do_not_fit_the_bindings_are_refused() -> Result<()> {
         let text = format!("kernel double: {count} buffers given, 2 bindings declared");
         assert_eq!(refusal(launch(gpu, &DOUBLE, &buffers, 4)), text);
     }
-    let text = "kernel double: bindings 0 and 1 are the same buffer, which it would both read and write";
+    let text = "kernel double: bindings 0 and 1 are the same buffer, once read-only and once read-write";
     assert_eq!(refusal(launch(gpu, &DOUBLE, &[x.slice(), x.slice()], 4)), text);
     let stranger = Tensor::zeros(&device::open(&Default::default())?, &[4])?;
     let text = "kernel double: the buffer of binding 0 belongs to another device";
@@ -186,13 +186,13 @@ fn the_pool_takes_buffers_back_and_reuses_them() -> Result<()> {
 #[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
     let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
-    let number = open(AdapterChoice::Index(99));
+    let index = open(AdapterChoice::Index(99));
     let name = open(AdapterChoice::Name("nonsense".into()));
-    assert!(number.ends_with("; expected number 99"), "{number}");
+    assert!(index.ends_with("; expected index 99"), "{index}");
     assert!(name.ends_with("; expected a name containing `nonsense`"), "{name}");
     for adapter in adapters() {
         let found = format!("{} {}", adapter.index, adapter.name);
-        assert!(number.contains(&found) && name.contains(&found), "{found}: {number}; {name}");
+        assert!(index.contains(&found) && name.contains(&found), "{found}: {index}; {name}");
     }
     let parsed = ["best", "CPU", "3", "Radeon"].map(|text| text.parse::<AdapterChoice>().expect("never fails"));
     let choices = [AdapterChoice::Best, AdapterChoice::Cpu, AdapterChoice::Index(3), AdapterChoice::Name("Radeon".into())];

@@ -107,7 +107,7 @@ fn shapes_and_targets_that_do_not_fit_are_refused() {
     let refused = |shapes: [&[usize]; 2], targets: &'static [u32], text: &str| {
         assert_refused(&shapes, move |x| loss(&x[0], &x[1], targets), text);
     };
-    let expected = "[rows, dim], [vocabulary, dim] and as many targets as rows expected";
+    let expected = "[rows, dim], [vocabulary, dim] and one target per row expected";
     refused([&[2, 8], &[5, 6]], &[0, 1], &format!("cross_entropy: [2, 8] × [5, 6]ᵀ with 2 targets: {expected}"));
     refused([&[2, 8], &[5, 8]], &[0], &format!("cross_entropy: [2, 8] × [5, 8]ᵀ with 1 targets: {expected}"));
     refused([&[2, 8], &[5, 8]], &[4, 5], "cross_entropy: index 5 at position 1: below 5 expected");

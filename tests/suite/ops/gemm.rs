@@ -224,13 +224,13 @@ fn what_does_not_fit_is_refused() {
     let sum = Gemm { addend: Some((matrix(&square), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: [4, 5] + [4, 4]: the shapes differ");
     let symmetric = Gemm { symmetric: true, ..product };
-    assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result is square");
+    assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result must be square");
     assert_eq!(refusal(product.compute_into(matrix(&batch))), "matmul: a batch of 1 does not give [3, 4, 5]");
     let sum = Gemm { addend: Some((matrix(&batch), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
-    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, which it would both read and write");
+    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, once read-only and once read-write");
 }
 
 /// Bits of κ·out + A·B.

@@ -36,9 +36,9 @@ fn shapes_that_are_no_positions_are_refused() {
     assert_refused(&[&[6, 10]], |x| turn(&x[0], 3), heads);
     let sequences = "rotary: [7, 8]: whole sequences of 3 and heads of 4 expected";
     assert_refused(&[&[7, 8]], |x| turn(&x[0], 3), sequences);
-    let positions = "rotary: positions 0..9 asked for, the table holds 8";
+    let positions = "rotary: positions 0..9, the table has 8";
     assert_refused(&[&[9, 8]], |x| turn(&x[0], 9), positions);
     assert_refused(&[&[2, 3, 8]], |x| turn(&x[0], 3), "rotary: shape [2, 3, 8]: 2 dimensions expected");
     let error = RotaryTable::new(device::default(), 8, 7, 100.0).expect_err("an odd head");
-    assert_eq!(error.to_string(), "rotary: head_dim 7: an even number expected");
+    assert_eq!(error.to_string(), "rotary: head_dim 7: an even number above 0 expected");
 }

@@ -157,7 +157,7 @@ fn what_cannot_be_preconditioned_is_refused_by_name() {
     assert_eq!(text(attach(&[6, 4], 0, &[1.0], None)), "pc: `q.weight` [6, 4]: 0 blocks of rows expected");
     assert_eq!(text(attach(&[6], 1, &[1.0], None)), "pc: shape [6]: 2 dimensions expected");
     assert_eq!(text(attach(&[6, 4], 1, &[1.0], Some(5))), "pc: `q.pc_u` has shape [5], [6] expected");
-    assert_eq!(text(attach(&[6, 4], 1, &[], None)), "PC layer: one coefficient or more expected, found none");
+    assert_eq!(text(attach(&[6, 4], 1, &[], None)), "PC layer: no coefficients, at least one expected");
     assert!(matches!(level_coefficients(5), Err(Error::Value(text)) if text == "PC level 5: 0 to 4 expected"));
 }
 
