@@ -1,4 +1,4 @@
-//! The device layer: kernels that do not compile or fit, memory and its budget, copies, adapters, profiles, large tensors.
+//! The device layer: kernels that fail to compile or do not match, memory budget, copies, adapters, profiling, large tensors.
 
 use polytape::gpu::{Access, Kernel, Launch, Slice, adapters, grid};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Gradients, Indices, Params, Result, Tape, Tensor};
@@ -33,7 +33,7 @@ fn launch(gpu: &Gpu, kernel: &Kernel, buffers: &[Slice<'_>], count: u32) -> Resu
     })
 }
 
-/// The text of the error that a call must return.
+/// The error text of a call that must fail.
 #[track_caller]
 fn refusal<T>(result: Result<T>) -> String {
     match result {
@@ -149,7 +149,7 @@ fn a_memory_budget_holds_and_what_fits_still_works() -> Result<()> {
     assert_eq!(gpu.memory().live, MIB, "full to the last byte");
     assert!(gpu.allocate(1).is_err());
     assert_eq!(other.to_vec()?, vec![2.0; 1 << 17]);
-    // Idle buffers of other sizes make room.
+    // Pooled buffers of other sizes are freed to make room.
     drop((half, other));
     let whole = Tensor::zeros(&gpu, &[1 << 18])?;
     assert_eq!(whole.to_vec()?, vec![0.0; 1 << 18]);
@@ -236,7 +236,7 @@ fn a_profile_has_the_kernels_that_ran() -> Result<()> {
     assert_eq!(dispatches, [("product", 1), ("scaled", 2)]);
     assert!(table.kernels.values().all(|time| time.seconds > 0.0 && time.seconds < 60.0), "{table}");
     assert!(table.to_string().contains("scaled"), "{table}");
-    // More dispatches than one submit has queries for.
+    // More dispatches than there are queries per submit.
     for _ in 0..300 {
         y.scaled(0.5)?;
     }

@@ -8,14 +8,14 @@ use crate::tolerance;
 
 #[test]
 fn rotary_matches() {
-    // [batch, seq, heads, head_dim]: halves that are and are not multiples of four, more positions than a workgroup has lanes.
+    // [batch, seq, heads, head_dim]: half of head_dim is and is not a multiple of four; more positions than invocations in a workgroup.
     for [batch, seq, heads, head_dim] in [[1, 1, 1, 2], [2, 7, 3, 14], [2, 37, 2, 8], [1, 101, 4, 64]] {
         let settings = Rotary { seq, head_dim, offset: 0, theta: 10_000.0 };
         check(
             "rotary",
             random_arrays(2001, [&[batch * seq, heads * head_dim]]),
             move |x| {
-                // Longer than the sequence, as a model's table is.
+                // Longer than the sequence, as a model's table usually is.
                 let table = RotaryTable::new(x[0].value().gpu(), seq + 5, head_dim, 10_000.0)?;
                 x[0].rotary(&table, seq)
             },

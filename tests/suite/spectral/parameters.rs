@@ -1,4 +1,4 @@
-//! Preconditioners and the parameters around them: attaching, merging, and gradients that go back once for many micro-batches.
+//! Preconditioners and their parameters: attaching, merging, and pulling accumulated gradients back once per step.
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
@@ -77,10 +77,10 @@ fn gradients_sent_back_once_are_the_sum_of_those_sent_back_per_micro_batch() {
                 dw_sum = dw_sum.plus(&Array::from_f32(&[48, 80], &got.dw));
                 dgamma_sum = dgamma_sum.plus(&Array::from_f32(&[2], &got.dgamma.expect("γ is trained")));
             }
-            // Both sides have their errors.
+            // Both sides have errors.
             let tolerance = pc(&layer.pc.coefficients, 24, 80).times(2.0);
             assert_close("dW", &dw, &dw_sum, tolerance);
-            // dγ cancels: held against what its terms would add up to with random signs.
+            // dγ cancels: the tolerance is relative to a sum of its terms with random signs.
             let scale = batches[0].norm() * layer.forward().norm() / (24.0 * 80.0f64).sqrt();
             for (head, got) in dgamma.iter().enumerate() {
                 let error = (f64::from(*got) - dgamma_sum.data[head]).abs();
