@@ -1,5 +1,5 @@
-// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x), accumulated with ACCUMULATE. One row per workgroup. dw is
-// a column sum.
+// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x), accumulated with ACCUMULATE. One row per
+// workgroup. dw is a column sum.
 
 struct Args { rows: u32, first: u32, columns: u32, eps: f32 }
 

@@ -99,7 +99,8 @@ pub struct Factor<'a> {
 }
 
 /// A matrix product with its epilogue: `out ← α·f·op(A)·op(B) + β·out + σ·C + δ·I`, where f is a scalar on the device. A
-/// `[m, k]`, B `[k, n]`, C and out `[m, n]`, all with an optional batch dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
+/// `[m, k]`, B `[k, n]`, C and out `[m, n]`, all with an optional batch dimension. Not differentiable;
+/// [`Var::matmul`](crate::Var::matmul) is.
 ///
 /// ```
 /// # use polytape::*;

@@ -14,9 +14,9 @@ fn check(name: &str, compute: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Result<()
             let values = tensors.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
             Ok((values.concat().into_iter().map(f32::to_bits).collect(), gpu.counters().dispatches))
         };
-        let ((whole, few), (cut, many)) = (run(None)?, run(Some(300_000))?);
+        let ((whole, few), (split, many)) = (run(None)?, run(Some(300_000))?);
         assert!(many > few, "{name} with {} kernels: {many} dispatches instead of {few}", gpu.kernels());
-        assert!(whole == cut, "{name} with {} kernels: other bits", gpu.kernels());
+        assert!(whole == split, "{name} with {} kernels: other bits", gpu.kernels());
     }
     Ok(())
 }
