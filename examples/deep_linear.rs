@@ -7,7 +7,7 @@
 //!     cargo run --release --example deep_linear
 
 use plotters::prelude::*;
-use polytape::optim::{Clip, Optimizer};
+use polytape::optim::{Clip, Optimizer, OptimizerState, Slot};
 use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz};
 use polytape::{Gpu, Gradients, Params, Result, Role, Tape, Tensor, Trainer};
 
@@ -16,14 +16,28 @@ const DEPTH: usize = 4;
 const STEPS: usize = 200;
 const GOAL: f32 = 1e-3; // relative to the initial loss: a run stops there
 
-struct GradientDescent; // w ← w − rate·g
+#[derive(Default)]
+struct GradientDescent(OptimizerState); // w ← w − lr·g
 
 impl Optimizer for GradientDescent {
-    fn step(&mut self, params: &mut Params, gradients: Gradients, _: &Clip, rate: f32) -> Result<()> {
-        for (id, gradient) in gradients.iter() {
-            params.set(id, params.get(id).tensor.weighted_sum(1.0, gradient, -rate)?)?;
+    fn step(&mut self, params: &mut Params, gradients: Gradients, _: &Clip, lr: f32) -> Result<()> {
+        self.0.count_step();
+        for (id, gradient) in gradients.into_checked(params)? {
+            params.set(id, params.get(id).tensor.weighted_sum(1.0, &gradient, -lr)?)?;
         }
         Ok(())
+    }
+
+    fn slots(&self, _: Role, _: &[usize]) -> Vec<Slot> {
+        Vec::new()
+    }
+
+    fn state(&self) -> &OptimizerState {
+        &self.0
+    }
+
+    fn state_mut(&mut self) -> &mut OptimizerState {
+        &mut self.0
     }
 }
 
@@ -56,16 +70,16 @@ fn train(gpu: &Gpu, condition: f32, bounded: bool, rate: f32) -> Result<Vec<f32>
     let config = PcConfig { recover_norm: false, learnable_gamma: false, ..Default::default() };
     let targets: Vec<_> = weights.iter().map(|&weight| (weight, 1)).collect();
     let pc = bounded.then(|| Preconditioner::attach(&mut params, config, &targets, 0)).transpose()?;
-    let mut trainer = Trainer::new(params, pc, Box::new(GradientDescent), f32::INFINITY)?;
+    let mut trainer = Trainer::new(params, pc, Box::<GradientDescent>::default(), f32::INFINITY)?;
     let target = rotation(gpu, 1000)?;
     let mut losses: Vec<f32> = Vec::new();
     while losses.len() < STEPS && losses.last().is_none_or(|loss| *loss > GOAL * losses[0] && *loss < 10.0 * losses[0]) {
-        let outcome = trainer.step(1, rate, |tape, _| {
+        let output = trainer.step(1, rate, |tape, _| {
             let product = weights[1..].iter().try_fold(tape.param(weights[0]), |x, &w| tape.param(w).matmul(&x))?;
             let error = product.sub(&tape.constant(target.clone()))?;
             error.mul(&error)?.sum()?.scale(0.5)
         })?;
-        losses.push(outcome.read()?.0);
+        losses.push(output.loss);
     }
     Ok(losses)
 }

@@ -69,10 +69,10 @@ fn main() -> Result<()> {
     let mut trainer = Trainer::new(params, None, Box::new(optimizer), 1.0)?;
     for step in 0..=STEPS {
         let rate = 1e-2 * (1.0 - step as f32 / (STEPS + 1) as f32);
-        let outcome = trainer
+        let output = trainer
             .step(1, rate, |tape, _| network.features(tape, &x)?.head_cross_entropy(&tape.param(network.head), &targets))?;
         if step % 50 == 0 {
-            println!("step {step:4}  loss {:.5}", outcome.read()?.0);
+            println!("step {step:4}  loss {:.5}", output.loss);
         }
     }
 

@@ -1,13 +1,13 @@
 // One Adam step on JOINED parameters in one dispatch, in place. g is scaled by clip[1], the clipping factor of the global norm.
 //   m ← m + (1 - β1)(g - m),  v ← v + (1 - β2)(g² - v),  c1 = 1 - β1ᵗ,  c2 = 1 - β2ᵗ
 //   (1 - β is computed on the host in f64: in f32, 1 - 0.999 has a relative error of 1e-5)
-//   AdamW:      w ← w(1 - lr·decay) - lr·(m/c1) / (√(v/c2) + eps)
-//   AUXILIARY:  w ← w(1 - lr·decay) - lr·(√c2/c1)·m / (√v + eps)
+//   AdamW:      w ← w(1 - lr·weight_decay) - lr·(m/c1) / (√(v/c2) + eps)
+//   AUXILIARY:  w ← w(1 - lr·weight_decay) - lr·(√c2/c1)·m / (√v + eps)
 
 struct Args {
-    rate: f32, share1: f32, share2: f32, eps: f32, correction1: f32, correction2: f32,
+    lr: f32, weight1: f32, weight2: f32, eps: f32, correction1: f32, correction2: f32,
     // Per parameter: the invocation of its first vec4, and its decay. Not arrays, which DX12 would pad.
-    @declare for (var k = 0u; k < JOINED; k++) { start$k: u32, decay$k: f32, }
+    @declare for (var k = 0u; k < JOINED; k++) { start$k: u32, weight_decay$k: f32, }
 }
 
 var<immediate> args: Args;
@@ -22,17 +22,17 @@ var<immediate> args: Args;
 
 struct Values { w: vec4f, m: vec4f, v: vec4f }
 
-fn updated(old: Values, g: vec4f, decay: f32) -> Values {
+fn updated(old: Values, g: vec4f, weight_decay: f32) -> Values {
     let gradient = g * clip[1];
-    let m = old.m + args.share1 * (gradient - old.m);
-    let v = old.v + args.share2 * (gradient * gradient - old.v);
+    let m = old.m + args.weight1 * (gradient - old.m);
+    let v = old.v + args.weight2 * (gradient * gradient - old.v);
     var step = vec4f();
     if (AUXILIARY == 1u) {
         step = sqrt(args.correction2) / args.correction1 * m / (sqrt(v) + args.eps);
     } else {
         step = m / args.correction1 / (sqrt(v / args.correction2) + args.eps);
     }
-    return Values(old.w * (1.0 - args.rate * decay) - args.rate * step, m, v);
+    return Values(old.w * (1.0 - args.lr * weight_decay) - args.lr * step, m, v);
 }
 
 @compute @workgroup_size(64)
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
         let i = invocation - args.start$k;
         // Wraps around before the parameter's start.
         if (i < arrayLength(&w$k)) {
-            let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.decay$k);
+            let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.weight_decay$k);
             w$k[i] = next.w;
             m$k[i] = next.m;
             v$k[i] = next.v;

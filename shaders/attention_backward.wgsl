@@ -1,6 +1,7 @@
 // With p = exp(scale·q·kᵀ - lse) recomputed and ds = p·(dy·vᵀ - delta)·scale:
 //   QUERY_SIDE:  dq = ds·k, each lane owns queries and walks the keys;
 //   otherwise:   dk = dsᵀ·q, dv = pᵀ·dy, each lane owns keys and walks the queries of all heads of its group.
+// With CONTINUED the latter begins with the sums of an earlier dispatch, for other queries or heads, instead of zeros.
 // The side that is owned is called near, the side that is walked far; on either, `first` is q or k and `second` dy or v.
 
 @group(0) @binding(0) var<storage, read> q: array<Element>;
@@ -15,46 +16,63 @@
 }
 
 @if VECTORS {
-    fn load_query(row: u32, d: u32) -> vec4f { return q[row / 4u + d]; }
-    fn load_dy(row: u32, d: u32) -> vec4f { return dy[row / 4u + d]; }
-    fn load_key(row: u32, d: u32) -> vec4f { return k[row / 4u + d]; }
-    fn load_value(row: u32, d: u32) -> vec4f { return v[row / 4u + d]; }
-    fn store_first(row: u32, d: u32, value: vec4f) { dfirst[row / 4u + d] = value; }
+    fn load_query(row: u32, d: u32) -> vec4f { return q[(args.query_start + row) / 4u + d]; }
+    fn load_dy(row: u32, d: u32) -> vec4f { return dy[(args.query_start + row) / 4u + d]; }
+    fn load_key(row: u32, d: u32) -> vec4f { return k[(args.key_start + row) / 4u + d]; }
+    fn load_value(row: u32, d: u32) -> vec4f { return v[(args.key_start + row) / 4u + d]; }
+    fn store_first(row: u32, d: u32, value: vec4f) { dfirst[(near_start() + row) / 4u + d] = value; }
+    @if CONTINUED {
+        fn load_first(row: u32, d: u32) -> vec4f { return dfirst[(near_start() + row) / 4u + d]; }
+        fn load_second(row: u32, d: u32) -> vec4f { return dsecond[(near_start() + row) / 4u + d]; }
+    }
     @if QUERY_SIDE {} @else {
-        fn store_second(row: u32, d: u32, value: vec4f) { dsecond[row / 4u + d] = value; }
+        fn store_second(row: u32, d: u32, value: vec4f) { dsecond[(near_start() + row) / 4u + d] = value; }
     }
 } @else {
     fn load_query(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = q[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = q[args.query_start + row + 4u * d + i]; } }
         return value;
     }
     fn load_dy(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = dy[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = dy[args.query_start + row + 4u * d + i]; } }
         return value;
     }
     fn load_key(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = k[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = k[args.key_start + row + 4u * d + i]; } }
         return value;
     }
     fn load_value(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = v[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = v[args.key_start + row + 4u * d + i]; } }
         return value;
     }
+    @if CONTINUED {
+        fn load_first(row: u32, d: u32) -> vec4f {
+            var value = vec4f();
+            @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = dfirst[near_start() + row + 4u * d + i]; } }
+            return value;
+        }
+        fn load_second(row: u32, d: u32) -> vec4f {
+            var value = vec4f();
+            @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = dsecond[near_start() + row + 4u * d + i]; } }
+            return value;
+        }
+    }
     fn store_first(row: u32, d: u32, value: vec4f) {
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { dfirst[row + 4u * d + i] = value[i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { dfirst[near_start() + row + 4u * d + i] = value[i]; } }
     }
     @if QUERY_SIDE {} @else {
         fn store_second(row: u32, d: u32, value: vec4f) {
-            @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { dsecond[row + 4u * d + i] = value[i]; } }
+            @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { dsecond[near_start() + row + 4u * d + i] = value[i]; } }
         }
     }
 }
 
 @if QUERY_SIDE {
+    fn near_start() -> u32 { return args.query_start; }
     fn near_count() -> u32 { return args.queries; }
     fn far_count() -> u32 { return args.keys; }
     fn near_heads() -> u32 { return args.heads; }
@@ -64,6 +82,7 @@
     fn load_far_first(row: u32, d: u32) -> vec4f { return load_key(row, d); }
     fn load_far_second(row: u32, d: u32) -> vec4f { return load_value(row, d); }
 } @else {
+    fn near_start() -> u32 { return args.key_start; }
     fn near_count() -> u32 { return args.keys; }
     fn far_count() -> u32 { return args.queries; }
     fn near_heads() -> u32 { return args.heads / args.group; }
@@ -114,12 +133,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         @unroll for (var d = 0u; d < QUARTERS; d++) {
             near_first[i * QUARTERS + d] = load_near_first(row, d);
             near_second[i * QUARTERS + d] = load_near_second(row, d);
-            sum_first[i * QUARTERS + d] = vec4f();
-            @if QUERY_SIDE {} @else { sum_second[i * QUARTERS + d] = vec4f(); }
+            @if CONTINUED {
+                sum_first[i * QUARTERS + d] = load_first(row, d);
+                sum_second[i * QUARTERS + d] = load_second(row, d);
+            } @else {
+                sum_first[i * QUARTERS + d] = vec4f();
+                @if QUERY_SIDE {} @else { sum_second[i * QUARTERS + d] = vec4f(); }
+            }
         }
         @if QUERY_SIDE {
-            own_lse[i] = lse[row / DIM];
-            own_delta[i] = delta[row / DIM];
+            own_lse[i] = lse[args.statistic_start + row / DIM];
+            own_delta[i] = delta[args.statistic_start + row / DIM];
         }
     }
     @if QUERY_SIDE {
@@ -128,8 +152,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         let begin = 0u;
         let end = min(args.keys, first + LANES * OWN + args.offset);
     } @else {
-        let far_head_first = head * args.group;
-        let far_head_end = far_head_first + args.group;
+        let far_head_first = head * args.group + args.group_first;
+        let far_head_end = head * args.group + args.group_end;
         let begin = max(first, args.offset) - args.offset;
         let end = args.queries;
     }
@@ -138,7 +162,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             fetch(far, batch, far_head, lane);
             @unroll if ONE_SUBGROUP for (var j = 0u; j < BLOCK; j++) {
                 @if QUERY_SIDE {} @else {
-                    let statistic = head_row(batch, args.queries, far + j, args.heads, far_head) / DIM;
+                    let statistic = args.statistic_start + head_row(batch, args.queries, far + j, args.heads, far_head) / DIM;
                     let far_lse = lse[statistic];
                     let far_delta = delta[statistic];
                 }

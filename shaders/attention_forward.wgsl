@@ -7,28 +7,28 @@
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
 
 @if VECTORS {
-    fn load_q(row: u32, d: u32) -> vec4f { return q[row / 4u + d]; }
-    fn load_k(row: u32, d: u32) -> vec4f { return k[row / 4u + d]; }
-    fn load_v(row: u32, d: u32) -> vec4f { return v[row / 4u + d]; }
-    fn store_o(row: u32, d: u32, value: vec4f) { o[row / 4u + d] = value; }
+    fn load_q(row: u32, d: u32) -> vec4f { return q[(args.query_start + row) / 4u + d]; }
+    fn load_k(row: u32, d: u32) -> vec4f { return k[(args.key_start + row) / 4u + d]; }
+    fn load_v(row: u32, d: u32) -> vec4f { return v[(args.key_start + row) / 4u + d]; }
+    fn store_o(row: u32, d: u32, value: vec4f) { o[(args.query_start + row) / 4u + d] = value; }
 } @else {
     fn load_q(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = q[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = q[args.query_start + row + 4u * d + i]; } }
         return value;
     }
     fn load_k(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = k[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = k[args.key_start + row + 4u * d + i]; } }
         return value;
     }
     fn load_v(row: u32, d: u32) -> vec4f {
         var value = vec4f();
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = v[row + 4u * d + i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { value[i] = v[args.key_start + row + 4u * d + i]; } }
         return value;
     }
     fn store_o(row: u32, d: u32, value: vec4f) {
-        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { o[row + 4u * d + i] = value[i]; } }
+        @unroll for (var i = 0u; i < 4; i++) { if (4u * d + i < DIM) { o[args.query_start + row + 4u * d + i] = value[i]; } }
     }
 }
 
@@ -123,7 +123,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         if (query < args.queries) {
             let row = head_row(batch, args.queries, query, args.heads, head);
             @unroll for (var d = 0u; d < QUARTERS; d++) { store_o(row, d, sum[i * QUARTERS + d] / mass[i]); }
-            lse[(batch * args.queries + query) * args.heads + head] = top[i] + log(mass[i]);
+            lse[args.statistic_start + (batch * args.queries + query) * args.heads + head] = top[i] + log(mass[i]);
         }
     }
 }

@@ -1,7 +1,8 @@
 // sums[chunk, c] = Σ over the rows r of a chunk of x[r, c], times y[r, c] with WITH_FACTOR, times scale[r] with WITH_SCALE;
-// accumulated with ACCUMULATE. One Element of columns and one chunk of rows per invocation: the order is fixed on every adapter.
+// accumulated with ACCUMULATE. With CONTINUED the rows continue those of an earlier dispatch. One Element of columns and one chunk
+// of rows per invocation: the order is fixed on every adapter.
 
-struct Args { rows: u32, columns: u32, chunk: u32 }
+struct Args { rows: u32, columns: u32, chunk: u32, start: u32 }
 
 var<immediate> args: Args;
 
@@ -19,13 +20,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     let first = chunk * args.chunk;
     if (first >= args.rows) { return; }
     let last = min(first + args.chunk, args.rows);
+    let out = args.start / WIDTH + i;
     var sum = Element();
+    if (CONTINUED == 1u) { sum = sums[out]; }
     for (var row = first; row < last; row++) {
         var term = x[row * columns + column];
         if (WITH_FACTOR == 1u) { term *= y[row * columns + column]; }
         if (WITH_SCALE == 1u) { term *= scale[row]; }
         sum += term;
     }
-    if (ACCUMULATE == 1u) { sum += sums[i]; }
-    sums[i] = sum;
+    if (ACCUMULATE == 1u) { sum += sums[out]; }
+    sums[out] = sum;
 }

@@ -1,7 +1,11 @@
 // loss[r] = log Σ exp(x[r]) - x[r, target[r]], one row per workgroup; with GRADIENT the logits are overwritten by
 // scale·(softmax(x) - onehot(target)).
 
-struct Args { rows: u32, columns: u32, first: u32, scale: f32 }
+struct Args {
+    columns: u32, scale: f32,
+    // Where the rows of the windows begin in what is bound.
+    targets_start: u32, logits_start: u32, loss_start: u32,
+}
 
 var<immediate> args: Args;
 
@@ -13,8 +17,8 @@ var<immediate> args: Args;
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let row = group.x;
     let columns = args.columns / WIDTH;
-    let base = row * columns;
-    let target_id = targets[args.first + row];
+    let base = args.logits_start / WIDTH + row * columns;
+    let target_id = targets[args.targets_start + row];
     // Online softmax: maximum and sum in one pass, the sum rescaled as the running maximum grows, four Elements at a time.
     var running_max = LOWEST;
     var sum = 0.0;
@@ -46,7 +50,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         } @else {
             let logit = logits[base + target_id];
         }
-        loss[args.first + row] = top + log(sum) - logit;
+        loss[args.loss_start + row] = top + log(sum) - logit;
     }
     if (GRADIENT == 0u) { return; }
     let factor = args.scale / sum;

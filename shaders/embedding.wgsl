@@ -1,8 +1,9 @@
-// y[t] = table[ids[t]], one Element per invocation. The table may be bound in windows of rows: a dispatch handles the ids that
-// fall into `first_row .. first_row + table_rows` and leaves the other outputs alone.
+// y[t] = table[ids[t]], one Element per invocation. The table may be bound in windows of rows, and ids with y, or the
+// positions with dy, in others: a dispatch handles the ids that fall into `first_row .. first_row + table_rows` and leaves the other
+// rows alone.
 //
-// The backward adds, for each distinct id, the dy of its positions in their order: no atomics, the same bits every time. The
-// positions of id number g stand in positions[starts[g] .. starts[g + 1]].
+// The backward adds to the row of each distinct id the dy of its positions in their order, one after the other: no atomics, and the
+// same bits every time and in any windows of positions. Those of id number g stand in positions[starts[g] .. starts[g + 1]].
 
 struct Args { count: u32, columns: u32, first_row: u32, table_rows: u32 }
 
@@ -34,7 +35,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
     let which = i / columns;
     let row = ids[which] - args.first_row;
     if (row >= args.table_rows) { return; }
-    var sum = Element();
+    var sum = dtable[row * columns + i % columns];
     for (var p = starts[which]; p < starts[which + 1u]; p++) { sum += dy[positions[p] * columns + i % columns]; }
-    dtable[row * columns + i % columns] += sum;
+    dtable[row * columns + i % columns] = sum;
 }

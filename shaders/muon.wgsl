@@ -1,8 +1,8 @@
 // The elementwise parts of a Muon step, before and after the Newton–Schulz iteration.
 //   momentum:  m ← μ·m + g,  d = g + μ·m,  where g is scaled by clip[1]
-//   update:    w ← w(1 - lr·decay) - lr·ratio·x
+//   update:    w ← w(1 - lr·weight_decay) - lr·lr_scale·x
 
-struct Args { count: u32, first: u32, momentum: f32, rate: f32, decay: f32, ratio: f32 }
+struct Args { count: u32, first: u32, momentum: f32, lr: f32, weight_decay: f32, lr_scale: f32 }
 
 var<immediate> args: Args;
 
@@ -28,5 +28,5 @@ fn momentum(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
 fn update(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
     let i = linear_index(group, groups, local, 64u);
     if (i * 4u >= args.count) { return; }
-    w[i] = w[i] * (1.0 - args.rate * args.decay) - args.rate * args.ratio * x[i];
+    w[i] = w[i] * (1.0 - args.lr * args.weight_decay) - args.lr * args.lr_scale * x[i];
 }

@@ -46,6 +46,18 @@ pub enum Error {
         /// What was found, and what was expected.
         problem: String,
     },
+    /// A step whose loss or gradient norm is not finite. It was not applied.
+    #[error("step {step}: {}", non_finite_text(*.loss, *.grad_norm, .parameter.as_deref()))]
+    NonFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// Mean loss of its micro-batches.
+        loss: f32,
+        /// Its gradient norm before clipping.
+        grad_norm: f32,
+        /// The first parameter whose gradient is not finite; none where the loss is not, or where only the sum of squares overflows.
+        parameter: Option<String>,
+    },
     /// A value that an operation, optimizer or model does not accept.
     #[error("{0}")]
     Value(String),
@@ -53,6 +65,14 @@ pub enum Error {
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+fn non_finite_text(loss: f32, grad_norm: f32, parameter: Option<&str>) -> String {
+    if !loss.is_finite() {
+        return format!("the loss is {loss}, expected a finite number");
+    }
+    let place = parameter.map_or("no single tensor, their sum overflows".into(), |name| format!("first in {name}"));
+    format!("the gradient norm is {grad_norm} ({place}), expected a finite number")
+}
 
 fn budget_text(budget: Option<u64>) -> String {
     match budget {

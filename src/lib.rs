@@ -54,12 +54,12 @@ mod trainer;
 pub use error::{Error, Result};
 pub use gemm::{Factor, Gemm, Matrix};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
-pub use ops::{AttentionShape, RotaryTable, rms_and_abs_max};
+pub use ops::{AttentionShape, AttentionWindows, RotaryTable, logit_rows, rms_and_abs_max};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};
-pub use tensor::{Indices, MAX_RANK, Tensor, read_all, read_many};
-pub use trainer::{Measured, StepOutcome, Trainer};
+pub use tensor::{Indices, MAX_RANK, Tensor, map, read_all, read_many};
+pub use trainer::{EffectiveGradients, Skip, StepHook, StepOutput, Trainer};
 
 /// The README's example, compiled and run with the other documentation tests.
 #[cfg(doctest)]

@@ -3,6 +3,8 @@
 //! Parameters carry Hugging Face's names and order (rotary in half-split form). The model reads them from the tape it is given,
 //! so the same code runs on raw parameters and on the effective weights of a [`Preconditioner`](crate::spectral::Preconditioner).
 
+pub mod names;
+
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -113,6 +115,11 @@ impl LlamaConfig {
         self.dim / self.heads
     }
 
+    /// How attention sees `batch` sequences.
+    pub fn attention_shape(&self, batch: usize) -> AttentionShape {
+        AttentionShape { batch, heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim() }
+    }
+
     /// Whether the sizes go together.
     pub fn check(&self) -> Result<()> {
         let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.intermediate_size, self.vocab, self.max_seq_len];
@@ -137,26 +144,25 @@ impl LlamaConfig {
         };
         // As a head, a table of std 1 would give the token that was just read a logit of dim.
         let table = if self.tied { 0.02 } else { 1.0 };
-        add("model.embed_tokens.weight".into(), Role::Embedding, &[self.vocab, dim], table);
+        add(names::weight(names::EMBEDDING), Role::Embedding, &[self.vocab, dim], table);
         for layer in 0..self.layers {
             let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
-            let mut matrix = |name: &str, rows, columns, std| {
-                add(format!("model.layers.{layer}.{name}.weight"), Role::Matrix, &[rows, columns], std);
-            };
-            matrix("self_attn.q_proj", dim, dim, 0.02);
-            matrix("self_attn.k_proj", kv_dim, dim, 0.02);
-            matrix("self_attn.v_proj", kv_dim, dim, 0.02);
-            matrix("self_attn.o_proj", dim, dim, small);
-            matrix("mlp.gate_proj", self.intermediate_size, dim, 0.02);
-            matrix("mlp.up_proj", self.intermediate_size, dim, small);
-            matrix("mlp.down_proj", dim, self.intermediate_size, small);
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                add(format!("model.layers.{layer}.{norm}.weight"), Role::Vector, &[dim], 0.0);
+            let name = |part| names::weight(&names::in_layer(layer, part));
+            let mut matrix = |part, rows, columns, std| add(name(part), Role::Matrix, &[rows, columns], std);
+            matrix(names::Q, dim, dim, 0.02);
+            matrix(names::K, kv_dim, dim, 0.02);
+            matrix(names::V, kv_dim, dim, 0.02);
+            matrix(names::O, dim, dim, small);
+            matrix(names::GATE, self.intermediate_size, dim, 0.02);
+            matrix(names::UP, self.intermediate_size, dim, small);
+            matrix(names::DOWN, dim, self.intermediate_size, small);
+            for norm in [names::ATTENTION_NORM, names::MLP_NORM] {
+                add(name(norm), Role::Vector, &[dim], 0.0);
             }
         }
-        add("model.norm.weight".into(), Role::Vector, &[dim], 0.0);
+        add(names::weight(names::FINAL_NORM), Role::Vector, &[dim], 0.0);
         if !self.tied {
-            add("lm_head.weight".into(), Role::Head, &[self.vocab, dim], (dim as f64).powf(-0.5));
+            add(names::weight(names::HEAD), Role::Head, &[self.vocab, dim], (dim as f64).powf(-0.5));
         }
         list
     }
@@ -229,26 +235,26 @@ impl Llama {
 
     fn bind(config: LlamaConfig, params: &Params) -> Result<Self> {
         let block = |layer: usize| {
-            let id = |name: &str| params.id(&format!("model.layers.{layer}.{name}.weight"));
+            let id = |part| params.id(&names::weight(&names::in_layer(layer, part)));
             Ok(Block {
-                attention_norm: id("input_layernorm")?,
-                q: id("self_attn.q_proj")?,
-                k: id("self_attn.k_proj")?,
-                v: id("self_attn.v_proj")?,
-                o: id("self_attn.o_proj")?,
-                ffn_norm: id("post_attention_layernorm")?,
-                gate: id("mlp.gate_proj")?,
-                up: id("mlp.up_proj")?,
-                down: id("mlp.down_proj")?,
+                attention_norm: id(names::ATTENTION_NORM)?,
+                q: id(names::Q)?,
+                k: id(names::K)?,
+                v: id(names::V)?,
+                o: id(names::O)?,
+                ffn_norm: id(names::MLP_NORM)?,
+                gate: id(names::GATE)?,
+                up: id(names::UP)?,
+                down: id(names::DOWN)?,
             })
         };
-        let embedding = params.id("model.embed_tokens.weight")?;
+        let embedding = params.id(&names::weight(names::EMBEDDING))?;
         Ok(Self {
             rotary: RotaryTable::new(params.gpu(), config.max_seq_len, config.head_dim(), config.rope_theta)?,
             embedding,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-            norm: params.id("model.norm.weight")?,
-            head: if config.tied { embedding } else { params.id("lm_head.weight")? },
+            norm: params.id(&names::weight(names::FINAL_NORM))?,
+            head: if config.tied { embedding } else { params.id(&names::weight(names::HEAD))? },
             config: Arc::new(config),
         })
     }
@@ -312,7 +318,7 @@ impl Llama {
 
     fn block<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>, seq_len: usize) -> Result<Var<'t>> {
         let config = &*self.config;
-        let shape = self.attention_shape(x.shape()[0] / seq_len);
+        let shape = config.attention_shape(x.shape()[0] / seq_len);
         let h = x.rms_norm(&tape.param(block.attention_norm), config.norm_eps)?;
         let q = h.matmul_nt(&tape.param(block.q))?.rotary(&self.rotary, seq_len)?;
         let k = h.matmul_nt(&tape.param(block.k))?.rotary(&self.rotary, seq_len)?;
@@ -326,11 +332,6 @@ impl Llama {
         let gate = h.matmul_nt(&tape.param(block.gate))?;
         let up = h.matmul_nt(&tape.param(block.up))?;
         gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down), x)
-    }
-
-    fn attention_shape(&self, batch: usize) -> AttentionShape {
-        let config = &*self.config;
-        AttentionShape { batch, heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim() }
     }
 
     /// An empty cache.
@@ -356,7 +357,7 @@ impl Llama {
                 }
             };
             *slot = Some((k.value().clone(), v.value().clone()));
-            x = q.attention(&k, &v, self.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
+            x = q.attention(&k, &v, self.config.attention_shape(1))?.matmul_nt_add(&tape.param(block.o), &x)?;
             x = self.feed_forward(&tape, *block, &x)?;
         }
         cache.tokens += count;

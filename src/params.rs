@@ -58,10 +58,11 @@ impl Params {
     /// Appends a parameter under a new name.
     pub fn add(&mut self, name: impl Into<String>, role: Role, tensor: Tensor) -> Result<ParamId> {
         let name = name.into();
-        let id = ParamId(self.list.len());
-        if self.by_name.insert(name.clone(), id).is_some() {
+        if self.by_name.contains_key(&name) {
             return Err(Error::Value(format!("parameter `{name}` exists already")));
         }
+        let id = ParamId(self.list.len());
+        self.by_name.insert(name.clone(), id);
         self.list.push(Param { name, role, tensor });
         Ok(id)
     }
@@ -117,8 +118,8 @@ impl Params {
         Ok(())
     }
 
-    /// A parameter's values for changing in place: copied first when a snapshot shares them.
-    pub(crate) fn make_mut(&mut self, id: ParamId) -> Result<&Tensor> {
+    /// A parameter's values for updating in place, as an optimizer does: copied first when a snapshot shares them.
+    pub fn make_mut(&mut self, id: ParamId) -> Result<&Tensor> {
         let param = &mut self.list[id.0];
         if !param.tensor.is_unique() {
             param.tensor = param.tensor.duplicate()?;
@@ -193,22 +194,21 @@ impl Gradients {
         gradient.add_to(&mut self.list[id.0])
     }
 
-    /// That every gradient has the shape of its parameter.
-    pub(crate) fn check(&self, params: &Params) -> Result<()> {
+    /// The gradients of the trainable parameters, in order, once every one is known to have its parameter's shape: what an
+    /// optimizer goes through. Each gradient's memory is free as soon as it is dropped.
+    pub fn into_checked(self, params: &Params) -> Result<impl Iterator<Item = (ParamId, Tensor)> + use<>> {
         for (id, gradient) in self.iter() {
-            let param = params
-                .list
-                .get(id.0)
-                .ok_or_else(|| Error::Value(format!("a gradient of parameter {}, of {}", id.0, params.len())))?;
+            let param = params.list.get(id.0);
+            let param = param.ok_or_else(|| Error::Value(format!("a gradient of parameter {}, of {}", id.0, params.len())))?;
             if gradient.shape() != param.tensor.shape() {
                 let (found, expected) = (gradient.shape(), param.tensor.shape());
-                return Err(Error::shape(
-                    "optimizer",
-                    format!("the gradient of `{}` has shape {found:?}, {expected:?} expected", param.name),
-                ));
+                let problem = format!("the gradient of `{}` has shape {found:?}, {expected:?} expected", param.name);
+                return Err(Error::shape("optimizer", problem));
             }
         }
-        Ok(())
+        let is_trainable: Vec<bool> = params.list.iter().map(|param| param.role != Role::State).collect();
+        let gradients = self.list.into_iter().enumerate();
+        Ok(gradients.filter_map(move |(at, slot)| slot.filter(|_| is_trainable[at]).map(|tensor| (ParamId(at), tensor))))
     }
 
     /// The gradients that are there, by parameter, in order.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 /// f16 is IEEE binary16: 11 significant bits, round to nearest even, subnormals down to 2⁻²⁴, infinite from 65,520 on. Without
 /// matrix units the rounding is emulated, which makes products slower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Precision {
     /// f32, no rounding.
     #[default]

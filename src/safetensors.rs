@@ -30,41 +30,85 @@ fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
 pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
     let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| name);
-    let header = header(Dtype::F32, sorted.iter().map(|(name, tensor)| (name.as_str(), tensor.shape())), metadata)?;
+    let header = Header::new(Dtype::F32, sorted.iter().map(|(name, tensor)| (name.as_str(), tensor.shape())), metadata)?;
     atomically(path, |file| {
-        file.write_all(&header).map_err(|error| failed(path, error))?;
+        let io = |error| failed(path, error);
+        let mut writer = Writer::new(file, &header).map_err(io)?;
         for (_, tensor) in sorted {
-            let values = tensor.to_vec()?;
-            file.write_all(bytemuck::cast_slice(&values)).map_err(|error| failed(path, error))?;
+            writer.put(bytemuck::cast_slice(&tensor.to_vec()?)).map_err(io)?;
         }
-        Ok(())
+        writer.finish().map(drop).map_err(io)
     })
 }
 
-/// The start of a safetensors file: header length and JSON header, padded to 8 bytes so that the values, which follow tensor by
-/// tensor, are aligned. `tensors` are names and shapes in the order of the values.
-pub fn header<'a>(
-    dtype: Dtype,
-    tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
-    metadata: HashMap<String, String>,
-) -> Result<Vec<u8>> {
-    let mut end = 0;
-    let entry = |(name, shape): (&str, &[usize])| {
-        let begin = end;
-        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        (name.to_string(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) })
-    };
-    let entries = tensors.into_iter().map(entry).collect();
-    let invalid = |error: &dyn std::fmt::Display| Error::Value(format!("safetensors: {error}"));
-    let header = Metadata::new(Some(metadata), entries).map_err(|error| invalid(&error))?;
-    let mut json = serde_json::to_vec(&header).map_err(|error| invalid(&error))?;
-    json.resize(json.len().next_multiple_of(8), b' ');
-    Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
+/// The metadata that PyTorch programs expect: `transformers` rejects a file without it.
+pub fn pytorch_metadata() -> HashMap<String, String> {
+    HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
-/// Writes a file atomically: after a crash it has either the old or the complete new contents.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    atomically(path, |file| file.write_all(bytes).map_err(|error| failed(path, error)))
+/// The start of a safetensors file: header length and JSON header, padded to 8 bytes so that the values, which follow tensor by
+/// tensor, are aligned.
+#[derive(Debug)]
+pub struct Header {
+    bytes: Vec<u8>,
+    values: u64,
+}
+
+impl Header {
+    /// For tensors of one type; `tensors` are names and shapes in the order of the values.
+    pub fn new<'a>(
+        dtype: Dtype,
+        tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        metadata: HashMap<String, String>,
+    ) -> Result<Self> {
+        let mut end = 0;
+        let entry = |(name, shape): (&str, &[usize])| {
+            let begin = end;
+            end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            (name.to_string(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) })
+        };
+        let entries = tensors.into_iter().map(entry).collect();
+        let invalid = |error: &dyn std::fmt::Display| Error::Value(format!("safetensors: {error}"));
+        let header = Metadata::new(Some(metadata), entries).map_err(|error| invalid(&error))?;
+        let mut json = serde_json::to_vec(&header).map_err(|error| invalid(&error))?;
+        json.resize(json.len().next_multiple_of(8), b' ');
+        Ok(Self { bytes: [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat(), values: end as u64 })
+    }
+}
+
+/// Streams a safetensors file: the header, then the tensors' bytes in its order.
+#[derive(Debug)]
+pub struct Writer<W> {
+    out: W,
+    remaining: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes the header.
+    pub fn new(mut out: W, header: &Header) -> std::io::Result<Self> {
+        out.write_all(&header.bytes)?;
+        Ok(Self { out, remaining: header.values })
+    }
+
+    /// Bytes of values still to be written.
+    pub fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
+    /// Appends little-endian values; an error beyond the size in the header.
+    pub fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let remaining = self.remaining.checked_sub(bytes.len() as u64);
+        self.remaining = remaining.ok_or_else(|| std::io::Error::other("more values than the header announces"))?;
+        self.out.write_all(bytes)
+    }
+
+    /// Returns the output; an error if the file is incomplete. Neither flushes nor syncs.
+    pub fn finish(self) -> std::io::Result<W> {
+        match self.remaining {
+            0 => Ok(self.out),
+            missing => Err(std::io::Error::other(format!("{missing} bytes of values are missing"))),
+        }
+    }
 }
 
 fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
@@ -200,7 +244,22 @@ fn from_f16(bits: u16) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::from_f16;
+    use std::collections::HashMap;
+
+    use super::{Dtype, Header, Writer, from_f16};
+
+    #[test]
+    fn a_writer_takes_as_many_values_as_its_header_announces() {
+        let header = Header::new(Dtype::F32, [("a", &[3][..])], HashMap::new()).expect("a header");
+        let written = |pieces: &[&[u8]]| {
+            let mut writer = Writer::new(Vec::new(), &header)?;
+            pieces.iter().try_for_each(|piece| writer.put(piece))?;
+            writer.finish()
+        };
+        let whole = written(&[&[1; 4], &[2; 8]]).expect("twelve bytes");
+        assert!(whole.ends_with(&[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]));
+        assert!(written(&[&[1; 4]]).is_err() && written(&[&[1; 13]]).is_err());
+    }
 
     #[test]
     fn half_precision_is_read_exactly() {

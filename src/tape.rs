@@ -53,7 +53,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::params::{Gradient, Gradients, ParamId, Params, Role};
 use crate::precision::Precision;
-use crate::tensor::Tensor;
+use crate::tensor::{MAX_RANK, Tensor};
 
 type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Gradient>>>>;
 
@@ -68,8 +68,28 @@ enum Node {
     Leaf,
     /// A parameter, whose gradient goes straight into the step's accumulator.
     Param(ParamId),
-    /// An operation: its name, its parents' nodes, and the closure that turns dy into the parents' gradients.
-    Operation { op: &'static str, parents: Vec<Option<usize>>, backward: Backward },
+    /// An operation: its name, its parents, and the closure that turns dy into the parents' gradients.
+    Operation { op: &'static str, parents: Vec<Parent>, backward: Backward },
+}
+
+/// An input of an operation.
+struct Parent {
+    /// `None` where no gradient flows into it.
+    node: Option<usize>,
+    rank: usize,
+    sizes: [usize; MAX_RANK],
+}
+
+impl Parent {
+    fn new(variable: &Var<'_>) -> Self {
+        let (rank, mut sizes) = (variable.shape().len(), [0; MAX_RANK]);
+        sizes[..rank].copy_from_slice(variable.shape());
+        Self { node: variable.node, rank, sizes }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.sizes[..self.rank]
+    }
 }
 
 /// Records operations on [`Var`]s so that [`Tape::backward`] can return gradients.
@@ -212,8 +232,8 @@ impl<'p> Tape<'p> {
 
     fn record_node(&self, op: &'static str, value: Tensor, parents: &[&Var<'_>], backward: Backward) -> Result<Var<'_>> {
         self.check_parents(op, parents)?;
-        let parents: Vec<Option<usize>> = parents.iter().map(|parent| parent.node).collect();
-        let wanted = parents.iter().any(Option::is_some);
+        let wanted = parents.iter().any(|parent| parent.node.is_some());
+        let parents = parents.iter().map(|parent| Parent::new(parent)).collect();
         let node = if wanted { self.push(Node::Operation { op, parents, backward }) } else { None };
         Ok(Var { tape: self, value, node })
     }
@@ -257,7 +277,7 @@ impl<'p> Tape<'p> {
             Ok(variables.iter().map(take).collect())
         };
         // Recorded even when no input wants a gradient: parameters inside may.
-        let parents = inputs.iter().map(|input| input.node).collect();
+        let parents = inputs.iter().map(|input| Parent::new(input)).collect();
         let node = self.push(Node::Operation { op: "checkpoint", parents, backward: Box::new(backward) });
         Ok(Var { tape: self, value, node })
     }
@@ -310,11 +330,11 @@ impl<'p> Tape<'p> {
                 Node::Leaf => drop(leaves.gradients.insert(nodes.len(), dy)),
                 Node::Param(id) => sink.gradients.add(id, dy)?,
                 Node::Operation { op, parents, backward } => {
-                    let wanted: Vec<bool> = parents.iter().map(Option::is_some).collect();
+                    let wanted: Vec<bool> = parents.iter().map(|parent| parent.node.is_some()).collect();
                     let produced = backward(dy, &wanted, sink)?;
-                    assert_eq!(produced.len(), parents.len(), "bug: {op} returns one gradient per parent");
+                    check_gradients(op, &parents, &produced)?;
                     for (parent, gradient) in parents.into_iter().zip(produced) {
-                        let (Some(parent), Some(gradient)) = (parent, gradient) else { continue };
+                        let (Some(parent), Some(gradient)) = (parent.node, gradient) else { continue };
                         match nodes[parent] {
                             Node::Param(id) => sink.gradients.add_gradient(id, gradient)?,
                             _ => gradient.add_to(&mut pending[parent])?,
@@ -325,6 +345,23 @@ impl<'p> Tape<'p> {
         }
         Ok(leaves)
     }
+}
+
+/// Whether an operation's backward returned one gradient per input, each of the input's shape.
+fn check_gradients(op: &'static str, parents: &[Parent], gradients: &[Option<Gradient>]) -> Result<()> {
+    if gradients.len() != parents.len() {
+        let problem =
+            format!("its backward returned {} gradients, one for each of {} inputs expected", gradients.len(), parents.len());
+        return Err(Error::shape(op, problem));
+    }
+    for (at, (parent, gradient)) in parents.iter().zip(gradients).enumerate() {
+        let Some(Gradient::Tensor(gradient)) = gradient else { continue };
+        if gradient.shape() != parent.shape() {
+            let (found, expected) = (gradient.shape(), parent.shape());
+            return Err(Error::shape(op, format!("its gradient for input {at} has shape {found:?}, {expected:?} expected")));
+        }
+    }
+    Ok(())
 }
 
 impl<'t> Var<'t> {

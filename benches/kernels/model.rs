@@ -41,8 +41,7 @@ impl Model {
 
     fn step(&mut self, micro_batches: usize) -> Result<f32> {
         let Self { llama, trainer, inputs, targets } = self;
-        let outcome = trainer.step(micro_batches, 1e-3, |tape, _| llama.loss(tape, inputs, targets, SEQ_LEN))?;
-        Ok(outcome.read()?.0)
+        Ok(trainer.step(micro_batches, 1e-3, |tape, _| llama.loss(tape, inputs, targets, SEQ_LEN))?.loss)
     }
 
     fn evaluate(&self, params: &Params) -> Result<f32> {

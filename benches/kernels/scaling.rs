@@ -29,8 +29,8 @@ fn point(gpu: &Gpu, dim: usize, sequences: usize, length: usize, size: impl Fn(f
     for repetition in 0..4 {
         gpu.reset_peak();
         let start = Instant::now();
-        let outcome = trainer.step(1, 1e-3, |tape, _| llama.loss(tape, &inputs, &targets, length))?;
-        let (loss, _) = outcome.read()?;
+        let output = trainer.step(1, 1e-3, |tape, _| llama.loss(tape, &inputs, &targets, length))?;
+        let loss = output.loss;
         assert!(loss.is_finite(), "a loss of {loss}");
         // The first step compiles.
         if repetition > 0 {

@@ -187,7 +187,7 @@ pub fn f32_array(shape: &[usize], printed: &[f64]) -> Array {
 }
 
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
 fn bytes(name: &str) -> Vec<u8> {

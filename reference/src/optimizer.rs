@@ -102,6 +102,23 @@ pub fn muon(w: &mut Array, g: &Array, m: &mut Array, muon: Muon, lr: f64, decay:
     descend(w, &x, lr * muon.ratio.of(w.shape[0], w.shape[1]), lr * decay);
 }
 
+/// Muon's direction o, its rows divided by the root of their second moment v [rows]: v ← β2·v + (1 − β2)·mean_c(o²),
+/// ô = o/(√v + eps), w ← w·(1 − lr·decay) − lr·ratio·√min(r, c)/‖ô‖·ô (arXiv 2510.05491).
+pub fn normuon(w: &mut Array, g: &Array, [m, v]: [&mut Array; 2], muon: Muon, adam: Adam, lr: f64, decay: f64) {
+    *m = m.zip(g, |m, g| muon.momentum * m + g);
+    let d = g.zip(m, |g, m| g + muon.momentum * m);
+    let mut o = newton_schulz(&d, muon.coefficients, muon.steps);
+    let columns = w.shape[1];
+    for (row, v) in o.data.chunks_mut(columns).zip(&mut v.data) {
+        let mean = row.iter().map(|o| o * o).sum::<f64>() / columns as f64;
+        *v += (1.0 - adam.beta2) * (mean - *v);
+        row.iter_mut().for_each(|o| *o /= v.sqrt() + adam.eps);
+    }
+    let (rows, norm) = (w.shape[0], o.norm());
+    let scale = if norm == 0.0 { 0.0 } else { (rows.min(columns) as f64).sqrt() / norm };
+    descend(w, &o, lr * scale * muon.ratio.of(rows, columns), lr * decay);
+}
+
 pub fn global_norm(gradients: &BTreeMap<String, Array>) -> f64 {
     gradients.values().map(|g| g.dot(g)).sum::<f64>().sqrt()
 }
@@ -153,6 +170,17 @@ mod tests {
                 assert_near(&format!("{} step {t}", case.rule), &w, &want, 1e-11);
             }
         }
+    }
+
+    #[test]
+    fn normuon_moves_every_row_alike_at_first_and_by_the_rms_of_adam() {
+        let [g] = random_arrays(113, [&[6, 4]]);
+        let g = Array::new(&[6, 4], g.data.iter().enumerate().map(|(i, x)| x * 10f64.powi((i / 4) as i32)).collect());
+        let (mut w, mut m, mut v) = (Array::zeros(&[6, 4]), Array::zeros(&[6, 4]), Array::zeros(&[6]));
+        let adam = Adam { eps: 0.0, ..Adam::default() };
+        normuon(&mut w, &g, [&mut m, &mut v], Muon::new(Coefficients::Simple, Ratio::Moonlight), adam, 0.1, 0.0);
+        let rms = w.data.chunks(4).map(|row| (row.iter().map(|x| x * x).sum::<f64>() / 4.0).sqrt());
+        rms.for_each(|rms| assert!((rms - 0.1 * 0.2).abs() < 1e-12, "{rms}"));
     }
 
     #[test]

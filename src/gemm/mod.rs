@@ -16,7 +16,7 @@ use plan::{DeviceCaps, Plan, Problem};
 /// # use polytape::*;
 /// # let gpu = Gpu::open(&Default::default())?;
 /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
-/// let (row, column) = (Matrix::new(&x)?.row_window(0, 1), Matrix::new(&x)?.column_window(1, 1));
+/// let (row, column) = (Matrix::new(&x)?.row_window(0, 1)?, Matrix::new(&x)?.column_window(1, 1)?);
 /// assert_eq!(Gemm::new(row, column).compute()?.item()?, 1.0 * 2.0 + 2.0 * 4.0);
 /// # Ok::<(), Error>(())
 /// ```
@@ -52,16 +52,16 @@ impl<'a> Matrix<'a> {
         Self { transposed: !self.transposed, ..self }
     }
 
-    /// Rows `first .. first + count` as stored, before a transposition. Panics where they are not all within the matrix.
-    pub fn row_window(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.rows, "bug: rows {first}..{} of {}", first + count, self.rows);
-        Self { offset: self.offset + first * self.stride, rows: count, ..self }
+    /// Rows `first .. first + count` as stored, before a transposition; an error unless they are within the matrix.
+    pub fn row_window(self, first: usize, count: usize) -> Result<Self> {
+        check_window("rows", first, count, self.rows)?;
+        Ok(Self { offset: self.offset + first * self.stride, rows: count, ..self })
     }
 
-    /// Columns `first .. first + count` as stored, before a transposition. Panics where they are not all within the matrix.
-    pub fn column_window(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.columns, "bug: columns {first}..{} of {}", first + count, self.columns);
-        Self { offset: self.offset + first, columns: count, ..self }
+    /// Columns `first .. first + count` as stored, before a transposition; an error unless they are within the matrix.
+    pub fn column_window(self, first: usize, count: usize) -> Result<Self> {
+        check_window("columns", first, count, self.columns)?;
+        Ok(Self { offset: self.offset + first, columns: count, ..self })
     }
 
     /// Matrices `first .. first + count`; a broadcast matrix stays.
@@ -81,10 +81,17 @@ impl<'a> Matrix<'a> {
 
     /// The binding that covers the elements, and the index of the first in it.
     fn binding(&self) -> (Slice<'a>, usize) {
-        let start = self.offset / 64 * 64;
-        let end = self.offset + (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
-        (self.tensor.window(start, end - start), self.offset - start)
+        let count = (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
+        self.tensor.window_around(self.offset, count)
     }
+}
+
+fn check_window(what: &str, first: usize, count: usize, size: usize) -> Result<()> {
+    if count > 0 && first.checked_add(count).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    let problem = format!("{count} {what} from {first} of a matrix of {size} {what}: a window within it expected");
+    Err(Error::shape("matmul", problem))
 }
 
 /// A scalar on the device: element `index + i·batch_stride` of `tensor` for matrix i of a batch.
@@ -168,9 +175,10 @@ impl<'a> Gemm<'a> {
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
-        let limit = (gpu.binding_limit() / 4) as usize;
-        for part in split(self, out, limit)? {
-            part.0.launch(gpu, part.1)?;
+        let depth = self.problem(&out, self.a.size().1).split_k_depth(DeviceCaps::of(gpu));
+        let cut = Cut { limit: (gpu.binding_limit() / 4) as usize, depth };
+        for (part, out) in split(self, out, cut)? {
+            part.launch(gpu, out, depth)?;
         }
         Ok(())
     }
@@ -211,11 +219,11 @@ impl<'a> Gemm<'a> {
     }
 
     /// Runs a product whose operands each fit one binding. With too few output tiles for full occupancy it uses split-K: slices
-    /// of the inner dimension in parallel, then a reduction in fixed order.
-    fn launch(&self, gpu: &Gpu, out: Matrix<'_>) -> Result<()> {
+    /// of the inner dimension, each of size `depth`, in parallel, then a reduction in fixed order. `depth` is that of the whole
+    /// product, so that a split along its rows or columns changes no bit.
+    fn launch(&self, gpu: &Gpu, out: Matrix<'_>, depth: usize) -> Result<()> {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let caps = DeviceCaps::of(gpu);
-        let depth = self.problem(&out, inner).split_k_depth(caps);
         let plans = |problem: &Problem| Plan::of(caps, problem);
         let split_k = inner.div_ceil(depth);
         let fits = 4 * (out.count * split_k * rows * columns) as u64 <= gpu.binding_limit();
@@ -336,55 +344,61 @@ const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 /// Maximum inner size per dispatch: keeps every kernel within the iteration limit of software adapters.
 const MAX_INNER: usize = 3 * 65_535;
 
-/// Splits a product along batch, rows, columns or inner dimension until every operand fits a binding of `limit` elements.
-fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
-    let size = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4;
-    let over = |matrix: &Matrix<'_>| size(matrix) > limit;
-    let (rows, columns) = (gemm.a.size().0, gemm.b.size().1);
+/// Limits of the parts that a product is split into.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Elements per binding.
+    limit: usize,
+    /// Inner size of a split-K slice.
+    depth: usize,
+}
+
+/// A product and its output.
+type Part<'a> = (Gemm<'a>, Matrix<'a>);
+
+/// Splits a product along batch, rows or columns until every operand fits a binding; along the inner dimension, which changes the
+/// rounding, only if nothing else helps.
+fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
+    let over = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4 > cut.limit;
+    let ((rows, inner), (_, columns)) = (gemm.a.size(), gemm.b.size());
+    let is_one_piece = gemm.symmetric || gemm.delta != 0.0;
+    let split_k = inner.div_ceil(cut.depth);
+    let partials_over = split_k > 1 && rows > 1 && !is_one_piece && out.count * split_k * rows * columns > cut.limit;
     let c_over = gemm.addend.is_some_and(|(c, _)| over(&c));
-    let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out);
+    let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out) || partials_over;
     if is_over && out.count > 1 {
-        return split_batch(gemm, out, limit);
+        return split_batch(gemm, out, cut);
     }
     if !is_over {
-        return if gemm.a.size().1 <= MAX_INNER { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, limit) };
+        return if inner <= MAX_INNER { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, cut) };
     }
     // Only a split along stored rows shrinks a binding.
-    let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over;
+    let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over || partials_over;
     let by_columns = over(&gemm.b) && gemm.b.transposed;
     let parts = if by_rows && rows > 1 {
         let half = rows.div_ceil(2).next_multiple_of(64).min(rows - 1);
-        let part = |first, count| {
-            let a = if gemm.a.transposed { gemm.a.column_window(first, count) } else { gemm.a.row_window(first, count) };
-            let addend = gemm.addend.map(|(c, addend_scale)| (c.row_window(first, count), addend_scale));
-            (Gemm { a, addend, ..*gemm }, out.row_window(first, count))
-        };
-        [part(0, half), part(half, rows - half)]
+        [gemm.rows_part(out, 0, half)?, gemm.rows_part(out, half, rows - half)?]
     } else if by_columns && columns > 1 {
         let half = columns.div_ceil(2).next_multiple_of(64).min(columns - 1);
-        let part = |first, count| {
-            let b = gemm.b.row_window(first, count);
-            let addend = gemm.addend.map(|(c, addend_scale)| (c.column_window(first, count), addend_scale));
-            (Gemm { b, addend, ..*gemm }, out.column_window(first, count))
-        };
-        [part(0, half), part(half, columns - half)]
+        [gemm.columns_part(out, 0, half)?, gemm.columns_part(out, half, columns - half)?]
     } else {
-        return split_inner(gemm, out, limit);
+        return split_inner(gemm, out, cut);
     };
-    if gemm.symmetric || gemm.delta != 0.0 {
-        return Err(Error::shape(
-            "matmul",
-            "an operand of a symmetric product, or of one with a diagonal, exceeds the binding limit",
-        ));
+    if is_one_piece {
+        return Err(gemm.too_large(&out, cut, "a symmetric product or one with a diagonal is not cut"));
     }
-    let [first, second] = parts;
-    let mut all = split(&first.0, first.1, limit)?;
-    all.extend(split(&second.0, second.1, limit)?);
+    split_each(parts, cut)
+}
+
+fn split_each<'a>(parts: [Part<'a>; 2], cut: Cut) -> Result<Vec<Part<'a>>> {
+    let [(first, first_out), (second, second_out)] = parts;
+    let mut all = split(&first, first_out, cut)?;
+    all.extend(split(&second, second_out, cut)?);
     Ok(all)
 }
 
 /// Splits a batch in two.
-fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
+fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
     let half = out.count / 2;
     let part = |first, count| {
         let window = |matrix: Matrix<'a>| matrix.batch_window(first, count);
@@ -392,26 +406,49 @@ fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec
         let addend = gemm.addend.map(|(c, addend_scale)| (window(c), addend_scale));
         (Gemm { a: window(gemm.a), b: window(gemm.b), addend, factor, ..*gemm }, window(out))
     };
-    let (first, second) = (part(0, half), part(half, out.count - half));
-    let mut all = split(&first.0, first.1, limit)?;
-    all.extend(split(&second.0, second.1, limit)?);
-    Ok(all)
+    split_each([part(0, half), part(half, out.count - half)], cut)
 }
 
 /// Splits the inner dimension in two; the second half accumulates.
-fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, limit: usize) -> Result<Vec<(Gemm<'a>, Matrix<'a>)>> {
+fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
     let inner = gemm.b.size().0;
     let half = inner.div_ceil(2).next_multiple_of(64).min(inner - 1);
     if half == 0 {
-        return Err(Error::shape("matmul", "one row of an operand exceeds the binding limit"));
+        return Err(gemm.too_large(&out, cut, "one row is not cut"));
     }
-    let part = |first, count| {
-        let a = if gemm.a.transposed { gemm.a.row_window(first, count) } else { gemm.a.column_window(first, count) };
-        let b = if gemm.b.transposed { gemm.b.column_window(first, count) } else { gemm.b.row_window(first, count) };
-        Gemm { a, b, ..*gemm }
-    };
-    let mut all = split(&part(0, half), out, limit)?;
-    let rest = Gemm { addend: None, delta: 0.0, beta: 1.0, ..part(half, inner - half) };
-    all.extend(split(&rest, out, limit)?);
-    Ok(all)
+    let rest = Gemm { addend: None, delta: 0.0, beta: 1.0, ..gemm.inner_part(half, inner - half)? };
+    split_each([(gemm.inner_part(0, half)?, out), (rest, out)], cut)
+}
+
+impl<'a> Gemm<'a> {
+    /// Rows `first .. first + count` of the result.
+    fn rows_part(&self, out: Matrix<'a>, first: usize, count: usize) -> Result<Part<'a>> {
+        let a = if self.a.transposed { self.a.column_window(first, count) } else { self.a.row_window(first, count) };
+        let addend = self.addend.map(|(c, addend_scale)| Ok((c.row_window(first, count)?, addend_scale))).transpose()?;
+        Ok((Gemm { a: a?, addend, ..*self }, out.row_window(first, count)?))
+    }
+
+    /// Columns `first .. first + count` of the result, for a transposed B.
+    fn columns_part(&self, out: Matrix<'a>, first: usize, count: usize) -> Result<Part<'a>> {
+        let b = self.b.row_window(first, count)?;
+        let addend = self.addend.map(|(c, addend_scale)| Ok((c.column_window(first, count)?, addend_scale))).transpose()?;
+        Ok((Gemm { b, addend, ..*self }, out.column_window(first, count)?))
+    }
+
+    /// The product over the inner indices `first .. first + count`.
+    fn inner_part(&self, first: usize, count: usize) -> Result<Self> {
+        let a = if self.a.transposed { self.a.row_window(first, count) } else { self.a.column_window(first, count) };
+        let b = if self.b.transposed { self.b.column_window(first, count) } else { self.b.row_window(first, count) };
+        Ok(Gemm { a: a?, b: b?, ..*self })
+    }
+
+    fn too_large(&self, out: &Matrix<'_>, cut: Cut, why: &str) -> Error {
+        let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
+        let c = self.addend.map_or(self.a, |(c, _)| c);
+        let bytes = [self.a, self.b, c, *out].map(|matrix| matrix.binding().0.size).into_iter().max().unwrap_or(0);
+        let limit = 4 * cut.limit;
+        let problem =
+            format!("[{rows}, {inner}] × [{inner}, {columns}]: a binding of {bytes} bytes, the limit is {limit}; {why}");
+        Error::shape("matmul", problem)
+    }
 }

@@ -18,7 +18,8 @@ static MATRIX: Kernel = Kernel::trusted(
     concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_matrix.wgsl")),
     "main",
     BINDINGS,
-);
+)
+.cut_along(1, FIRST_GROUP);
 
 static TILED: Kernel = Kernel::trusted(
     "matmul",

@@ -96,7 +96,7 @@ pub struct AdapterSummary {
     /// Side of its largest square cooperative matrix with f16 inputs and f32 accumulation; `None` without one.
     pub matrix_block: Option<u32>,
     /// The tier used by default; `None` if it cannot run this crate, see [`AdapterSummary::missing`].
-    pub profile: Option<KernelTier>,
+    pub kernel_tier: Option<KernelTier>,
 }
 
 impl AdapterSummary {
@@ -112,13 +112,13 @@ impl AdapterSummary {
             features: adapter.features(),
             subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
             matrix_block: matrix::block(adapter),
-            profile: None,
+            kernel_tier: None,
         };
         let preferred: &[KernelTier] = match summary.is_software() {
             true => &[KernelTier::Fallback, KernelTier::Portable],
             false => &[KernelTier::Matrix, KernelTier::Subgroup, KernelTier::Portable],
         };
-        summary.profile = preferred.iter().copied().find(|tier| summary.lacks(*tier).is_none());
+        summary.kernel_tier = preferred.iter().copied().find(|tier| summary.lacks(*tier).is_none());
         summary
     }
 
@@ -148,7 +148,7 @@ impl AdapterSummary {
     }
 
     /// The tiers it can run.
-    pub fn profiles(&self) -> impl Iterator<Item = KernelTier> {
+    pub fn kernel_tiers(&self) -> impl Iterator<Item = KernelTier> {
         KernelTier::ALL.into_iter().filter(|tier| self.lacks(*tier).is_none())
     }
 
@@ -200,33 +200,88 @@ pub(super) async fn enumerate() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     found.into_iter().enumerate().map(|(index, adapter)| (AdapterSummary::new(index, &adapter), adapter)).collect()
 }
 
+/// The adapter of the user's choice. `warn` hears of every GPU that [`AdapterChoice::Best`] passes over, and why.
 pub(super) fn choose(
     choice: &AdapterChoice,
     mut found: Vec<(AdapterSummary, wgpu::Adapter)>,
+    warn: fn(&str),
 ) -> Result<(AdapterSummary, wgpu::Adapter)> {
-    let names: Vec<String> = found.iter().map(|(summary, _)| format!("{} {}", summary.index, summary.name)).collect();
-    let position = match choice {
-        AdapterChoice::Best => {
-            (0..found.len()).filter(|&i| found[i].0.profile.is_some()).min_by_key(|&i| found[i].0.preference())
-        }
-        AdapterChoice::Cpu => found.iter().position(|(summary, _)| summary.is_software()),
-        AdapterChoice::Index(index) => (*index < found.len()).then_some(*index),
-        AdapterChoice::Name(part) => {
-            let part = part.to_lowercase();
-            found.iter().position(|(summary, _)| summary.name.to_lowercase().contains(&part))
-        }
-    };
+    let summaries: Vec<&AdapterSummary> = found.iter().map(|(summary, _)| summary).collect();
+    if *choice == AdapterChoice::Best {
+        passed_over(&summaries).iter().for_each(|line| warn(line));
+    }
+    let names: Vec<String> = summaries.iter().map(|summary| format!("{} {}", summary.index, summary.name)).collect();
     let wanted = match choice {
         AdapterChoice::Best => "one that meets the requirements".to_string(),
         AdapterChoice::Cpu => "a CPU fallback adapter".to_string(),
         AdapterChoice::Index(index) => format!("index {index}"),
         AdapterChoice::Name(part) => format!("a name containing `{part}`"),
     };
-    match position {
+    match position(choice, &summaries) {
         Some(at) => Ok(found.swap_remove(at)),
         None if names.is_empty() => Err(Error::Adapter(format!(
             "no Vulkan, Metal or DX12 adapter on this machine, {wanted} expected; on Linux without a GPU, install Mesa's Vulkan drivers"
         ))),
         None => Err(Error::Adapter(format!("found {}; expected {wanted}", names.join(", ")))),
+    }
+}
+
+fn position(choice: &AdapterChoice, found: &[&AdapterSummary]) -> Option<usize> {
+    match choice {
+        AdapterChoice::Best => {
+            (0..found.len()).filter(|&i| found[i].kernel_tier.is_some()).min_by_key(|&i| found[i].preference())
+        }
+        AdapterChoice::Cpu => found.iter().position(|summary| summary.is_software()),
+        AdapterChoice::Index(index) => (*index < found.len()).then_some(*index),
+        AdapterChoice::Name(part) => {
+            let part = part.to_lowercase();
+            found.iter().position(|summary| summary.name.to_lowercase().contains(&part))
+        }
+    }
+}
+
+/// A line for each GPU that would be preferred to the best usable adapter but lacks something.
+fn passed_over(found: &[&AdapterSummary]) -> Vec<String> {
+    let best = position(&AdapterChoice::Best, found).map_or(usize::MAX, |best| found[best].preference());
+    let unusable = found.iter().filter(|summary| !summary.is_software() && summary.preference() <= best);
+    unusable.filter_map(|summary| Some(format!("`{}` cannot be used: {}", summary.name, summary.missing()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: wgpu::DeviceType, usable: bool) -> AdapterSummary {
+        let features = if usable { wgpu::Features::IMMEDIATES } else { wgpu::Features::empty() };
+        AdapterSummary {
+            index: 0,
+            name: name.into(),
+            kind,
+            backend: wgpu::Backend::Vulkan,
+            driver: String::new(),
+            limits: wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..wgpu::Limits::default() },
+            features,
+            subgroup_lanes: (32, 32),
+            matrix_block: None,
+            kernel_tier: usable.then_some(KernelTier::Portable),
+        }
+    }
+
+    #[test]
+    fn the_best_adapter_is_usable_and_what_is_passed_over_is_named() {
+        use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu};
+        let card = adapter("card", DiscreteGpu, false);
+        let chip = adapter("chip", IntegratedGpu, true);
+        let cpu = adapter("cpu", Cpu, true);
+        let reason = "`card` cannot be used: immediate data (push constants) is not supported";
+        for (found, best, lines) in [
+            (vec![&cpu, &card], Some(0), vec![reason]),
+            (vec![&card, &cpu, &chip], Some(2), vec![reason]),
+            (vec![&chip, &cpu], Some(0), vec![]),
+            (vec![&card], None, vec![reason]),
+        ] {
+            assert_eq!(position(&AdapterChoice::Best, &found), best);
+            assert_eq!(passed_over(&found), lines);
+        }
     }
 }

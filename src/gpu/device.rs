@@ -95,7 +95,7 @@ impl Gpu {
 
     /// Opens a device.
     pub async fn open_async(options: &GpuOptions) -> Result<Self> {
-        let (summary, adapter) = choose(&options.adapter, enumerate().await)?;
+        let (summary, adapter) = choose(&options.adapter, enumerate().await, options.warn)?;
         let mut tier = Self::choose_tier(&summary, options.kernels)?;
         if summary.is_software() {
             (options.warn)(&format!(
@@ -157,7 +157,7 @@ impl Gpu {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }
-        let tier = forced.or(summary.profile).unwrap_or(KernelTier::Portable);
+        let tier = forced.or(summary.kernel_tier).unwrap_or(KernelTier::Portable);
         match summary.lacks(tier) {
             Some(lack) => Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {lack}", summary.name))),
             None => Ok(tier),

@@ -14,7 +14,7 @@ mod workgroup;
 pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
-pub use pool::{Buffer, MemoryUse};
+pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
 pub use tune::Tuning;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 
-/// Sizes are rounded up to this many bytes, so that vec4 kernels may touch the tail of the last vector.
-pub(super) const GRANULE: u64 = 256;
+/// Buffer sizes are rounded up to this many bytes, so that vec4 kernels may touch the tail of the last vector.
+pub const GRANULE: u64 = 256;
 
 /// Device memory in bytes, counted over the buffers of one [`Gpu`](super::Gpu).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

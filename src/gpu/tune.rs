@@ -114,13 +114,15 @@ impl Gpu {
         if let Some(known) = known {
             return Ok(known);
         }
-        let best = match self.fastest(candidates.len(), run) {
-            // No memory for a trial output: fall back to the heuristic.
-            Err(Error::OutOfMemory { .. }) => 0,
-            best => best?,
-        };
-        tuner.keep(class, &candidates[best]);
-        Ok(best)
+        match self.fastest(candidates.len(), run) {
+            // No memory for a trial output: use the heuristic until a later call can measure.
+            Err(Error::OutOfMemory { .. }) => Ok(0),
+            Err(error) => Err(error),
+            Ok(best) => {
+                tuner.keep(class, &candidates[best]);
+                Ok(best)
+            }
+        }
     }
 
     fn fastest(&self, candidates: usize, run: impl Fn(usize) -> Result<()>) -> Result<usize> {

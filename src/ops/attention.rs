@@ -1,11 +1,19 @@
 //! Causal attention with grouped heads: o = softmax(q·kᵀ/√head_dim)·v per head. q [batch·queries, heads·head_dim], k and v
 //! [batch·keys, kv_heads·head_dim] → o like q. Query i sees the keys up to i + keys - queries. Saves q, k, v, o and the
-//! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists.
+//! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists. What exceeds the
+//! binding limit is cut by sequences, or by the queries of one.
+
+mod windows;
+
+use std::ops::Range;
+
+pub use windows::AttentionWindows;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
+use windows::{Side, Window};
 
 const R: Access = Access::Read;
 const W: Access = Access::ReadWrite;
@@ -83,9 +91,62 @@ impl AttentionShape {
     }
 }
 
+/// What one dispatch computes.
+struct Step {
+    window: Window,
+    /// Of the query heads of a key head, those that the backward for keys and values walks.
+    group: Range<usize>,
+    /// Whether it adds to what an earlier dispatch has given the same keys.
+    is_continued: bool,
+}
+
 impl Sizes {
-    fn launch(&self, gpu: &Gpu, kernel: &Kernel, buffers: &[Slice<'_>], pass: Pass) -> Result<()> {
-        let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
+    /// The dispatches of a pass. Keys whose queries are cut add up what the windows give them in the order of one dispatch: all
+    /// queries of a head, then those of the next.
+    fn steps(&self, limit: u64, pass: Pass) -> Result<Vec<Step>> {
+        let windows = self.windows(limit)?;
+        let group = self.shape.heads / self.shape.kv_heads;
+        if pass != Pass::KeyBackward || windows.iter().all(|window| window.queries.len() == self.queries) {
+            return Ok(windows.into_iter().map(|window| Step { window, group: 0..group, is_continued: false }).collect());
+        }
+        let of_sequence = |sequence: &[Window]| -> Vec<Step> {
+            let of_head = |head: usize| {
+                sequence.iter().cloned().map(move |window| {
+                    let is_continued = head > 0 || window.queries.start > 0;
+                    Step { window, group: head..head + 1, is_continued }
+                })
+            };
+            (0..group).flat_map(of_head).collect()
+        };
+        Ok(windows.chunk_by(|a, b| a.sequences == b.sequences).flat_map(of_sequence).collect())
+    }
+
+    /// Runs a pass over tensors in binding order.
+    fn launch(&self, gpu: &Gpu, kernel: &Kernel, tensors: &[(&Tensor, Side)], pass: Pass) -> Result<()> {
+        for step in self.steps(gpu.binding_limit(), pass)? {
+            let bound: Vec<(Slice<'_>, usize)> =
+                tensors.iter().map(|(tensor, side)| self.bind(&step.window, tensor, *side)).collect();
+            let start = |side: Side| {
+                let at = tensors.iter().position(|(_, other)| *other == side);
+                at.map_or(0, |at| bound[at].1 as u32)
+            };
+            let buffers: Vec<Slice<'_>> = bound.iter().map(|(slice, _)| *slice).collect();
+            self.dispatch(gpu, kernel, &buffers, [Side::Query, Side::Key, Side::Statistic].map(start), pass, &step)?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(
+        &self,
+        gpu: &Gpu,
+        kernel: &Kernel,
+        buffers: &[Slice<'_>],
+        starts: [u32; 3],
+        pass: Pass,
+        step: &Step,
+    ) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (batch, queries) = (step.window.sequences.len(), step.window.queries.len());
         let quarters = head_dim.div_ceil(4);
         let (lanes, one_subgroup, block) = match gpu.kernels() {
             KernelTier::Fallback => (gpu.lanes() as usize, 1, 4),
@@ -98,27 +159,21 @@ impl Sizes {
             _ => 2,
         };
         let (near, far, near_heads, far_heads) = match pass {
-            Pass::KeyBackward => (self.keys, self.queries, kv_heads, heads / kv_heads),
-            _ => (self.queries, self.keys, heads, 1),
+            Pass::KeyBackward => (self.keys, queries, kv_heads, step.group.len()),
+            _ => (queries, self.keys, heads, 1),
         };
         let total = block * quarters;
-        let products = if pass == Pass::Forward {
-            2
-        } else if pass == Pass::QueryBackward {
-            3
-        } else {
-            4
+        let products = match pass {
+            Pass::Forward => 2,
+            Pass::QueryBackward => 3,
+            Pass::KeyBackward => 4,
         };
         let fetches = if one_subgroup == 1 { 0 } else { total.div_ceil(lanes) };
-        let arguments = [
-            self.queries as u32,
-            self.keys as u32,
-            (self.keys - self.queries) as u32,
-            heads as u32,
-            (heads / kv_heads) as u32,
-            (1.0 / (head_dim as f32).sqrt()).to_bits(),
-            0,
-        ];
+        let sizes = [queries, self.keys, self.keys - self.queries + step.window.queries.start, heads, heads / kv_heads];
+        let mut arguments = sizes.map(|size| size as u32).to_vec();
+        arguments.extend([(1.0 / (head_dim as f32).sqrt()).to_bits(), 0]);
+        arguments.extend(starts);
+        arguments.extend([step.group.start, step.group.end].map(|head| head as u32));
         gpu.launch(&Launch {
             kernel,
             constants: &[
@@ -132,13 +187,14 @@ impl Sizes {
                 ("ONE_SUBGROUP", one_subgroup),
                 ("VECTORS", vectors(head_dim)),
                 ("QUERY_SIDE", u32::from(pass == Pass::QueryBackward)),
+                ("CONTINUED", u32::from(step.is_continued)),
             ],
             buffers,
             arguments: bytemuck::cast_slice(&arguments),
             workgroups: [near.div_ceil(lanes * own) as u32, near_heads as u32, batch as u32],
             iterations: (far_heads * far.div_ceil(block) * (1 + fetches)) as u64,
             // Half of all pairs are masked.
-            work: (products * batch * heads * self.queries * self.keys * head_dim) as u64,
+            work: (products * batch * near_heads * far_heads * queries * self.keys * head_dim) as u64,
         })
     }
 }
@@ -149,8 +205,8 @@ impl Tensor {
         let sizes = shape.check(self, k, v)?;
         let o = Tensor::uninitialized(self.gpu(), self.shape())?;
         let lse = Tensor::uninitialized(self.gpu(), &[shape.batch * sizes.queries, shape.heads])?;
-        let buffers = [self, k, v, &o, &lse].map(Tensor::slice);
-        sizes.launch(self.gpu(), &FORWARD, &buffers, Pass::Forward)?;
+        let tensors = [(self, Side::Query), (k, Side::Key), (v, Side::Key), (&o, Side::Query), (&lse, Side::Statistic)];
+        sizes.launch(self.gpu(), &FORWARD, &tensors, Pass::Forward)?;
         Ok((o, lse))
     }
 }
@@ -184,9 +240,12 @@ impl<'t> Var<'t> {
             drop(saved);
             let like = |tensor: &Tensor| Tensor::uninitialized(tensor.gpu(), tensor.shape());
             let (dq, dk, dv) = (like(&q)?, like(&key)?, like(&value)?);
-            let inputs = [&q, &key, &value, &dy, &lse, &delta].map(Tensor::slice);
-            sizes.launch(q.gpu(), &QUERY_BACKWARD, &[&inputs[..], &[dq.slice()]].concat(), Pass::QueryBackward)?;
-            sizes.launch(q.gpu(), &KEY_BACKWARD, &[&inputs[..], &[dk.slice(), dv.slice()]].concat(), Pass::KeyBackward)?;
+            let mut tensors = vec![(&q, Side::Query), (&key, Side::Key), (&value, Side::Key), (&dy, Side::Query)];
+            tensors.extend([(&lse, Side::Statistic), (&delta, Side::Statistic), (&dq, Side::Query)]);
+            sizes.launch(q.gpu(), &QUERY_BACKWARD, &tensors, Pass::QueryBackward)?;
+            tensors.pop();
+            tensors.extend([(&dk, Side::Key), (&dv, Side::Key)]);
+            sizes.launch(q.gpu(), &KEY_BACKWARD, &tensors, Pass::KeyBackward)?;
             Ok([Some(dq), Some(dk), Some(dv)])
         })
     }

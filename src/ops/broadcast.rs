@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch, grid, vectors};
 use crate::tape::Var;
-use crate::tensor::{Rows, Tensor};
+use crate::tensor::{Rows, Tensor, rows_per_window};
 
 static BROADCAST: Kernel = Kernel::trusted(
     "broadcast",
@@ -40,33 +40,26 @@ impl Tensor {
     }
 
     /// Σ over rows r of self[r, c]·`factor`[r, c]·`scale`[r], accumulated into `sum` `[columns]`, in place if that is not shared.
-    pub(crate) fn add_column_sum(
-        &self,
-        factor: Option<&Tensor>,
-        scale: Option<&Tensor>,
-        mut sum: Option<Tensor>,
-    ) -> Result<Tensor> {
+    pub(crate) fn add_column_sum(&self, factor: Option<&Tensor>, scale: Option<&Tensor>, sum: Option<Tensor>) -> Result<Tensor> {
         let (rows, columns) = self.rows_and_columns();
-        let most = (self.gpu().binding_limit() / 4) as usize / columns / 64 * 64;
-        let step = if most == 0 { rows } else { most.min(rows) };
-        for first in (0..rows).step_by(step) {
-            let rows = first..rows.min(first + step);
-            let chunks = rows.len().div_ceil(ROWS_PER_CHUNK);
-            sum = Some(if chunks > 1 {
-                let parts = Tensor::uninitialized(self.gpu(), &[chunks, columns])?;
-                self.column_sums(rows, factor, scale, &parts, false)?;
-                parts.add_column_sum(None, None, sum)?
-            } else {
-                let accumulate = sum.is_some();
-                let out = Tensor::sum_or_new(sum, self.gpu(), &[columns])?;
-                self.column_sums(rows, factor, scale, &out, accumulate)?;
-                out
-            });
+        let step = rows_per_window(self.gpu(), rows, &[columns, usize::from(scale.is_some())]);
+        if rows <= ROWS_PER_CHUNK && rows <= step {
+            let accumulate = sum.is_some();
+            let out = Tensor::sum_or_new(sum, self.gpu(), &[columns])?;
+            self.column_sums(0..rows, factor, scale, &out, accumulate)?;
+            return Ok(out);
         }
-        sum.ok_or_else(|| Error::shape("column_sum", "no rows"))
+        // Windows of whole chunks, or an even part of one: the order of every sum is that without windows.
+        let step = if step < ROWS_PER_CHUNK { 1 << step.ilog2() } else { step / ROWS_PER_CHUNK * ROWS_PER_CHUNK };
+        let parts = Tensor::uninitialized(self.gpu(), &[rows.div_ceil(ROWS_PER_CHUNK), columns])?;
+        for first in (0..rows).step_by(step) {
+            self.column_sums(first..rows.min(first + step), factor, scale, &parts, false)?;
+        }
+        parts.add_column_sum(None, None, sum)
     }
 
-    /// Writes one sum per chunk of `rows` to the rows of `out`, or accumulates there.
+    /// Writes the sum of each chunk that `rows` belong to, to that row of `out`: continued if they begin within a chunk, and
+    /// accumulated with `accumulate`.
     fn column_sums(
         &self,
         rows: Range<usize>,
@@ -78,12 +71,14 @@ impl Tensor {
         let columns = self.rows_and_columns().1;
         let (first, count) = (rows.start * columns, rows.len() * columns);
         let x = self.window(first, count);
-        let (chunks, width) = (out.rows_and_columns().0, if columns.is_multiple_of(4) { 4 } else { 1 });
+        let (chunks, width) = (rows.len().div_ceil(ROWS_PER_CHUNK), if columns.is_multiple_of(4) { 4 } else { 1 });
+        let (sums, start) = out.window_around(rows.start / ROWS_PER_CHUNK * columns, chunks * columns);
         self.gpu().launch(&Launch {
             kernel: &COLUMN_SUM,
             constants: &[
                 ("WITH_FACTOR", u32::from(factor.is_some())),
                 ("WITH_SCALE", u32::from(scale.is_some())),
+                ("CONTINUED", u32::from(!rows.start.is_multiple_of(ROWS_PER_CHUNK))),
                 ("ACCUMULATE", u32::from(accumulate)),
                 ("VECTORS", vectors(columns)),
             ],
@@ -91,9 +86,9 @@ impl Tensor {
                 x,
                 factor.map_or(x, |factor| factor.window(first, count)),
                 scale.map_or(x, |scale| scale.window(rows.start, rows.len())),
-                out.slice(),
+                sums,
             ],
-            arguments: bytemuck::cast_slice(&[rows.len() as u32, columns as u32, ROWS_PER_CHUNK as u32]),
+            arguments: bytemuck::cast_slice(&[rows.len() as u32, columns as u32, ROWS_PER_CHUNK as u32, start as u32]),
             workgroups: grid((chunks * (columns / width)) as u64, 64),
             iterations: ROWS_PER_CHUNK as u64,
             work: 0,

@@ -9,7 +9,7 @@ use crate::gpu::{Access, Kernel, Launch, strides, vectors, workgroup};
 use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{ALIGNMENT, Indices, Tensor};
 
 use super::reduce::Term;
 
@@ -72,6 +72,12 @@ impl<'t> Var<'t> {
     }
 }
 
+/// Rows of logits that [`Var::head_cross_entropy`] holds at a time, of `rows` in all: the same on every device, as the sums over the
+/// rows round differently in other chunks.
+pub fn logit_rows(rows: usize, vocabulary: usize) -> usize {
+    (LOGIT_BYTES / 4 / vocabulary / 64 * 64).clamp(64, MAX_ROWS).min(rows)
+}
+
 fn forward(
     x: &Tensor,
     w: &Tensor,
@@ -81,8 +87,7 @@ fn forward(
 ) -> Result<(Tensor, [Option<Tensor>; 2])> {
     let gpu = x.gpu();
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
-    let bytes = LOGIT_BYTES.min(gpu.binding_limit() as usize);
-    let step = (bytes / 4 / vocabulary / 64 * 64).clamp(64, MAX_ROWS).min(rows);
+    let step = logit_rows(rows, vocabulary);
     let mean = 1.0 / rows as f32;
     // Scale of the logits' gradient, and α of its products, which makes them gradients of the mean.
     let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (F16_SCALE, mean / F16_SCALE) };
@@ -91,12 +96,12 @@ fn forward(
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
     for first in (0..rows).step_by(step) {
         let count = step.min(rows - first);
-        let x_chunk = Matrix::new(x)?.row_window(first, count);
+        let x_chunk = Matrix::new(x)?.row_window(first, count)?;
         let logits = Gemm { precision, ..Gemm::new(x_chunk, Matrix::new(w)?.t()) }.compute()?;
         softmax_gradient(&logits, targets, &losses, first, (wants_x || wants_w).then_some(scale))?;
         let dlogits = Matrix::new(&logits)?;
         if let Some(dx) = &dx {
-            let rows = Matrix::new(dx)?.row_window(first, count);
+            let rows = Matrix::new(dx)?.row_window(first, count)?;
             Gemm { alpha, precision, ..Gemm::new(dlogits, Matrix::new(w)?) }.compute_into(rows)?;
         }
         if let Some(dw) = &dw {
@@ -108,23 +113,35 @@ fn forward(
 }
 
 /// Writes the losses of a chunk of rows. With a scale, also overwrites the logits with scale times the gradient of the summed
-/// losses.
+/// losses. The chunk begins at row `first` of the targets; its logits are bound in windows of rows.
 fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, scale: Option<f32>) -> Result<()> {
     let gpu = logits.gpu();
     let [count, vocabulary] = logits.dims("cross_entropy")?;
     let (workgroup, one_subgroup) = workgroup(gpu);
-    gpu.launch(&Launch {
-        kernel: &CROSS_ENTROPY,
-        constants: &[
-            ("WORKGROUP", workgroup),
-            ("ONE_SUBGROUP", one_subgroup),
-            ("VECTORS", vectors(vocabulary)),
-            ("GRADIENT", u32::from(scale.is_some())),
-        ],
-        buffers: &[targets.slice(), logits.slice(), losses.slice()],
-        arguments: bytemuck::cast_slice(&[count as u32, vocabulary as u32, first as u32, scale.unwrap_or_default().to_bits()]),
-        workgroups: [count as u32, 1, 1],
-        iterations: 2 * strides(vocabulary, workgroup) as u64,
-        work: 0,
-    })
+    let limit = (gpu.binding_limit() / 4) as usize;
+    // A window's first row need not be aligned.
+    let step = if logits.len() <= limit { count } else { (limit.saturating_sub(ALIGNMENT - 1) / vocabulary).max(1) };
+    for begin in (0..count).step_by(step) {
+        let rows = step.min(count - begin);
+        let (targets, targets_start) = targets.window_around(first + begin, rows);
+        let (logits, logits_start) = logits.window_around(begin * vocabulary, rows * vocabulary);
+        let (losses, losses_start) = losses.window_around(first + begin, rows);
+        let starts = [targets_start, logits_start, losses_start].map(|start| start as u32);
+        let arguments = [&[vocabulary as u32, scale.unwrap_or_default().to_bits()], &starts[..]].concat();
+        gpu.launch(&Launch {
+            kernel: &CROSS_ENTROPY,
+            constants: &[
+                ("WORKGROUP", workgroup),
+                ("ONE_SUBGROUP", one_subgroup),
+                ("VECTORS", vectors(vocabulary)),
+                ("GRADIENT", u32::from(scale.is_some())),
+            ],
+            buffers: &[targets, logits, losses],
+            arguments: bytemuck::cast_slice(&arguments),
+            workgroups: [rows as u32, 1, 1],
+            iterations: 2 * strides(vocabulary, workgroup) as u64,
+            work: 0,
+        })?;
+    }
+    Ok(())
 }

@@ -1,11 +1,14 @@
 //! Embedding: y[t] = table[ids[t]]. table [vocabulary, dim], ids [n] → [n, dim]. Saves ids; the gradient of the table adds the
-//! rows of dy that share an id in the order of their positions, and touches no other row. The table is bound in windows of rows.
+//! rows of dy that share an id in the order of their positions, and touches no other row. The table, y and dy are bound in windows of
+//! rows.
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, Slice, grid, vectors};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, grid, vectors};
 use crate::params::Gradient;
 use crate::tape::Var;
-use crate::tensor::{Indices, Tensor};
+use crate::tensor::{Indices, Tensor, rows_per_window};
 
 const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
 
@@ -38,10 +41,14 @@ impl<'t> Var<'t> {
         let [vocabulary, columns] = table.dims("embedding")?;
         check_ids("embedding", ids, vocabulary)?;
         let y = Tensor::uninitialized(table.gpu(), &[ids.len(), columns])?;
-        for_each_window(table, |slice, first, rows| {
-            let buffers = [ids.slice(), slice, y.slice()];
-            launch(&FORWARD, &buffers, ids.len(), columns, first, rows, 0, &y)
-        })?;
+        let step = rows_per_window(table.gpu(), ids.len(), &[columns, 1]);
+        for first in (0..ids.len()).step_by(step) {
+            let count = step.min(ids.len() - first);
+            let (ids, y) = (ids.window(first, count), y.window(first * columns, count * columns));
+            for_each_window(table, |table, rows| {
+                launch(self.value().gpu(), &FORWARD, &[ids, table, y], [count, columns], rows, 0)
+            })?;
+        }
         let ids = ids.clone();
         self.tape().record_accumulating("embedding", y, [self], move |dy, _| {
             Ok([Some(Gradient::accumulate(move |sum| backward(&dy, &ids, vocabulary, sum)))])
@@ -57,58 +64,84 @@ pub(super) fn check_ids(op: &'static str, ids: &Indices, vocabulary: usize) -> R
     }
 }
 
-/// Adds to the rows of the sum so far, if there is one, that `ids` name.
+/// Adds to the rows of the sum so far, if there is one, that `ids` name: dy by dy in the order of the positions, so that windows of
+/// them change no bit.
 fn backward(dy: &Tensor, ids: &Indices, vocabulary: usize, sum: Option<Tensor>) -> Result<Tensor> {
-    let columns = dy.rows_and_columns().1;
-    let mut positions: Vec<u32> = (0..ids.len() as u32).collect();
-    positions.sort_by_key(|&position| ids.values()[position as usize]);
-    let id_at = |place: usize| ids.values()[positions[place] as usize];
-    let mut starts: Vec<u32> =
-        (0..positions.len()).filter(|&place| place == 0 || id_at(place) != id_at(place - 1)).map(|place| place as u32).collect();
-    let distinct: Vec<u32> = starts.iter().map(|&start| id_at(start as usize)).collect();
-    starts.push(positions.len() as u32);
-    let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-    let [distinct, starts, positions] = [&distinct, &starts, &positions].map(|values| Indices::from_slice(dy.gpu(), values));
-    let (distinct, starts, positions) = (distinct?, starts?, positions?);
+    let (gpu, columns) = (dy.gpu(), dy.rows_and_columns().1);
     let dtable = match sum {
         Some(sum) => sum.into_unique()?,
-        None => Tensor::zeros(dy.gpu(), &[vocabulary, columns])?,
+        None => Tensor::zeros(gpu, &[vocabulary, columns])?,
     };
-    for_each_window(&dtable, |slice, first, rows| {
-        let buffers = [distinct.slice(), starts.slice(), positions.slice(), dy.slice(), slice];
-        launch(&BACKWARD, &buffers, distinct.len(), columns, first, rows, longest, dy)
-    })?;
+    let step = rows_per_window(gpu, ids.len(), &[columns]).min(MOST_POSITIONS);
+    for first in (0..ids.len()).step_by(step) {
+        let count = step.min(ids.len() - first);
+        let uses = Uses::new(gpu, &ids.values()[first..first + count])?;
+        let dy = dy.window(first * columns, count * columns);
+        for_each_window(&dtable, |table, rows| {
+            let buffers = [uses.distinct.slice(), uses.starts.slice(), uses.positions.slice(), dy, table];
+            launch(gpu, &BACKWARD, &buffers, [uses.distinct.len(), columns], rows, uses.most)
+        })?;
+    }
     Ok(dtable)
 }
 
-/// Calls `f` with each window of rows of a table that fits a binding: the slice, its first row, its number of rows.
-fn for_each_window(table: &Tensor, mut f: impl FnMut(Slice<'_>, usize, usize) -> Result<()>) -> Result<()> {
+/// The positions that one dispatch of the backward walks: one id may stand at all of them, and they are iterations of a loop. A
+/// multiple of 64.
+const MOST_POSITIONS: usize = 65_472;
+
+/// Where each id is used.
+struct Uses {
+    /// The ids, in their order.
+    distinct: Indices,
+    /// The first place of each in the positions, and the number of positions.
+    starts: Indices,
+    /// The positions, by id.
+    positions: Indices,
+    /// Positions of the id that has most.
+    most: u32,
+}
+
+impl Uses {
+    fn new(gpu: &Gpu, ids: &[u32]) -> Result<Self> {
+        let mut positions: Vec<u32> = (0..ids.len() as u32).collect();
+        positions.sort_by_key(|&position| ids[position as usize]);
+        let groups: Vec<&[u32]> = positions.chunk_by(|&a, &b| ids[a as usize] == ids[b as usize]).collect();
+        let distinct: Vec<u32> = groups.iter().map(|group| ids[group[0] as usize]).collect();
+        let mut starts = vec![0];
+        for group in &groups {
+            starts.push(starts[starts.len() - 1] + group.len() as u32);
+        }
+        let most = groups.iter().map(|group| group.len() as u32).max().unwrap_or(0);
+        let [distinct, starts, positions] = [&distinct, &starts, &positions].map(|values| Indices::from_slice(gpu, values));
+        Ok(Self { distinct: distinct?, starts: starts?, positions: positions?, most })
+    }
+}
+
+/// Calls `f` with each window of rows of a table: the slice and its rows.
+fn for_each_window(table: &Tensor, mut f: impl FnMut(Slice<'_>, Range<usize>) -> Result<()>) -> Result<()> {
     let (rows, columns) = table.rows_and_columns();
-    let most = (table.gpu().binding_limit() / 4) as usize / columns;
-    let step = if rows <= most { rows } else { (most / 64 * 64).max(64) };
+    let step = rows_per_window(table.gpu(), rows, &[columns]);
     (0..rows).step_by(step).try_for_each(|first| {
         let count = step.min(rows - first);
-        f(table.window(first * columns, count * columns), first, count)
+        f(table.window(first * columns, count * columns), first..first + count)
     })
 }
 
-#[allow(clippy::too_many_arguments)]
 fn launch(
+    gpu: &Gpu,
     kernel: &Kernel,
     buffers: &[Slice<'_>],
-    count: usize,
-    columns: usize,
-    first: usize,
-    rows: usize,
+    [count, columns]: [usize; 2],
+    table_rows: Range<usize>,
     iterations: u32,
-    on: &Tensor,
 ) -> Result<()> {
     let width = if columns.is_multiple_of(4) { 4 } else { 1 };
-    on.gpu().launch(&Launch {
+    let arguments = [count, columns, table_rows.start, table_rows.len()].map(|size| size as u32);
+    gpu.launch(&Launch {
         kernel,
         constants: &[("VECTORS", vectors(columns))],
         buffers,
-        arguments: bytemuck::cast_slice(&[count as u32, columns as u32, first as u32, rows as u32]),
+        arguments: bytemuck::cast_slice(&arguments),
         workgroups: grid((count * (columns / width)) as u64, 64),
         iterations: u64::from(iterations),
         work: 0,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, Launch, grid};
 use crate::tape::Var;
-use crate::tensor::{MAX_RANK, Tensor};
+use crate::tensor::{ALIGNMENT, MAX_RANK, Tensor};
 
 static COPY: Kernel =
     Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
@@ -45,6 +45,30 @@ impl View {
         self.sizes[at] = range.len() as u32;
         self
     }
+
+    /// Elements from the last index of a dimension back to its first.
+    fn reach(&self, at: usize) -> usize {
+        (self.sizes[at] as usize - 1) * self.strides[at] as usize
+    }
+
+    /// Elements from its first to its last.
+    fn span(&self) -> usize {
+        1 + (0..MAX_RANK).map(|at| self.reach(at)).sum::<usize>()
+    }
+
+    /// The dimension that makes the most of the span; `None` for one element.
+    fn widest(&self) -> Option<usize> {
+        (0..MAX_RANK).filter(|&at| self.sizes[at] > 1).max_by_key(|&at| self.reach(at))
+    }
+
+    fn halves(self, at: usize) -> (Self, Self) {
+        let half = self.sizes[at] / 2;
+        let (mut first, mut second) = (self, self);
+        first.sizes[at] = half;
+        second.sizes[at] -= half;
+        second.offset += half * self.strides[at];
+        (first, second)
+    }
 }
 
 #[repr(C)]
@@ -56,14 +80,30 @@ struct Arguments {
     offsets: [u32; 2],
 }
 
+/// Copies between views of the same sizes, in halves where a binding does not hold what one of them spans.
 fn copy(x: &Tensor, from: View, y: &Tensor, to: View) -> Result<()> {
-    let arguments =
-        Arguments { sizes: from.sizes, x_strides: from.strides, y_strides: to.strides, offsets: [from.offset, to.offset] };
+    let limit = (x.gpu().binding_limit() / 4) as usize;
+    let is_over = |view: &View| view.offset as usize % ALIGNMENT + view.span() > limit;
+    let halved = [from, to].into_iter().find(is_over).and_then(|view| view.widest());
+    let Some(dim) = halved else {
+        return copy_at_once(x, from, y, to);
+    };
+    let (first_from, second_from) = from.halves(dim);
+    let (first_to, second_to) = to.halves(dim);
+    copy(x, first_from, y, first_to)?;
+    copy(x, second_from, y, second_to)
+}
+
+fn copy_at_once(x: &Tensor, from: View, y: &Tensor, to: View) -> Result<()> {
+    let (x_slice, x_offset) = x.window_around(from.offset as usize, from.span());
+    let (y_slice, y_offset) = y.window_around(to.offset as usize, to.span());
+    let offsets = [x_offset, y_offset].map(|offset| offset as u32);
+    let arguments = Arguments { sizes: from.sizes, x_strides: from.strides, y_strides: to.strides, offsets };
     let elements: u64 = from.sizes.iter().map(|&size| u64::from(size)).product();
     x.gpu().launch(&Launch {
         kernel: &COPY,
         constants: &[],
-        buffers: &[x.slice(), y.slice()],
+        buffers: &[x_slice, y_slice],
         arguments: bytemuck::bytes_of(&arguments),
         workgroups: grid(elements, 64),
         iterations: 0,

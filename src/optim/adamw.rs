@@ -1,15 +1,15 @@
 //! AdamW in one pass over each parameter, small parameters together, and the auxiliary Adam rule that Muon uses for everything
 //! that is not a matrix.
 
-use super::{Clip, Optimizer};
-use crate::error::{Error, Result};
+use super::{Clip, Optimizer, OptimizerState, Slot};
+use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, grid};
-use crate::params::{Gradients, Param, ParamId, Params, Role};
+use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-/// The most parameters of one dispatch: with 29 bindings, as many as Metal has.
+/// Maximum number of parameters per dispatch: with 29 bindings, as many as Metal has.
 const MOST_JOINED: usize = 7;
-/// Parameters of at most so many values share dispatches. A larger one goes at once, so that its gradient's memory is free for
+/// Parameters of at most this many values share dispatches. A larger one is updated at once, so that its gradient's memory is free for
 /// the moments of the next.
 const SMALL: usize = 1 << 18;
 
@@ -31,6 +31,7 @@ const fn joining(parameters: usize) -> Kernel {
 
 /// Which parameters weight decay pulls towards zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum WeightDecayScope {
     /// All, norm weights and gains included, as in the published runs.
     #[default]
@@ -44,34 +45,27 @@ pub enum WeightDecayScope {
 pub struct AdamConfig {
     /// WeightDecayScope rates of the two moments.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Added to the denominator for numerical stability.
     pub eps: f64,
-    /// Weight decay per unit of learning rate.
+    /// Decoupled weight decay λ: a step multiplies a weight by 1 − lr·λ.
     pub weight_decay: f64,
-    /// What decays.
-    pub decay: WeightDecayScope,
+    /// Which parameters decay.
+    pub weight_decay_scope: WeightDecayScope,
 }
 
 impl Default for AdamConfig {
     fn default() -> Self {
-        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, decay: WeightDecayScope::All }
+        Self { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, weight_decay_scope: WeightDecayScope::All }
     }
 }
 
 impl AdamConfig {
-    pub(super) fn decay_of(&self, role: Role) -> f32 {
-        match (self.decay, role) {
+    pub(super) fn weight_decay_of(&self, role: Role) -> f32 {
+        match (self.weight_decay_scope, role) {
             (WeightDecayScope::Matrices, Role::Vector | Role::State) => 0.0,
             _ => self.weight_decay as f32,
         }
     }
-}
-
-/// First and second moments of one parameter, zero until its first step.
-#[derive(Debug, Default)]
-pub(super) struct Moments {
-    pub(super) m: Option<Tensor>,
-    pub(super) v: Option<Tensor>,
 }
 
 /// An Adam step of many parameters, one after the other, of which it runs small ones together.
@@ -82,8 +76,7 @@ pub(super) struct Adam<'a> {
     clip: &'a Clip,
     /// Counts from 1.
     step: u64,
-    /// The learning rate.
-    rate: f32,
+    lr: f32,
     waiting: Vec<Update>,
 }
 
@@ -92,25 +85,26 @@ struct Update {
     gradient: Tensor,
     /// The parameter and its moments.
     changed: [Tensor; 3],
-    decay: f32,
+    weight_decay: f32,
 }
 
 impl<'a> Adam<'a> {
-    pub(super) fn new(config: &'a AdamConfig, auxiliary: bool, clip: &'a Clip, step: u64, rate: f32) -> Self {
-        Self { config, auxiliary, clip, step, rate, waiting: Vec::new() }
+    pub(super) fn new(config: &'a AdamConfig, auxiliary: bool, clip: &'a Clip, step: u64, lr: f32) -> Self {
+        Self { config, auxiliary, clip, step, lr, waiting: Vec::new() }
     }
 
     /// Updates a parameter, at the latest in [`Adam::finish`].
-    pub(super) fn update(&mut self, params: &mut Params, id: ParamId, moments: &mut Moments, gradient: Tensor) -> Result<()> {
-        let decay = self.config.decay_of(params.get(id).role);
+    pub(super) fn update(
+        &mut self,
+        params: &mut Params,
+        id: ParamId,
+        state: &mut OptimizerState,
+        gradient: Tensor,
+    ) -> Result<()> {
+        let weight_decay = self.config.weight_decay_of(params.get(id).role);
         let w = params.make_mut(id)?;
-        for moment in [&mut moments.m, &mut moments.v] {
-            own(moment, w)?;
-        }
-        let (Some(m), Some(v)) = (&moments.m, &moments.v) else {
-            unreachable!("bug: both moments were made just now");
-        };
-        let update = Update { gradient, changed: [w, m, v].map(Tensor::clone), decay };
+        let mut moment = |name| state.slot(w.gpu(), id, name, w.shape()).cloned();
+        let update = Update { gradient, changed: [w.clone(), moment("m")?, moment("v")?], weight_decay };
         if w.len() > SMALL || w.bytes() > w.gpu().binding_limit() {
             return self.launch(&[update]);
         }
@@ -147,9 +141,9 @@ impl<'a> Adam<'a> {
 
     fn dispatch(&self, gpu: &Gpu, buffers: &[Slice<'_>], starts: &[u32], updates: &[Update], invocations: u64) -> Result<()> {
         let correction = self.config.betas.map(|beta| (1.0 - beta.powf(self.step as f64)) as f32);
-        let shares = self.config.betas.map(|beta| (1.0 - beta) as f32);
-        let numbers = [self.rate, shares[0], shares[1], self.config.eps as f32, correction[0], correction[1]];
-        let places = starts.iter().zip(updates).flat_map(|(&start, update)| [start, update.decay.to_bits()]);
+        let weights = self.config.betas.map(|beta| (1.0 - beta) as f32);
+        let numbers = [self.lr, weights[0], weights[1], self.config.eps as f32, correction[0], correction[1]];
+        let places = starts.iter().zip(updates).flat_map(|(&start, update)| [start, update.weight_decay.to_bits()]);
         let arguments: Vec<u32> = numbers.map(f32::to_bits).into_iter().chain(places).collect();
         gpu.launch(&Launch {
             kernel: &ADAM[updates.len() - 1],
@@ -172,97 +166,67 @@ fn most_joined(gpu: &Gpu) -> usize {
     }
 }
 
-impl Moments {
-    /// Zeros for a parameter that no gradient has reached: a state has an entry for every trained parameter.
-    pub(super) fn fill(&mut self, like: &Tensor, second: bool) -> Result<()> {
-        for moment in [&mut self.m].into_iter().chain(second.then_some(&mut self.v)) {
-            if moment.is_none() {
-                *moment = Some(Tensor::zeros(like.gpu(), like.shape())?);
-            }
-        }
-        Ok(())
-    }
-
-    /// The moments of a parameter from a saved state.
-    pub(super) fn load(param: &Param, second: bool, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<Self> {
-        let mut moment = |suffix: &str| {
-            let tensor = state(&format!("{}.{suffix}", param.name))?;
-            if tensor.shape() == param.tensor.shape() {
-                return Ok(Some(tensor));
-            }
-            let (found, expected) = (tensor.shape(), param.tensor.shape());
-            Err(Error::shape("load state", format!("`{}.{suffix}` has shape {found:?}, {expected:?} expected", param.name)))
-        };
-        Ok(Self { m: moment("m")?, v: if second { moment("v")? } else { None } })
-    }
+/// The slots of a parameter that Adam updates: both moments.
+pub(super) fn moments(shape: &[usize]) -> Vec<Slot> {
+    vec![Slot::new("m", shape), Slot::new("v", shape)]
 }
 
-/// Makes a state tensor fit for changing in place: zeros at first, a copy where a snapshot shares it.
-pub(super) fn own(slot: &mut Option<Tensor>, like: &Tensor) -> Result<()> {
-    *slot = Some(match slot.take() {
-        None => Tensor::zeros(like.gpu(), like.shape())?,
-        Some(tensor) => tensor.into_unique()?,
-    });
-    Ok(())
-}
-
-/// AdamW: m ← lerp(m, g, 1-β1), v ← lerp(v, g², 1-β2), w ← w(1-lr·wd) − lr·(m/c1)/(√(v/c2)+eps), c = 1-βᵗ.
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101):
+/// m ← β1·m + (1−β1)·g, v ← β2·v + (1−β2)·g², w ← w·(1 − lr·λ) − lr·(m/c1) / (√(v/c2) + eps), where cᵢ = 1 − βᵢᵗ and λ is the
+/// weight decay.
+///
+/// The first step moves a weight by lr, whatever the size of its gradient:
+///
+/// ```
+/// use polytape::optim::{AdamConfig, AdamW, Clip, Optimizer};
+/// use polytape::{Gpu, Gradients, Params, Role, Tensor};
+///
+/// # fn main() -> polytape::Result<()> {
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let mut params = Params::new(&gpu);
+/// let w = params.add("w", Role::Vector, Tensor::from_slice(&gpu, &[1.0, 1.0], &[2])?)?;
+/// let mut gradients = Gradients::new();
+/// gradients.add(w, Tensor::from_slice(&gpu, &[0.5, -20.0], &[2])?)?;
+/// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
+/// let mut adamw = AdamW::new(AdamConfig { weight_decay: 0.1, ..Default::default() });
+/// adamw.step(&mut params, gradients, &clip, 0.01)?;
+/// let found = params.get(w).tensor.to_vec()?;
+/// assert!((found[0] - (0.999 - 0.01)).abs() < 1e-6 && (found[1] - (0.999 + 0.01)).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamConfig,
-    moments: Vec<Moments>,
-    steps: u64,
+    state: OptimizerState,
 }
 
 impl AdamW {
     /// No steps taken yet.
     pub fn new(config: AdamConfig) -> Self {
-        Self { config, moments: Vec::new(), steps: 0 }
+        Self { config, state: OptimizerState::default() }
     }
 }
 
 impl Optimizer for AdamW {
-    fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
-        gradients.check(params)?;
-        self.steps += 1;
-        self.moments.resize_with(params.len(), Moments::default);
-        let mut adam = Adam::new(&self.config, false, clip, self.steps, rate);
-        for id in params.trainable() {
-            let moments = &mut self.moments[id.0];
-            match gradients.take(id) {
-                Some(gradient) => adam.update(params, id, moments, gradient)?,
-                None => moments.fill(&params.get(id).tensor, true)?,
-            }
+    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
+        let gradients = gradients.into_checked(params)?;
+        let mut adam = Adam::new(&self.config, false, clip, self.state.count_step(), lr);
+        for (id, gradient) in gradients {
+            adam.update(params, id, &mut self.state, gradient)?;
         }
         adam.finish()
     }
 
-    fn steps(&self) -> u64 {
-        self.steps
+    fn slots(&self, _: Role, shape: &[usize]) -> Vec<Slot> {
+        moments(shape)
     }
 
-    fn state(&self, params: &Params) -> Vec<(String, Tensor)> {
-        named_state(&self.moments, params)
+    fn state(&self) -> &OptimizerState {
+        &self.state
     }
 
-    fn load_state(&mut self, params: &Params, steps: u64, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
-        self.steps = steps;
-        self.moments.clear();
-        self.moments.resize_with(params.len(), Moments::default);
-        if steps == 0 {
-            return Ok(());
-        }
-        for id in params.trainable() {
-            self.moments[id.0] = Moments::load(params.get(id), true, state)?;
-        }
-        Ok(())
+    fn state_mut(&mut self) -> &mut OptimizerState {
+        &mut self.state
     }
-}
-
-pub(super) fn named_state(moments: &[Moments], params: &Params) -> Vec<(String, Tensor)> {
-    let named = |(moments, (_, param)): (&Moments, (ParamId, &Param))| {
-        let with = |suffix, tensor: &Option<Tensor>| tensor.clone().map(|tensor| (format!("{}.{suffix}", param.name), tensor));
-        [with("m", &moments.m), with("v", &moments.v)]
-    };
-    moments.iter().zip(params.iter()).flat_map(named).flatten().collect()
 }

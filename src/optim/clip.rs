@@ -1,5 +1,5 @@
-//! Clipping to a global L2 norm: g·min(1, max/(‖g‖+1e-6)), where ‖g‖ goes over all gradients together. Gradients that come times a
-//! loss scale are divided by it on the way.
+//! Clipping to a global L2 norm: g·min(1, max/(‖g‖+1e-6)), where ‖g‖ is the norm of all gradients together. Divides by the loss scale on
+//! the way.
 
 use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, Launch};
@@ -24,18 +24,18 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// Measures `gradients`; `max_norm` may be infinite.
+    /// The norm of `gradients` and the factor that clips it to `max_norm`, which may be infinite.
     pub fn new(gpu: &Gpu, gradients: &Gradients, max_norm: f32) -> Result<Self> {
-        Self::unscaling(gpu, gradients, max_norm, 1.0)
+        Self::with_loss_scale(gpu, gradients, max_norm, 1.0)
     }
 
-    /// [`Clip::new`] for gradients that are `scale` times what they should be: the norm is that of the right ones, and the factor
-    /// makes them so.
-    pub fn unscaling(gpu: &Gpu, gradients: &Gradients, max_norm: f32, scale: f32) -> Result<Self> {
+    /// [`Clip::new`] for gradients of `loss_scale` times the loss: the norm is that of the unscaled gradients, and the factor both
+    /// unscales and clips.
+    pub fn with_loss_scale(gpu: &Gpu, gradients: &Gradients, max_norm: f32, loss_scale: f32) -> Result<Self> {
         let tensors: Vec<&Tensor> = gradients.iter().map(|(_, tensor)| tensor).collect();
         let partials = partial_squares(gpu, &tensors)?;
         let values = Tensor::uninitialized(gpu, &[2])?;
-        scalar(gpu, &CLIP, &partials, &values, [max_norm.min(f32::MAX), 1.0 / scale])?;
+        scalar(gpu, &CLIP, &partials, &values, [max_norm.min(f32::MAX), 1.0 / loss_scale])?;
         let owners = gradients.iter().map(|(id, tensor)| (id, partial_count(tensor))).collect();
         Ok(Self { values, partials, owners })
     }

@@ -1,39 +1,57 @@
-//! Optimizers as shader passes: [`AdamW`], [`Muon`], global-norm clipping, learning-rate schedules, loss scaling. Nothing is read
-//! back.
+//! Optimizers as shader passes: [`AdamW`], [`Muon`], [`NorMuon`], global-norm clipping, learning-rate schedules, loss scaling.
 
 mod adamw;
 mod clip;
 mod loss_scale;
 mod muon;
+mod normuon;
 mod schedule;
+mod state;
 
 pub use adamw::{AdamConfig, AdamW, WeightDecayScope};
 pub use clip::Clip;
 pub use loss_scale::LossScale;
 pub use muon::{LrScale, Muon, MuonConfig};
+pub use normuon::NorMuon;
 pub use schedule::{LrDecay, Schedule, ScheduleKind};
+pub use state::{OptimizerState, Slot};
 
 use crate::error::Result;
-use crate::params::{Gradients, Params};
+use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-/// An update rule with its state on the device.
-pub trait Optimizer {
-    /// Updates every parameter that has a gradient, scaled by `clip`'s factor, at the learning rate `rate`.
-    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, rate: f32) -> Result<()>;
+/// An update rule with its state on the device. `examples/custom_optimizer.rs` writes one outside of this crate.
+///
+/// Implement `step` and the three accessors; saving and loading follow from [`Optimizer::slots`].
+pub trait Optimizer: Send {
+    /// Updates every parameter that has a gradient, scaled by `clip`'s factor, at the learning rate `lr`. Counts the step in its
+    /// state, also when it keeps no tensors.
+    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()>;
 
-    /// Steps taken so far. A rule that depends on nothing but the gradient counts none and keeps no state.
-    fn steps(&self) -> u64 {
-        0
+    /// The tensors that it keeps of a parameter of this role and shape.
+    fn slots(&self, role: Role, shape: &[usize]) -> Vec<Slot>;
+
+    /// Its state.
+    fn state(&self) -> &OptimizerState;
+
+    /// Its state, for [`Optimizer::load_state`].
+    fn state_mut(&mut self) -> &mut OptimizerState;
+
+    /// The state's tensors by name, `<parameter>.<slot>`, for a checkpoint. None before the first step.
+    fn state_tensors(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        self.state().named(params, |id| self.slots_of(params, id))
     }
 
-    /// The state by name, `<parameter>.m` and `<parameter>.v`, for a checkpoint.
-    fn state(&self, _params: &Params) -> Vec<(String, Tensor)> {
-        Vec::new()
-    }
-
-    /// Takes over a state that [`Optimizer::state`] returned after `steps` steps.
-    fn load_state(&mut self, _params: &Params, _steps: u64, _state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
+    /// Takes over the state that [`Optimizer::state_tensors`] returned after `steps` steps. A tensor of another shape than its slot
+    /// is an error.
+    fn load_state(&mut self, params: &Params, steps: u64, load: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
+        *self.state_mut() = OptimizerState::load(params, steps, |id| self.slots_of(params, id), load)?;
         Ok(())
+    }
+
+    /// [`Optimizer::slots`] of one of `params`.
+    fn slots_of(&self, params: &Params, id: ParamId) -> Vec<Slot> {
+        let param = params.get(id);
+        self.slots(param.role, param.tensor.shape())
     }
 }

@@ -1,8 +1,8 @@
 //! Muon for matrices that are neither the embedding nor the head; the auxiliary Adam rule for everything else.
 
-use super::adamw::{Adam, Moments, named_state, own};
+use super::adamw::{Adam, moments};
 use super::clip::inverse_norm;
-use super::{AdamConfig, Clip, Optimizer};
+use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
 use crate::params::{Gradients, ParamId, Params, Role};
@@ -15,10 +15,11 @@ static MOMENTUM: Kernel =
     Kernel::trusted("muon momentum", SOURCE, "momentum", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]);
 static UPDATE: Kernel = Kernel::trusted("muon update", SOURCE, "update", &[Access::Read, Access::ReadWrite]);
 
-/// How the step of a matrix [r, c] relates to the learning rate.
+/// How the update of a matrix [r, c] scales the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LrScale {
-    /// 0.2·√max(r, c): the root mean square of AdamW's steps.
+    /// 0.2·√max(r, c): updates with the RMS of AdamW's (arXiv 2502.16982).
     #[default]
     Moonlight,
     /// √(r/c)
@@ -28,29 +29,29 @@ pub enum LrScale {
 }
 
 impl LrScale {
-    fn of(self, rows: usize, columns: usize) -> f32 {
+    pub(super) fn of(self, rows: usize, columns: usize) -> f32 {
         let (r, c) = (rows as f64, columns as f64);
-        let ratio = match self {
+        let scale = match self {
             Self::Moonlight => 0.2 * r.max(c).sqrt(),
             Self::SpectralMup => (r / c).sqrt(),
             Self::KellerJordan => (r / c).max(1.0).sqrt(),
         };
-        ratio as f32
+        scale as f32
     }
 }
 
-/// Settings of Muon.
+/// Settings of Muon, and of NorMuon.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MuonConfig {
     /// μ of m ← μ·m + g.
     pub momentum: f64,
-    /// Coefficients of the orthogonalisation.
+    /// Coefficients of the orthogonalization.
     pub coefficients: NewtonSchulz,
-    /// Its number of steps; `None` takes the coefficient set's own.
+    /// Number of Newton–Schulz steps; `None` takes the coefficient set's own.
     pub newton_schulz_steps: Option<usize>,
-    /// Step length against the learning rate.
-    pub ratio: LrScale,
-    /// The rule for everything that is not a matrix; its weight decay is that of the matrices, too.
+    /// Scale of the learning rate by the matrix's shape.
+    pub lr_scale: LrScale,
+    /// The rule for everything that is not a matrix. Its weight decay holds for the matrices, too.
     pub adam: AdamConfig,
 }
 
@@ -60,83 +61,106 @@ impl Default for MuonConfig {
             momentum: 0.95,
             coefficients: NewtonSchulz::Simple,
             newton_schulz_steps: None,
-            ratio: LrScale::Moonlight,
+            lr_scale: LrScale::Moonlight,
             adam: AdamConfig::default(),
         }
     }
 }
 
-/// Muon: m ← μ·m + g, d = g + μ·m, w ← w(1−lr·wd) − lr·ratio·orthogonal(d).
+impl MuonConfig {
+    /// Updates the momentum with a matrix's gradient and orthogonalizes it: m ← μ·m + g → newton_schulz(d), d = g + μ·m.
+    pub(super) fn direction(&self, state: &mut OptimizerState, id: ParamId, gradient: Tensor, clip: &Clip) -> Result<Tensor> {
+        let m = state.slot(gradient.gpu(), id, "m", gradient.shape())?;
+        let direction = Tensor::uninitialized(gradient.gpu(), gradient.shape())?;
+        let momentum = self.momentum as f32;
+        map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &[momentum, 0.0, 0.0, 0.0])?;
+        drop(gradient);
+        let x = direction.scaled_by(&inverse_norm(&direction)?, 1.0)?;
+        drop(direction);
+        let steps = self.newton_schulz_steps.unwrap_or(self.coefficients.default_steps());
+        newton_schulz(x, self.coefficients, steps)
+    }
+
+    /// A step in which `update` takes the matrices and the auxiliary Adam rule everything else.
+    pub(super) fn step(
+        &self,
+        state: &mut OptimizerState,
+        params: &mut Params,
+        gradients: Gradients,
+        clip: &Clip,
+        lr: f32,
+        update: impl Fn(&mut OptimizerState, &mut Params, ParamId, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let gradients = gradients.into_checked(params)?;
+        let mut adam = Adam::new(&self.adam, true, clip, state.count_step(), lr);
+        for (id, gradient) in gradients {
+            match params.get(id).role {
+                Role::Matrix => update(state, params, id, gradient)?,
+                _ => adam.update(params, id, state, gradient)?,
+            }
+        }
+        adam.finish()
+    }
+}
+
+/// Muon (Keller Jordan and others, 2024): m ← μ·m + g, d = g + μ·m, w ← w·(1 − lr·λ) − lr·s·newton_schulz(d), where s is the
+/// [`LrScale`] and λ the weight decay.
+///
+/// Newton–Schulz drives the singular values of d towards 1, so that an update has about the size lr·s in every direction, however
+/// small its singular value:
+///
+/// ```
+/// use polytape::optim::{AdamConfig, Clip, LrScale, Muon, MuonConfig, Optimizer};
+/// use polytape::{Gpu, Gradients, Params, Role, Tensor};
+///
+/// # fn main() -> polytape::Result<()> {
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let mut params = Params::new(&gpu);
+/// let w = params.add("w", Role::Matrix, Tensor::zeros(&gpu, &[2, 2])?)?;
+/// let mut gradients = Gradients::new();
+/// gradients.add(w, Tensor::from_slice(&gpu, &[5.0, 0.0, 0.0, 0.5], &[2, 2])?)?;
+/// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
+/// let config = MuonConfig { lr_scale: LrScale::SpectralMup, ..Default::default() };
+/// Muon::new(config).step(&mut params, gradients, &clip, 0.1)?;
+/// let found = params.get(w).tensor.to_vec()?;
+/// assert!((-0.13..-0.06).contains(&found[0]) && (-0.13..-0.06).contains(&found[3]), "{found:?}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Muon {
     config: MuonConfig,
-    moments: Vec<Moments>,
-    steps: u64,
+    state: OptimizerState,
 }
 
 impl Muon {
     /// No steps taken yet.
     pub fn new(config: MuonConfig) -> Self {
-        Self { config, moments: Vec::new(), steps: 0 }
-    }
-
-    fn step_matrix(&mut self, params: &mut Params, id: ParamId, gradient: Tensor, clip: &Clip, rate: f32) -> Result<()> {
-        let config = &self.config;
-        let decay = config.adam.decay_of(Role::Matrix);
-        let momentum = &mut self.moments[id.0].m;
-        own(momentum, &gradient)?;
-        let m = momentum.as_ref().expect("bug: the momentum was made just now");
-        let [rows, columns] = gradient.dims("muon")?;
-        let direction = Tensor::uninitialized(gradient.gpu(), gradient.shape())?;
-        let numbers = [config.momentum as f32, rate, decay, config.ratio.of(rows, columns)];
-        map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &numbers)?;
-        drop(gradient);
-        let x = direction.scaled_by(&inverse_norm(&direction)?, 1.0)?;
-        drop(direction);
-        let steps = config.newton_schulz_steps.unwrap_or(config.coefficients.default_steps());
-        let x = newton_schulz(x, config.coefficients, steps)?;
-        map(&UPDATE, &[], &[&x, params.make_mut(id)?], None, &numbers)
+        Self { config, state: OptimizerState::default() }
     }
 }
 
 impl Optimizer for Muon {
-    fn step(&mut self, params: &mut Params, mut gradients: Gradients, clip: &Clip, rate: f32) -> Result<()> {
-        gradients.check(params)?;
-        self.steps += 1;
-        self.moments.resize_with(params.len(), Moments::default);
-        let config = self.config.adam;
-        let mut adam = Adam::new(&config, true, clip, self.steps, rate);
-        for id in params.trainable() {
-            let is_matrix = params.get(id).role == Role::Matrix;
-            let moments = &mut self.moments[id.0];
-            match gradients.take(id) {
-                None => moments.fill(&params.get(id).tensor, !is_matrix)?,
-                Some(gradient) if is_matrix => self.step_matrix(params, id, gradient, clip, rate)?,
-                Some(gradient) => adam.update(params, id, moments, gradient)?,
-            }
-        }
-        adam.finish()
+    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
+        let config = self.config;
+        let weight_decay = config.adam.weight_decay_of(Role::Matrix);
+        config.step(&mut self.state, params, gradients, clip, lr, |state, params, id, gradient| {
+            let [rows, columns] = gradient.dims("muon")?;
+            let x = config.direction(state, id, gradient, clip)?;
+            let numbers = [0.0, lr, weight_decay, config.lr_scale.of(rows, columns)];
+            map(&UPDATE, &[], &[&x, params.make_mut(id)?], None, &numbers)
+        })
     }
 
-    fn steps(&self) -> u64 {
-        self.steps
+    fn slots(&self, role: Role, shape: &[usize]) -> Vec<Slot> {
+        if role == Role::Matrix { vec![Slot::new("m", shape)] } else { moments(shape) }
     }
 
-    fn state(&self, params: &Params) -> Vec<(String, Tensor)> {
-        named_state(&self.moments, params)
+    fn state(&self) -> &OptimizerState {
+        &self.state
     }
 
-    fn load_state(&mut self, params: &Params, steps: u64, state: &mut dyn FnMut(&str) -> Result<Tensor>) -> Result<()> {
-        self.steps = steps;
-        self.moments.clear();
-        self.moments.resize_with(params.len(), Moments::default);
-        if steps == 0 {
-            return Ok(());
-        }
-        for id in params.trainable() {
-            let param = params.get(id);
-            self.moments[id.0] = Moments::load(param, param.role != Role::Matrix, state)?;
-        }
-        Ok(())
+    fn state_mut(&mut self) -> &mut OptimizerState {
+        &mut self.state
     }
 }

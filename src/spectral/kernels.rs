@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, Slice, grid, strides, vectors, workgroup};
 use crate::tensor::Tensor;
 
-use super::pc::Norm;
+use super::Norm;
 
 const SOURCE: &str = include_str!("../../shaders/spectral.wgsl");
 const R: Access = Access::Read;

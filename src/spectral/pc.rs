@@ -6,23 +6,12 @@
 //! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
+use super::Norm;
 use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
 use super::polynomial::{Form, Polynomial, gram_operands, multiply_on_smaller_side};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
-
-/// The norm s that W is divided by before the polynomial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Norm {
-    /// uᵀWv + eps, the streaming estimate of the largest singular value; u and v are constants of the backward.
-    #[default]
-    Spectral,
-    /// ‖W‖_F + eps, differentiated in full.
-    Frobenius,
-    /// 1.
-    None,
-}
 
 /// Configuration of a PC layer (arXiv 2606.06470): `W_eff = γ·stop(s)·N·P(NᵀN)`, `N = W/s`. The default is level 4 with the
 /// spectral norm.
@@ -83,6 +72,11 @@ pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
     found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))
 }
 
+/// Bytes that a PC layer of `heads` blocks [rows, columns] binds at once: its matrices are not cut.
+pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
+    4 * (heads * rows * columns) as u64
+}
+
 /// The tensors of one layer: w [heads, rows, columns], u [heads, rows], v [heads, columns], gamma [heads].
 pub(super) struct Layer {
     pub(super) w: Tensor,
@@ -92,11 +86,23 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    /// Checks that the matrices fit one binding.
+    fn check_binding(&self) -> Result<()> {
+        let shape @ [heads, rows, columns] = self.w.dims("pc")?;
+        let (bytes, limit) = (pc_binding(shape), self.w.gpu().binding_limit());
+        if bytes <= limit {
+            return Ok(());
+        }
+        let problem = format!("[{heads}, {rows}, {columns}] is bound whole: {bytes} bytes, the limit of a binding is {limit}");
+        Err(Error::shape("pc", problem))
+    }
+
     /// The new (u, v): `power_iterations` times v ← Wᵀu/(‖Wᵀu‖ + eps), u ← Wv/(‖Wv‖ + eps). A zero matrix keeps both.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         if config.power_iterations == 0 {
             return Ok((self.u.clone(), self.v.clone()));
         }
+        self.check_binding()?;
         let iteration = Iteration::new(&self.w, config.eps)?;
         let mut v = iteration.first(&self.u, &self.v)?;
         for _ in 1..config.power_iterations {
@@ -107,6 +113,7 @@ impl Layer {
 
     /// s and the scalars derived from it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
+        self.check_binding()?;
         let (numbers, others) = match config.norm {
             Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
             Norm::Frobenius => {

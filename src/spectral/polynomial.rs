@@ -201,6 +201,7 @@ fn accumulate(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
 
 /// Coefficient sets (a, b, c) of the quintic `X ← a·X + (b·A + c·A²)·X`, `A = X·Xᵀ`. All but Polar Express cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NewtonSchulz {
     /// One triple, from Keller Jordan's [Muon](https://kellerjordan.github.io/posts/muon/): singular values end within about 0.3 of 1.
     #[default]
@@ -279,15 +280,22 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     x.reshape(&[rows, columns])
 }
 
+/// Maximum binding, in bytes, of [`newton_schulz`] of a matrix `[rows, columns]` that cannot be split: symmetric products with a
+/// diagonal, with operand X (unless tall: split along its rows) and a square result.
+pub fn newton_schulz_binding([rows, columns]: [usize; 2]) -> u64 {
+    // Wide: X and then rows × rows; tall: columns × columns.
+    4 * (rows.min(columns) * columns) as u64
+}
+
 /// The product with P on the smaller side: x·p for tall x, p·x for wide x.
 pub(super) fn multiply_on_smaller_side<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
-    let [_, rows, columns] = x.dims("pc")?;
+    let [_, rows, columns] = x.dims("matrix polynomial")?;
     if rows >= columns { product(x, p) } else { product(p, x) }
 }
 
 /// The operands of xᵀ·y for tall x, of y·xᵀ for wide x.
 pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
-    let [_, rows, columns] = x.dims("pc")?;
+    let [_, rows, columns] = x.dims("matrix polynomial")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
     Ok(if rows >= columns { (x.t(), y) } else { (y, x.t()) })
 }

@@ -10,6 +10,13 @@ use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
+/// Name suffix of a PC layer's left vector u: `<name>.pc_u` belongs to `<name>.weight`.
+pub const PC_U: &str = "pc_u";
+/// Name suffix of its right vector v.
+pub const PC_V: &str = "pc_v";
+/// Name suffix of its scale γ.
+pub const PC_GAMMA: &str = "pc_gamma";
+
 /// The parameters of one preconditioned matrix.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -191,11 +198,11 @@ impl Entry {
             let shape: &[usize] = if heads == 1 { &[length] } else { &[heads, length] };
             find_or_add(params, format!("{stem}.{name}"), Role::State, &values, shape)
         };
-        let u = vector("pc_u", rows / heads)?;
-        let v = vector("pc_v", columns)?;
+        let u = vector(PC_U, rows / heads)?;
+        let v = vector(PC_V, columns)?;
         let gamma = config.learnable_gamma.then(|| {
             let values = vec![config.gamma_init; heads];
-            find_or_add(params, format!("{stem}.pc_gamma"), Role::Vector, &values, &[heads])
+            find_or_add(params, format!("{stem}.{PC_GAMMA}"), Role::Vector, &values, &[heads])
         });
         Ok(Self { weight, heads, u, v, gamma: gamma.transpose()? })
     }

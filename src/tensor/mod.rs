@@ -4,7 +4,8 @@ mod accumulate;
 mod rows;
 
 pub(crate) use accumulate::same_shape;
-pub(crate) use rows::{Rows, map};
+pub use rows::map;
+pub(crate) use rows::{Rows, rows_per_window};
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +20,9 @@ use crate::random::normals;
 
 /// Maximum rank of a tensor.
 pub const MAX_RANK: usize = 4;
+
+/// Alignment of a binding's offset in elements, on every adapter: 256 bytes.
+pub(crate) const ALIGNMENT: usize = 64;
 
 /// Numel from which an upload is flushed at once: the driver holds the values twice until the copy has run.
 const FLUSH_NUMEL: usize = 1 << 18;
@@ -60,6 +64,17 @@ impl fmt::Debug for Indices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Indices({})", self.len())
     }
+}
+
+/// Both u32 and f32 have four bytes.
+fn window(buffer: &Buffer, first: usize, count: usize) -> Slice<'_> {
+    assert!(first.is_multiple_of(ALIGNMENT), "bug: a window starts at a multiple of 256 bytes");
+    Slice { buffer, offset: 4 * first as u64, size: 4 * count as u64 }
+}
+
+fn window_around(buffer: &Buffer, first: usize, count: usize) -> (Slice<'_>, usize) {
+    let start = first / ALIGNMENT * ALIGNMENT;
+    (window(buffer, start, first - start + count), first - start)
 }
 
 fn check_shape(shape: &[usize]) -> Result<usize> {
@@ -197,10 +212,14 @@ impl Tensor {
         Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
     }
 
-    /// Elements `first .. first + count` as a binding; `first` is a multiple of 64.
+    /// Elements `first .. first + count` as a binding; `first` is a multiple of [`ALIGNMENT`].
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
-        assert!(first.is_multiple_of(64), "bug: a window starts at a multiple of 256 bytes");
-        Slice { buffer: &self.buffer, offset: 4 * first as u64, size: 4 * count as u64 }
+        window(&self.buffer, first, count)
+    }
+
+    /// A binding that holds `count` elements from `first`, and the place of the first in it.
+    pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
+        window_around(&self.buffer, first, count)
     }
 
     /// The same values in a buffer that no other tensor shares.
@@ -267,5 +286,15 @@ impl Indices {
     /// All values as a binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: 4 * self.len() as u64 }
+    }
+
+    /// `count` values from `first` as a kernel's binding; `first` is a multiple of [`ALIGNMENT`].
+    pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
+        window(&self.buffer, first, count)
+    }
+
+    /// A binding that holds `count` values from `first`, and the place of the first in it.
+    pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
+        window_around(&self.buffer, first, count)
     }
 }

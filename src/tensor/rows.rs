@@ -1,6 +1,6 @@
 //! Launches of row kernels and elementwise maps, windowed where a tensor exceeds the binding limit.
 
-use super::Tensor;
+use super::{ALIGNMENT, Tensor};
 use crate::error::Result;
 use crate::gpu::{Gpu, Kernel, Launch, Slice, grid};
 
@@ -26,15 +26,24 @@ pub(crate) struct Rows<'a> {
     pub iterations: usize,
 }
 
-/// Windows start at multiples of this many rows, which aligns every offset.
-const WINDOW: usize = 64;
+/// Rows per window of tensors with `widths` elements per row: all `rows` if every binding then fits the limit, else the most that fit
+/// with aligned windows. The minimum for alignment may still exceed the limit; the dispatch then returns an error.
+pub(crate) fn rows_per_window(gpu: &Gpu, rows: usize, widths: &[usize]) -> usize {
+    let widest = widths.iter().copied().max().unwrap_or(1).max(1);
+    let most = (gpu.binding_limit() / 4) as usize / widest;
+    if rows <= most {
+        return rows;
+    }
+    let least = |width: &usize| ALIGNMENT >> width.trailing_zeros().min(ALIGNMENT.ilog2());
+    let aligned = widths.iter().map(least).max().unwrap_or(1);
+    (most / aligned * aligned).max(aligned)
+}
 
 impl Rows<'_> {
     /// Records the dispatches.
     pub fn launch(&self, gpu: &Gpu) -> Result<()> {
-        let widest = self.tensors.iter().map(|(_, per_row)| *per_row).max().unwrap_or(1).max(1);
-        let most = (gpu.binding_limit() / 4) as usize / widest / WINDOW * WINDOW;
-        let step = if self.rows * widest * 4 <= gpu.binding_limit() as usize { self.rows } else { most.max(WINDOW) };
+        let widths: Vec<usize> = self.tensors.iter().map(|(_, per_row)| *per_row).collect();
+        let step = rows_per_window(gpu, self.rows, &widths);
         for first in (0..self.rows).step_by(step.max(1)) {
             let rows = step.min(self.rows - first);
             let bind = |&(tensor, per_row): &(_, usize)| match per_row {
@@ -59,9 +68,12 @@ impl Rows<'_> {
     }
 }
 
-/// Runs an elementwise map: `tensors` are inputs and outputs in binding order; the one at index `whole`, if any, is bound whole in
-/// every window.
-pub(crate) fn map(
+/// Records an elementwise kernel: one invocation per four elements, workgroups of 64, in windows where a tensor exceeds the binding
+/// limit.
+///
+/// `tensors` are inputs and outputs in binding order, all of one shape except the one at index `whole`, which is bound whole in every
+/// window. The kernel's arguments are the number of elements in the window, the index of its first element, and `numbers`.
+pub fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],
     tensors: &[&Tensor],

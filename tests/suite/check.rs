@@ -64,6 +64,49 @@ pub fn check_at<const N: usize>(
     }
 }
 
+/// [`check`] on devices that show a kernel little of a buffer, of which the operation needs more: the reference's values, and the
+/// bits of devices that show all. Parts of the result in `rounded_otherwise`, 0 for the value and then the gradients, are free of the
+/// latter: those of products that are cut along their inner dimension.
+#[track_caller]
+pub fn check_windows<const N: usize>(
+    name: &str,
+    inputs: [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
+    forward: impl Fn(&[Array]) -> Array,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    tolerances: &[Tolerance],
+    rounded_otherwise: &[usize],
+) {
+    let value = forward(&inputs);
+    let dy = Array::random(&value.shape, &mut seeded(979));
+    let gradients = vjp(&inputs, &dy);
+    let largest = inputs.iter().chain([&value]).map(|array| 4 * array.data.len() as u64).max();
+    assert!(largest > Some(device::NARROW), "{name}: {largest:?} bytes need no windows");
+    let record = Rc::new(record);
+    for (whole, narrow) in device::all().iter().zip(device::all_narrow()) {
+        let context = format!("{name} in windows with {} kernels", narrow.kernels());
+        for way in [Way::Plain, Way::Added] {
+            let on = |gpu| match run((gpu, Precision::F32), &inputs, &dy, &record, way) {
+                Ok(results) => results,
+                Err(error) => panic!("{context}: {error}"),
+            };
+            let (uncut, cut) = (on(whole), on(narrow));
+            for (index, (uncut, cut)) in uncut.iter().zip(&cut).enumerate() {
+                let want = match (index, way) {
+                    (0, _) => value.clone(),
+                    (_, Way::Added) => earlier(&inputs, index - 1).plus(&gradients[index - 1]),
+                    _ => gradients[index - 1].clone(),
+                };
+                let tolerance = tolerances[index.min(tolerances.len() - 1)];
+                let tolerance = if way == Way::Added { tolerance.and(ELEMENTWISE) } else { tolerance };
+                assert_close(&format!("{context}, part {index}"), &values(cut), &want, tolerance);
+                let same = rounded_otherwise.contains(&index) || bits(&[cut.clone()]) == bits(&[uncut.clone()]);
+                assert!(same, "{context}, part {index}: other bits than without windows");
+            }
+        }
+    }
+}
+
 /// How an operation is run.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
@@ -125,7 +168,12 @@ fn bits(tensors: &[Tensor]) -> Vec<Vec<u32>> {
 /// Asserts that the operation fails on leaves of these shapes with exactly this text.
 #[track_caller]
 pub fn assert_refused(shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>, text: &str) {
-    let gpu = device::default();
+    assert_refused_on(device::default(), shapes, record, text);
+}
+
+/// [`assert_refused`] on a device.
+#[track_caller]
+pub fn assert_refused_on(gpu: &Gpu, shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>, text: &str) {
     let params = Params::new(gpu);
     let tape = Tape::new(&params);
     let leaves: Result<Vec<Var<'_>>> = shapes.iter().map(|shape| Ok(tape.leaf(Tensor::zeros(gpu, shape)?))).collect();

@@ -10,7 +10,7 @@ pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let others = own.adapter().profiles().filter(|profile| *profile != own.kernels());
+        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels());
         let opened = others.map(|profile| {
             open(&GpuOptions { kernels: Some(profile), ..Default::default() })
                 .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))
@@ -24,13 +24,24 @@ pub fn default() -> &'static Gpu {
     &all()[0]
 }
 
-/// The best adapter with a binding limit of 64 KiB, so that test-sized tensors are processed in windows.
-pub fn narrow() -> &'static Gpu {
-    static DEVICE: OnceLock<Gpu> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let options = GpuOptions { binding_limit: Some(64 << 10), ..Default::default() };
-        open(&options).expect("the adapter opened before")
+/// Binding limit of [`all_narrow`].
+pub const NARROW: u64 = 64 << 10;
+
+/// The devices of [`all`], in its order, with a small binding limit, so that test-sized tensors are processed in windows.
+pub fn all_narrow() -> &'static [Gpu] {
+    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
+    DEVICES.get_or_init(|| {
+        let open = |gpu: &Gpu| {
+            let options = GpuOptions { kernels: Some(gpu.kernels()), binding_limit: Some(NARROW), ..Default::default() };
+            open(&options).expect("the adapter opened before")
+        };
+        all().iter().map(open).collect()
     })
+}
+
+/// The best adapter with a small binding limit.
+pub fn narrow() -> &'static Gpu {
+    &all_narrow()[0]
 }
 
 /// A device for one test, without the software-adapter warning.

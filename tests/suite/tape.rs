@@ -211,6 +211,32 @@ fn an_error_in_a_backward_comes_out_of_the_walk() -> Result<()> {
 }
 
 #[test]
+fn a_gradient_of_another_shape_or_number_than_the_inputs_is_refused_by_name() -> Result<()> {
+    let params = Params::new(device::default());
+    let custom = |gradients: fn(Tensor) -> Vec<Option<Tensor>>| -> Result<String> {
+        let tape = Tape::new(&params);
+        let x = tape.leaf(vector(device::default(), &[1.0, 2.0])?);
+        let y = tape.record_many("custom", x.value().clone(), &[&x], move |dy, _| Ok(gradients(dy)))?.sum()?;
+        Ok(refusal(tape.backward(&y, &mut Gradients::new())))
+    };
+    let reshaped = custom(|dy| vec![Some(dy.reshape(&[2, 1]).expect("two values"))])?;
+    assert_eq!(reshaped, "custom: its gradient for input 0 has shape [2, 1], [2] expected");
+    let two = custom(|dy| vec![Some(dy), None])?;
+    assert_eq!(two, "custom: its backward returned 2 gradients, one for each of 1 inputs expected");
+    Ok(())
+}
+
+#[test]
+fn a_duplicate_name_is_refused_and_changes_nothing() -> Result<()> {
+    let mut params = Params::new(device::default());
+    let first = params.add("w", Role::Vector, vector(device::default(), &[1.0])?)?;
+    let text = refusal(params.add("w", Role::Vector, vector(device::default(), &[2.0])?));
+    assert_eq!(text, "parameter `w` exists already");
+    assert_eq!((params.len(), params.id("w")?), (1, first));
+    Ok(())
+}
+
+#[test]
 fn what_a_closure_captured_is_dropped_as_the_walk_passes_it() -> Result<()> {
     let params = Params::new(device::default());
     let tape = Tape::new(&params);

@@ -48,8 +48,8 @@ impl Run {
 impl Peer for Run {
     fn step(&mut self, read: bool) -> Result<Option<f32>> {
         let Self { model, trainer, inputs, targets, .. } = self;
-        let outcome = trainer.step(1, RATE as f32, |tape, _| model.loss(tape, inputs, targets, SEQ_LEN))?;
-        Ok(if read { Some(outcome.read()?.0) } else { None })
+        let output = trainer.step(1, RATE as f32, |tape, _| model.loss(tape, inputs, targets, SEQ_LEN))?;
+        Ok(read.then_some(output.loss))
     }
 
     fn wait(&self) -> Result<()> {

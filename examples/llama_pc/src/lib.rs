@@ -1,40 +1,57 @@
 //! The program `llama_pc`, which pre-trains Llama models with PC layers on any GPU: [`main`], and [`readers`] to be tested from outside.
+//!
+//! Imports point one way: commands → train, inspect → model → run, data → config → terminal.
 
-mod checkpoint;
-mod cli;
+mod commands;
 mod config;
-mod crc32c;
 mod data;
-mod devices;
-mod engine;
-mod evaluate;
-mod events;
-mod export;
-mod failure;
-mod guard;
-mod hugging_face;
-mod metrics;
-mod output;
-mod partial;
-mod picture;
-mod plan;
-mod progress;
+mod inspect;
+mod model;
 pub mod readers;
-mod report;
 mod run;
-mod sample;
-mod sampling;
-mod selftest;
-mod spectrum;
+mod terminal;
 mod train;
-mod weights;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-use cli::{Cli, Command};
-use failure::Failure;
+use commands::{devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
+use terminal::failure::Failure;
+use terminal::output;
+
+/// Pre-trains Llama models with PC layers on any GPU.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+enum Command {
+    /// List the adapters: index, name, kind, driver, limits, features and the kernels that each would use
+    Devices,
+    /// Check every kernel that an adapter can run against a float64 reference and print a table for bug reports
+    Selftest(selftest::Args),
+    /// Tokenize text into shards for training and validation
+    Prepare(prepare::Args),
+    /// Estimate what a configuration needs: parameters, memory, FLOPs, and whether it fits
+    Plan(plan::Args),
+    /// Train a model
+    Train(commands::train::Args),
+    /// Evaluate loss, perplexity and bits per byte of a run or an exported folder
+    Eval(eval::Args),
+    /// Generate text with a run or an exported folder
+    Sample(sample::Args),
+    /// Merge the PC layers and export a folder for transformers or a GGUF file for llama.cpp
+    Export(export::Args),
+    /// Measure the singular values of every matrix, before and after the polynomial, and the condition numbers
+    Spectrum(spectrum::Args),
+    /// Write an HTML report about one or more runs
+    Report(report::Args),
+}
 
 /// Runs the command that the command line asks for.
 pub fn main() -> ExitCode {
@@ -51,13 +68,25 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
-        Command::Prepare(args) => data::prepare::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Eval(args) => evaluate::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Spectrum(args) => spectrum::run(&args),
         Command::Report(args) => report::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

@@ -1,27 +1,27 @@
-//! Every reader of files that others may have written, as a function of bytes: what the property tests and the fuzz targets call.
+//! Every reader of untrusted files as a function of bytes, for the property tests and the fuzz targets.
 //!
-//! A reader may refuse any bytes with a sentence, but never panic; and what it takes must keep what it promises, or the
-//! function panics itself.
+//! A reader may refuse any bytes with an error, but must never panic; and what it accepts must satisfy its invariants, or the
+//! function itself panics.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use polytape::safetensors::Reader;
 
-use crate::checkpoint::{self, Saved};
 use crate::config::Config;
 use crate::data::documents::Corpus;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
-use crate::failure::Failure;
+use crate::run::checkpoint::{self, Saved};
+use crate::terminal::failure::Failure;
 
-/// A folder whose files are written anew for every call.
+/// A folder whose files are rewritten by every call.
 pub struct Scratch {
     folder: PathBuf,
 }
 
 impl Scratch {
-    /// Uses an empty folder.
+    /// In an empty folder.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
     }
@@ -32,13 +32,13 @@ impl Scratch {
         path
     }
 
-    /// Token shards: a `.bin`, the `.idx` beside it if there is one, and the vocabulary.
+    /// Token shards: a `.bin`, its `.idx` if there is one, and the vocabulary size.
     pub fn shards(&self, bin: &[u8], idx: Option<&[u8]>, vocab: usize) {
         let path = self.file("0.bin", bin);
         let index = path.with_extension("idx");
         match idx {
             Some(bytes) => fs::write(&index, bytes).expect("the folder can be written to"),
-            // Perhaps the call before had none either.
+            // The previous call may not have had one either.
             None => drop(fs::remove_file(&index)),
         }
         let Some(stream) = taken(TokenStream::open(&path, vocab)) else { return };
@@ -122,7 +122,7 @@ fn use_tokenizer(path: &Path) {
     let _ = taken(tokenizer.decode(&tokens));
 }
 
-/// What was read; a refusal must be one sentence about something found or expected.
+/// What was read; an error must be one sentence.
 fn taken<T>(result: Result<T, Failure>) -> Option<T> {
     let failure = match result {
         Ok(value) => return Some(value),

@@ -94,6 +94,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
         &["train.log_every=7"],
         &["pc.level=4", "train.grad_accumulation=2", "train.skip_spikes=3", "train.log_layers_every=1"],
     ];
+    let mut errors = Vec::new();
     for (number, variant) in variants.iter().enumerate() {
         let run = format!("run-{number}");
         let extra =
@@ -101,6 +102,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
         let assert = train(folder.path(), &run, &extra).assert().code(1);
         let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(text.contains("error: step ") && text.contains("expected") && text.contains("hint: "), "{variant:?}: {text}");
+        errors.extend(text.lines().find(|line| line.starts_with("error: step ")).map(str::to_owned));
         // What was saved is finite: it can be evaluated.
         for entry in fs::read_dir(folder.path().join(&run).join("checkpoints")).into_iter().flatten() {
             let name = entry.expect("an entry").file_name().into_string().expect("a name");
@@ -109,6 +111,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
         let rows = metrics(folder.path(), &run);
         assert!(rows.iter().all(|row| row["loss"].is_f64() && row["grad_norm"].is_f64()), "{rows:?}");
     }
+    assert_eq!(errors[0], errors[1], "how often it is logged changes nothing");
 }
 
 #[test]

@@ -84,8 +84,8 @@ fn the_tile_changes_no_bit() {
                 let parts = Tensor::zeros(gpu, &[rows, columns])?;
                 for first in (0..rows).step_by(100) {
                     let count = 100.min(rows - first);
-                    let part = if transpose_a { a.column_window(first, count).t() } else { a.row_window(first, count) };
-                    Gemm::new(part, b).compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+                    let part = if transpose_a { a.column_window(first, count)?.t() } else { a.row_window(first, count)? };
+                    Gemm::new(part, b).compute_into(Matrix::new(&parts)?.row_window(first, count)?)?;
                 }
                 assert!(whole.to_vec()? == parts.to_vec()?, "{name} with {} kernels", gpu.kernels());
                 Ok(whole)
@@ -103,8 +103,8 @@ fn the_tile_changes_no_bit_of_an_f16_product() -> Result<()> {
         let whole = Gemm { precision: Precision::F16, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) };
         for first in (0..rows).step_by(100) {
             let count = 100.min(rows - first);
-            let part = Gemm { a: Matrix::new(&a)?.row_window(first, count), ..whole };
-            part.compute_into(Matrix::new(&parts)?.row_window(first, count))?;
+            let part = Gemm { a: Matrix::new(&a)?.row_window(first, count)?, ..whole };
+            part.compute_into(Matrix::new(&parts)?.row_window(first, count)?)?;
         }
         assert!(whole.compute()?.to_vec()? == parts.to_vec()?, "{} kernels", gpu.kernels());
     }
@@ -127,7 +127,7 @@ fn windows_of_rows_and_columns_are_multiplied_in_place() {
         check(&name, 36, &want, |gpu| {
             let (a, b, out) = (upload(gpu, &a)?, upload(gpu, &b)?, upload(gpu, &old)?);
             let window = |tensor, rows, columns| -> Result<Matrix<'_>> {
-                Ok(Matrix::new(tensor)?.row_window(row, rows).column_window(column, columns))
+                Matrix::new(tensor)?.row_window(row, rows)?.column_window(column, columns)
             };
             Gemm::new(window(&a, 37, 36)?, window(&b, 28, 36)?.t()).compute_into(window(&out, 37, 28)?)?;
             Ok(out)
@@ -143,7 +143,7 @@ fn column_blocks_of_a_batch_are_the_heads_of_its_rows() {
     let want = concat(&[&product(0), &product(1), &product(2)], 0);
     check("heads of a batch", 13, &want, |gpu| {
         let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
-        let head = |tensor| -> Result<Matrix<'_>> { Ok(Matrix::new(tensor)?.column_window(8, 16)) };
+        let head = |tensor| -> Result<Matrix<'_>> { Matrix::new(tensor)?.column_window(8, 16) };
         Gemm::new(head(&a)?.t(), head(&b)?).compute()
     });
 }
@@ -203,12 +203,46 @@ fn few_outputs_of_a_long_inner_dimension_use_split_k() {
 }
 
 #[test]
-fn split_k_is_not_used_where_its_slices_would_exceed_the_binding_limit() -> Result<()> {
+fn a_product_that_is_cut_keeps_its_split_k() -> Result<()> {
     let [a, b] = random_arrays(1609, [&[48, 600], &[600, 256]]);
-    // The output has 48 KiB, so two split-K slices of it exceed the 64 KiB binding limit.
-    let (left, right) = (upload(device::narrow(), &a)?, upload(device::narrow(), &b)?);
-    let product = Gemm::new(Matrix::new(&left)?, Matrix::new(&right)?).compute()?;
-    assert_close("narrow", &product.to_vec()?, &a.matmul(&b), reduction(600));
+    for (gpu, narrow) in device::all().iter().zip(device::all_narrow()) {
+        // The output has 48 KiB, two slices of it more than the 64 KiB of a binding; a and b are larger, too.
+        let product = |gpu| -> Result<Vec<f32>> {
+            let (left, right) = (upload(gpu, &a)?, upload(gpu, &b.transpose())?);
+            Gemm::new(Matrix::new(&left)?, Matrix::new(&right)?.t()).compute()?.to_vec()
+        };
+        let cut = product(narrow)?;
+        assert_close("narrow", &cut, &a.matmul(&b), reduction(600));
+        assert!(cut == product(gpu)?, "{} kernels: other bits", gpu.kernels());
+    }
+    Ok(())
+}
+
+#[test]
+fn windows_beyond_a_matrix_are_refused() -> Result<()> {
+    let tensor = Tensor::zeros(device::default(), &[4, 8])?;
+    let matrix = Matrix::new(&tensor)?;
+    let refusal = |result: Result<Matrix<'_>>| result.err().expect("an error expected").to_string();
+    let rows = "matmul: 3 rows from 2 of a matrix of 4 rows: a window within it expected";
+    assert_eq!(refusal(matrix.row_window(2, 3)), rows);
+    let none = "matmul: 0 columns from 3 of a matrix of 8 columns: a window within it expected";
+    assert_eq!(refusal(matrix.column_window(3, 0)), none);
+    assert!(matrix.column_window(1, usize::MAX).is_err() && matrix.row_window(usize::MAX, 1).is_err());
+    Ok(())
+}
+
+#[test]
+fn what_exceeds_the_binding_limit_and_is_not_cut_is_refused() -> Result<()> {
+    let zeros = |shape: &[usize]| Tensor::zeros(device::narrow(), shape);
+    let refusal = |gemm: Gemm<'_>| gemm.compute().expect_err("an error expected").to_string();
+    let x = zeros(&[200, 100])?;
+    let gram = Gemm { symmetric: true, ..Gemm::new(Matrix::new(&x)?, Matrix::new(&x)?.t()) };
+    let text = "matmul: [200, 100] × [100, 200]: a binding of 160000 bytes, the limit is 65536; a symmetric product or one with a \
+                diagonal is not cut";
+    assert_eq!(refusal(gram), text);
+    let (a, b) = (zeros(&[2, 1])?, zeros(&[1, 20_000])?);
+    let text = "matmul: [1, 1] × [1, 20000]: a binding of 80000 bytes, the limit is 65536; one row is not cut";
+    assert_eq!(refusal(Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?)), text);
     Ok(())
 }
 

@@ -21,7 +21,7 @@ fn clips_of_scaled(gradients: &[Array], max: f32, scale: f32) -> Vec<[f32; 2]> {
         let parameters: Vec<Parameter> =
             gradients.iter().zip(NAMES).map(|(g, name)| Parameter::new(name, Role::Matrix, g.clone())).collect();
         let params = params_of(gpu, &parameters)?;
-        let values = Clip::unscaling(gpu, &gradients_of(&params, &gradients)?, max, scale)?.values().to_vec()?;
+        let values = Clip::with_loss_scale(gpu, &gradients_of(&params, &gradients)?, max, scale)?.values().to_vec()?;
         Ok([values[0], values[1]])
     };
     device::all().iter().map(|gpu| of_device(gpu).unwrap_or_else(|error: polytape::Error| panic!("clip: {error}"))).collect()

@@ -5,7 +5,7 @@ mod rules;
 mod schedules;
 mod state;
 
-use polytape::optim::{AdamConfig, AdamW, Clip, LrScale, Muon, MuonConfig, Optimizer, WeightDecayScope};
+use polytape::optim::{AdamConfig, AdamW, Clip, LrScale, Muon, MuonConfig, NorMuon, Optimizer, WeightDecayScope};
 use polytape::spectral::NewtonSchulz;
 use polytape::{Gpu, Gradients, Params, Result, Role};
 
@@ -19,6 +19,8 @@ use crate::reference::optimizer::{self, Adam, Moments, Ratio, adamw, auxiliary_a
 pub struct Rule {
     /// Muon's coefficients and ratio; `None` is AdamW.
     pub muon: Option<(Coefficients, Ratio)>,
+    /// Whether it is NorMuon.
+    pub normuon: bool,
     pub adam: Adam,
     pub momentum: f64,
     pub weight_decay: f64,
@@ -27,16 +29,16 @@ pub struct Rule {
 
 impl Rule {
     pub fn new(muon: Option<(Coefficients, Ratio)>) -> Self {
-        Self { muon, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: WeightDecayScope::All }
+        Self { muon, normuon: false, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: WeightDecayScope::All }
     }
 
     pub fn optimizer(&self) -> Box<dyn Optimizer> {
         let Adam { beta1, beta2, eps } = self.adam;
-        let adam = AdamConfig { betas: [beta1, beta2], eps, weight_decay: self.weight_decay, decay: self.decay };
+        let adam = AdamConfig { betas: [beta1, beta2], eps, weight_decay: self.weight_decay, weight_decay_scope: self.decay };
         let Some((coefficients, ratio)) = self.muon else {
             return Box::new(AdamW::new(adam));
         };
-        Box::new(Muon::new(MuonConfig {
+        let config = MuonConfig {
             momentum: self.momentum,
             coefficients: match coefficients {
                 Coefficients::Simple => NewtonSchulz::Simple,
@@ -45,13 +47,14 @@ impl Rule {
                 Coefficients::Aol => NewtonSchulz::Aol,
             },
             newton_schulz_steps: None,
-            ratio: match ratio {
+            lr_scale: match ratio {
                 Ratio::Moonlight => LrScale::Moonlight,
                 Ratio::SpectralMup => LrScale::SpectralMup,
                 Ratio::KellerJordan => LrScale::KellerJordan,
             },
             adam,
-        }))
+        };
+        if self.normuon { Box::new(NorMuon::new(config)) } else { Box::new(Muon::new(config)) }
     }
 }
 
@@ -63,12 +66,13 @@ pub struct Parameter {
     pub w: Array,
     moments: Moments,
     momentum: Array,
+    row_moments: Array,
 }
 
 impl Parameter {
     pub fn new(name: &'static str, role: Role, w: Array) -> Self {
-        let (moments, momentum) = (Moments::zeros(&w.shape), Array::zeros(&w.shape));
-        Self { name, role, w, moments, momentum }
+        let (moments, momentum, row_moments) = (Moments::zeros(&w.shape), Array::zeros(&w.shape), Array::zeros(&w.shape[..1]));
+        Self { name, role, w, moments, momentum, row_moments }
     }
 
     /// The role alone selects the rule.
@@ -79,7 +83,12 @@ impl Parameter {
             None => adamw(&mut self.w, g, &mut self.moments, rule.adam, lr, decay),
             Some((coefficients, ratio)) if self.role == Role::Matrix => {
                 let settings = optimizer::Muon { momentum: rule.momentum, ..optimizer::Muon::new(coefficients, ratio) };
-                optimizer::muon(&mut self.w, g, &mut self.momentum, settings, lr, decay);
+                if rule.normuon {
+                    let state = [&mut self.momentum, &mut self.row_moments];
+                    optimizer::normuon(&mut self.w, g, state, settings, rule.adam, lr, decay);
+                } else {
+                    optimizer::muon(&mut self.w, g, &mut self.momentum, settings, lr, decay);
+                }
             }
             Some(_) => auxiliary_adam(&mut self.w, g, &mut self.moments, rule.adam, lr, decay),
         }

@@ -61,7 +61,7 @@ fn golden_steps_are_reproduced() {
                 let limits = tolerance(&rule, &parameter, case.lr, (t + 1) as f64);
                 assert_close(&format!("{} step {t}", case.rule), &values(&params)[0], &parameter.w, limits);
             }
-            assert_eq!(optimizer.steps(), case.grads.len() as u64);
+            assert_eq!(optimizer.state().steps(), case.grads.len() as u64);
         }
     }
 }
@@ -119,6 +119,15 @@ fn muon_follows_the_reference_by_role() {
 }
 
 #[test]
+fn normuon_follows_the_reference_by_role() {
+    for (seed, muon) in (3061..).step_by(2).zip(MUONS) {
+        follow(&Rule { normuon: true, ..Rule::new(Some(muon)) }, seed);
+    }
+    let adam = Adam { beta2: 0.999, eps: 1e-3, ..Adam::default() };
+    follow(&Rule { normuon: true, adam, decay: WeightDecayScope::Matrices, ..Rule::new(Some(MUONS[0])) }, 3071);
+}
+
+#[test]
 fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
     const SIZES: [usize; 11] = [1, 5, 64, 257, 1 << 18, (1 << 18) + 1, 4099, 3, 1000, 20_011, 2];
     let mut rng = seeded(3025);
@@ -171,7 +180,7 @@ fn moments_keep_their_digits_where_beta_is_close_to_1() {
         let gradients: Vec<Array> = start.iter().map(|parameter| parameter.w.clone()).collect();
         let mut optimizer = rule.optimizer();
         step(&mut params, &mut *optimizer, &gradients, 1e-3).expect("a step");
-        for (name, tensor) in optimizer.state(&params) {
+        for (name, tensor) in optimizer.state_tensors(&params).expect("a state") {
             let (parameter, moment) = name.split_once('.').expect("a parameter and its moment");
             let g = &start.iter().find(|start| start.name == parameter).expect("a parameter").w;
             let want = if moment == "m" { g.times(1.0 - adam.beta1) } else { g.map(|g| (1.0 - adam.beta2) * g * g) };
@@ -194,7 +203,9 @@ fn gradients_are_scaled_by_the_clip() {
             let clip = Clip::new(gpu, &on_device, 0.5).expect("a clip");
             optimizer.step(&mut params, on_device, &clip, 1e-3).expect("a step");
             let norm = gradients.iter().map(|g| g.dot(g)).sum::<f64>().sqrt();
-            for (name, tensor) in optimizer.state(&params).into_iter().filter(|(name, _)| name.ends_with(".m")) {
+            for (name, tensor) in
+                optimizer.state_tensors(&params).expect("a state").into_iter().filter(|(name, _)| name.ends_with(".m"))
+            {
                 let parameter = start.iter().find(|start| name.starts_with(start.name)).expect("a parameter");
                 let is_muon = muon.is_some() && parameter.role == Role::Matrix;
                 let share = if is_muon { 1.0 } else { 1.0 - rule.adam.beta1 };
@@ -210,7 +221,7 @@ fn the_number_of_newton_schulz_steps_can_be_set() {
     let gpu = device::default();
     let start = &parameters(3051)[3..4];
     let after = |newton_schulz_steps| {
-        let config = MuonConfig { newton_schulz_steps, ratio: LrScale::KellerJordan, ..Default::default() };
+        let config = MuonConfig { newton_schulz_steps, lr_scale: LrScale::KellerJordan, ..Default::default() };
         let mut params = params_of(gpu, start).expect("parameters");
         step(&mut params, &mut Muon::new(config), &[start[0].w.clone()], 0.1).expect("a step");
         values(&params)
@@ -238,6 +249,6 @@ fn a_gradient_of_another_shape_is_refused() {
         let mut optimizer = Rule::new(muon).optimizer();
         let error = step(&mut params, &mut *optimizer, &[Array::zeros(&[3, 4])], 0.1).expect_err("another shape");
         assert_eq!(error.to_string(), "optimizer: the gradient of `w` has shape [3, 4], [4, 3] expected");
-        assert_eq!(optimizer.steps(), 0, "nothing was done");
+        assert_eq!(optimizer.state().steps(), 0, "nothing was done");
     }
 }

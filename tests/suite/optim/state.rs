@@ -12,7 +12,10 @@ use crate::reference::array::seeded;
 use crate::reference::newton_schulz::Coefficients;
 use crate::reference::optimizer::Ratio;
 
-const RULES: [Option<(Coefficients, Ratio)>; 2] = [None, Some((Coefficients::Simple, Ratio::Moonlight))];
+fn rules() -> [Rule; 3] {
+    let muon = Rule::new(Some((Coefficients::Simple, Ratio::Moonlight)));
+    [Rule::new(None), muon, Rule { normuon: true, ..muon }]
+}
 
 fn parameters() -> Vec<Parameter> {
     let mut rng = seeded(3201);
@@ -44,22 +47,25 @@ fn copied(gpu: &Gpu, tensor: &Tensor) -> Tensor {
 #[test]
 fn a_restored_state_continues_with_the_same_bits() {
     for gpu in device::all() {
-        for muon in RULES {
-            let rule = Rule::new(muon);
+        for rule in rules() {
             let mut params = params_of(gpu, &parameters()).expect("parameters");
             let mut optimizer = rule.optimizer();
             steps(&mut params, &mut *optimizer, 0..3);
-            let mut saved: HashMap<String, Tensor> =
-                optimizer.state(&params).iter().map(|(name, tensor)| (name.clone(), copied(gpu, tensor))).collect();
+            let mut saved: HashMap<String, Tensor> = optimizer
+                .state_tensors(&params)
+                .expect("a state")
+                .iter()
+                .map(|(name, tensor)| (name.clone(), copied(gpu, tensor)))
+                .collect();
             let mut resumed_params = params.clone();
             let mut resumed = rule.optimizer();
             let mut take = |name: &str| saved.remove(name).ok_or_else(|| Error::Value(format!("`{name}` is missing")));
-            resumed.load_state(&params, optimizer.steps(), &mut take).expect("a state");
+            resumed.load_state(&params, optimizer.state().steps(), &mut take).expect("a state");
             assert!(saved.is_empty(), "unread: {:?}", saved.keys());
             steps(&mut params, &mut *optimizer, 3..6);
             steps(&mut resumed_params, &mut *resumed, 3..6);
             assert_eq!(values(&params), values(&resumed_params));
-            assert_eq!((optimizer.steps(), resumed.steps()), (6, 6));
+            assert_eq!((optimizer.state().steps(), resumed.state().steps()), (6, 6));
             // The step count matters: an optimizer that lost it would restart the bias correction.
             let mut forgetful = rule.optimizer();
             let mut first = params_of(gpu, &parameters()).expect("parameters");
@@ -71,26 +77,27 @@ fn a_restored_state_continues_with_the_same_bits() {
 
 #[test]
 fn a_state_holds_what_the_role_needs() {
-    let names = |muon| {
+    let names = |rule: Rule| {
         let mut params = params_of(device::default(), &parameters()).expect("parameters");
-        let mut optimizer = Rule::new(muon).optimizer();
-        assert!(optimizer.state(&params).is_empty(), "no state before the first step");
+        let mut optimizer = rule.optimizer();
+        assert!(optimizer.state_tensors(&params).expect("a state").is_empty(), "no state before the first step");
         steps(&mut params, &mut *optimizer, 0..1);
-        optimizer.state(&params).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        optimizer.state_tensors(&params).expect("a state").into_iter().map(|(name, _)| name).collect::<Vec<_>>()
     };
-    assert_eq!(names(None), ["embedding.m", "embedding.v", "matrix.m", "matrix.v", "norm.m", "norm.v"]);
-    assert_eq!(names(RULES[1]), ["embedding.m", "embedding.v", "matrix.m", "norm.m", "norm.v"]);
+    let [adamw, muon, normuon] = rules().map(names);
+    assert_eq!(adamw, ["embedding.m", "embedding.v", "matrix.m", "matrix.v", "norm.m", "norm.v"]);
+    assert_eq!(normuon, adamw);
+    assert_eq!(muon, ["embedding.m", "embedding.v", "matrix.m", "norm.m", "norm.v"]);
 }
 
 #[test]
 fn a_parameter_that_never_had_a_gradient_does_not_hinder_a_resume() {
     let gpu = device::default();
-    for muon in RULES {
-        let rule = Rule::new(muon);
+    for rule in rules() {
         let mut params = params_of(gpu, &parameters()).expect("parameters");
         let mut optimizer = rule.optimizer();
         step(&mut params, &mut *optimizer, &gradients(0)[..1], 0.01).expect("a step of the embedding alone");
-        let saved: HashMap<String, Tensor> = optimizer.state(&params).into_iter().collect();
+        let saved: HashMap<String, Tensor> = optimizer.state_tensors(&params).expect("a state").into_iter().collect();
         let mut resumed = rule.optimizer();
         let mut take = |name: &str| saved.get(name).cloned().ok_or_else(|| Error::Value(format!("`{name}` is missing")));
         resumed.load_state(&params, 1, &mut take).expect("a state");
@@ -104,10 +111,10 @@ fn a_parameter_that_never_had_a_gradient_does_not_hinder_a_resume() {
 #[test]
 fn a_state_of_another_shape_is_refused_by_name() {
     let gpu = device::default();
-    for muon in RULES {
+    for rule in rules() {
         let params = params_of(gpu, &parameters()).expect("parameters");
         let mut take = |_: &str| Tensor::zeros(gpu, &[10, 8]);
-        let error = Rule::new(muon).optimizer().load_state(&params, 1, &mut take).expect_err("another shape");
+        let error = rule.optimizer().load_state(&params, 1, &mut take).expect_err("another shape");
         assert_eq!(error.to_string(), "load state: `matrix.m` has shape [10, 8], [12, 8] expected");
     }
 }
@@ -115,12 +122,12 @@ fn a_state_of_another_shape_is_refused_by_name() {
 #[test]
 fn a_step_changes_no_snapshot_and_no_state_parameter() {
     for gpu in device::all() {
-        for muon in RULES {
+        for rule in rules() {
             let mut params = params_of(gpu, &parameters()).expect("parameters");
-            let mut optimizer = Rule::new(muon).optimizer();
+            let mut optimizer = rule.optimizer();
             steps(&mut params, &mut *optimizer, 0..1);
             let (snapshot, before) = (params.clone(), values(&params));
-            let state: Vec<(String, Tensor)> = optimizer.state(&params);
+            let state: Vec<(String, Tensor)> = optimizer.state_tensors(&params).expect("a state");
             let state_before: Vec<Vec<f32>> = state.iter().map(|(_, tensor)| tensor.to_vec().expect("read-back")).collect();
             steps(&mut params, &mut *optimizer, 1..3);
             assert_eq!(values(&snapshot), before, "the clone keeps its values");
@@ -137,11 +144,11 @@ fn a_step_changes_no_snapshot_and_no_state_parameter() {
 #[test]
 fn a_zero_gradient_leaves_only_the_decay() {
     for gpu in device::all() {
-        for muon in RULES {
+        for rule in rules() {
             let start = parameters();
             let mut params = params_of(gpu, &start).expect("parameters");
             let zeros: Vec<Array> = start.iter().map(|parameter| Array::zeros(&parameter.w.shape)).collect();
-            step(&mut params, &mut *Rule::new(muon).optimizer(), &zeros, 0.5).expect("a step");
+            step(&mut params, &mut *rule.optimizer(), &zeros, 0.5).expect("a step");
             for (found, start) in values(&params).iter().zip(&start[..3]) {
                 let kept: Vec<f32> = start.w.to_f32().iter().map(|w| w * (1.0 - 0.5f32 * 0.1)).collect();
                 let close = found.iter().zip(&kept).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs());

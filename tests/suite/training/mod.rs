@@ -10,7 +10,7 @@ mod small;
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer, Schedule, ScheduleKind};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
-use polytape::{Gpu, Indices, Params, Result, StepOutcome, Trainer};
+use polytape::{Gpu, Indices, Params, Result, StepOutput, Trainer};
 
 use crate::golden::{self, ExpectedRun, LlamaTiny, hugging_face_name};
 
@@ -35,15 +35,17 @@ impl Run {
             _ => Box::new(AdamW::new(AdamConfig::default())),
         };
         let schedule = Schedule {
-            total: run.schedule.total as u64,
-            warmup: run.schedule.warmup as u64,
-            kind: ScheduleKind::Cosine { end_ratio: run.schedule.end_ratio.expect("cosine") },
+            kind: ScheduleKind::Cosine,
+            total_steps: run.schedule.total as u64,
+            warmup_steps: run.schedule.warmup as u64,
+            end_ratio: run.schedule.end_ratio.expect("cosine"),
+            ..Schedule::default()
         };
         Ok(Self { model, trainer: Trainer::new(params, preconditioner, optimizer, 1.0)?, schedule })
     }
 
     /// Step `step`, counted from 0.
-    pub fn step(&mut self, gpu: &Gpu, tiny: &LlamaTiny, run: &ExpectedRun, step: usize) -> Result<StepOutcome> {
+    pub fn step(&mut self, gpu: &Gpu, tiny: &LlamaTiny, run: &ExpectedRun, step: usize) -> Result<StepOutput> {
         let batches = device_batches(gpu, tiny, run, step)?;
         let rate = (run.lr * self.schedule.factor(step as u64)) as f32;
         let model = &self.model;

@@ -1,7 +1,7 @@
 //! Training at lower precision: loss scaling, and losses close to those of f32.
 
 use polytape::optim::LossScale;
-use polytape::{Gpu, Precision, Tensor};
+use polytape::{Error, Gpu, Precision, Tensor};
 
 use super::Run;
 use super::small::{Small, bits, config};
@@ -15,8 +15,9 @@ const HALVES: [Precision; 2] = [Precision::F16x3, Precision::F16];
 fn everything(small: &Small) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, u64) {
     let trainer = &small.trainer;
     let of = |tensor: &Tensor| tensor.to_vec().expect("read-back").into_iter().map(f32::to_bits).collect();
-    let moments = trainer.optimizer.state(&trainer.params).iter().map(|(_, tensor)| of(tensor)).collect();
-    (bits(&trainer.params).expect("read-back"), moments, trainer.optimizer.steps())
+    let moments =
+        trainer.optimizer.state_tensors(&trainer.params).expect("a state").iter().map(|(_, tensor)| of(tensor)).collect();
+    (bits(&trainer.params).expect("read-back"), moments, trainer.optimizer.state().steps())
 }
 
 fn scale(small: &Small) -> f32 {
@@ -32,12 +33,12 @@ fn a_step_that_overflows_changes_nothing_but_the_scale() {
             let before = everything(&small);
             // The loss is finite, its gradient overflows f16.
             let outcome = small.step_of(1e10, 1).expect("a step");
-            let (loss, norm) = outcome.read().expect("read-back");
-            assert!(outcome.is_skipped() && loss.is_finite() && !norm.is_finite(), "{precision}: {loss}, {norm}");
-            assert_eq!((outcome.loss_scale(), scale(&small)), (65_536.0, 32_768.0));
+            let (loss, norm) = (outcome.loss, outcome.grad_norm);
+            assert!(outcome.skipped.is_some() && loss.is_finite() && !norm.is_finite(), "{precision}: {loss}, {norm}");
+            assert_eq!((outcome.loss_scale, scale(&small)), (65_536.0, 32_768.0));
             assert!(everything(&small) == before, "{precision}, {} kernels", gpu.kernels());
             let outcome = small.step(1).expect("a step");
-            assert!(!outcome.is_skipped() && outcome.loss_scale() == 32_768.0);
+            assert!(outcome.skipped.is_none() && outcome.loss_scale == 32_768.0);
             assert!(everything(&small).2 == before.2 + 1 && everything(&small).0 != before.0);
         }
     }
@@ -48,8 +49,8 @@ fn the_scale_grows_after_good_steps_and_is_not_seen_in_the_norm() {
     for gpu in device::all() {
         let norm_of = |small: &mut Small, step| {
             let outcome = small.step(step).expect("a step");
-            assert!(!outcome.is_skipped());
-            (outcome.read().expect("read-back").1, outcome.loss_scale())
+            assert!(outcome.skipped.is_none());
+            (outcome.grad_norm, outcome.loss_scale)
         };
         let mut exact = Small::new(gpu, config(), false).expect("a model");
         let mut half = Small::at(Precision::F16, gpu, config(), false).expect("a model");
@@ -65,15 +66,16 @@ fn the_scale_grows_after_good_steps_and_is_not_seen_in_the_norm() {
     }
 }
 
-/// Then the caller must check for a non-finite norm, as in f32.
+/// At a scale of 1 there is nothing left to halve: the step is refused, as it is in f32.
 #[test]
-fn without_a_scale_to_halve_a_step_is_not_skipped() {
+fn an_overflow_at_a_scale_of_1_is_an_error() {
     let mut small = Small::at(Precision::F16, device::default(), config(), false).expect("a model");
     small.trainer.loss_scale = Some(LossScale { scale: 1.0, ..LossScale::default() });
-    let outcome = small.step_of(1e12, 0).expect("a step");
-    let (loss, norm) = outcome.read().expect("read-back");
-    assert!(!outcome.is_skipped() && loss.is_finite() && !norm.is_finite(), "{loss}, {norm}");
-    assert!(outcome.first_non_finite().expect("read-back").is_some());
+    let before = everything(&small);
+    let error = small.step_of(1e12, 0).expect_err("an overflow");
+    let Error::NonFinite { step: 1, loss, grad_norm, parameter: Some(_) } = error else { panic!("{error}") };
+    assert!(loss.is_finite() && !grad_norm.is_finite(), "{loss}, {grad_norm}");
+    assert!(everything(&small) == before);
 }
 
 /// f16x3: 2⁻²² per operand, amplified over 20 steps like f32 rounding; f16: 2⁻¹², most of which averages out.
@@ -93,7 +95,7 @@ fn follow(gpu: &Gpu, name: &str, precision: Precision, tolerance: Tolerance) {
     let mut device = Run { model, trainer: trainer.with_precision(precision), schedule };
     for expected in &run.rows {
         let outcome = device.step(gpu, &tiny, &run, expected.step - 1).expect("a step");
-        let (loss, norm) = outcome.read().expect("read-back");
+        let (loss, norm) = (outcome.loss, outcome.grad_norm);
         let what = |what| format!("{what} of {name} at {precision}, step {}, {} kernels", expected.step, gpu.kernels());
         assert_close_scalar(&what("loss"), loss, expected.loss, 0.0, tolerance);
         assert_close_scalar(&what("gradient norm"), norm, expected.grad_norm, 0.0, tolerance.times(5.0));
@@ -107,7 +109,7 @@ fn a_model_learns_as_much_at_every_precision() {
         let mut small = Small::at(precision, gpu, config(), false).expect("a model");
         // A scale that does not grow into overflows, each of which would skip a step.
         small.trainer.loss_scale.iter_mut().for_each(|loss_scale| loss_scale.interval = 1000);
-        let losses = (0..40).map(|step| small.step(step % 2).and_then(|outcome| outcome.read()).expect("a step").0);
+        let losses = (0..40).map(|step| small.step(step % 2).expect("a step").loss);
         losses.last().expect("a loss")
     };
     let [exact, split, half] = Precision::ALL.map(last);

@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 
 use polytape::llama::{Llama, LlamaConfig};
+use polytape::optim::Clip;
 use polytape::safetensors::{Reader, save};
-use polytape::{GpuOptions, Precision, Tape, Tensor, Trainer};
+use polytape::{
+    EffectiveGradients, GpuOptions, Gradients, Params, Precision, Result, Skip, StepHook, StepOutput, Tape, Tensor, Trainer,
+};
 
 use super::small::{SEQ, Small, batch, bits, config, optimizer, precondition};
 use crate::device;
@@ -36,7 +39,7 @@ fn the_same_seed_gives_the_same_bits() {
 fn a_model_learns() {
     let gpu = device::default();
     let mut small = Small::new(gpu, config(), true).expect("a model");
-    let mut losses = (0..40).map(|step| small.step(step % 2).and_then(|outcome| outcome.read()).expect("a step").0);
+    let mut losses = (0..40).map(|step| small.step(step % 2).expect("a step").loss);
     let (first, last) = (losses.next().expect("a loss"), losses.last().expect("a loss"));
     assert!((first - 50f32.ln()).abs() < 1.0, "before training all 50 tokens are about as likely: {first}");
     assert!(last < 0.5 * first, "from {first} to {last}");
@@ -73,8 +76,8 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             let loss_scale = trainer.loss_scale.clone();
             let mut tensors: Vec<(String, Tensor)> =
                 trainer.params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
-            tensors.extend(trainer.optimizer.state(&trainer.params));
-            let metadata = HashMap::from([("steps".to_string(), trainer.optimizer.steps().to_string())]);
+            tensors.extend(trainer.optimizer.state_tensors(&trainer.params).expect("a state"));
+            let metadata = HashMap::from([("steps".to_string(), trainer.optimizer.state().steps().to_string())]);
             save(&path, &tensors, metadata).expect("a file");
             let expected = small.run(2..4).expect("two more steps");
 
@@ -90,8 +93,8 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             }
             let mut optimizer = optimizer(muon);
             optimizer.load_state(&params, 2, &mut |name| file.tensor(gpu, name)).expect("a state");
-            // Not Trainer::new: u and v come from the file, without power iteration.
-            let trainer = Trainer { params, preconditioner, optimizer, max_grad_norm: 1.0, precision, loss_scale };
+            let trainer = Trainer::resume(params, preconditioner, optimizer, 1.0);
+            let trainer = Trainer { precision, loss_scale, ..trainer };
             let mut resumed = Small { model, trainer };
             let context = format!("{precision}, {} kernels, Muon: {muon}", gpu.kernels());
             assert!(resumed.run(2..4).expect("two more steps") == expected, "{context}");
@@ -143,40 +146,74 @@ fn an_observed_loss_is_the_loss_and_shows_the_stream_after_every_block() {
     }
 }
 
-#[test]
-fn a_measured_step_that_is_dropped_changes_nothing() {
-    let gpu = device::default();
-    let mut small = Small::new(gpu, config(), true).expect("a model");
-    small.run(0..1).expect("a step");
-    let before = bits(&small.trainer.params).expect("read-back");
-    let (inputs, targets) = batch(gpu, 1).expect("a batch");
-    let model = small.model.clone();
-    let measured = small.trainer.measure(1, |tape, _| model.loss(tape, &inputs, &targets, SEQ)).expect("gradients");
-    let (loss, norm) = measured.outcome.read().expect("numbers");
-    assert!(loss.is_finite() && norm > 0.0);
-    drop(measured);
-    assert!(bits(&small.trainer.params).expect("read-back") == before);
-    assert_eq!(small.trainer.optimizer.steps(), 1);
+/// Refuses every step, doubles the gradients on the way, and keeps what it saw.
+#[derive(Default)]
+struct Refusing {
+    observed: Option<f32>,
+}
+
+impl StepHook for Refusing {
+    fn exchange(&mut self, effective: &mut EffectiveGradients) -> Result<()> {
+        let doubled = std::mem::take(&mut effective.gradients);
+        for (id, gradient) in doubled.iter() {
+            effective.gradients.add(id, gradient.scaled(2.0)?)?;
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, params: &Params, gradients: &Gradients, loss_scale: f32) -> Result<()> {
+        assert_eq!(loss_scale, 1.0);
+        self.observed = Some(Clip::new(params.gpu(), gradients, f32::INFINITY)?.values().to_vec()?[0]);
+        Ok(())
+    }
+
+    fn decide(&mut self, output: &StepOutput) -> bool {
+        assert_eq!(self.observed, Some(output.grad_norm));
+        false
+    }
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_is_found_by_its_parameter() {
+fn a_hook_sees_changes_and_refuses_a_step() {
+    for gpu in device::all() {
+        let mut small = Small::new(gpu, config(), true).expect("a model");
+        small.run(0..1).expect("a step");
+        let before = bits(&small.trainer.params).expect("read-back");
+        let (inputs, targets) = batch(gpu, 1).expect("a batch");
+        let model = small.model.clone();
+        let loss = |trainer: &mut Trainer, hook: &mut dyn StepHook| {
+            trainer.step_with(1, 1e-2, |tape, _| model.loss(tape, &inputs, &targets, SEQ), hook).expect("a step")
+        };
+        let refused = loss(&mut small.trainer, &mut Refusing::default());
+        assert_eq!(refused.skipped, Some(Skip::Hook));
+        assert!(bits(&small.trainer.params).expect("read-back") == before);
+        assert_eq!((small.trainer.optimizer.state().steps(), small.trainer.steps), (1, 2));
+        let applied = loss(&mut small.trainer, &mut ());
+        assert_eq!((applied.skipped, applied.loss), (None, refused.loss));
+        assert!((refused.grad_norm / applied.grad_norm - 2.0).abs() < 1e-5, "{refused:?}, {applied:?}");
+    }
+}
+
+#[test]
+fn a_step_that_is_not_finite_names_its_parameter_and_is_not_applied() {
     for gpu in device::all() {
         // A plain matrix and a preconditioned one; only in the last of two micro-batches.
         for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"] {
-            let small = Small::new(gpu, config(), false).expect("a model");
+            let mut small = Small::new(gpu, config(), false).expect("a model");
             let (inputs, targets) = batch(gpu, 0).expect("a batch");
             let id = small.trainer.params.id(name).expect("a matrix");
-            let measured = small.trainer.measure(2, |tape, i| {
+            let before = bits(&small.trainer.params).expect("read-back");
+            let stepped = small.trainer.step(2, 1e-2, |tape, i| {
                 let loss = small.model.loss(tape, &inputs, &targets, SEQ)?;
                 let w = tape.param(id);
                 // A finite gradient whose square overflows.
                 if i == 1 { loss.add(&w.mul(&w)?.sum()?.scale(1e30)?) } else { Ok(loss) }
             });
-            let outcome = measured.expect("gradients").outcome;
-            let (loss, norm) = outcome.read().expect("numbers");
-            assert!(loss.is_finite() && !norm.is_finite(), "{name}: {loss}, {norm}");
-            assert_eq!(outcome.first_non_finite().expect("read-back"), Some(id), "{name}, {} kernels", gpu.kernels());
+            let error = stepped.expect_err("an infinite norm");
+            let text = format!("step 1: the gradient norm is inf (first in {name}), expected a finite number");
+            assert_eq!(error.to_string(), text, "{} kernels", gpu.kernels());
+            assert!(bits(&small.trainer.params).expect("read-back") == before);
+            assert_eq!(small.trainer.optimizer.state().steps(), 0);
         }
     }
 }

@@ -3,7 +3,7 @@
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
-use polytape::{Gpu, Indices, Params, Precision, Result, StepOutcome, Trainer};
+use polytape::{Gpu, Indices, Params, Precision, Result, StepOutput, Trainer};
 
 pub const SEQ: usize = 8;
 const BATCH: usize = 2;
@@ -50,12 +50,12 @@ impl Small {
     }
 
     /// One step of two micro-batches.
-    pub fn step(&mut self, step: usize) -> Result<StepOutcome> {
+    pub fn step(&mut self, step: usize) -> Result<StepOutput> {
         self.step_of(1.0, step)
     }
 
     /// One step on `factor` times the loss.
-    pub fn step_of(&mut self, factor: f32, step: usize) -> Result<StepOutcome> {
+    pub fn step_of(&mut self, factor: f32, step: usize) -> Result<StepOutput> {
         let gpu = self.trainer.params.gpu().clone();
         let batches = [batch(&gpu, 2 * step)?, batch(&gpu, 2 * step + 1)?];
         let model = &self.model;
@@ -64,7 +64,7 @@ impl Small {
 
     /// Losses of N steps, and the bits of every parameter afterwards, u and v included.
     pub fn run(&mut self, steps: std::ops::Range<usize>) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
-        let losses = steps.map(|step| Ok(self.step(step)?.read()?.0.to_bits())).collect::<Result<_>>()?;
+        let losses = steps.map(|step| Ok(self.step(step)?.loss.to_bits())).collect::<Result<_>>()?;
         Ok((losses, bits(&self.trainer.params)?))
     }
 }

@@ -1,17 +1,19 @@
 //! From TOML and `--set` to a checked [`Config`].
 //!
 //! Each source is checked against the schema while its name is still known; then the sources are merged, the defaults that
-//! depend on other keys are filled in, and what concerns several keys at once is checked last.
+//! depend on other keys are filled in, and constraints between keys are checked last.
 
 use std::path::Path;
 
 use polytape::llama::{LlamaConfig, PRESET_VOCAB, PRESETS};
+use polytape::optim::ScheduleKind;
+use polytape::spectral::NewtonSchulz;
 use serde::de::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use super::schema::{self, SECTIONS};
-use super::{Config, NsCoefficients, ScheduleKind, Target};
-use crate::failure::Failure;
+use super::{Config, Target};
+use crate::terminal::failure::Failure;
 
 impl Config {
     /// Reads the file, if one is given, applies each `section.key=value` in order, and checks the result.
@@ -26,7 +28,7 @@ impl Config {
         resolve(table).map_err(Failure::usage)
     }
 
-    /// [`Config::load`] for a run that goes on: only some keys may change.
+    /// [`Config::load`] for a resumed run: only some keys may change.
     pub fn resume(file: &Path, sets: &[String]) -> Result<Self, Failure> {
         let config = Self::load(Some(file), sets)?;
         for set in sets {
@@ -40,8 +42,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Settles the vocabulary: the key, else the tokenizer's, else a preset's 32,000. From here on the configuration
-    /// is resolved.
+    /// Resolves the vocabulary size: the key, else the tokenizer's, else a preset's 32,000.
     pub fn resolve_vocab(&mut self, tokenizer: Option<usize>) -> Result<usize, Failure> {
         let preset = self.model.preset.take().map(|_| PRESET_VOCAB);
         let vocab = self.model.vocab.or(tokenizer).or(preset).ok_or_else(|| {
@@ -73,7 +74,7 @@ fn read(path: &Path) -> Result<Table, Failure> {
     Ok(table)
 }
 
-/// Gives keys under their old names the new ones.
+/// Renames keys that are given by their old names.
 fn rename_keys(table: &mut Table) -> Result<(), KeyError> {
     for (section, old, new) in schema::RENAMED {
         let Some(Value::Table(keys)) = table.get_mut(section) else { continue };
@@ -87,7 +88,7 @@ fn rename_keys(table: &mut Table) -> Result<(), KeyError> {
     Ok(())
 }
 
-/// Every key of the table against the schema.
+/// Checks every key of the table against the schema.
 fn check_table(table: &Table) -> Result<(), KeyError> {
     for (name, value) in table {
         match value {
@@ -120,7 +121,7 @@ fn check_key(section: &str, name: &str, value: &Value) -> Result<(), KeyError> {
     }
 }
 
-/// What is wrong with a key, before the name of its source is put in front.
+/// What is wrong with a key; the name of its source is added later.
 struct KeyError {
     message: String,
     meant: Option<String>,
@@ -176,7 +177,7 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Keys that a `--set` of this one makes void, because it says the same in another way.
+/// Keys that a `--set` of this one overrides, because they set the same thing.
 fn displaced(section: &str, name: &str) -> &'static [&'static str] {
     match (section, name) {
         ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "intermediate_size"],
@@ -186,7 +187,7 @@ fn displaced(section: &str, name: &str) -> &'static [&'static str] {
     }
 }
 
-/// Fills in what depends on other keys, then checks what concerns several.
+/// Fills in defaults that depend on other keys, then checks constraints between keys.
 fn resolve(mut table: Table) -> Result<Config, String> {
     let has = |section: &str, name: &str| table.get(section).is_some_and(|keys| keys.get(name).is_some());
     let (kv_heads, intermediate_size) = (has("model", "kv_heads"), has("model", "intermediate_size"));
@@ -201,7 +202,7 @@ fn resolve(mut table: Table) -> Result<Config, String> {
     if !intermediate_size {
         config.model.intermediate_size = LlamaConfig::default_intermediate_size(config.model.dim);
     }
-    if !ns_steps && config.optimizer.ns_coefficients == NsCoefficients::PolarExpress {
+    if !ns_steps && config.optimizer.ns_coefficients == NewtonSchulz::PolarExpress {
         config.optimizer.ns_steps = 8;
     }
     if let Some(pc) = &mut config.pc {
@@ -217,7 +218,7 @@ fn resolve(mut table: Table) -> Result<Config, String> {
     Ok(config)
 }
 
-/// The preset's sizes, where the table does not give its own.
+/// Fills in the preset's sizes where the table does not set them.
 fn fill_preset(model: &mut Table) {
     let preset = model.get("preset").and_then(Value::as_str);
     if let Some((_, dim, layers, heads)) = PRESETS.iter().find(|(name, ..)| preset == Some(name)) {
@@ -246,7 +247,7 @@ fn check_whole(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Takes the groups of `pc.targets` apart.
+/// Expands the groups of `pc.targets`; the result is sorted and has no duplicates.
 pub(super) fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Target>, D::Error> {
     let mut targets = Vec::new();
     for name in Vec::<String>::deserialize(deserializer)? {

@@ -8,9 +8,9 @@ use toml::Value;
 use super::schema::{KEYS, Key, SECTIONS, find};
 use super::{Config, Pc};
 
-const SOURCE: &str = include_str!("../config.rs");
+const SOURCE: &str = include_str!("sections.rs");
 
-/// Defaults that depend on other keys or files: no constant says them.
+/// Defaults that depend on other keys or files.
 const DEPENDENT: [(&str, &str, &str); 6] = [
     ("model", "preset", "none"),
     ("model", "kv_heads", "`heads`"),
@@ -48,10 +48,10 @@ fn documented(name: &str) -> Documented<'static> {
             comment.clear();
         }
     }
-    found.unwrap_or_else(|| panic!("no struct {name} in config.rs"))
+    found.unwrap_or_else(|| panic!("no struct {name} in config/sections.rs"))
 }
 
-/// `[text]` and [`text`] of rustdoc are links there and nothing here.
+/// Without rustdoc's links.
 fn plain(text: &str) -> String {
     text.replace("[`", "`").replace("`]", "`")
 }
@@ -68,7 +68,7 @@ fn default_of(key: &Key, defaults: &toml::Table) -> String {
 fn reference() -> String {
     let config = Config { pc: Some(Pc::default()), ..Config::default() };
     let defaults: toml::Table = config.to_toml().parse().expect("TOML");
-    let mut text = "# Configuration\n\nGenerated from the doc comments of `examples/llama_pc/src/config.rs`; do not edit by hand. `train --config \
+    let mut text = "# Configuration\n\nGenerated from the doc comments of `examples/llama_pc/src/config/sections.rs`; do not edit by hand. `train --config \
                     FILE.toml` reads these keys, and `--set section.key=value` overrides one. An unknown key is an error that names the nearest \
                     known one. The run's folder keeps the resolved configuration as `config.toml`.\n"
         .to_owned();

@@ -20,7 +20,7 @@ enum Kind {
     Text,
     Integer(RangeInclusive<i64>),
     Number(Range),
-    /// So many numbers, each in the range.
+    /// A list of that many numbers, each in the range.
     Numbers(RangeInclusive<usize>, Range),
     Choice(&'static [&'static str]),
     /// Any number of these names.
@@ -35,7 +35,7 @@ const COUNT: Kind = Kind::Integer(1..=i64::MAX);
 const COUNT_OR_NEVER: Kind = Kind::Integer(0..=i64::MAX);
 const POSITIVE: Kind = Kind::Number(Range(Excluded(0.0), Unbounded));
 const NOT_NEGATIVE: Kind = Kind::Number(Range(Included(0.0), Unbounded));
-/// A moving average's memory: 1 would never learn.
+/// A moving average's decay rate: at 1 it would never change.
 const MEMORY: Range = Range(Included(0.0), Excluded(1.0));
 
 const PRESET_NAMES: [&str; PRESETS.len()] = {
@@ -75,7 +75,7 @@ pub static KEYS: [Key; 54] = [
     key("pc", "learnable_gamma", FLAG),
     key("pc", "gamma_init", Kind::Number(Range(Unbounded, Unbounded))),
     key("pc", "per_head", FLAG),
-    key("optimizer", "kind", Kind::Choice(&["adamw", "muon"])),
+    key("optimizer", "kind", Kind::Choice(&super::optimizers::NAMES)),
     key("optimizer", "lr", NOT_NEGATIVE),
     key("optimizer", "betas", Kind::Numbers(2..=2, MEMORY)),
     key("optimizer", "eps", POSITIVE),
@@ -110,7 +110,7 @@ pub static KEYS: [Key; 54] = [
     key("train", "skip_spikes", NOT_NEGATIVE),
 ];
 
-/// The keys that a resumed run may change: they do not say what it learns from its data, or only for how long it goes on.
+/// The keys that a resumed run may change: none affects the steps that have been done.
 pub const RESUMABLE: [&str; 12] = [
     "data.train",
     "data.val",
@@ -126,7 +126,7 @@ pub const RESUMABLE: [&str; 12] = [
     "train.skip_spikes",
 ];
 
-/// Keys under the names that they once had: section, old name, name. Still read, never written.
+/// Renamed keys: section, old name, new name. The old names are still read, never written.
 pub const RENAMED: [(&str, &str, &str); 1] = [("model", "hidden", "intermediate_size")];
 
 /// The sections, in the order of the file.
@@ -181,7 +181,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 impl Key {
-    /// What a value must be, in words.
+    /// What values are accepted, in words.
     #[cfg(test)]
     pub fn expected(&self) -> String {
         self.kind.expected()

@@ -1,11 +1,11 @@
-//! A corpus that every cargo user has already: the Rust sources of the crates in a lockfile, as cargo unpacked them.
+//! A corpus that every cargo user has: the Rust sources of the crates in a lockfile, as unpacked by cargo.
 
 use std::path::{Path, PathBuf};
 
 use super::documents::{TextFile, walk};
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
-/// Files beyond these sizes are generated tables, not Rust that somebody wrote.
+/// Larger files are most likely generated tables, not handwritten Rust.
 const MAX_FILE_BYTES: usize = 300 * 1024;
 const MAX_LINE_BYTES: usize = 2000;
 
@@ -58,7 +58,7 @@ fn cargo_home() -> Result<PathBuf, Failure> {
         .ok_or_else(|| Failure::other("found neither CARGO_HOME nor a home folder, expected cargo's sources there"))
 }
 
-/// The folders in a folder, sorted; none if it is not there.
+/// The subfolders of a folder, sorted; none if it does not exist.
 fn folders(path: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
@@ -66,7 +66,7 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Whether a file is Rust and looks written by hand. What cannot be read here is left to the reader to report.
+/// Whether a file is Rust and looks handwritten. Unreadable files pass: the reader reports them.
 fn hand_written(path: &Path) -> bool {
     if path.extension().is_none_or(|extension| extension != "rs") {
         return false;

@@ -1,7 +1,6 @@
-//! Where text comes from: files, folders, JSON lines and Parquet columns as a sequence of named documents.
+//! Sources of text: files, folders, JSON lines and Parquet columns as a sequence of named documents.
 //!
-//! The list of files is sorted and names are relative to what the user gave, so that the same text makes the same tokens
-//! wherever it lies.
+//! Files are sorted and names are relative to the given paths, so that the same text gives the same tokens in any location.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,25 +10,25 @@ use std::path::{Path, PathBuf};
 use super::cargo_sources;
 use super::parquet;
 use super::pieces::{PIECE_BYTES, Piece, cut};
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
-/// All documents of a preparation, read anew by each pass and never held together.
+/// All documents to prepare, read again by each pass and never all in memory.
 pub struct Corpus {
     files: Vec<TextFile>,
     text_field: String,
     max_bytes: u64,
 }
 
-/// A file with the name its documents go by.
+/// A file, and the name of its documents.
 pub struct TextFile {
     pub path: PathBuf,
     pub name: String,
 }
 
-/// What a reader hands its documents to, which says whether it wants another.
+/// Called with each document; returns whether to continue.
 pub type Visit<'a> = dyn FnMut(Document<'_>) -> Result<ControlFlow<()>, Failure> + 'a;
 
-/// A document before it is cut into pieces.
+/// A document before it is split into pieces.
 pub struct Document<'a> {
     pub name: String,
     pub text: Text<'a>,
@@ -38,7 +37,7 @@ pub struct Document<'a> {
 /// The text of a document.
 pub enum Text<'a> {
     Held(String),
-    /// A file that is too long to be held, and its bytes, which are UTF-8.
+    /// A file too long to keep in memory, and its length; it is valid UTF-8.
     Long(&'a Path, u64),
 }
 
@@ -52,7 +51,7 @@ impl Text<'_> {
 }
 
 impl Corpus {
-    /// Lists the files of `paths`, folders with all they contain, and the crates' sources if a lockfile is given.
+    /// Lists the files of `paths`, folders recursively, and the crates' sources if a lockfile is given.
     pub fn find(paths: &[PathBuf], lockfile: Option<&Path>, text_field: &str, max_bytes: Option<u64>) -> Result<Self, Failure> {
         let mut files = Vec::new();
         for path in paths {
@@ -70,8 +69,8 @@ impl Corpus {
         Ok(Self { files, text_field: text_field.to_owned(), max_bytes: max_bytes.unwrap_or(u64::MAX) })
     }
 
-    /// Hands every document that has text to `visit`, in pieces and in order, until `max_bytes` would be exceeded. Returns
-    /// the files that were left out because they are not UTF-8.
+    /// Passes every non-empty document to `visit`, in pieces and in order, until `max_bytes` would be exceeded. Returns the
+    /// files that were skipped because they are not UTF-8.
     pub fn for_each(&self, mut visit: impl FnMut(Piece) -> Result<(), Failure>) -> Result<Vec<&Path>, Failure> {
         let mut room = self.max_bytes;
         let mut skipped = Vec::new();
@@ -121,8 +120,8 @@ impl Document<'_> {
     }
 }
 
-/// Visits the files below a folder in sorted order; `prefix` is the folder's own name. Hidden files are not text that
-/// anyone means, and links to folders could lead in circles.
+/// Visits the files below a folder in sorted order; `prefix` is the folder's own name. Skips hidden
+/// files, and links to folders, which could form cycles.
 pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(TextFile)) -> Result<(), Failure> {
     let fail = |error| Failure::io("read", folder, &error);
     let mut entries = Vec::new();
@@ -161,7 +160,7 @@ fn whole(file: &TextFile) -> Result<Option<Document<'_>>, Failure> {
     Ok(text.map(|text| Document { name: file.name.clone(), text }))
 }
 
-/// How many bytes there are in `bytes` and what follows, or `None` if they are not UTF-8.
+/// The number of bytes in `bytes` and the rest, or `None` if they are not UTF-8.
 fn utf8_length(mut bytes: Vec<u8>, mut rest: impl Read) -> std::io::Result<Option<u64>> {
     let mut length = 0;
     loop {
@@ -171,7 +170,7 @@ fn utf8_length(mut bytes: Vec<u8>, mut rest: impl Read) -> std::io::Result<Optio
             Err(_) => return Ok(None),
         };
         length += valid as u64;
-        // At most the beginning of one character stays.
+        // At most an incomplete character remains.
         bytes.drain(..valid);
         if rest.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut bytes)? == 0 {
             return Ok(bytes.is_empty().then_some(length));
@@ -179,7 +178,7 @@ fn utf8_length(mut bytes: Vec<u8>, mut rest: impl Read) -> std::io::Result<Optio
     }
 }
 
-/// A document for every line that is not blank.
+/// One document per non-blank line.
 fn json_lines(file: &TextFile, field: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
     let path = &file.path;
     let mut reader = BufReader::new(File::open(path).map_err(|error| Failure::io("read", path, &error))?);
@@ -194,7 +193,7 @@ fn json_lines(file: &TextFile, field: &str, visit: &mut Visit<'_>) -> Result<Con
         }
         let place = format!("{}: line {number}", path.display());
         let mut value: serde_json::Value = serde_json::from_slice(&line).map_err(|error| {
-            // It counts lines in what it was given, which is one.
+            // The error's line number is always 1.
             let (reason, column) = (error.to_string(), error.column());
             let reason = reason.split(" at line ").next().unwrap_or_default();
             Failure::other(format!("{place}, column {column}: found {reason}, expected a JSON object"))

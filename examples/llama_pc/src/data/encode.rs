@@ -1,7 +1,7 @@
-//! The second pass of `prepare`: a thread reads, one for each core encodes, and the calling one writes shards.
+//! The second pass of `prepare`: one thread reads, one per core encodes, and the calling thread writes shards.
 //!
-//! Batches go to the encoders in turn and come back in the same turn, which keeps their order; every queue is short, which
-//! bounds the memory and makes the fast wait for the slow.
+//! Batches go to the encoders round-robin and come back in the same order; queues are bounded, which bounds memory and provides
+//! backpressure.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,19 +13,19 @@ use super::pieces::{PIECE_BYTES, Piece};
 use super::shards::{SHARD_TOKENS, ShardWriter};
 use super::survey::{Split, Survey};
 use super::tokenizer::Tokenizer;
-use crate::failure::Failure;
-use crate::progress::Progress;
+use crate::terminal::failure::Failure;
+use crate::terminal::progress::Progress;
 
-/// Batches that wait before and behind each encoder.
+/// Capacity of the queues before and after each encoder.
 const QUEUE: usize = 2;
 
-/// Pieces that are encoded together: of about [`PIECE_BYTES`], so that short documents do not make the threads wait for each other.
+/// Pieces that are encoded together, about [`PIECE_BYTES`] in all, so that short documents cause little synchronization.
 type Batch = Vec<Piece>;
 
 /// A piece with its tokens.
 type Encoded = Vec<(Piece, Vec<u32>)>;
 
-/// Encodes every document into the shards of its side, `train` or `val` in the folder `out`.
+/// Encodes every document into the shards of its split, `train` or `val` in the folder `out`.
 pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<(Part, Part), Failure> {
     let mut writer = Writer {
         split: &survey.split,
@@ -46,7 +46,7 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
         }
         let reader = scope.spawn(move || read(corpus, &inputs));
         let mut done = 0;
-        // The turn ends at the first encoder that has nothing: the reader has stopped. An error drops the queues, which stops all.
+        // The first closed queue means that the reader has finished. An error drops the queues, which stops all threads.
         for output in outputs.iter().cycle() {
             let Ok(encoded) = output.recv() else { break };
             for (piece, tokens) in encoded? {
@@ -62,7 +62,7 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
     Ok((writer.train.finish()?, writer.val.finish()?))
 }
 
-/// Hands batches to the encoders in turn, until all is read or one of them has gone.
+/// Sends batches to the encoders round-robin until all is read or an encoder has stopped.
 fn read(corpus: &Corpus, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
     let mut turn = inputs.iter().cycle();
     let mut send = |batch: &mut Batch| {
@@ -82,7 +82,7 @@ fn read(corpus: &Corpus, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
     send(&mut batch)
 }
 
-/// Encodes batches until there are no more, one fails, or nobody wants them.
+/// Encodes batches until there are no more, one fails, or the receiver is gone.
 fn encode_batches(tokenizer: &Tokenizer, batches: &Receiver<Batch>, encoded: &SyncSender<Result<Encoded, Failure>>) {
     for batch in batches {
         let with_tokens = |piece: Piece| tokenizer.encode_piece(&piece).map(|tokens| (piece, tokens));
@@ -94,12 +94,12 @@ fn encode_batches(tokenizer: &Tokenizer, batches: &Receiver<Batch>, encoded: &Sy
     }
 }
 
-/// Puts pieces on the side of their document.
+/// Writes pieces to the split of their document.
 struct Writer<'a> {
     split: &'a Split,
     train: Side,
     val: Side,
-    /// Whether the document that was begun last is for validation.
+    /// Whether the current document is for validation.
     to_val: bool,
 }
 
@@ -113,7 +113,7 @@ impl Writer<'_> {
     }
 }
 
-/// The shards of one side and what went into them.
+/// The shards of one split and their totals.
 struct Side {
     shards: ShardWriter,
     part: Part,

@@ -1,12 +1,12 @@
-//! `meta.json`: what `prepare` made, beside `train/` and `val/`.
+//! `meta.json`: what `prepare` wrote, next to `train/` and `val/`.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
-/// What prepared tokens came from.
+/// How tokens were prepared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     pub vocab: usize,
@@ -18,7 +18,7 @@ pub struct Meta {
     pub val: Part,
 }
 
-/// One side of the split.
+/// Totals of one split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     pub documents: u64,
@@ -29,7 +29,7 @@ pub struct Part {
 }
 
 impl Meta {
-    /// Writes it as `meta.json` into the folder.
+    /// Writes `meta.json` in the folder.
     pub fn save(&self, folder: &Path) -> Result<(), Failure> {
         let path = folder.join("meta.json");
         let json = serde_json::to_string_pretty(self).expect("bug: meta.json does not serialise");
@@ -37,7 +37,7 @@ impl Meta {
     }
 }
 
-/// Bytes of text per token of prepared data (its `train` or `val` folder), or `None` if no `meta.json` says. A loss in
+/// Bytes of text per token of prepared data (its `train` or `val` folder), or `None` without a `meta.json`. A loss in
 /// nats per token, divided by ln 2 and by this, is bits per byte.
 pub fn bytes_per_token(data: &Path) -> Option<f64> {
     let text = std::fs::read_to_string(data.parent()?.join("meta.json")).ok()?;
@@ -50,7 +50,7 @@ pub fn bytes_per_token(data: &Path) -> Option<f64> {
     (part.tokens > 0).then(|| part.bytes as f64 / part.tokens as f64)
 }
 
-/// The `tokenizer.json` that belongs to data: in its folder or the one above.
+/// The `tokenizer.json` of prepared data: in its folder or the parent.
 pub fn tokenizer_of(data: &Path) -> Option<PathBuf> {
     let folders = [Some(data), data.parent()];
     folders.into_iter().flatten().map(|folder| folder.join("tokenizer.json")).find(|path| path.is_file())

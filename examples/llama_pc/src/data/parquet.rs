@@ -1,4 +1,4 @@
-//! A column of a Parquet file as documents, one a row.
+//! A column of a Parquet file as documents, one per row.
 //!
 //! The library panics on some damaged files, so every call that reads is guarded.
 
@@ -17,10 +17,10 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 
 use super::documents::{Document, Text, TextFile, Visit};
-use crate::failure::Failure;
-use crate::guard::guarded;
+use super::guard::guarded;
+use crate::terminal::failure::Failure;
 
-/// Rows that are decoded together: few, because a row may be a book.
+/// Rows decoded at a time: few, because a row may be as long as a book.
 const BATCH_ROWS: usize = 64;
 
 /// Hands over every row whose column is not null; no other column is decoded.
@@ -44,8 +44,8 @@ pub fn rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<Cont
     Ok(ControlFlow::Continue(()))
 }
 
-/// A file whose end is an error to those who read on. The library skips unknown parts of a page's header by what they say of their
-/// length, two thousand million numbers if need be, and at the end of a usual file it would try to read every one of them.
+/// A file that fails when read beyond its end. The library skips unknown fields of a page's header by their declared length, up to
+/// 2³¹ numbers, and an ordinary file would have it try to read every one of them at the end.
 struct Source(File);
 
 /// See [`Source`].
@@ -78,7 +78,7 @@ impl Read for Endless {
     }
 }
 
-/// Calls the library; its errors and panics alike say what is wrong with the file.
+/// Calls the library; turns errors and panics into messages about the file.
 fn checked<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     let found = match guarded(call) {
         Ok(Ok(value)) => return Ok(value),
@@ -104,7 +104,7 @@ fn projection(metadata: &ParquetMetaData, column: &str) -> Result<Type, String> 
     checked(|| Type::group_type_builder(schema.name()).with_fields(vec![found]).build())
 }
 
-/// The library makes room for as many values as a dictionary's header announces, and ends the process where there is no such room.
+/// The library allocates as many values as a dictionary's header declares, and aborts the process if that fails.
 /// Each value takes four bytes for its length.
 fn check_dictionaries(reader: &SerializedFileReader<Source>, column: &str) -> Result<(), String> {
     for group in 0..reader.num_row_groups() {
@@ -139,7 +139,7 @@ fn check_compression(metadata: &ParquetMetaData, column: &str) -> Result<(), Str
     Ok(())
 }
 
-/// The text of a row's only column; nothing for a null. The error says what else is there.
+/// The text of a row's only column; empty for null. The error says what was found.
 fn text_of(row: Row) -> Result<String, &'static str> {
     match row.into_columns().pop().map(|(_, field)| field) {
         Some(Field::Str(text)) => Ok(text),

@@ -1,8 +1,8 @@
-//! Documents as pieces of bounded size, so that memory stays bounded however long a document is.
+//! Documents as pieces of bounded size, so that memory is bounded for documents of any length.
 
 use std::io::Read;
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// The longest piece in bytes. Most documents are one piece; encoding one takes about a hundred times its memory.
 pub const PIECE_BYTES: usize = 256 << 10;
@@ -19,7 +19,7 @@ pub struct Piece {
     pub ends: bool,
 }
 
-/// Hands the text of a document to `visit` piece by piece; `fail` is told why it could not be read.
+/// Passes the text of a document to `visit` piece by piece; `fail` turns a read error into a failure.
 pub fn cut(
     name: &str,
     mut text: impl Read,
@@ -28,7 +28,7 @@ pub fn cut(
 ) -> Result<(), Failure> {
     let (mut bytes, mut begins) = (Vec::new(), true);
     loop {
-        // One byte more than a piece shows whether the document goes on.
+        // One byte more than a piece shows whether the document continues.
         let room = (PIECE_BYTES + 1 - bytes.len()) as u64;
         text.by_ref().take(room).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
         let ends = bytes.len() <= PIECE_BYTES;
@@ -44,7 +44,7 @@ pub fn cut(
     }
 }
 
-/// The bytes as text; a character that they cut is left out if the text goes on.
+/// The bytes as text; an incomplete last character is left out if the text continues.
 fn valid(bytes: &[u8], ends: bool) -> std::io::Result<&str> {
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(text),
@@ -53,8 +53,8 @@ fn valid(bytes: &[u8], ends: bool) -> std::io::Result<&str> {
     }
 }
 
-/// Where to cut a text that goes on: before the last space between two words, which every usual tokenizer takes apart there
-/// anyway; at its end, if it has no such place.
+/// Where to split a text that continues: before the last space between two words, which every common tokenizer splits there
+/// anyway; at its end, if there is no such place.
 fn boundary(text: &str) -> usize {
     let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
     let between = |at: usize| letter(text[..at].chars().next_back()) && letter(text[at + 1..].chars().next());

@@ -1,4 +1,4 @@
-//! The wire format of protocol buffers, as much as reading a SentencePiece model takes: a message is a row of fields, each a
+//! The wire format of protocol buffers, as far as a SentencePiece model needs it: a message is a sequence of fields, each a
 //! number and wire type in one varint, then the value.
 
 /// A field's value by wire type.
@@ -11,7 +11,7 @@ pub enum Field<'a> {
     Fixed32(u32),
 }
 
-/// The message's fields with their numbers, or `None` if the bytes are no message.
+/// The message's fields with their numbers, or `None` if the bytes are not a message.
 pub fn fields(mut bytes: &[u8]) -> Option<Vec<(u64, Field<'_>)>> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! From a SentencePiece `.model` to the JSON of an equal `tokenizer.json`, so that one tokenizer serves everything.
+//! Converts a SentencePiece `.model` to an equivalent `tokenizer.json`, so that there is one kind of tokenizer.
 //!
 //! A `.model` is a protocol buffer (sentencepiece_model.proto): pieces with score and kind, how it was trained, how text
 //! is normalised. BPE merges are not stored; they follow from the pieces, because every pair of pieces whose concatenation
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::protobuf::{Field, fields};
 
-/// SentencePiece's mark for a space.
+/// SentencePiece's marker for a space.
 pub const SPACE: &str = "\u{2581}";
 
 /// Kinds of pieces by their number in the format.
@@ -45,14 +45,13 @@ struct Model {
     merge_spaces: bool,
 }
 
-/// The JSON of an equal `tokenizer.json`; the error says what was found and expected.
+/// The JSON of an equivalent `tokenizer.json`; the error says what was found and expected.
 pub fn to_json(bytes: &[u8]) -> Result<Value, String> {
     Model::parse(bytes).ok_or("found no SentencePiece model, expected its pieces")?.to_json()
 }
 
-/// The `tokenizer.json` of a BPE with bytes to fall back on, as SentencePiece would order it: the unknown piece, the beginning and the
-/// end of a text, the bytes, then `merged` pieces in the order in which they were found, then single characters. Text is
-/// taken as it is, but for a space put before it.
+/// The `tokenizer.json` of a BPE with byte fallback, in SentencePiece's order: unknown, BOS, EOS, the bytes, then `merged` pieces in
+/// merge order, then single characters. Text is not normalised, except that a space is prepended.
 pub fn byte_fallback_bpe(merged: &[String], characters: &[String]) -> Result<Value, String> {
     let control = |text: &str, kind| Piece { text: text.to_owned(), score: 0.0, kind };
     let mut pieces = vec![control("<unk>", UNKNOWN), control("<s>", CONTROL), control("</s>", CONTROL)];
@@ -209,7 +208,7 @@ impl Model {
         json!({"type": "Sequence", "normalizers": steps})
     }
 
-    /// Puts the beginning-of-text piece before a text, for those who ask the tokenizer for special tokens.
+    /// Prepends BOS when special tokens are requested.
     fn post_processor(&self) -> Value {
         let bos = self.pieces.iter().position(|piece| piece.kind == CONTROL && piece.text == "<s>");
         let Some(id) = bos else { return Value::Null };

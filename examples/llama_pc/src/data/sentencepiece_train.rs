@@ -1,5 +1,5 @@
-//! Trains a BPE in SentencePiece's way: over characters instead of bytes, with a mark for a space, pieces that never reach over the end of a
-//! word or a line, and the bytes of whatever is too rare to have a piece.
+//! Trains a BPE as SentencePiece does: over characters instead of bytes, with a marker for spaces, pieces that never cross the end of
+//! a word or a line, and byte fallback for rare characters.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,16 +10,16 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::sentencepiece::{CONTROL_PIECES, SPACE, byte_fallback_bpe};
 
-/// Characters with a piece of their own make up this share of the text; the rest falls back to bytes. SentencePiece's default.
+/// Character coverage: the share of the text made up by characters with a piece of their own. SentencePiece's default.
 const COVERAGE: f64 = 0.9995;
 
 /// SentencePiece's longest piece, in characters.
 const LONGEST: usize = 16;
 
-/// What a piece may not reach over: a word with the space before it, a digit, punctuation, a run of spaces.
+/// Units that no piece may cross: a word with the space before it, a digit, punctuation, a run of spaces.
 const WORD: &str = r"▁?\p{L}[\p{L}\p{M}]*|▁?\p{N}|▁?[^▁\p{L}\p{N}]+|▁+";
 
-/// The smallest vocabulary: the special pieces, every byte and the mark for a space, which bytes could not give back.
+/// The smallest vocabulary: the special pieces, every byte and the marker for spaces, which bytes cannot represent.
 pub const MIN_VOCAB: usize = CONTROL_PIECES + 256 + 1;
 
 const MARK: char = '\u{2581}';
@@ -29,7 +29,7 @@ pub fn train(texts: &[String], vocab: usize) -> Result<String, String> {
     let room = vocab - CONTROL_PIECES - 256;
     let characters = covering_characters(texts, room);
     let known: HashSet<char> = characters.iter().copied().collect();
-    // Lines, because SentencePiece takes a line for a sentence; a character without a piece ends a word, because nothing merges with it.
+    // Lines, because SentencePiece treats each as a sentence; a character without a piece ends a word, because it never merges.
     let lines = texts.iter().flat_map(|text| text.lines()).flat_map(|line| {
         let marked = line.replace(' ', SPACE);
         marked.split(|c| !known.contains(&c)).filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>()
@@ -54,7 +54,7 @@ pub fn train(texts: &[String], vocab: usize) -> Result<String, String> {
     Ok(byte_fallback_bpe(&merged, &characters)?.to_string())
 }
 
-/// The mark for a space, then the most frequent other characters, as many as make up [`COVERAGE`] of the text or fill `room`.
+/// The marker for spaces, then the most frequent other characters, up to [`COVERAGE`] of the text or `room` characters.
 fn covering_characters(texts: &[String], room: usize) -> Vec<char> {
     let mut counts: HashMap<char, u64> = HashMap::new();
     for c in texts.iter().flat_map(|text| text.chars()).filter(|c| !matches!(c, '\n' | '\r')) {

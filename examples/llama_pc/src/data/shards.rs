@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
-/// Tokens after which a new shard is begun: files of 256 MiB.
+/// Tokens per shard: files of 256 MiB.
 pub const SHARD_TOKENS: u64 = 64 << 20;
 
-/// Writes documents into the shards of a folder as they come, piece by piece.
+/// Writes documents piece by piece into the shards of a folder.
 pub struct ShardWriter {
     folder: PathBuf,
     shard_tokens: u64,
@@ -24,7 +24,7 @@ struct OpenShard {
 }
 
 impl ShardWriter {
-    /// Makes the folder. A shard ends with the piece that brings it to `shard_tokens` or more, even within a document: the
+    /// Creates the folder. A shard ends with the piece that brings it to `shard_tokens` or more, even within a document: the
     /// rest of it counts as a document of the next shard.
     pub fn create(folder: &Path, shard_tokens: u64) -> Result<Self, Failure> {
         std::fs::create_dir(folder).map_err(|error| Failure::io("create", folder, &error))?;

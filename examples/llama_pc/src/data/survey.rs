@@ -1,16 +1,16 @@
-//! The first pass over the documents: how much there is, who goes to validation, and a sample for the tokenizer.
+//! The first pass over the documents: their size, the split into training and validation, and a sample for the tokenizer.
 //!
 //! A document goes to validation if the hash of its name and first piece lies below a threshold, so that the choice depends
-//! on the document and the seed alone. Where few documents leave a side empty, the threshold moves just enough to give it one.
+//! on the document and the seed alone. If that leaves a split empty, the threshold moves just enough to give it one document.
 
 use std::path::PathBuf;
 
 use super::documents::Corpus;
 use super::pieces::Piece;
 use super::windows::mix;
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
-/// Text kept for training a tokenizer, to which a document gives its first piece.
+/// Maximum size of the sample for training a tokenizer, to which each document contributes its first piece.
 const SAMPLE_BYTES: usize = 64 << 20;
 
 /// What the first pass found.
@@ -20,14 +20,14 @@ pub struct Survey {
     /// Files that are not UTF-8.
     pub skipped: Vec<PathBuf>,
     pub split: Split,
-    /// Beginnings of training documents, in order; empty if nobody wanted a sample.
+    /// Beginnings of training documents, in order; empty if no sample was requested.
     pub sample: Vec<String>,
 }
 
-/// Decides a document's side.
+/// Assigns documents to training or validation.
 pub struct Split {
     seed: u64,
-    /// Hashes below it go to validation.
+    /// Documents with a hash below it go to validation.
     threshold: u64,
 }
 
@@ -78,7 +78,7 @@ impl Split {
     }
 }
 
-/// An even sample of bounded size: those with the lowest ranks, halving the bar whenever the bound is crossed.
+/// A uniform sample of bounded size: the texts with the lowest ranks; the bar is halved whenever the bound is exceeded.
 struct Sample {
     limit: usize,
     bar: u64,
@@ -113,7 +113,7 @@ impl Sample {
     }
 }
 
-/// Another hash of the hash, because the hash itself decides the split.
+/// A second hash, because the first decides the split.
 fn rank(hash: u64) -> u64 {
     mix(hash ^ 0x7361_6d70_6c65)
 }

@@ -1,35 +1,43 @@
-//! Text to tokens and back: a `tokenizer.json`, a SentencePiece model turned into one, or a byte-level BPE trained here.
+//! Text to tokens and back: a `tokenizer.json`, a converted SentencePiece model, or a byte-level BPE trained here.
 
 use std::collections::HashSet;
 use std::path::Path;
 
+use clap::ValueEnum;
 use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
+use super::guard::guarded;
 use super::pieces::Piece;
 use super::{sentencepiece, sentencepiece_train};
-use crate::cli::Style;
-use crate::failure::Failure;
-use crate::guard::guarded;
+use crate::terminal::failure::Failure;
 
 /// Special tokens of a tokenizer trained here; their ids are 0 and 1.
 const BOS: &str = "<|bos|>";
 const EOS: &str = "<|eos|>";
 
-/// Names under which tokenizers know the beginning and the end of a text, since `tokenizer.json` does not say which is
-/// which; the first one found counts.
+/// Common names of the BOS and EOS tokens, since `tokenizer.json` does not say which they are; the first one found is used.
 const BOS_NAMES: [&str; 6] = [BOS, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>"];
 const EOS_NAMES: [&str; 6] = [EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>"];
 
 const UNKNOWN_NAMES: [&str; 3] = ["<unk>", "[UNK]", "<|unk|>"];
 
+/// A kind of BPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Style {
+    /// Merges bytes within words, as GPT-2 does
+    ByteLevel,
+    /// Merges characters, with bytes for rare ones, as SentencePiece does
+    Sentencepiece,
+}
+
 /// The smallest byte-level vocabulary: every byte and the two special tokens.
 const MIN_BYTE_LEVEL: usize = 256 + 2;
 
-/// The smallest vocabulary that can be trained in a style, and what it consists of.
+/// The smallest vocabulary that can be trained, and what it consists of.
 pub const fn min_vocab(style: Style) -> (usize, &'static str) {
     match style {
         Style::ByteLevel => (MIN_BYTE_LEVEL, "the bytes and two special tokens"),
@@ -37,13 +45,13 @@ pub const fn min_vocab(style: Style) -> (usize, &'static str) {
     }
 }
 
-/// A tokenizer with the JSON it came from, which goes with every run and export.
+/// A tokenizer with its JSON, which is copied to every run and export.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     json: String,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// Whether it puts a space before every text, so that a space where a text was cut would count twice.
+    /// Whether it prepends a space to every text, which would duplicate a space where a text was split.
     adds_space: bool,
     unknown: Option<u32>,
 }
@@ -63,7 +71,7 @@ impl Tokenizer {
             .map_err(named)
     }
 
-    /// Trains a byte-level BPE of at most `vocab` tokens: fewer if the texts have no pair left that comes twice. The same
+    /// Trains a byte-level BPE of at most `vocab` tokens: fewer if no pair occurs twice any more. The same
     /// texts give the same tokenizer, in any order.
     pub fn train(texts: &[String], vocab: usize) -> Result<Self, Failure> {
         let fail = |error: tokenizers::Error| Failure::other(format!("cannot train a tokenizer: {error}"));
@@ -107,7 +115,7 @@ impl Tokenizer {
         let mut inner = parsed.map_err(wrong)?;
         inner.with_truncation(None).map_err(wrong)?;
         inner.with_padding(None);
-        // A text that spells a special token must not become one.
+        // Text that looks like a special token must not be encoded as one.
         inner.set_encode_special_tokens(true);
         let id = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
         let (bos, eos, unknown) = (id(&BOS_NAMES), id(&EOS_NAMES), id(&UNKNOWN_NAMES));
@@ -141,28 +149,28 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The text of tokens, special ones left out. Bytes that are not UTF-8 (yet) read as U+FFFD.
+    /// Decodes tokens, skipping special ones. Bytes that are not (yet) UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Failure> {
         self.inner.decode(tokens, true).map_err(|error| Failure::other(format!("cannot decode tokens: {error}")))
     }
 
-    /// One more than the highest token.
+    /// One more than the highest token id.
     pub fn vocab_size(&self) -> usize {
         let highest = self.inner.get_vocab(true).into_values().max();
         highest.map_or(0, |token| token as usize + 1)
     }
 
-    /// The token that begins a text.
+    /// The BOS token.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
-    /// The token that ends a text.
+    /// The EOS token.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
 
-    /// The token that stands for what has no other.
+    /// The unknown token.
     pub fn unknown(&self) -> Option<u32> {
         self.unknown
     }

@@ -1,7 +1,7 @@
 //! Token streams: memory-mapped shards read as one sequence of u32 tokens.
 //!
-//! A shard is a `.bin` of little-endian u32 tokens without header, with an `.idx` of little-endian i64 document offsets
-//! (in tokens, not decreasing, the last one the total) beside it; or llm.c's `.bin`, whose 256 i32 of header begin with
+//! A shard is a `.bin` of little-endian u32 tokens without header, and an `.idx` of little-endian i64 document offsets
+//! (in tokens, not decreasing, the last one the total); or llm.c's `.bin`, whose 256 i32 of header begin with
 //! magic 20240520, version 1 for u16 tokens or magic 20240801, version 7 for u32 tokens, and then the token count.
 
 use std::fs::File;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use crate::failure::Failure;
+use crate::terminal::failure::Failure;
 
 /// Bytes of llm.c's header.
 const HEADER: usize = 256 * 4;
 /// llm.c's (magic, version, bytes per token).
 const LLM_C: [(u32, u32, usize); 2] = [(20_240_520, 1, 2), (20_240_801, 7, 4)];
 
-/// Several shards as one stream of tokens, mapped and never loaded whole.
+/// Several shards as one stream of tokens, memory-mapped.
 pub struct TokenStream {
     shards: Vec<Shard>,
     /// Where each shard ends in the stream; ascending.
@@ -64,7 +64,7 @@ impl TokenStream {
     }
 
     /// Appends the tokens of the range, which must lie within the stream, to `out`. A token outside the vocabulary is an
-    /// error that says where it stands.
+    /// error that gives its position.
     pub fn read(&self, range: Range<u64>, out: &mut Vec<u32>) -> Result<(), Failure> {
         assert!(range.end <= self.len(), "bug: tokens {range:?} of a stream of {}", self.len());
         let first = self.ends.partition_point(|end| *end <= range.start);
@@ -81,7 +81,7 @@ impl TokenStream {
     }
 }
 
-/// The files behind a path, each `.bin` with its `.idx` if it has one. In a folder they pair in sorted order; a folder
+/// The files of a path, each `.bin` with its `.idx` if it has one. In a folder they pair in sorted order; a folder
 /// without any `.idx` (llm.c's) is fine, one with too few or too many is not.
 fn pairs(path: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, Failure> {
     if !path.is_dir() {
@@ -209,7 +209,7 @@ impl Bytes {
         if metadata.len() == 0 {
             return Ok(Self(None));
         }
-        // SAFETY: the map is only read. A shard must not be cut while a run reads it, as every memory-mapped reader asks.
+        // SAFETY: the map is only read. As with every memory-mapped reader, a shard must not be truncated while a run reads it.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
         Ok(Self(Some(map)))
     }

@@ -1,22 +1,23 @@
-//! Windows: how a token stream is cut into batches.
+//! Windows: how a token stream is split into sequences.
 //!
 //! Window j covers tokens j·S … j·S+S: the first S are inputs, shifted by one they are targets. Windows do not overlap in
 //! their targets, so n tokens hold ⌊(n−1)/S⌋ of them.
 
-use super::tokens::TokenStream;
-use crate::crc32c::crc32c;
-use crate::failure::Failure;
+use crc32c::crc32c;
 
-/// In which order the windows come.
+use super::tokens::TokenStream;
+use crate::terminal::failure::Failure;
+
+/// The order of the windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// As they stand, from the first again after the last.
+    /// In stream order, starting over after the last.
     Sequential,
-    /// Every window once an epoch, each epoch in an order of its own.
+    /// Every window once per epoch, reshuffled each epoch.
     Shuffled { seed: u64 },
 }
 
-/// A cursor over a stream's windows. Its whole state is one position, so that a resumed run reads on exactly where it was.
+/// A cursor over a stream's windows. Its whole state is one position, from which a resumed run continues exactly.
 pub struct Windows {
     stream: TokenStream,
     seq_len: usize,
@@ -25,7 +26,7 @@ pub struct Windows {
     position: u64,
 }
 
-/// Windows laid end to end.
+/// Concatenated windows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Batch {
     /// [batch·seq_len], row by row.
@@ -35,7 +36,7 @@ pub struct Batch {
 }
 
 impl Windows {
-    /// Cuts the stream; `name` is what errors call it. A stream without one whole window is refused.
+    /// Splits the stream; `name` is its name in errors. A stream shorter than one window is an error.
     pub fn new(stream: TokenStream, name: &str, seq_len: usize, order: Order) -> Result<Self, Failure> {
         let count = (stream.len() - 1) / seq_len as u64;
         if count == 0 {
@@ -48,12 +49,12 @@ impl Windows {
         Ok(Self { stream, seq_len, count, order, position: 0 })
     }
 
-    /// Whole windows in the stream: those of one epoch.
+    /// Windows in the stream, that is, per epoch.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// A checksum of the first and the last window: tells other data from the same, without reading all of it.
+    /// A checksum of the first and the last window, to detect changed data without reading all of it.
     pub fn fingerprint(&self) -> Result<u32, Failure> {
         let seq_len = self.seq_len as u64;
         let mut tokens = Vec::new();
@@ -69,12 +70,12 @@ impl Windows {
         self.position
     }
 
-    /// Goes on from a position that [`Windows::position`] gave.
+    /// Continues from a position that [`Windows::position`] returned.
     pub fn seek(&mut self, position: u64) {
         self.position = position;
     }
 
-    /// The next `batch` windows, on into the next epoch where this one ends.
+    /// The next `batch` windows, continuing into the next epoch.
     pub fn next_batch(&mut self, batch: usize) -> Result<Batch, Failure> {
         let seq_len = self.seq_len as u64;
         let mut inputs = Vec::with_capacity(batch * self.seq_len);
@@ -88,7 +89,7 @@ impl Windows {
         Ok(Batch { inputs, targets })
     }
 
-    /// Which window stands at a position of the order.
+    /// The window at a position of the order.
     fn window(&self, position: u64) -> u64 {
         let (epoch, index) = (position / self.count, position % self.count);
         match self.order {
@@ -99,7 +100,7 @@ impl Windows {
 }
 
 /// The image of `index` under a permutation of 0..count that the key chooses, computed without storing it: a Feistel
-/// network permutes the smallest 4^h ≥ count, and an image outside 0..count is sent on until it falls inside.
+/// network permutes the smallest 4^h ≥ count, and is applied again while the image lies outside 0..count (cycle walking).
 fn permuted(index: u64, count: u64, key: u64) -> u64 {
     let half = (u64::BITS - (count - 1).leading_zeros()).div_ceil(2);
     let mask = (1u64 << half) - 1;

@@ -10,8 +10,8 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::checkpoint::{self, State};
 use crate::data::tokenizer::Tokenizer;
+use crate::run::checkpoint::{self, State};
 
 /// llm.c's two kinds of `.bin` and one without header, each with three tokens.
 pub fn shards() -> Vec<Vec<u8>> {
@@ -29,7 +29,7 @@ pub fn index() -> Vec<u8> {
     [0i64, 1, 3].iter().flat_map(|offset| offset.to_le_bytes()).collect()
 }
 
-/// A column `text` of rows, one of them null, beside another; in two row groups.
+/// Two columns in two row groups; some values of `text` are null.
 pub fn parquet(compression: Compression, dictionary: bool) -> Vec<u8> {
     let schema = "message m { required binary id (UTF8); optional binary text (UTF8); }";
     let schema = Arc::new(parse_message_type(schema).expect("a schema"));

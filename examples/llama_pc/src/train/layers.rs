@@ -1,78 +1,35 @@
-//! What `[train] log_layers_every` measures: every parameter and the residual stream, reduced on the device and read back at once.
+//! What `[train] log_layers_every` measures: every parameter and the residual stream, reduced on the device and read back together.
 
 use std::collections::BTreeMap;
 
-use polytape::{Measured, ParamId, Params, Tensor, read_many, rms_and_abs_max};
-use serde::{Deserialize, Serialize};
+use polytape::spectral::PC_GAMMA;
+use polytape::{Gradients, ParamId, Params, Tensor, read_many, rms_and_abs_max};
 
-use crate::failure::Failure;
+use crate::run::measured::Layers;
 
-/// The key `layers` of a line of metrics. Parameters are keyed by their names in the checkpoint, γ by the name of its matrix; the
-/// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Layers {
-    /// L2 norm of each parameter's gradient, before clipping; absent where none flowed.
-    pub gradient_norm: BTreeMap<String, f32>,
-    /// L2 norm of each parameter.
-    pub weight_norm: BTreeMap<String, f32>,
-    /// γ of each PC layer: one value, or one per head.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub gamma: BTreeMap<String, Vec<f32>>,
-    /// Its gradient, before clipping.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub gamma_gradient: BTreeMap<String, Vec<f32>>,
-    /// Root mean square of the residual stream after each block, over all micro-batches of the step.
-    pub residual_rms: Vec<f32>,
-    /// Its largest absolute value.
-    pub residual_max: Vec<f32>,
-}
-
-impl Layers {
-    /// Its numbers under TensorBoard's tags; of a γ per head, the mean.
-    pub fn scalars(&self) -> Vec<(String, f32)> {
-        let norms = [("weight_norm", &self.weight_norm), ("gradient_norm", &self.gradient_norm)];
-        let norms =
-            norms.into_iter().flat_map(|(kind, map)| map.iter().map(move |(name, norm)| (format!("{kind}/{name}"), *norm)));
-        let mean = |values: &Vec<f32>| values.iter().sum::<f32>() / values.len() as f32;
-        let gammas = [("gamma", &self.gamma), ("gamma_gradient", &self.gamma_gradient)];
-        let gammas = gammas
-            .into_iter()
-            .flat_map(|(kind, map)| map.iter().map(move |(name, values)| (format!("{kind}/{name}"), mean(values))));
-        let residuals = [("residual_rms", &self.residual_rms), ("residual_max", &self.residual_max)];
-        let residuals = residuals
-            .into_iter()
-            .flat_map(|(kind, list)| list.iter().enumerate().map(move |(block, value)| (format!("{kind}/{block}"), *value)));
-        norms.chain(gammas).chain(residuals).collect()
-    }
-}
-
-const GAMMA: &str = ".pc_gamma";
-
-/// Measures a step before its update: (loss, gradient norm) and the layers. `residuals` holds a pair (RMS, largest) per
-/// micro-batch and block.
+/// Measures a step before its update. `gradients` are those of the raw parameters times `loss_scale`; `residuals` holds a pair (RMS,
+/// largest) per micro-batch and block.
 pub fn measure(
     params: &Params,
-    measured: &Measured,
+    gradients: &Gradients,
+    loss_scale: f32,
     residuals: &[Tensor],
     blocks: usize,
-) -> Result<((f32, f32), Layers), Failure> {
-    let gradient = |id: ParamId| measured.gradients.get(id);
+) -> polytape::Result<Layers> {
+    let gradient = |id: ParamId| gradients.get(id);
     let (gammas, plain): (Vec<ParamId>, Vec<ParamId>) =
-        params.trainable().into_iter().partition(|&id| params.get(id).name.ends_with(GAMMA));
+        params.trainable().into_iter().partition(|&id| matrix_of(&params.get(id).name).is_some());
     let reached: Vec<ParamId> = plain.iter().copied().filter(|&id| gradient(id).is_some()).collect();
     let weights = plain.iter().map(|&id| &params.get(id).tensor);
     let reduced: Vec<&Tensor> = weights.chain(reached.iter().filter_map(|&id| gradient(id))).collect();
     let pairs = rms_and_abs_max(&reduced)?;
 
-    let [loss, clip] = measured.outcome.values();
-    let mut wanted = vec![loss, clip, &pairs];
+    let mut wanted = vec![&pairs];
     wanted.extend(residuals);
     wanted.extend(gammas.iter().map(|&id| &params.get(id).tensor));
     wanted.extend(gammas.iter().filter_map(|&id| gradient(id)));
     let mut values = read_many(&wanted)?.into_iter();
     let mut next = || values.next().unwrap_or_default();
-    let scalars = (next()[0], next()[0]);
-
     // ‖x‖ = rms·√n
     let pairs = next();
     let norm = |pair: &[f32], id: ParamId| (f64::from(pair[0]) * (params.get(id).tensor.len() as f64).sqrt()) as f32;
@@ -82,15 +39,20 @@ pub fn measure(
     let (of_weights, of_gradients) = pairs.split_at(2 * plain.len());
     let mut layers =
         Layers { weight_norm: norms(of_weights, &plain), gradient_norm: norms(of_gradients, &reached), ..Layers::default() };
-    let unscale = |gradient: &mut f32| *gradient /= measured.outcome.loss_scale();
+    let unscale = |gradient: &mut f32| *gradient /= loss_scale;
     layers.gradient_norm.values_mut().for_each(unscale);
     let residuals: Vec<Vec<f32>> = residuals.iter().map(|_| next()).collect();
     (layers.residual_rms, layers.residual_max) = over_micro_batches(&residuals, blocks);
-    let stem = |id: ParamId| params.get(id).name.trim_end_matches(GAMMA).to_owned();
+    let stem = |id: ParamId| matrix_of(&params.get(id).name).unwrap_or_default().to_owned();
     layers.gamma = gammas.iter().map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient = gammas.iter().filter(|&&id| gradient(id).is_some()).map(|&id| (stem(id), next())).collect();
     layers.gamma_gradient.values_mut().flatten().for_each(unscale);
-    Ok((scalars, layers))
+    Ok(layers)
+}
+
+/// The matrix, without `.weight`, that a γ of this name scales; `None` of other names.
+fn matrix_of(name: &str) -> Option<&str> {
+    name.strip_suffix(PC_GAMMA)?.strip_suffix('.')
 }
 
 /// Pairs per micro-batch and block → per block, over equally large micro-batches.

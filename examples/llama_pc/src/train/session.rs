@@ -1,4 +1,4 @@
-//! The loop: steps, what is measured of them, and when the run is saved.
+//! The training loop: steps, metrics, checkpoints.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -7,26 +7,26 @@ use std::time::{Duration, Instant};
 
 use polytape::llama::Llama;
 use polytape::optim::Schedule;
-use polytape::{Gpu, Measured, Params, StepOutcome, Tensor, Trainer, rms_and_abs_max};
+use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
-use super::layers::{self, Layers};
-use super::scaling::{self, Scaling};
-use super::upload;
-use crate::checkpoint::{State, Writer};
+use super::{layers, scaling};
 use crate::config::Config;
 use crate::data::windows::Windows;
-use crate::engine;
-use crate::evaluate;
-use crate::failure::Failure;
-use crate::metrics::{Metrics, Smoothed, read_metrics};
-use crate::output;
-use crate::picture;
-use crate::plan::flops;
-use crate::progress::{Progress, binary, duration, grouped};
-use crate::run::{self, Run};
-use crate::spectrum::{self, Gmcn};
+use crate::model::engine;
+use crate::model::evaluate::{self, upload};
+use crate::model::flops;
+use crate::model::spectra;
+use crate::run::checkpoint::{Scaling, Spikes, State, Writer};
+use crate::run::folder::Run;
+use crate::run::measured::{Gmcn, Layers};
+use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
+use crate::run::paths;
+use crate::terminal::failure::Failure;
+use crate::terminal::format::{binary, duration, grouped};
+use crate::terminal::progress::Progress;
+use crate::terminal::{output, picture};
 
-/// What a session begins with: a fresh run's, or what a checkpoint gave back.
+/// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
     pub gpu: Gpu,
     pub llama: Llama,
@@ -40,7 +40,7 @@ pub struct Start {
     pub peak_tflops: Option<f64>,
 }
 
-/// A run while this process trains it.
+/// A run in training.
 pub struct Session {
     config: Config,
     gpu: Gpu,
@@ -53,7 +53,7 @@ pub struct Session {
     state: State,
     writer: Writer,
     smoothed: Smoothed,
-    /// Share of the adapter's peak per token a second, where the user has told the peak.
+    /// MFU at one token per second, if the user gives the peak.
     mfu_per_speed: Option<f64>,
     stop: Arc<AtomicBool>,
     clock: Clock,
@@ -62,7 +62,7 @@ pub struct Session {
 /// Training time, and when metrics were last written.
 struct Clock {
     started: Instant,
-    /// Training time of the processes before this one.
+    /// Training time of earlier processes.
     earlier: Duration,
     last: (Instant, u64),
 }
@@ -78,31 +78,24 @@ impl Clock {
     }
 }
 
-/// A step's measurements, on the device unless something had to look at them already.
-struct Done {
-    outcome: StepOutcome,
-    /// Loss and gradient norm.
-    scalars: Option<(f32, f32)>,
+/// What happens between the pieces of a step: layers are measured, spikes skipped.
+struct Hook<'a> {
+    spikes: Option<(&'a mut Spikes, f64)>,
+    residuals: Option<&'a RefCell<Vec<Tensor>>>,
+    blocks: usize,
     layers: Option<Layers>,
-    skipped: Option<Skipped>,
 }
 
-/// Why a step was left out.
-#[derive(Clone, Copy, PartialEq)]
-enum Skipped {
-    Spike,
-    /// Its gradients, times the loss scale.
-    Overflow,
-}
+impl StepHook for Hook<'_> {
+    fn observe(&mut self, params: &Params, gradients: &Gradients, loss_scale: f32) -> polytape::Result<()> {
+        if let Some(residuals) = self.residuals {
+            self.layers = Some(layers::measure(params, gradients, loss_scale, &residuals.borrow(), self.blocks)?);
+        }
+        Ok(())
+    }
 
-impl Done {
-    fn read(&mut self) -> Result<(f32, f32), Failure> {
-        let scalars = match self.scalars {
-            Some(scalars) => scalars,
-            None => self.outcome.read()?,
-        };
-        self.scalars = Some(scalars);
-        Ok(scalars)
+    fn decide(&mut self, output: &StepOutput) -> bool {
+        self.spikes.as_mut().is_none_or(|(spikes, deviations)| !spikes.judge(output.grad_norm, *deviations))
     }
 }
 
@@ -112,7 +105,7 @@ impl Session {
         for row in read_metrics(start.run.path())? {
             smoothed.add(row.loss);
         }
-        let per_token = flops::model_per_token(&engine::model(&config), config.data.seq_len);
+        let per_token = flops::per_token(&engine::model(&config), config.data.seq_len);
         Ok(Self {
             schedule: engine::schedule(&config),
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
@@ -136,7 +129,7 @@ impl Session {
         self.run.write_config(&self.config)
     }
 
-    /// Says what is about to be trained.
+    /// Announces the run.
     pub fn announce(&mut self) -> Result<(), Failure> {
         let adapter = self.gpu.adapter();
         let resumed = match self.writer.newest() {
@@ -161,25 +154,22 @@ impl Session {
         Ok(())
     }
 
-    /// All steps, until the last or until the user interrupts.
+    /// Runs all remaining steps, or until the user interrupts.
     pub fn train(&mut self) -> Result<(), Failure> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("train", self.state.step, steps);
         while self.state.step < steps && !self.stop.load(Ordering::Relaxed) {
-            let rate = self.config.optimizer.lr * self.schedule.factor(self.state.step);
-            let mut done = self.step(rate)?;
+            let lr = self.config.optimizer.lr * self.schedule.factor(self.state.step);
+            let (output, layers) = self.step(lr)?;
             let train = &self.config.train;
             let (validate, log) = (self.is_due(train.val_every), self.is_due(train.log_every));
             let checkpoint = self.is_due(train.checkpoint_every);
             let spectrum = self.is_due(train.log_spectrum_every);
-            if log || validate || spectrum || done.skipped.is_some() || done.layers.is_some() {
-                let row = self.measure(&mut done, rate, validate)?;
+            if log || validate || spectrum || output.skipped.is_some() || layers.is_some() {
+                let row = self.record(output, layers, lr, validate)?;
                 let smoothed = self.smoothed.add(row.loss);
                 progress.set(self.state.step, &row.summary(smoothed));
                 self.report(&row, &progress)?;
-            } else if checkpoint {
-                // What is not finite must not be saved.
-                self.check_finite(&mut done)?;
             }
             if checkpoint && self.state.step < steps {
                 self.save()?;
@@ -190,13 +180,13 @@ impl Session {
         Ok(())
     }
 
-    /// Whether something happens after the step that was just done: at every so many, and after the last.
+    /// Whether something with this interval is due after the current step; it always is after the last.
     fn is_due(&self, every: u64) -> bool {
         every > 0 && (self.state.step == self.config.train.steps || self.state.step.is_multiple_of(every))
     }
 
-    /// One optimizer step. Its measurements stay on the device unless the step itself depends on them.
-    fn step(&mut self, rate: f64) -> Result<Done, Failure> {
+    /// One optimizer step, with the measurements of its layers where they are due.
+    fn step(&mut self, lr: f64) -> Result<(StepOutput, Option<Layers>), Failure> {
         let train = &self.config.train;
         let batches = (0..train.grad_accumulation)
             .map(|_| upload(&self.gpu, &self.windows.next_batch(train.batch_size)?))
@@ -206,52 +196,41 @@ impl Session {
         self.state.tokens += (train.grad_accumulation * train.batch_size * seq_len) as u64;
         self.state.position = self.windows.position();
 
-        let llama = &self.llama;
-        let (observed, residuals) = (self.is_due(train.log_layers_every), RefCell::new(Vec::new()));
-        let measured = self.trainer.measure(batches.len(), |tape, i| {
-            let (inputs, targets) = &batches[i];
-            if !observed {
-                return llama.loss(tape, inputs, targets, seq_len);
-            }
-            llama.observed_loss(tape, inputs, targets, seq_len, |x| {
-                residuals.borrow_mut().push(rms_and_abs_max(&[x])?);
-                Ok(())
-            })
-        })?;
-        self.update(measured, rate, observed.then(|| residuals.into_inner()))
+        let (llama, observe_layers) = (&self.llama, self.is_due(train.log_layers_every));
+        let residuals = RefCell::new(Vec::new());
+        let mut hook = Hook {
+            spikes: (train.skip_spikes > 0.0).then_some((&mut self.state.spikes, train.skip_spikes)),
+            residuals: observe_layers.then_some(&residuals),
+            blocks: self.config.model.layers,
+            layers: None,
+        };
+        let stepped = self.trainer.step_with(
+            batches.len(),
+            lr as f32,
+            |tape, i| {
+                let (inputs, targets) = &batches[i];
+                if !observe_layers {
+                    return llama.loss(tape, inputs, targets, seq_len);
+                }
+                llama.observed_loss(tape, inputs, targets, seq_len, |x| {
+                    residuals.borrow_mut().push(rms_and_abs_max(&[x])?);
+                    Ok(())
+                })
+            },
+            &mut hook,
+        );
+        let layers = hook.layers;
+        let output = stepped.map_err(|error| self.explain(error))?;
+        if let Some(loss_scale) = &self.trainer.loss_scale {
+            let overflowed = output.skipped == Some(Skip::Overflow);
+            self.state.loss_scale = Some(Scaling::after(self.state.loss_scale.as_ref(), loss_scale, overflowed));
+        }
+        // The layers of a step whose gradients overflowed hold infinities.
+        Ok((output, layers.filter(|_| output.skipped != Some(Skip::Overflow))))
     }
 
-    /// The second half of a step: looks at it where that is asked for, and updates the parameters.
-    fn update(&mut self, measured: Measured, rate: f64, residuals: Option<Vec<Tensor>>) -> Result<Done, Failure> {
-        let mut done = Done { outcome: measured.outcome.clone(), scalars: None, layers: None, skipped: None };
-        if let Some(residuals) = residuals {
-            let (scalars, layers) = layers::measure(&self.trainer.params, &measured, &residuals, self.config.model.layers)?;
-            (done.scalars, done.layers) = (Some(scalars), Some(layers));
-        }
-        if let Some(loss_scale) = &mut self.trainer.loss_scale {
-            let (loss, norm) = done.read()?;
-            let overflows = loss_scale.overflows(loss, norm);
-            self.state.loss_scale = Some(Scaling::after(self.state.loss_scale.as_ref(), loss_scale, overflows));
-            if overflows {
-                // What is not finite is no measurement of a layer.
-                (done.skipped, done.layers) = (Some(Skipped::Overflow), None);
-                return Ok(done);
-            }
-        }
-        let deviations = self.config.train.skip_spikes;
-        if deviations > 0.0 {
-            let (_, norm) = self.check_finite(&mut done)?;
-            done.skipped = self.state.spikes.judge(norm, deviations).then_some(Skipped::Spike);
-        }
-        if done.skipped.is_none() {
-            self.trainer.apply(measured, rate as f32)?;
-        }
-        Ok(done)
-    }
-
-    /// Reads a step's scalars, validates where it is due, and writes the line of metrics.
-    fn measure(&mut self, done: &mut Done, rate: f64, validate: bool) -> Result<Metrics, Failure> {
-        let (loss, grad_norm) = self.check_finite(done)?;
+    /// Validates where it is due, and writes the step's line of metrics.
+    fn record(&mut self, output: StepOutput, layers: Option<Layers>, lr: f64, validate: bool) -> Result<Metrics, Failure> {
         let now = Instant::now();
         let (before, tokens_before) = self.clock.last;
         let tokens_per_second = (self.state.tokens - tokens_before) as f64 / (now - before).as_secs_f64().max(1e-9);
@@ -259,26 +238,26 @@ impl Session {
         let row = Metrics {
             step: self.state.step,
             tokens: self.state.tokens,
-            loss: f64::from(loss),
-            grad_norm: grad_norm.is_finite().then_some(f64::from(grad_norm)),
-            lr: rate,
+            loss: f64::from(output.loss),
+            grad_norm: output.grad_norm.is_finite().then_some(f64::from(output.grad_norm)),
+            lr,
             tokens_per_second,
             seconds: self.clock.elapsed().as_secs_f64(),
             memory_bytes: self.gpu.memory().peak,
             mfu: self.mfu_per_speed.map(|share| share * tokens_per_second),
             val_loss,
-            loss_scale: self.trainer.loss_scale.is_some().then(|| done.outcome.loss_scale()),
-            skipped: done.skipped.is_some(),
+            loss_scale: self.trainer.loss_scale.is_some().then_some(output.loss_scale),
+            skipped: output.skipped.is_some(),
             skipped_steps: self.state.skipped(),
             gmcn: self.condition()?,
-            layers: done.layers.take(),
+            layers,
         };
         self.run.record(&row)?;
         self.clock.last = (Instant::now(), self.state.tokens);
         Ok(row)
     }
 
-    /// What deserves a line of its own.
+    /// Prints and logs skipped steps and validations.
     fn report(&mut self, row: &Metrics, progress: &Progress) -> Result<(), Failure> {
         let step = row.step;
         let reason = match row.grad_norm {
@@ -297,26 +276,15 @@ impl Session {
         Ok(())
     }
 
-    /// The step's scalars. A loss or gradient that is not finite ends the run, unless the step was left out for it; what was saved
-    /// before stays.
-    fn check_finite(&self, done: &mut Done) -> Result<(f32, f32), Failure> {
-        let (loss, grad_norm) = done.read()?;
-        let step = self.state.step;
-        let is_harmless = done.skipped == Some(Skipped::Overflow);
-        let failure = if !loss.is_finite() {
-            Failure::other(format!("step {step}: the loss is {loss}, expected a finite number"))
-        } else if !grad_norm.is_finite() && !is_harmless {
-            let tensor = done.outcome.first_non_finite()?.map(|id| self.trainer.params.get(id).name.clone());
-            let tensor =
-                tensor.map_or_else(|| "no single tensor, their sum overflows".to_owned(), |name| format!("first in {name}"));
-            Failure::other(format!("step {step}: the gradient norm is {grad_norm} ({tensor}), expected a finite number"))
-        } else {
-            return Ok((loss, grad_norm));
-        };
+    /// The error of a step. One that is not finite ends the run; the checkpoints stay.
+    fn explain(&self, error: Error) -> Failure {
+        if !matches!(error, Error::NonFinite { .. }) {
+            return error.into();
+        }
         let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
         let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
-        Err(failure.hint(format!("{cure}{range}; last checkpoint: {last}")))
+        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}"))
     }
 
     /// Mean loss over the first `val_batches` batches of the validation data.
@@ -333,10 +301,10 @@ impl Session {
     /// The condition numbers, on the steps that measure them.
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.is_due(self.config.train.log_spectrum_every);
-        due.then(|| spectrum::measure::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+        due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
     }
 
-    /// Saves the run as it is now, unless that has been done; the disk's part goes on while training does.
+    /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.
     pub fn save(&mut self) -> Result<(), Failure> {
         if self.writer.newest() == Some(self.state.step) {
             return Ok(());
@@ -346,14 +314,15 @@ impl Session {
         self.writer.save(&self.trainer.params, self.trainer.optimizer.as_ref(), &self.state)
     }
 
-    /// The last checkpoint, the picture, and a word about both.
+    /// Writes the last checkpoint and the loss curve, and prints a summary.
     pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
         self.writer.wait()?;
         let rows = read_metrics(self.run.path())?;
         let picture = self.run.path().join("loss.svg");
         if rows.len() > 1 {
-            picture::save(&rows, &picture)?;
+            let [train, val] = losses(&rows);
+            picture::loss_curve(&train, &val, &picture)?;
         }
         let stopped = if self.state.step < self.config.train.steps { "interrupted after" } else { "trained" };
         let skipped = match self.state.skipped() {
@@ -366,7 +335,7 @@ impl Session {
             grouped(self.state.tokens),
             duration(self.clock.elapsed().as_secs_f64()),
             binary(self.gpu.memory().peak),
-            run::checkpoint(self.run.path(), self.state.step).display(),
+            paths::checkpoint(self.run.path(), self.state.step).display(),
         );
         self.run.log(&line)?;
         output::note(&line);

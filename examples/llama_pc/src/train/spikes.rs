@@ -1,27 +1,16 @@
-//! The spike guard: `[train] skip_spikes = k` leaves out a step whose gradient norm is more than k standard deviations above the
+//! The spike guard: `[train] skip_spikes = k` skips a step whose gradient norm is more than k standard deviations above the
 //! running mean.
 
-use serde::{Deserialize, Serialize};
+use crate::run::checkpoint::Spikes;
 
-/// Norms that the mean and the deviation remember.
+/// Time constant of the mean and the variance, in steps.
 const MEMORY: u64 = 100;
-/// Norms that must have been seen before one is judged.
+/// Norms to see before the first one is judged.
 const FIRST: u64 = 20;
 
-/// Mean and variance of the gradient norms so far, of which the newest count most. Part of a checkpoint's state.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Spikes {
-    /// Norms seen.
-    pub seen: u64,
-    /// Steps left out.
-    pub skipped: u64,
-    mean: f32,
-    variance: f32,
-}
-
 impl Spikes {
-    /// Whether a step of this gradient norm is to be left out; counts it. A spike enters the mean as if it were just at the
-    /// limit: norms that have risen for good are accepted after a while.
+    /// Whether to skip a step of this gradient norm; updates the statistics. A spike enters them clipped to the limit, so that a
+    /// lasting rise is accepted after a while.
     pub fn judge(&mut self, norm: f32, deviations: f64) -> bool {
         let limit = f64::from(self.mean) + deviations * f64::from(self.variance).sqrt();
         let is_spike = self.seen >= FIRST && f64::from(norm) > limit;

@@ -60,6 +60,22 @@ fn a_plan_that_does_not_fit_says_what_would() {
 }
 
 #[test]
+fn a_plan_says_how_attention_is_bound() {
+    let found = plan("adamw_pc_1B.toml", &[]);
+    let adapter = &found["adapter"];
+    assert!(adapter.get("binding_problem").is_none(), "{adapter}");
+    let number = |value: &Value, key: &str| value[key].as_u64().expect("a number");
+    let attention = &adapter["attention"];
+    assert_eq!((number(attention, "of_sequences"), number(attention, "of_queries")), (4, 8192));
+    // A sequence has 64 MiB.
+    let sequences = (number(adapter, "binding_limit") >> 26).min(4);
+    assert_eq!((number(attention, "sequences"), number(attention, "bytes")), (sequences, sequences << 26));
+    let config = configs().join("adamw_pc_1B.toml");
+    let text = text_of(llama_pc(Path::new(".")).args(["plan", "--memory", "1TiB", "--config"]).arg(&config));
+    assert!(text.contains("\nattention          bound ") && text.contains("\nfits               yes"), "{text}");
+}
+
+#[test]
 fn a_wrong_plan_has_its_sentence() {
     for (args, expected) in [
         (&["--memory", "lots"][..], "found \"lots\", expected bytes such as 24GiB"),

@@ -1,0 +1,59 @@
+//! The flags that choose an adapter and its kernels, shared by most commands.
+
+use std::path::PathBuf;
+
+use polytape::gpu::{KernelTier, Tuning};
+use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
+
+use crate::terminal::failure::Failure;
+use crate::terminal::output;
+
+/// Where to run.
+#[derive(clap::Args)]
+pub struct Device {
+    /// Adapter to run on: an index listed by `devices`, part of a name, or `cpu`
+    #[arg(long, value_name = "X")]
+    pub adapter: Option<String>,
+    /// Use these kernels instead of those chosen for the adapter: fallback, portable, subgroup or matrix
+    #[arg(long, alias = "profile-kernels", value_name = "TIER")]
+    pub kernels: Option<KernelTier>,
+    /// Choose kernels by rule instead of timing them on first use. Timings are kept in the user's cache folder; they affect speed,
+    /// never results
+    #[arg(long)]
+    pub no_tune: bool,
+}
+
+impl Device {
+    /// Opens the requested adapter, or else the best one, with the requested kernels, or else those that suit it.
+    pub fn open(&self, profile: bool) -> Result<Gpu, Failure> {
+        let adapter =
+            self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
+        let warn = |line: &str| output::note(&format!("warning: {line}"));
+        let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
+        let options = GpuOptions { adapter, kernels: self.kernels, profile, tuning, warn, ..Default::default() };
+        Gpu::open(&options).map_err(|error| match (&error, &self.adapter, self.kernels) {
+            (Error::Adapter(_), Some(name), None) => {
+                Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
+            }
+            (Error::Adapter(_), _, Some(kernels)) => Failure::usage(format!("--kernels {kernels}: {error}"))
+                .hint("`devices` lists the adapters and the kernels that each can run"),
+            (Error::Adapter(_), None, None) => {
+                Failure::other(error.to_string()).hint("scripts/demo installs a driver that runs on the CPU")
+            }
+            _ => error.into(),
+        })
+    }
+}
+
+/// The user's cache folder for this program.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = if cfg!(windows) {
+        folder("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        folder("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|base| base.join("polytape"))
+}

@@ -1,0 +1,15 @@
+//! The commands, one file each: its flags and what it calls.
+//!
+//! Only `lib.rs` imports them.
+
+mod device;
+pub mod devices;
+pub mod eval;
+pub mod export;
+pub mod plan;
+pub mod prepare;
+pub mod report;
+pub mod sample;
+pub mod selftest;
+pub mod spectrum;
+pub mod train;

@@ -1,0 +1,208 @@
+//! Device memory of a step: plain formulas for the buffers that are live at each of its phases.
+//!
+//! T is the tokens of a micro-batch, d the width, k that of keys and values, h that of the feed-forward block, V the vocabulary.
+//! A block keeps for its backward, per token: its input, the two norms' outputs, q, the attention's output and the stream after it
+//! (6d), k and v (2k), gate, up and their product (3h), and a root per norm and a log-sum-exp per head (2 + heads). All else is
+//! workspace: what only exists while one operation runs.
+
+use polytape::gpu::GRANULE;
+use polytape::llama::names;
+use polytape::{Role, logit_rows};
+use serde::Serialize;
+
+use super::model::Model;
+
+/// Live bytes in one phase of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// The phase.
+    pub name: &'static str,
+    /// Parameters with u, v and γ, and the table of rotary angles.
+    pub parameters: u64,
+    /// The optimizer's moments.
+    pub optimizer: u64,
+    /// What the model computes with in place of preconditioned matrices.
+    pub effective_weights: u64,
+    pub gradients: u64,
+    /// What the backward needs of the forward.
+    pub activations: u64,
+    /// What one operation needs while it runs.
+    pub workspace: u64,
+}
+
+impl Moment {
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.parameters + self.optimizer + self.effective_weights + self.gradients + self.activations + self.workspace
+    }
+}
+
+/// The moment of a step at which most memory is in use.
+pub fn peak(model: &Model) -> Moment {
+    Estimate::new(model).moments().into_iter().max_by_key(Moment::total).expect("bug: a step has moments")
+}
+
+/// The largest single buffer of a step: its name and its bytes.
+pub fn largest_buffer(model: &Model) -> (String, u64) {
+    let tokens = model.tokens();
+    let sizes = &model.sizes;
+    let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(parameter.numel())));
+    let logits = ("logits of the cross-entropy".to_owned(), bytes(logits(model)));
+    let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
+    let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
+    parameters.chain([logits, stream, inner]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
+}
+
+/// Bytes of a float32 buffer.
+pub fn bytes(elements: usize) -> u64 {
+    (4 * elements as u64).next_multiple_of(GRANULE)
+}
+
+/// Elements of the logits that exist at a time.
+fn logits(model: &Model) -> usize {
+    logit_rows(model.tokens(), model.sizes.vocab) * model.sizes.vocab
+}
+
+struct Estimate<'a> {
+    model: &'a Model,
+    /// What is there throughout; no gradients, activations or workspace.
+    base: Moment,
+    /// Of all trained parameters.
+    gradients: u64,
+    /// Of the embedding, or of the head.
+    table: u64,
+    /// One residual stream.
+    stream: u64,
+    /// What one block keeps.
+    block: u64,
+    /// Gradients of one block's matrices and norms.
+    block_gradients: u64,
+}
+
+impl<'a> Estimate<'a> {
+    fn new(model: &'a Model) -> Self {
+        let sizes = &model.sizes;
+        let trained: u64 = model.parameters.iter().map(|parameter| bytes(parameter.numel())).sum();
+        let gammas = if model.learnable_gamma { model.pc.iter().map(|layer| bytes(layer.heads)).sum() } else { 0 };
+        let vectors: u64 =
+            model.pc.iter().map(|layer| bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns)).sum();
+        let rotary = bytes(sizes.max_seq_len * sizes.head_dim());
+        let base = Moment {
+            name: "",
+            parameters: trained + gammas + vectors + rotary,
+            optimizer: model.optimizer_state,
+            effective_weights: model.pc.iter().map(|layer| bytes(layer.numel())).sum(),
+            gradients: 0,
+            activations: 0,
+            workspace: 2 * (model.micro_batches as u64) * bytes(model.tokens()),
+        };
+        let (tokens, dim) = (model.tokens(), sizes.dim);
+        let kv_dim = sizes.kv_heads * sizes.head_dim();
+        let kept = [(6, dim), (2, kv_dim), (3, sizes.intermediate_size), (2, 1), (1, sizes.heads)];
+        let is_first = |name: &str| names::layer_and_part(name).is_some_and(|(layer, _)| layer == 0);
+        let block_gradients = model.parameters.iter().filter(|parameter| is_first(&parameter.name));
+        Self {
+            model,
+            base,
+            gradients: trained + gammas,
+            table: bytes(sizes.vocab * dim),
+            stream: bytes(tokens * dim),
+            block: kept.iter().map(|&(count, width)| count * bytes(tokens * width)).sum(),
+            block_gradients: block_gradients.map(|parameter| bytes(parameter.numel())).sum(),
+        }
+    }
+
+    fn moments(&self) -> Vec<Moment> {
+        let mut moments = vec![self.cross_entropy(), self.cross_entropy_backward(), self.embedding_backward()];
+        moments.extend([self.model.sizes.layers - 1, 0].map(|block| self.block_backward(block)));
+        moments.push(self.optimizer());
+        moments.extend(self.preconditioner());
+        moments
+    }
+
+    /// A moment with these bytes added to what is there throughout.
+    fn at(&self, name: &'static str, gradients: u64, activations: u64, workspace: u64) -> Moment {
+        Moment { name, gradients, activations, workspace: self.base.workspace + workspace, ..self.base }
+    }
+
+    /// Activations once the blocks up to `block` have run, with the last norm's input and roots.
+    fn kept(&self, blocks: usize) -> u64 {
+        let per_block = if self.model.checkpoint_activations { self.stream } else { self.block };
+        blocks as u64 * per_block + self.stream + bytes(self.model.tokens())
+    }
+
+    /// Gradients that earlier micro-batches have left.
+    fn earlier(&self) -> u64 {
+        if self.model.micro_batches > 1 { self.gradients } else { 0 }
+    }
+
+    /// The end of a forward: all activations, the head's input, a chunk of logits, and the gradients of both.
+    fn cross_entropy(&self) -> Moment {
+        let workspace = 2 * self.stream + self.table + bytes(logits(self.model)) + bytes(self.model.tokens());
+        self.at("end of the forward", self.earlier(), self.kept(self.model.sizes.layers), workspace)
+    }
+
+    /// The head's gradients are scaled into copies, one after the other.
+    fn cross_entropy_backward(&self) -> Moment {
+        let workspace = self.table + self.stream + self.table.max(self.stream);
+        self.at("beginning of the backward", self.earlier(), self.kept(self.model.sizes.layers), workspace)
+    }
+
+    /// Inside the backward of a block, at SwiGLU: its gradients go from one [T, h] to two while gate and up are still there.
+    fn block_backward(&self, block: usize) -> Moment {
+        let (sizes, tokens) = (&self.model.sizes, self.model.tokens());
+        let mut workspace = self.stream + 2 * bytes(tokens * sizes.intermediate_size);
+        if self.model.checkpoint_activations {
+            // The block again, with its output; its input is the one that was kept.
+            workspace += self.block;
+        }
+        let after = (sizes.layers - 1 - block) as u64 * self.block_gradients;
+        let head = if sizes.tied && self.model.micro_batches == 1 { self.table } else { self.table + bytes(sizes.dim) };
+        let down = bytes(sizes.dim * sizes.intermediate_size);
+        let gradients = if self.model.micro_batches > 1 { self.gradients } else { head + after + down };
+        workspace += if self.model.micro_batches > 1 { down } else { 0 };
+        self.at("backward of a block", gradients, self.kept(block + 1) - self.stream, workspace)
+    }
+
+    /// The end of a backward: the embedding's gradient is made whole and then added.
+    fn embedding_backward(&self) -> Moment {
+        let is_added = self.model.micro_batches > 1 || self.model.sizes.tied;
+        self.at("backward of the embedding", self.gradients, 0, self.stream + if is_added { self.table } else { 0 })
+    }
+
+    /// Parameter by parameter: gradients go as their updates are done. Muon needs X twice, its Gram matrix and the polynomial's value.
+    fn optimizer(&self) -> Moment {
+        let (mut left, mut most) = (self.gradients, 0);
+        for parameter in &self.model.parameters {
+            let own = bytes(parameter.numel());
+            let mut workspace = 0;
+            if self.model.newton_schulz_steps.is_some() && parameter.role == Role::Matrix {
+                let small = parameter.shape[0].min(parameter.shape[1]);
+                workspace = own + 2 * bytes(small * small);
+            }
+            most = most.max(left + workspace);
+            left -= own;
+        }
+        let mut moment = self.at("optimizer", self.gradients.min(most), 0, most.saturating_sub(self.gradients));
+        moment.effective_weights = 0;
+        moment
+    }
+
+    /// The backward through the polynomial of each PC layer: two matrices of its size, and the powers of its Gram matrix with what
+    /// flows back to them.
+    fn preconditioner(&self) -> Option<Moment> {
+        // X, K and the levels; then R, S and what makes D of them, most where there are Horner's steps.
+        let (kept, derivative) = match self.model.degree {
+            degree @ (0 | 1) => (degree, 2),
+            degree @ (2 | 4) => (degree / 2 + 1, 4),
+            3 => (3, 5),
+            degree => (degree - 1, 5),
+        };
+        let workspace = |layer: &super::model::PcLayer| {
+            let (matrix, gram) = (bytes(layer.numel()), bytes(layer.gram()));
+            (matrix + (kept + derivative) as u64 * gram).max(2 * matrix)
+        };
+        let most = self.model.pc.iter().map(workspace).max()?;
+        Some(self.at("backward of the PC layers", self.gradients, 0, most))
+    }
+}

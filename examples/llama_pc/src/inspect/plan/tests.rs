@@ -1,0 +1,180 @@
+//! The estimates against what the device counts.
+
+use polytape::{Gpu, GpuOptions, Indices, Trainer};
+
+use super::bindings;
+use super::flops::StepFlops;
+use super::limits::Limits;
+use super::memory;
+use super::model::Model;
+use crate::config::Config;
+use crate::model::import;
+
+fn gpu(profile: bool) -> polytape::Result<Gpu> {
+    Gpu::open(&GpuOptions { warn: |_| (), profile, ..Default::default() })
+}
+
+fn config(sets: &[&str]) -> Config {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let mut config = Config::load(None, &sets).expect("a good configuration");
+    config.resolve_vocab(None).expect("a vocabulary");
+    config
+}
+
+/// Two steps on any tokens: the second has the optimizer's moments from its beginning.
+fn two_steps(gpu: &Gpu, config: &Config) -> polytape::Result<()> {
+    let model = import::Model::fresh(gpu, config).expect("a model");
+    let mut trainer = Trainer::new(model.params, model.preconditioner, (config.optimizer.rule().build)(&config.optimizer), 1.0)?;
+    let train = &config.train;
+    let count = (train.batch_size * config.data.seq_len) as u32;
+    let vocab = config.model.vocab.expect("a vocabulary") as u32;
+    for _ in 0..2 {
+        let batch = || Indices::from_slice(gpu, &(0..count).map(|i| i * 7919 % vocab).collect::<Vec<_>>());
+        let batches = (0..train.grad_accumulation).map(|_| Ok((batch()?, batch()?))).collect::<polytape::Result<Vec<_>>>()?;
+        let (llama, seq_len) = (&model.llama, config.data.seq_len);
+        trainer.step(batches.len(), 1e-3, |tape, i| llama.loss(tape, &batches[i].0, &batches[i].1, seq_len))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_memory_estimate_is_within_a_tenth_of_the_measured_peak() {
+    let adamw = "optimizer.kind=adamw";
+    let muon = "optimizer.kind=muon";
+    // A wide vocabulary, a deep and narrow model, long sequences; each by itself and with PC layers, with either optimizer.
+    let shapes: [&[&str]; 3] = [
+        &["model.dim=128", "model.layers=2", "model.heads=4", "model.vocab=8000", "data.seq_len=32", "train.batch_size=2"],
+        &[
+            "model.dim=96",
+            "model.layers=6",
+            "model.heads=4",
+            "model.vocab=500",
+            "model.tied=true",
+            "data.seq_len=96",
+            "train.batch_size=3",
+        ],
+        &[
+            "model.dim=128",
+            "model.layers=2",
+            "model.heads=4",
+            "model.kv_heads=2",
+            "model.vocab=300",
+            "data.seq_len=512",
+            "train.batch_size=1",
+        ],
+    ];
+    let variants: [&[&str]; 4] = [&[adamw], &[adamw, "pc.level=4"], &[muon, "pc.level=2", "train.grad_accumulation=2"], &[muon]];
+    let recomputed: &[&str] = &[adamw, "pc.level=4", "train.checkpoint_activations=true", "model.tied=true"];
+    let pairs = shapes.iter().flat_map(|shape| variants.map(|variant| (*shape, variant)));
+    // A device of its own, so that no other test's buffers are counted.
+    let gpu = gpu(false).expect("the tests need an adapter, a software one at least");
+    let mut wrong = Vec::new();
+    for (shape, variant) in pairs.chain([(shapes[0], recomputed), (shapes[1], recomputed)]) {
+        let config = config(&[shape, variant].concat());
+        gpu.reset_peak();
+        two_steps(&gpu, &config).expect("two steps");
+        let measured = gpu.memory().peak as f64;
+        let moment = memory::peak(&Model::new(&config).expect("a model"));
+        let ratio = moment.total() as f64 / measured;
+        if (ratio - 1.0).abs() > 0.1 {
+            wrong.push(format!("{shape:?} {variant:?}: {ratio:.3} of {measured}, {moment:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_operations_are_those_that_the_device_counts() {
+    let Ok(gpu) = gpu(true) else {
+        return; // An adapter without timestamp queries counts nothing.
+    };
+    for level in ["0", "1", "2", "3", "4"] {
+        let level = format!("pc.level={level}");
+        let sets = ["model.dim=64", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.vocab=512", "data.seq_len=32"];
+        let more =
+            [&level, "pc.targets=['qk', 'o', 'ffn']", "optimizer.kind=muon", "train.batch_size=2", "train.grad_accumulation=2"];
+        let config = config(&[&sets[..], &more].concat());
+        let matmul = || {
+            gpu.profile()
+                .expect("a profile")
+                .kernels
+                .iter()
+                .filter(|(name, _)| **name == "matmul")
+                .map(|(_, time)| time.work)
+                .sum::<u64>()
+        };
+        let before = matmul();
+        two_steps(&gpu, &config).expect("two steps");
+        let counted = (matmul() - before) as f64 / 2.0;
+        let mut model = Model::new(&config).expect("a model");
+        // The power iteration and attention have kernels of their own.
+        model.power_iterations = 0;
+        let attention = 3.0 * 4.0 * (2 * 64) as f64 * 33.0 / 2.0 * (2 * 2 * 32) as f64;
+        let expected = StepFlops::new(&model).total() - attention;
+        // Level 0 writes its dγ as a product of a few numbers.
+        assert!((counted / expected - 1.0).abs() < 1e-3, "{level}: {counted} counted, {expected} expected");
+    }
+}
+
+#[test]
+fn parameters_are_counted() {
+    let model = |sets: &[&str]| Model::new(&config(sets)).expect("a model");
+    let published = model(&["model.preset=1B", "pc.level=4"]);
+    assert_eq!(published.trainable() - published.non_embedding(), 2 * 32_000 * 2048);
+    // 18 layers of four PC layers, each with its γ.
+    assert_eq!(published.trainable(), 1_055_991_808 + 72);
+}
+
+#[test]
+fn the_largest_micro_batch_fits_and_the_next_does_not() {
+    let mut model = Model::new(&config(&["model.preset=20M", "data.seq_len=128"])).expect("a model");
+    let limits = Limits { memory: Some(2 << 30), buffer: None, binding: None };
+    let batch = limits.largest_batch(&model).expect("one sequence fits");
+    model.batch = batch;
+    assert!(limits.fit(&model));
+    model.batch = batch + 1;
+    assert!(!limits.fit(&model));
+    assert_eq!(Limits { memory: Some(1 << 20), buffer: None, binding: None }.largest_batch(&model), None);
+    let buffer = Limits { memory: None, buffer: Some(100 << 20), binding: None };
+    model.batch = buffer.largest_batch(&model).expect("one sequence fits");
+    assert!(memory::largest_buffer(&model).1 <= 100 << 20 && model.batch > 1);
+}
+
+#[test]
+fn what_does_not_fit_gets_advice_of_as_many_tokens() {
+    let sets = ["model.preset=20M", "data.seq_len=256", "train.batch_size=64", "train.grad_accumulation=2"];
+    let model = Model::new(&config(&sets)).expect("a model");
+    let advice = |memory: u64| Limits { memory: Some(memory), buffer: None, binding: None }.advice(&model);
+    for memory in [512u64 << 20, 768 << 20, 1 << 30] {
+        let advice = advice(memory);
+        assert!(!advice.is_empty());
+        for found in advice {
+            assert_eq!(found.batch_size * found.grad_accumulation, 128, "{found:?}");
+            assert!(found.bytes <= memory);
+        }
+    }
+    assert!(advice(1 << 40).is_empty() && advice(1 << 20).is_empty());
+}
+
+#[test]
+fn attention_of_the_published_1b_fits_a_small_binding() {
+    let mut model =
+        Model::new(&config(&["model.preset=1B", "data.seq_len=8192", "train.batch_size=4", "pc.level=4"])).expect("a model");
+    let limit = 128 << 20;
+    let windows = bindings::attention(&model, limit).expect("attention is cut");
+    assert_eq!((windows.sequences, windows.queries, windows.bytes), (2, 8192, limit));
+    assert_eq!(bindings::problem(&model, limit), None);
+    let limits = Limits { memory: None, buffer: None, binding: Some(limit) };
+    assert!(limits.fit(&model));
+    (model.batch, model.seq_len) = (1, 32_768);
+    let problem = bindings::problem(&model, limit).expect("one sequence exceeds it");
+    assert!(
+        problem.starts_with("attention: k and v [32768, 2048] of one sequence are bound whole: 268435456 bytes"),
+        "{problem}"
+    );
+    assert!(!limits.fit(&model));
+    // Its widest PC layers are [2048, 5632].
+    model.seq_len = 64;
+    let problem = "44.0 MiB are bound whole for a PC layer, where the adapter binds 32.0 MiB at a time";
+    assert_eq!(bindings::problem(&model, 32 << 20).as_deref(), Some(problem));
+}

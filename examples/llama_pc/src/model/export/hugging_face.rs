@@ -1,0 +1,162 @@
+//! A folder that `transformers` loads: safetensors, `config.json`, `generation_config.json` and the tokenizer's files.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+
+use polytape::llama::ParameterShape;
+use polytape::safetensors::{self, Header, pytorch_metadata};
+use serde_json::{Map, Value, json};
+
+use super::encode::Dtype;
+use super::merged::{Merged, encoded, pieces};
+use crate::run::checkpoint::MODEL;
+use crate::run::files::{self, Partial};
+use crate::terminal::failure::Failure;
+use crate::terminal::progress::Progress;
+
+/// Writes the folder at `out`, whole or not at all.
+pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
+    let partial = Partial::folder(out)?;
+    let folder = partial.path();
+    let tensors = model.tensors();
+    let shards = shards(&tensors, dtype, max_shard_bytes);
+    let (mut places, mut progress) = (Map::new(), Progress::new("export", 0, tensors.len() as u64));
+    for (number, shard) in (1..).zip(&shards) {
+        let name = match shards.len() {
+            1 => MODEL.to_owned(),
+            count => format!("model-{number:05}-of-{count:05}.safetensors"),
+        };
+        places.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(name))));
+        write_safetensors(model, shard, dtype, &folder.join(name), &mut progress)?;
+    }
+    progress.finish();
+    if shards.len() > 1 {
+        let size: u64 = tensors.iter().map(|tensor| dtype.bytes(tensor.numel())).sum();
+        let index = json!({"metadata": {"total_size": size}, "weight_map": places});
+        write_json(&folder.join("model.safetensors.index.json"), &index)?;
+    }
+    write_json(&folder.join("config.json"), &config(model, dtype))?;
+    let tokens = special_ids(model);
+    write_json(&folder.join("generation_config.json"), &Value::Object(tokens))?;
+    write_tokenizer(model, folder)?;
+    partial.finish()
+}
+
+/// The tensors in order, as many to a file as fit; one that is larger than the bound has a file of its own.
+fn shards(tensors: &[ParameterShape], dtype: Dtype, max_bytes: u64) -> Vec<Vec<&ParameterShape>> {
+    let mut shards: Vec<Vec<&ParameterShape>> = vec![Vec::new()];
+    let mut held = 0;
+    for tensor in tensors {
+        let bytes = dtype.bytes(tensor.numel());
+        if held > 0 && held + bytes > max_bytes {
+            shards.push(Vec::new());
+            held = 0;
+        }
+        held += bytes;
+        shards.last_mut().expect("bug: there is a shard").push(tensor);
+    }
+    shards
+}
+
+fn write_safetensors(
+    model: &Merged,
+    shard: &[&ParameterShape],
+    dtype: Dtype,
+    path: &Path,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    let stored = match dtype {
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+        Dtype::Q8_0 => unreachable!("bug: q8_0 is refused for this format"),
+    };
+    let tensors = shard.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
+    let header = Header::new(stored, tensors, pytorch_metadata())?;
+    let io = |error| Failure::io("write", path, &error);
+    let file = BufWriter::new(File::create(path).map_err(|error| Failure::io("create", path, &error))?);
+    let mut writer = safetensors::Writer::new(file, &header).map_err(io)?;
+    for tensor in shard {
+        for piece in pieces(&model.tensor(tensor)?) {
+            writer.put(&encoded(&tensor.name, &piece?, dtype)?).map_err(io)?;
+        }
+        progress.advance();
+    }
+    let file = writer.finish().map_err(io)?.into_inner().map_err(|error| io(error.into_error()))?;
+    file.sync_all().map_err(io)
+}
+
+/// `config.json`, with everything said that has a default which differs between versions and programs.
+fn config(model: &Merged, dtype: Dtype) -> Value {
+    let sizes = &model.sizes;
+    let dtype = match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 | Dtype::Q8_0 => "bfloat16",
+    };
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": sizes.dim,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim(),
+        "vocab_size": sizes.vocab,
+        "max_position_embeddings": sizes.max_seq_len,
+        "rms_norm_eps": model.norm_eps,
+        "rope_theta": sizes.rope_theta,
+        "rope_scaling": null,
+        "rope_parameters": {"rope_type": "default", "rope_theta": sizes.rope_theta},
+        "tie_word_embeddings": sizes.tied,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "mlp_bias": false,
+        "pretraining_tp": 1,
+        "initializer_range": 0.02,
+        "use_cache": true,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    });
+    if let Value::Object(config) = &mut config {
+        config.extend(special_ids(model));
+    }
+    config
+}
+
+/// `bos_token_id`, `eos_token_id`: null where the tokenizer has none, because `transformers` would assume 1 and 2.
+fn special_ids(model: &Merged) -> Map<String, Value> {
+    let (bos, eos) = model.tokenizer.as_ref().map_or((None, None), |tokenizer| (tokenizer.bos(), tokenizer.eos()));
+    Map::from_iter([("bos_token_id".to_owned(), json!(bos)), ("eos_token_id".to_owned(), json!(eos))])
+}
+
+fn write_tokenizer(model: &Merged, folder: &Path) -> Result<(), Failure> {
+    let Some(tokenizer) = &model.tokenizer else { return Ok(()) };
+    tokenizer.save(&folder.join("tokenizer.json"))?;
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+    let special = json!({
+        "bos_token": text(tokenizer.bos()),
+        "eos_token": text(tokenizer.eos()),
+        "unk_token": tokenizer.unknown().and_then(|id| tokenizer.token(id)),
+    });
+    let known = |value: &Value| {
+        let object = value.as_object().into_iter().flatten();
+        object.filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>()
+    };
+    write_json(&folder.join("special_tokens_map.json"), &Value::Object(known(&special)))?;
+    let mut config = known(&special);
+    config.extend(known(&json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": model.sizes.max_seq_len,
+    })));
+    write_json(&folder.join("tokenizer_config.json"), &Value::Object(config))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).expect("bug: JSON does not serialise") + "\n";
+    files::write(path, text.as_bytes())
+}

@@ -1,0 +1,79 @@
+//! Models with their weights, for training or inference.
+
+use std::path::Path;
+
+use polytape::llama::{Llama, names};
+use polytape::spectral::{PC_GAMMA, PC_U, PC_V, Preconditioner};
+use polytape::{Gpu, ParamId, Params};
+
+use super::source::describe;
+use super::stored::Stored;
+use crate::config::Config;
+use crate::model::engine;
+use crate::terminal::failure::Failure;
+
+/// A model with PC layers, for training.
+pub struct Model {
+    pub llama: Llama,
+    /// Raw parameters.
+    pub params: Params,
+    pub preconditioner: Option<Preconditioner>,
+}
+
+impl Model {
+    /// Initial weights, drawn from the configuration's seed.
+    pub fn fresh(gpu: &Gpu, config: &Config) -> Result<Self, Failure> {
+        let (llama, params) = Llama::init(gpu, engine::model(config), config.seed)?;
+        Self::precondition(llama, params, config)
+    }
+
+    /// The weights of a folder, verified where it is a run's checkpoint, with the PC state of the matrices which the
+    /// configuration preconditions. Returns the names of the PC state that it ignored, too.
+    pub fn load(gpu: &Gpu, config: &Config, folder: &Path) -> Result<(Self, Vec<String>), Failure> {
+        let stored = Stored::open(config, folder)?;
+        let (llama, params) = Llama::load(gpu, engine::model(config), |name, shape| stored.raw(gpu, name, shape))?;
+        // Attached as in a new run, so that parameters keep their order, and with them sums over all parameters.
+        let mut model = Self::precondition(llama, params, config)?;
+        let mut ignored = Vec::new();
+        for name in stored.names().filter(|name| is_pc_state(name)) {
+            match model.params.find(name) {
+                Some(id) => model.params.set(id, stored.tensor(gpu, name)?)?,
+                None => ignored.push(name.to_owned()),
+            }
+        }
+        Ok((model, ignored))
+    }
+
+    fn precondition(llama: Llama, mut params: Params, config: &Config) -> Result<Self, Failure> {
+        let Some(pc) = &config.pc else {
+            return Ok(Self { llama, params, preconditioner: None });
+        };
+        let id = |(stem, heads): (String, usize)| Ok((params.id(&names::weight(&stem))?, heads));
+        let targets = engine::pc_targets(config).into_iter().map(id).collect::<polytape::Result<Vec<(ParamId, usize)>>>()?;
+        let preconditioner = Preconditioner::attach(&mut params, engine::pc(pc)?, &targets, config.seed)?;
+        Ok(Self { llama, params, preconditioner: Some(preconditioner) })
+    }
+}
+
+fn is_pc_state(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, part)| [PC_U, PC_V, PC_GAMMA].contains(&part))
+}
+
+/// A model for inference, from a run's newest checkpoint or an exported folder.
+pub struct Trained {
+    pub llama: Llama,
+    /// Effective weights.
+    pub params: Params,
+}
+
+impl Trained {
+    /// Loads `path` for sequences of up to `positions` tokens (the configuration's `seq_len`, if `None`).
+    pub fn open(gpu: &Gpu, path: &Path, positions: Option<usize>) -> Result<Self, Failure> {
+        let (config, folder) = describe(path)?;
+        let mut sizes = engine::model(&config);
+        sizes.max_seq_len = positions.unwrap_or(sizes.max_seq_len);
+        let stored = Stored::open(&config, &folder)?;
+        let (llama, params) = Llama::load(gpu, sizes, |name, shape| stored.effective(gpu, name, shape))?;
+        Ok(Self { llama, params })
+    }
+}

@@ -1,0 +1,66 @@
+//! Checkpoints on disk: what is written is what is read, and a failed save leaves nothing.
+
+use polytape::optim::{AdamConfig, AdamW};
+use polytape::{Gpu, GpuOptions, Params, Role, Tensor};
+
+use super::*;
+use crate::run::paths;
+
+fn gpu() -> Gpu {
+    Gpu::open(&GpuOptions { warn: |_| (), ..Default::default() }).expect("the tests need an adapter, a software one at least")
+}
+
+/// Parameters of which one takes several pieces and some take one together.
+fn params(gpu: &Gpu) -> Params {
+    let mut params = Params::new(gpu);
+    for (name, rows, columns) in [("b", 3, 5), ("a", 4100, 1024), ("c", 1, 1)] {
+        let tensor = Tensor::normal(gpu, &[rows, columns], 1.0, rows as u64).expect("a tensor");
+        params.add(name, Role::Matrix, tensor).expect("a new name");
+    }
+    params
+}
+
+#[test]
+fn a_saved_checkpoint_holds_the_values_under_their_names() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
+    let params = params(&gpu);
+    let state = State { step: 7, position: u64::MAX, ..State::default() };
+    let mut writer = Writer::new(folder.path(), 1, None);
+    let optimizer = AdamW::new(AdamConfig::default());
+    writer.save(&params, &optimizer, &State { step: 3, ..State::default() }).expect("it is begun");
+    writer.save(&params, &optimizer, &state).expect("it is begun");
+    writer.wait().expect("it is written");
+    assert_eq!(paths::checkpoints(folder.path()), [7], "the older one is removed");
+    let saved = Saved::newest(folder.path()).expect("it is whole").expect("it is there");
+    assert_eq!(saved.state, state);
+    let path = saved.verify(MODEL).expect("it is whole");
+    // The library's reader, by way of the safetensors crate.
+    let file = polytape::safetensors::Reader::open(&path).expect("safetensors");
+    assert_eq!(file.names(), ["a", "b", "c"]);
+    for (_, param) in params.iter() {
+        let read = file.tensor_of(&gpu, &param.name, param.tensor.shape()).expect("a tensor");
+        assert!(read.to_vec().expect("values") == param.tensor.to_vec().expect("values"), "{}", param.name);
+    }
+    let empty = polytape::safetensors::Reader::open(&saved.verify(OPTIMIZER).expect("it is whole")).expect("safetensors");
+    assert!(empty.names().is_empty(), "no step, no state");
+}
+
+#[test]
+fn values_that_are_not_finite_are_not_saved() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
+    let mut params = params(&gpu);
+    let mut writer = Writer::new(folder.path(), 3, None);
+    let optimizer = AdamW::new(AdamConfig::default());
+    writer.save(&params, &optimizer, &State { step: 1, ..State::default() }).expect("it is begun");
+    let id = params.id("b").expect("a name");
+    let bad = Tensor::from_slice(&gpu, &[f32::NAN; 15], &[3, 5]).expect("a tensor");
+    params.set(id, bad).expect("its shape");
+    let failed = writer.save(&params, &optimizer, &State { step: 2, ..State::default() }).and_then(|()| writer.wait());
+    let text = failed.expect_err("not finite").to_string();
+    assert!(
+        text.starts_with("step 2: found NaN in b, expected finite numbers; the checkpoint was not written\nhint: last"),
+        "{text}"
+    );
+    assert_eq!(paths::checkpoints(folder.path()), [1]);
+    assert!(!folder.path().join("checkpoints/step-2.partial").exists());
+}

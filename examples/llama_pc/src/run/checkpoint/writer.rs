@@ -1,0 +1,200 @@
+//! Writes checkpoints on a separate thread, so that training continues.
+//!
+//! The training thread reads the tensors from the device, so that the checkpoint is consistent, and sends them in pieces. The queue
+//! holds at most [`WAITING`] groups of pieces: a checkpoint below 1 GiB never blocks training, and a larger one never takes more
+//! memory than that.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use crc32c::crc32c_append;
+use polytape::optim::Optimizer;
+use polytape::safetensors::{self, Header};
+use polytape::{Params, Tensor};
+
+use super::document::{Document, MODEL, OPTIMIZER, Recorded, STATE, hexadecimal};
+use super::state::State;
+use super::tensors::{Piece, TensorFile};
+use crate::run::files::{self, Partial};
+use crate::run::paths;
+use crate::terminal::failure::Failure;
+use crate::terminal::output;
+
+/// Capacity of the queue in groups of pieces, of up to 16 MiB each.
+const WAITING: usize = 64;
+
+/// Saves the checkpoints of one run, one at a time.
+pub struct Writer {
+    run: PathBuf,
+    /// Number of checkpoints to keep.
+    keep: usize,
+    running: Option<JoinHandle<Result<(), Failure>>>,
+    newest: Option<u64>,
+}
+
+impl Writer {
+    /// For a run whose newest checkpoint is `newest`.
+    pub fn new(run: &Path, keep: usize, newest: Option<u64>) -> Self {
+        Self { run: run.to_owned(), keep, running: None, newest }
+    }
+
+    /// The step of the newest checkpoint, which may not be on disk yet.
+    pub fn newest(&self) -> Option<u64> {
+        self.newest
+    }
+
+    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error.
+    pub fn save(&mut self, params: &Params, optimizer: &dyn Optimizer, state: &State) -> Result<(), Failure> {
+        self.wait()?;
+        let model: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
+        let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer.state_tensors(params)?)];
+        let job = Job {
+            run: self.run.clone(),
+            keep: self.keep,
+            state: state.clone(),
+            files: files.iter().map(|file| Ok((file.name, file.header()?))).collect::<Result<_, Failure>>()?,
+        };
+        let (sender, receiver) = sync_channel(WAITING);
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || job.run(&receiver));
+        self.running = Some(thread.map_err(|error| Failure::other(format!("cannot start a thread for checkpoints: {error}")))?);
+        self.newest = Some(state.step);
+        let mut listening = true;
+        for file in files {
+            file.read(|pieces| {
+                listening = sender.send(pieces).is_ok();
+                listening
+            })?;
+            if !listening {
+                return self.wait();
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the error of a save that has failed since the last call; does not wait for a save in progress.
+    pub fn check(&mut self) -> Result<(), Failure> {
+        match &self.running {
+            Some(thread) if thread.is_finished() => self.wait(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the last save is on disk.
+    pub fn wait(&mut self) -> Result<(), Failure> {
+        match self.running.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(failure))) => Err(failure),
+            Some(Err(_)) => panic!("bug: the thread that writes checkpoints panicked"),
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// A run that ends with an error still completes a save in progress.
+    fn drop(&mut self) {
+        if let Err(failure) = self.wait() {
+            output::note(&format!("error: {failure}"));
+        }
+    }
+}
+
+/// One save, on its thread.
+struct Job {
+    run: PathBuf,
+    keep: usize,
+    state: State,
+    files: Vec<(&'static str, Header)>,
+}
+
+impl Job {
+    fn run(&self, pieces: &Receiver<Vec<Piece>>) -> Result<(), Failure> {
+        let target = paths::checkpoint(&self.run, self.state.step);
+        let write = || {
+            let partial = Partial::checkpoint(&target)?;
+            self.fill(partial.path(), pieces)?;
+            partial.finish()
+        };
+        write().map_err(|failure| {
+            let last = paths::checkpoints(&self.run).last().map_or("none".to_owned(), |step| format!("step-{step}"));
+            failure.hint(format!("last complete checkpoint: {last}; `train --resume {}` goes on from it", self.run.display()))
+        })?;
+        let all = paths::checkpoints(&self.run);
+        all.iter().rev().skip(self.keep).try_for_each(|&step| discard(&paths::checkpoint(&self.run, step)))
+    }
+
+    fn fill(&self, folder: &Path, pieces: &Receiver<Vec<Piece>>) -> Result<(), Failure> {
+        let mut records = BTreeMap::new();
+        for (name, header) in &self.files {
+            let path = folder.join(name);
+            let io = |error| Failure::io("write", &path, &error);
+            let mut writer = safetensors::Writer::new(Checksummed::create(&path)?, header).map_err(io)?;
+            while writer.remaining() > 0 {
+                let group = pieces.recv().map_err(|_| Failure::other(format!("{}: was not completed", path.display())))?;
+                for piece in group {
+                    self.check_finite(&piece)?;
+                    writer.put(&piece.bytes).map_err(io)?;
+                }
+            }
+            records.insert((*name).to_owned(), writer.finish().and_then(Checksummed::finish).map_err(io)?);
+        }
+        files::write(&folder.join(STATE), Document::new(&self.state, records).text().as_bytes())
+    }
+
+    /// Weights that became non-finite between two lines of metrics must not replace a good checkpoint.
+    fn check_finite(&self, piece: &Piece) -> Result<(), Failure> {
+        let (values, _) = piece.bytes.as_chunks();
+        match values.iter().map(|bytes| f32::from_le_bytes(*bytes)).find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(value) => Err(Failure::other(format!(
+                "step {}: found {value} in {}, expected finite numbers; the checkpoint was not written",
+                self.state.step, piece.tensor
+            ))),
+        }
+    }
+}
+
+/// A file that is being written, with its size and checksum so far.
+struct Checksummed {
+    file: File,
+    bytes: u64,
+    sum: u32,
+}
+
+impl Checksummed {
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|error| Failure::io("create", path, &error))?;
+        Ok(Self { file, bytes: 0, sum: 0 })
+    }
+
+    fn finish(self) -> std::io::Result<Recorded> {
+        self.file.sync_all()?;
+        Ok(Recorded { bytes: self.bytes, crc32c: hexadecimal(self.sum) })
+    }
+}
+
+impl Write for Checksummed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.sum = crc32c_append(self.sum, &bytes[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Deletes an old checkpoint, renamed first so that a partly deleted one is never taken for complete.
+fn discard(folder: &Path) -> Result<(), Failure> {
+    let partial = paths::unfinished(folder);
+    let remove = || {
+        std::fs::rename(folder, &partial)?;
+        std::fs::remove_dir_all(&partial)
+    };
+    remove().map_err(|error| Failure::io("remove", folder, &error))
+}

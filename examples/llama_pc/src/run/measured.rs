@@ -1,0 +1,62 @@
+//! Optional parts of a line of metrics: condition numbers and per-layer measurements.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Geometric means of modified condition numbers: of all matrices, of those with a PC layer, of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Gmcn {
+    pub all: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pc: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain: Option<f64>,
+}
+
+impl Gmcn {
+    /// Its scalars with their TensorBoard tags.
+    pub fn scalars(&self) -> Vec<(String, f32)> {
+        let parts = [("all", Some(self.all)), ("pc", self.pc), ("plain", self.plain)];
+        parts.into_iter().filter_map(|(part, value)| Some((format!("gmcn/{part}"), value? as f32))).collect()
+    }
+}
+
+/// The key `layers` of a line of metrics. Parameters are keyed by their names in the checkpoint, γ by the name of its matrix; the
+/// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Layers {
+    /// L2 norm of each parameter's gradient, before clipping; absent where there is none.
+    pub gradient_norm: BTreeMap<String, f32>,
+    /// L2 norm of each parameter.
+    pub weight_norm: BTreeMap<String, f32>,
+    /// γ of each PC layer: one value, or one per head.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gamma: BTreeMap<String, Vec<f32>>,
+    /// Its gradient, before clipping.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gamma_gradient: BTreeMap<String, Vec<f32>>,
+    /// Root mean square of the residual stream after each block, over all micro-batches of the step.
+    pub residual_rms: Vec<f32>,
+    /// Its largest absolute value.
+    pub residual_max: Vec<f32>,
+}
+
+impl Layers {
+    /// Its scalars with their TensorBoard tags; per-head γ are averaged.
+    pub fn scalars(&self) -> Vec<(String, f32)> {
+        let norms = [("weight_norm", &self.weight_norm), ("gradient_norm", &self.gradient_norm)];
+        let norms =
+            norms.into_iter().flat_map(|(kind, map)| map.iter().map(move |(name, norm)| (format!("{kind}/{name}"), *norm)));
+        let mean = |values: &Vec<f32>| values.iter().sum::<f32>() / values.len() as f32;
+        let gammas = [("gamma", &self.gamma), ("gamma_gradient", &self.gamma_gradient)];
+        let gammas = gammas
+            .into_iter()
+            .flat_map(|(kind, map)| map.iter().map(move |(name, values)| (format!("{kind}/{name}"), mean(values))));
+        let residuals = [("residual_rms", &self.residual_rms), ("residual_max", &self.residual_max)];
+        let residuals = residuals
+            .into_iter()
+            .flat_map(|(kind, list)| list.iter().enumerate().map(move |(block, value)| (format!("{kind}/{block}"), *value)));
+        norms.chain(gammas).chain(residuals).collect()
+    }
+}

@@ -1,0 +1,99 @@
+//! Errors for the user: an exit status, one sentence, and perhaps a hint.
+
+use std::fmt;
+use std::path::Path;
+
+/// An error on its way to the user. The message is one sentence that names the file, key or adapter, what was found and
+/// what was expected; `main` prints it and exits with `status`.
+#[derive(Debug)]
+pub struct Failure {
+    /// 2 for a usage or configuration error, 1 for anything else.
+    pub status: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The user asked for something that cannot be: a bad flag, a bad key, an output that exists already.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { status: 2, message: one_line(message.into()), hint: None }
+    }
+
+    /// Anything else: a file that is missing, cut or foreign, a device that fails.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self { status: 1, message: one_line(message.into()), hint: None }
+    }
+
+    /// An input or output error. There is no `From<std::io::Error>`, because such an error must always name its file.
+    pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        let reason = match error.kind() {
+            std::io::ErrorKind::NotFound => "no such file or folder".to_owned(),
+            std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+            _ => error.to_string(),
+        };
+        Self::other(format!("cannot {action} {}: {reason}", path.display()))
+    }
+
+    /// Adds a line that says what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<polytape::Error> for Failure {
+    fn from(error: polytape::Error) -> Self {
+        let failure = Self::other(error.to_string());
+        match error {
+            polytape::Error::OutOfMemory { .. } => failure.hint(
+                "a smaller train.batch_size or train.checkpoint_activations = true needs less memory; `plan` says how much",
+            ),
+            _ => failure,
+        }
+    }
+}
+
+/// A message may quote names from untrusted files: control characters are escaped.
+fn one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
+    }
+    let spelled = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    message.chars().map(spelled).collect()
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_has_its_own_line() {
+        let failure = Failure::usage("runs/a exists already").hint("choose another --out");
+        assert_eq!(failure.to_string(), "runs/a exists already\nhint: choose another --out");
+        assert_eq!(failure.status, 2);
+    }
+
+    #[test]
+    fn a_message_stays_on_its_line() {
+        let failure = Failure::other("a.parquet: found columns \u{1b}[2Ja\nb, größe");
+        assert_eq!(failure.to_string(), "a.parquet: found columns \\u{1b}[2Ja\\nb, größe");
+    }
+
+    #[test]
+    fn an_io_error_names_its_file() {
+        let error = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let failure = Failure::io("read", Path::new("a/b.bin"), &error);
+        assert_eq!(failure.to_string(), "cannot read a/b.bin: no such file or folder");
+        assert_eq!(failure.status, 1);
+    }
+}

@@ -1,0 +1,158 @@
+//! Begins a run, or resumes one.
+
+use std::path::{Path, PathBuf};
+
+use polytape::{Gpu, Trainer};
+
+use super::session::{Session, Start};
+use crate::config::{Config, DataOrder};
+use crate::data::meta::tokenizer_of;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::TokenStream;
+use crate::data::windows::{Order, Windows};
+use crate::model::import::{self, Model};
+use crate::run::checkpoint::{self, Saved, State};
+use crate::run::files::refuse_existing;
+use crate::run::folder::{Locked, Run};
+use crate::terminal::failure::Failure;
+use crate::terminal::output;
+
+/// What a new run begins with.
+pub struct Request {
+    pub config: Config,
+    /// Folder to create.
+    pub out: PathBuf,
+    /// Folder of the initial weights; without one, they are drawn from the seed.
+    pub init: Option<PathBuf>,
+    /// The adapter's peak in TFLOP/s, if the user gives it.
+    pub peak_tflops: Option<f64>,
+}
+
+/// Begins a run; the device is opened by `open` once everything else has been checked.
+pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Session, Failure> {
+    let Request { mut config, out, init, peak_tflops } = request;
+    let data = PathBuf::from(&config.data.train);
+    // Before the vocabulary is resolved: without the data, its tokenizer is missing, too.
+    std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
+    let tokenizer = tokenizer_of(&data);
+    let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
+    config.resolve_vocab(tokens)?;
+    refuse_existing("--out", &out, "folder")?;
+    let windows = training_windows(&config)?;
+    let validation = validation_windows(&config)?;
+    let gpu = open()?;
+    let model = model(&gpu, &config, init.as_deref())?;
+    let state = first_state(&config, &windows)?;
+    let (llama, trainer) = fresh(model, &config)?;
+    let run = Run::create(&out, tokenizer.as_deref())?;
+    let start = Start { gpu, llama, trainer, windows, validation, run, state, newest: None, peak_tflops };
+    let mut session = Session::new(config, start)?;
+    if init.is_some() {
+        // Unlike initial weights, these cannot be redrawn from the seed.
+        session.save()?;
+    }
+    session.write_config()?;
+    Ok(session)
+}
+
+/// Resumes from the newest checkpoint or, if the run was killed before it had one, from its beginning.
+pub fn resume(
+    path: &Path,
+    settings: &[String],
+    peak_tflops: Option<f64>,
+    open: impl FnOnce() -> Result<Gpu, Failure>,
+) -> Result<Session, Failure> {
+    let file = path.join("config.toml");
+    if !file.is_file() {
+        return Err(Failure::other(format!("{}: found no config.toml, expected a run", path.display()))
+            .hint("a run that was killed before it began has none: remove the folder and begin again"));
+    }
+    let mut config = Config::resume(&file, settings)?;
+    config.resolve_vocab(None)?;
+    let locked = Locked::new(path)?;
+    let saved = Saved::newest(path)?;
+    let mut windows = training_windows(&config)?;
+    let validation = validation_windows(&config)?;
+    let first = first_state(&config, &windows)?;
+    let state = saved.as_ref().map_or(&first, |saved| &saved.state).clone();
+    check_state(&config, &state, &first)?;
+    windows.seek(state.position);
+    let gpu = open()?;
+    let (llama, trainer) = match &saved {
+        Some(saved) => saved.load(&gpu, &config)?,
+        None => fresh(Model::fresh(&gpu, &config)?, &config)?,
+    };
+    checkpoint::sweep(path)?;
+    let run = locked.open(state.step)?;
+    let newest = saved.map(|saved| saved.state.step);
+    let start = Start { gpu, llama, trainer, windows, validation, run, state, newest, peak_tflops };
+    let session = Session::new(config, start)?;
+    session.write_config()?;
+    Ok(session)
+}
+
+/// The state before the first step.
+fn first_state(config: &Config, windows: &Windows) -> Result<State, Failure> {
+    Ok(State { windows: windows.count(), data: windows.fingerprint()?, seed: config.seed, ..State::default() })
+}
+
+/// Whether a state matches the configuration and the data, whose initial state is `first`: the run then resumes bit for bit.
+fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Failure> {
+    if config.train.steps < state.step {
+        let (found, done) = (config.train.steps, state.step);
+        return Err(Failure::usage(format!("train.steps: found {found}, expected at least the {done} that the run has done")));
+    }
+    if first.seed != state.seed {
+        let (found, expected) = (first.seed, state.seed);
+        return Err(Failure::usage(format!("seed: found {found}, expected the {expected} that the run began with")));
+    }
+    let data = &config.data.train;
+    if first.windows != state.windows {
+        let (found, expected) = (first.windows, state.windows);
+        return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with")));
+    }
+    if first.data != state.data {
+        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")));
+    }
+    Ok(())
+}
+
+fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
+    let (optimizer, max_norm) = ((config.optimizer.rule().build)(&config.optimizer), config.train.max_grad_norm as f32);
+    let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
+    Ok((model.llama, trainer.with_precision(config.train.precision)))
+}
+
+fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {
+    let Some(path) = init else { return Model::fresh(gpu, config) };
+    // A run's newest checkpoint, or the folder itself.
+    let folder = if path.join("config.toml").is_file() { import::describe(path)?.1 } else { path.to_owned() };
+    import::check_folder(&folder, config)?;
+    let (model, ignored) = Model::load(gpu, config, &folder)?;
+    if !ignored.is_empty() {
+        output::note(&format!(
+            "note: {}: ignored PC state that the configuration does not use: {}",
+            path.display(),
+            ignored.join(", ")
+        ));
+    }
+    Ok(model)
+}
+
+fn training_windows(config: &Config) -> Result<Windows, Failure> {
+    let order = match config.data.order {
+        DataOrder::Sequential => Order::Sequential,
+        DataOrder::Shuffled => Order::Shuffled { seed: config.seed },
+    };
+    windows(config, &config.data.train, order)
+}
+
+fn validation_windows(config: &Config) -> Result<Option<Windows>, Failure> {
+    let wanted = config.train.val_every > 0;
+    wanted.then(|| windows(config, &config.data.val, Order::Sequential)).transpose()
+}
+
+fn windows(config: &Config, path: &str, order: Order) -> Result<Windows, Failure> {
+    let vocab = config.model.vocab.expect("bug: the vocabulary is not resolved");
+    Windows::new(TokenStream::open(Path::new(path), vocab)?, path, config.data.seq_len, order)
+}

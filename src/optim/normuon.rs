@@ -1,0 +1,120 @@
+//! NorMuon: Muon whose orthogonalized update is divided, row by row, by the root of a second moment.
+
+use super::adamw::moments;
+use super::{Clip, MuonConfig, Optimizer, OptimizerState, Slot};
+use crate::error::Result;
+use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
+use crate::ops::final_sum;
+use crate::params::{Gradients, Params, Role};
+use crate::tensor::{Rows, Tensor};
+
+const SOURCE: &str = include_str!("../../shaders/normuon.wgsl");
+
+static SECOND_MOMENT: Kernel =
+    Kernel::trusted("normuon second moment", SOURCE, "second_moment", &[Access::Read, Access::ReadWrite, Access::ReadWrite]);
+static UPDATE: Kernel =
+    Kernel::trusted("normuon update", SOURCE, "update", &[Access::Read, Access::Read, Access::Read, Access::ReadWrite]);
+
+/// NorMuon (arXiv 2510.05491): with the orthogonal direction o [r, c] of [`Muon`](super::Muon) and a second moment v [r] of its
+/// rows, v ← β2·v + (1−β2)·mean_c(o²), ô = o / (√v + eps), w ← w·(1 − lr·λ) − lr·s·√min(r, c)/‖ô‖·ô. β2 and eps are those of the
+/// auxiliary Adam rule; s is the [`LrScale`](super::LrScale). An exactly orthogonal o has the norm √min(r, c), so that s means what
+/// it means for Muon; with `Moonlight` the factor is the paper's 0.2·√(r·c)/‖ô‖.
+///
+/// After the first step every row of the update has the same norm:
+///
+/// ```
+/// use polytape::optim::{Clip, MuonConfig, NorMuon, Optimizer};
+/// use polytape::{Gpu, Gradients, Params, Role, Tensor};
+///
+/// # fn main() -> polytape::Result<()> {
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let mut params = Params::new(&gpu);
+/// let w = params.add("w", Role::Matrix, Tensor::zeros(&gpu, &[2, 2])?)?;
+/// let mut gradients = Gradients::new();
+/// gradients.add(w, Tensor::from_slice(&gpu, &[5.0, 0.0, 0.0, 0.5], &[2, 2])?)?;
+/// let clip = Clip::new(&gpu, &gradients, f32::INFINITY)?;
+/// NorMuon::new(MuonConfig::default()).step(&mut params, gradients, &clip, 0.1)?;
+/// let found = params.get(w).tensor.to_vec()?; // −lr·0.2·√(r·c)/‖ô‖·ô: 0.04/√2 each
+/// assert!((found[0] + 0.028_284).abs() < 1e-5 && (found[3] + 0.028_284).abs() < 1e-5, "{found:?}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NorMuon {
+    config: MuonConfig,
+    state: OptimizerState,
+}
+
+impl NorMuon {
+    /// No steps taken yet.
+    pub fn new(config: MuonConfig) -> Self {
+        Self { config, state: OptimizerState::default() }
+    }
+
+    /// Updates the second moment with the orthogonal direction and returns ‖ô‖² → `[1]`.
+    fn normalize(&self, o: &Tensor, second_moment: &Tensor) -> Result<Tensor> {
+        let [rows, columns] = o.dims("normuon")?;
+        let (workgroup, one_subgroup) = workgroup(o.gpu());
+        let squares = Tensor::uninitialized(o.gpu(), &[rows])?;
+        let [_, beta2] = self.config.adam.betas;
+        let launch = Rows {
+            kernel: &SECOND_MOMENT,
+            constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(columns))],
+            rows,
+            tensors: &[(o, columns), (second_moment, 1), (&squares, 1)],
+            arguments: &[columns as u32, ((1.0 - beta2) as f32).to_bits(), (self.config.adam.eps as f32).to_bits()],
+            invocations_per_row: f64::from(workgroup),
+            workgroup,
+            iterations: strides(columns, workgroup),
+        };
+        launch.launch(o.gpu())?;
+        let total = Tensor::uninitialized(o.gpu(), &[1])?;
+        final_sum(&squares, 1.0, &total, 0)?;
+        Ok(total)
+    }
+
+    fn update(&self, o: &Tensor, second_moment: &Tensor, w: &Tensor, lr: f32) -> Result<()> {
+        let [rows, columns] = o.dims("normuon")?;
+        let total = self.normalize(o, second_moment)?;
+        let width = if columns.is_multiple_of(4) { 4 } else { 1 };
+        let config = &self.config;
+        let scale = lr * config.lr_scale.of(rows, columns) * (rows.min(columns) as f32).sqrt();
+        let shrink = lr * config.adam.weight_decay_of(Role::Matrix);
+        let launch = Rows {
+            kernel: &UPDATE,
+            constants: &[("VECTORS", vectors(columns))],
+            rows,
+            tensors: &[(o, columns), (second_moment, 1), (&total, 0), (w, columns)],
+            arguments: &[columns as u32, scale.to_bits(), shrink.to_bits(), (config.adam.eps as f32).to_bits()],
+            invocations_per_row: (columns / width) as f64,
+            workgroup: 64,
+            iterations: 0,
+        };
+        launch.launch(o.gpu())
+    }
+}
+
+impl Optimizer for NorMuon {
+    fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
+        let mut state = std::mem::take(&mut self.state);
+        let done = self.config.step(&mut state, params, gradients, clip, lr, |state, params, id, gradient| {
+            let [rows, _] = gradient.dims("normuon")?;
+            let o = self.config.direction(state, id, gradient, clip)?;
+            self.update(&o, state.slot(o.gpu(), id, "v", &[rows])?, params.make_mut(id)?, lr)
+        });
+        self.state = state;
+        done
+    }
+
+    fn slots(&self, role: Role, shape: &[usize]) -> Vec<Slot> {
+        if role == Role::Matrix { vec![Slot::new("m", shape), Slot::new("v", &shape[..1])] } else { moments(shape) }
+    }
+
+    fn state(&self) -> &OptimizerState {
+        &self.state
+    }
+
+    fn state_mut(&mut self) -> &mut OptimizerState {
+        &mut self.state
+    }
+}

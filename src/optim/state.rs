@@ -1,0 +1,90 @@
+//! [`OptimizerState`]: what a rule remembers of each parameter, as named tensors of any shape.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::params::{ParamId, Params};
+use crate::tensor::Tensor;
+
+/// One tensor that a rule keeps of a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name: `m` is saved as `<parameter>.m`.
+    pub name: &'static str,
+    /// Sizes of its dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl Slot {
+    /// A slot of this name and shape.
+    pub fn new(name: &'static str, shape: &[usize]) -> Self {
+        Self { name, shape: shape.to_vec() }
+    }
+}
+
+/// Number of steps taken and the tensors of every parameter's slots. A slot that no step has touched holds zeros.
+#[derive(Debug, Default)]
+pub struct OptimizerState {
+    steps: u64,
+    tensors: BTreeMap<(ParamId, &'static str), Tensor>,
+}
+
+impl OptimizerState {
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Counts a step and returns its number, from 1.
+    pub fn count_step(&mut self) -> u64 {
+        self.steps += 1;
+        self.steps
+    }
+
+    /// A slot's tensor for updating in place: zeros at first, copied where a snapshot shares it.
+    pub fn slot(&mut self, gpu: &Gpu, id: ParamId, name: &'static str, shape: &[usize]) -> Result<&Tensor> {
+        let tensor = match self.tensors.remove(&(id, name)) {
+            None => Tensor::zeros(gpu, shape)?,
+            Some(tensor) => tensor.into_unique()?,
+        };
+        Ok(self.tensors.entry((id, name)).or_insert(tensor))
+    }
+
+    /// Every slot of every trainable parameter under its full name; nothing before the first step.
+    pub(super) fn named(&self, params: &Params, slots: impl Fn(ParamId) -> Vec<Slot>) -> Result<Vec<(String, Tensor)>> {
+        let mut named = Vec::new();
+        for id in params.trainable().into_iter().filter(|_| self.steps > 0) {
+            for Slot { name, shape } in slots(id) {
+                let tensor = match self.tensors.get(&(id, name)) {
+                    Some(tensor) => tensor.clone(),
+                    None => Tensor::zeros(params.gpu(), &shape)?,
+                };
+                named.push((format!("{}.{name}", params.get(id).name), tensor));
+            }
+        }
+        Ok(named)
+    }
+
+    /// The state after `steps` steps, whose tensors `load` returns by full name.
+    pub(super) fn load(
+        params: &Params,
+        steps: u64,
+        slots: impl Fn(ParamId) -> Vec<Slot>,
+        load: &mut dyn FnMut(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for id in params.trainable().into_iter().filter(|_| steps > 0) {
+            for Slot { name, shape } in slots(id) {
+                let full = format!("{}.{name}", params.get(id).name);
+                let tensor = load(&full)?;
+                if tensor.shape() != shape {
+                    let problem = format!("`{full}` has shape {:?}, {shape:?} expected", tensor.shape());
+                    return Err(Error::shape("load state", problem));
+                }
+                tensors.insert((id, name), tensor);
+            }
+        }
+        Ok(Self { steps, tensors })
+    }
+}
