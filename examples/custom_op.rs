@@ -1,5 +1,5 @@
-//! An operation from outside of the crate: Snake, y = x + sin²(αx)/α, with one trained α per column. x [rows, columns],
-//! α [columns]. Saves x and α. The shader, the forward and the backward are all there is to it.
+//! An operation defined outside the crate: Snake, y = x + sin²(αx)/α, with a trainable α per column. x [rows, columns],
+//! α [columns]. Saves x and α. It needs only a shader, the forward and the backward.
 //!
 //!     cargo run --release --example custom_op
 
@@ -32,7 +32,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
     let a = alpha[i % args.columns];
     let slope = sin(2.0 * a * x[i]);
     dx[i] = dy[i] * (1.0 + slope);
-    dalpha[i] = dy[i] * (x[i] * slope - sin(a * x[i]) * sin(a * x[i]) / a) / a; // of one row; the sum over rows follows
+    dalpha[i] = dy[i] * (x[i] * slope - sin(a * x[i]) * sin(a * x[i]) / a) / a; // per row; summed over the rows afterwards
 }
 ";
 
@@ -40,7 +40,7 @@ static FORWARD: Kernel = Kernel::new("snake", SOURCE, "forward", &[Access::Read,
 const FIVE: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite];
 static BACKWARD: Kernel = Kernel::new("snake backward", SOURCE, "backward", FIVE);
 
-/// One invocation per element of the first tensor, which is x in both kernels.
+/// One invocation per element of x, the first tensor of both kernels.
 fn run(kernel: &Kernel, tensors: &[&Tensor]) -> Result<()> {
     let (rows, columns) = tensors[0].rows_and_columns();
     let buffers: Vec<_> = tensors.iter().map(|tensor| tensor.slice()).collect();
@@ -72,12 +72,12 @@ fn snake<'t>(x: &Var<'t>, alpha: &Var<'t>) -> Result<Var<'t>> {
     })
 }
 
-/// Σ weights·snake(x, alpha): with random weights every element of y has a gradient of its own.
+/// Σ weights·snake(x, alpha): the weights give every element of y a different gradient.
 fn weighted<'t>(x: &Var<'t>, alpha: &Var<'t>, weights: &Tensor) -> Result<Var<'t>> {
     snake(x, alpha)?.mul(&x.tape().constant(weights.clone()))?.sum()
 }
 
-/// Of a central difference in f32: its error is of the order of STEP² + 1e-7/STEP.
+/// Step of the central difference in f32, whose error is about STEP² + 1e-7/STEP.
 const STEP: f32 = 5e-3;
 const TOLERANCE: f32 = 1e-3;
 
@@ -114,6 +114,6 @@ fn main() -> Result<()> {
         }
     }
     assert!(worst <= TOLERANCE, "the gradient of snake is off by {worst:.1e}, {TOLERANCE:.0e} allowed");
-    println!("all 28 gradients of snake agree with finite differences: the largest deviation is {worst:.1e}");
+    println!("all 28 gradients of snake agree with finite differences: maximum error {worst:.1e}");
     Ok(())
 }

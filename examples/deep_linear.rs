@@ -1,8 +1,8 @@
 //! What bounded singular values do for gradient descent: a product of four 32×32 matrices learns a rotation, once with plain
 //! layers and once with PC layers of level 4, from the same weights of a given condition number κ.
 //!
-//! Ill-conditioned layers hold each other's errors back, which makes plateaus. The PC layer divides by the largest singular value
-//! and lifts the others towards it. Both get the best of the same learning rates. Writes `deep_linear.svg`.
+//! Ill-conditioned layers attenuate each other's gradients, which makes plateaus. The PC layer divides by the largest singular value
+//! and raises the others towards it. Both use the best of the same learning rates. Writes `deep_linear.svg`.
 //!
 //!     cargo run --release --example deep_linear
 
@@ -14,7 +14,7 @@ use polytape::{Gpu, Gradients, Params, Result, Role, Tape, Tensor, Trainer};
 const SIZE: usize = 32;
 const DEPTH: usize = 4;
 const STEPS: usize = 200;
-const GOAL: f32 = 1e-3; // of the first loss: a run ends there
+const GOAL: f32 = 1e-3; // relative to the initial loss: a run stops there
 
 #[derive(Default)]
 struct GradientDescent(OptimizerState); // w ← w − lr·g
@@ -41,8 +41,8 @@ impl Optimizer for GradientDescent {
     }
 }
 
-/// A random rotation: the polar factor of I + G/2. It has a positive determinant, as every product of layers then has: between
-/// matrices of opposite signs there is no way for small steps but through a singular one.
+/// A random rotation: the polar factor of I + G/2. Its determinant is positive, and so is that of every product of layers: between
+/// determinants of opposite sign, gradient descent would have to pass a singular matrix.
 fn rotation(gpu: &Gpu, seed: u64) -> Result<Tensor> {
     let identity: Vec<f32> = (0..SIZE * SIZE).map(|i| if i % (SIZE + 1) == 0 { 1.0 } else { 0.0 }).collect();
     let noise = Tensor::normal(gpu, &[SIZE, SIZE], 0.5 / (SIZE as f64).sqrt(), seed)?;
@@ -50,7 +50,7 @@ fn rotation(gpu: &Gpu, seed: u64) -> Result<Tensor> {
     newton_schulz(near, NewtonSchulz::PolarExpress, 12)
 }
 
-/// A rotation, a stretch by a geometric row of singular values from largest to largest/κ with mean square 1, a rotation.
+/// Rotation · diagonal · rotation: singular values in geometric progression from σ₁ to σ₁/κ, with mean square 1.
 fn layer(gpu: &Gpu, condition: f32, seed: u64) -> Result<Tensor> {
     let stretch: Vec<f32> = (0..SIZE).map(|i| condition.powf(-(i as f32) / (SIZE - 1) as f32)).collect();
     let mean_square = stretch.iter().map(|s| s * s).sum::<f32>() / SIZE as f32;
@@ -61,12 +61,12 @@ fn layer(gpu: &Gpu, condition: f32, seed: u64) -> Result<Tensor> {
     Ok(left.mul_row(&tape.constant(stretch))?.matmul(&right)?.value().clone())
 }
 
-/// The loss ½‖W₄W₃W₂W₁ − target‖² before each step, until the goal is reached or the run diverges.
+/// The loss ½‖W₄W₃W₂W₁ − target‖² before each step, until it reaches the goal or diverges.
 fn train(gpu: &Gpu, condition: f32, bounded: bool, rate: f32) -> Result<Vec<f32>> {
     let mut params = Params::new(gpu);
     let add = |i| params.add(format!("{i}.weight"), Role::Matrix, layer(gpu, condition, i as u64)?);
     let weights = (0..DEPTH).map(add).collect::<Result<Vec<_>>>()?;
-    // Without recovering the norm the largest singular value is 1, and the gradient is that of the loss.
+    // Without norm recovery the largest singular value is 1, and no gradient is stopped.
     let config = PcConfig { recover_norm: false, learnable_gamma: false, ..Default::default() };
     let targets: Vec<_> = weights.iter().map(|&weight| (weight, 1)).collect();
     let pc = bounded.then(|| Preconditioner::attach(&mut params, config, &targets, 0)).transpose()?;
@@ -84,7 +84,7 @@ fn train(gpu: &Gpu, condition: f32, bounded: bool, rate: f32) -> Result<Vec<f32>
     Ok(losses)
 }
 
-/// The run that comes down furthest per step, of nine learning rates, and its mean factor on the loss per step.
+/// The run with the fastest decrease of the loss, of nine learning rates, and its mean factor per step.
 fn best(gpu: &Gpu, condition: f32, bounded: bool) -> Result<(f32, Vec<f32>)> {
     let mut best = (f32::INFINITY, Vec::new());
     for power in 1..10 {

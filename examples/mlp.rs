@@ -1,5 +1,5 @@
-//! A small network learns which of two spirals a point lies on: two inputs, two layers of 64 tanh units, two classes, AdamW.
-//! Prints the loss as it falls and then the plane, shaded by the network's answer, with the points it was trained on.
+//! Classifies two spirals with a small network: two inputs, two layers of 64 tanh units, two classes, AdamW. Prints the loss and then
+//! the plane, shaded by the predicted class, with the training points.
 //!
 //!     cargo run --release --example mlp
 
@@ -8,17 +8,17 @@ use std::f32::consts::PI;
 use polytape::optim::{AdamConfig, AdamW};
 use polytape::{Gpu, Indices, ParamId, Params, Result, Role, Tape, Tensor, Trainer, Var};
 
-/// Points of each spiral.
+/// Points per spiral.
 const POINTS: usize = 100;
 const UNITS: usize = 64;
 const STEPS: usize = 300;
-/// The picture's size in characters, which are about twice as high as wide.
+/// Size of the plot in characters, which are about twice as high as wide.
 const COLUMNS: usize = 76;
 const LINES: usize = 38;
-/// The picture shows x and y from -REACH to REACH.
+/// The plot shows x and y from -REACH to REACH.
 const REACH: f32 = 1.12;
 
-/// Point `i` of the spiral `class`: one turn and three quarters, outwards to a radius of 1.
+/// Point `i` of the spiral `class`: 1¾ turns outwards to radius 1.
 fn spiral(class: usize, i: usize) -> [f32; 2] {
     let radius = ((i as f32 + 1.0) / POINTS as f32).sqrt();
     let angle = 3.5 * PI * radius + PI * class as f32;
@@ -80,13 +80,13 @@ fn main() -> Result<()> {
         let tape = Tape::inference(&trainer.params);
         network.features(&tape, x)?.matmul_nt(&tape.param(network.head)?)?.softmax()?.value().to_vec()
     };
-    // The probability of class 1 is every second number.
+    // [p(class 0), p(class 1)] per point.
     let right = answer(&x)?.chunks(2).zip(&classes).filter(|(p, class)| p[**class as usize] > 0.5).count();
-    println!("{right} of {} points are on the side of their spiral\n", points.len());
+    println!("{right} of {} points are classified correctly\n", points.len());
     draw(&answer(&grid(&gpu)?)?, &points)
 }
 
-/// The plane's points under the characters of the picture, line by line from the top.
+/// The points of the plane at the plot's characters, line by line from the top.
 fn grid(gpu: &Gpu) -> Result<Tensor> {
     let at = |i: usize, count: usize| REACH * ((2 * i + 1) as f32 / count as f32 - 1.0);
     let cell = |i: usize| [at(i % COLUMNS, COLUMNS), -at(i / COLUMNS, LINES)];
@@ -94,7 +94,7 @@ fn grid(gpu: &Gpu) -> Result<Tensor> {
     Tensor::from_slice(gpu, cells.as_flattened(), &[cells.len(), 2])
 }
 
-/// Blank where the network says class 0 (points drawn as o), dark where it says class 1 (points drawn as #).
+/// Blank where the prediction is class 0 (points o), shaded where it is class 1 (points #).
 fn draw(probabilities: &[f32], points: &[[f32; 2]]) -> Result<()> {
     let shade = |p: f32| [' ', '·', '░', '▒'][((4.0 * p) as usize).min(3)];
     let mut picture: Vec<char> = probabilities.chunks(2).map(|p| shade(p[1])).collect();

@@ -4,7 +4,7 @@
     scripts/check-export.py FOLDER TOKENS.bin [--seq-len S] [--windows N] [--loss L] [--predictions FILE]
 
 Needs torch and transformers. The loss is over the first N windows of a file of little-endian u32 tokens, as `llama_pc eval FOLDER
---data TOKENS.bin --seq-len S` measures it; with --loss it must agree to 1e-3. --predictions keeps the likeliest tokens for
+--data TOKENS.bin --seq-len S` measures it; with --loss it must agree to 1e-3. --predictions saves the top-1 tokens for
 scripts/check-gguf.mjs.
 """
 import argparse

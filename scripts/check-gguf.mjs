@@ -1,8 +1,8 @@
 #!/usr/bin/env node
-// Loads a file that `llama_pc export --format gguf` wrote with llama.cpp and compares its likeliest tokens with those that
-// scripts/check-export.py kept of the same model in transformers: at least 95 of 100 must agree. The first 8 windows are enough.
+// Loads the output of `llama_pc export --format gguf` with llama.cpp and compares its top-1 tokens with those that
+// scripts/check-export.py saved for the same model in transformers: at least 95 % must agree. Uses the first 8 windows.
 //   scripts/check-gguf.mjs FILE.gguf PREDICTIONS.json
-// Needs node-llama-cpp, installed beside this script or where the current folder finds it.
+// Needs node-llama-cpp, resolvable from this script or from the current folder.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";

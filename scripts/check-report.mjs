@@ -1,7 +1,7 @@
 #!/usr/bin/env node
-// Opens a page that `llama_pc report` wrote in headless Chromium, at several widths, light and dark: it must ask for nothing over a
-// network, log no error, fit its width, and tell a curve's values to the pointer and to the keyboard. Leaves a picture of each and a PDF.
-//   scripts/check-report.mjs PAGE.html FOLDER        needs Node and Chromium (CHROMIUM names another than `chromium`)
+// Opens a page written by `llama_pc report` in headless Chromium, at several widths, light and dark: it must make no network request,
+// log no error, not overflow its width, and show a curve's values by mouse and keyboard. Saves a screenshot of each and a PDF.
+//   scripts/check-report.mjs PAGE.html FOLDER        needs Node and Chromium (CHROMIUM overrides the binary `chromium`)
 import { spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -20,7 +20,7 @@ const flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", 
 const chromium = spawn(process.env.CHROMIUM ?? "chromium", flags, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
 chromium.on("error", error => { console.error(`cannot start Chromium: ${error.message}`); process.exit(1); });
 
-// DevTools' protocol over pipes: JSON messages that end in a zero byte.
+// The DevTools protocol over pipes: JSON messages terminated by a zero byte.
 let next = 1, buffered = "", session;
 const waiting = new Map(), listeners = new Map(), problems = [];
 chromium.stdio[4].on("data", bytes => {
@@ -65,7 +65,7 @@ async function look(width, height, scheme) {
   expect(await evaluate("document.querySelector('.readout').textContent.length") > 5, `${name}: the pointer tells no value`);
   await send("Input.dispatchMouseEvent", { type: "mouseMoved", x: 0, y: 0 });
 
-  // By the Tab key alone, as many times as it takes.
+  // With the Tab key only.
   await evaluate("document.activeElement.blur()");
   let reached = false;
   for (let tries = 0; tries < 40 && !reached; tries++) {

@@ -1,4 +1,4 @@
-// y = f(x) and dx = dy·f'(x) for one of the functions below, chosen by the constant FUNCTION.
+// y = f(x) and dx = dy·f'(x) for the function selected by the constant FUNCTION.
 
 struct Args { count: u32, first: u32 }
 
@@ -18,7 +18,7 @@ const LOG: u32 = 5u;
 
 fn sigmoid(v: vec4f) -> vec4f { return 1.0 / (1.0 + exp(-v)); }
 
-// With e = exp(-2|v|): ±(1 - e)/(1 + e). That loses all digits near 0, where the series takes over.
+// With e = exp(-2|v|): ±(1 - e)/(1 + e), which cancels near 0; there the Taylor series is used.
 fn safe_tanh(v: vec4f) -> vec4f {
     let e = exp(-2.0 * abs(v));
     let large = sign(v) * (1.0 - e) / (1.0 + e);
@@ -52,7 +52,7 @@ fn derivative(v: vec4f) -> vec4f {
     }
     if (FUNCTION == GELU) { return normal_cdf(v) + v * 0.39894228 * exp(-0.5 * v * v); }
     if (FUNCTION == RELU) { return select(vec4f(0.0), vec4f(1.0), v > vec4f(0.0)); }
-    if (FUNCTION == TANH) { // 1/cosh²; 1 - tanh² would lose all digits where tanh is flat
+    if (FUNCTION == TANH) { // 1/cosh²; 1 - tanh² would cancel where tanh saturates
         let e = exp(-2.0 * abs(v));
         return 4.0 * e / ((1.0 + e) * (1.0 + e));
     }

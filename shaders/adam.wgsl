@@ -1,13 +1,12 @@
-// One Adam step on JOINED whole parameters, in place; their elements follow each other in the dispatch. g is scaled by clip[1],
-// the factor of the global norm clipping.
+// One Adam step on JOINED parameters in one dispatch, in place. g is scaled by clip[1], the clipping factor of the global norm.
 //   m ← m + (1 - β1)(g - m),  v ← v + (1 - β2)(g² - v),  c1 = 1 - β1ᵗ,  c2 = 1 - β2ᵗ
-//   (1 - β comes from the host: taken in f32 from 0.999 it would be off by 1e-5)
+//   (1 - β is computed on the host in f64: in f32, 1 - 0.999 has a relative error of 1e-5)
 //   AdamW:      w ← w(1 - lr·weight_decay) - lr·(m/c1) / (√(v/c2) + eps)
 //   AUXILIARY:  w ← w(1 - lr·weight_decay) - lr·(√c2/c1)·m / (√v + eps)
 
 struct Args {
     lr: f32, weight1: f32, weight2: f32, eps: f32, correction1: f32, correction2: f32,
-    // Of each parameter: the invocation of its first vector, and its decay. Not arrays, which DX12 would pad.
+    // Per parameter: the invocation of its first vec4, and its decay. Not arrays, which DX12 would pad.
     @declare for (var k = 0u; k < JOINED; k++) { start$k: u32, weight_decay$k: f32, }
 }
 
@@ -41,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     let invocation = linear_index(group, groups, local, 64u);
     @unroll for (var k = 0u; k < JOINED; k++) {
         let i = invocation - args.start$k;
-        // Before its start the difference wraps around.
+        // Wraps around before the parameter's start.
         if (i < arrayLength(&w$k)) {
             let next = updated(Values(w$k[i], m$k[i], v$k[i]), g$k[i], args.weight_decay$k);
             w$k[i] = next.w;

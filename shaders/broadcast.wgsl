@@ -1,4 +1,4 @@
-// y = x + row or y = x·row, where row [columns] is repeated over the rows of x. One Element per invocation.
+// y = x + row or y = x·row, with row [columns] broadcast over the rows of x. One Element per invocation.
 
 struct Args { rows: u32, first: u32, columns: u32 }
 

@@ -1,6 +1,6 @@
-// sums[chunk, c] = Σ over the rows r of a chunk of x[r, c], times y[r, c] with WITH_FACTOR, times scale[r] with WITH_SCALE,
-// added to what is there with ADDED. With CONTINUED the rows go on where those of an earlier dispatch have ended.
-// One Element of columns and one chunk of rows per invocation: a fixed order, whatever the adapter.
+// sums[chunk, c] = Σ over the rows r of a chunk of x[r, c], times y[r, c] with WITH_FACTOR, times scale[r] with WITH_SCALE;
+// accumulated with ACCUMULATE. With CONTINUED the rows continue those of an earlier dispatch. One Element of columns and one chunk
+// of rows per invocation: the order is fixed on every adapter.
 
 struct Args { rows: u32, columns: u32, chunk: u32, start: u32 }
 
@@ -29,6 +29,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
         if (WITH_SCALE == 1u) { term *= scale[row]; }
         sum += term;
     }
-    if (ADDED == 1u) { sum += sums[out]; }
+    if (ACCUMULATE == 1u) { sum += sums[out]; }
     sums[out] = sum;
 }

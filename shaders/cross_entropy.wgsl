@@ -18,48 +18,48 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let row = group.x;
     let columns = args.columns / WIDTH;
     let base = args.logits_start / WIDTH + row * columns;
-    let goal = targets[args.targets_start + row];
-    // One pass for both the maximum and the sum, which is relative to the largest so far and follows it, four Elements at a time.
-    var mine = LOWEST;
+    let target_id = targets[args.targets_start + row];
+    // Online softmax: maximum and sum in one pass, the sum rescaled as the running maximum grows, four Elements at a time.
+    var running_max = LOWEST;
     var sum = 0.0;
     var c = lane;
     for (; c + 3u * WORKGROUP < columns; c += 4u * WORKGROUP) {
         var x: array<Element, 4>;
-        var top = mine;
+        var top = running_max;
         @unroll for (var k = 0u; k < 4; k++) {
             x[k] = logits[base + c + k * WORKGROUP];
             top = max(top, largest(x[k]));
         }
-        sum *= exp(mine - top);
+        sum *= exp(running_max - top);
         @unroll for (var k = 0u; k < 4; k++) { sum += total(exp(x[k] - top)); }
-        mine = top;
+        running_max = top;
     }
     for (; c < columns; c += WORKGROUP) {
         let x = logits[base + c];
-        let top = max(mine, largest(x));
-        sum = sum * exp(mine - top) + total(exp(x - top));
-        mine = top;
+        let top = max(running_max, largest(x));
+        sum = sum * exp(running_max - top) + total(exp(x - top));
+        running_max = top;
     }
-    let top = workgroup_max(mine, lane);
-    sum = workgroup_sum(sum * exp(mine - top), lane);
-    // The lane that owns the target's element reads it before, and takes the 1 from it after all have become probabilities.
-    let is_owner = lane == goal / WIDTH % WORKGROUP;
+    let top = workgroup_max(running_max, lane);
+    sum = workgroup_sum(sum * exp(running_max - top), lane);
+    // The lane that owns the target's element reads its logit first, and subtracts the 1 after all became probabilities.
+    let is_owner = lane == target_id / WIDTH % WORKGROUP;
     if (is_owner) {
         @if VECTORS {
-            let own = logits[base + goal / WIDTH][goal % WIDTH];
+            let logit = logits[base + target_id / WIDTH][target_id % WIDTH];
         } @else {
-            let own = logits[base + goal];
+            let logit = logits[base + target_id];
         }
-        loss[args.loss_start + row] = top + log(sum) - own;
+        loss[args.loss_start + row] = top + log(sum) - logit;
     }
     if (GRADIENT == 0u) { return; }
     let factor = args.scale / sum;
     for (c = lane; c < columns; c += WORKGROUP) { logits[base + c] = factor * exp(logits[base + c] - top); }
     if (is_owner) {
         @if VECTORS {
-            logits[base + goal / WIDTH][goal % WIDTH] -= args.scale;
+            logits[base + target_id / WIDTH][target_id % WIDTH] -= args.scale;
         } @else {
-            logits[base + goal] -= args.scale;
+            logits[base + target_id] -= args.scale;
         }
     }
 }

@@ -1,4 +1,4 @@
-// Maps over whole buffers in vec4. Buffers end in padding, so the last vector may hang over the last element.
+// Elementwise maps in vec4. Buffers are padded, so the last vec4 may extend beyond the last element.
 
 struct Args { count: u32, first: u32, alpha: f32, beta: f32 }
 
@@ -56,7 +56,7 @@ fn accumulate(at: Invocation) { // out += a
 }
 
 @compute @workgroup_size(64)
-fn accumulate_scaled(at: Invocation) { // out += factor[0]·a, where the product is rounded as `scaled_by` rounds it
+fn accumulate_scaled(at: Invocation) { // out += factor[0]·a, with the product rounded first, as in `scaled_by`
     let i = index(at);
     if (is_outside(i)) { return; }
     out_of_two[i] = fma(vec4f(1.0), out_of_two[i], factor[0] * a[i]);

@@ -1,12 +1,13 @@
-// What the matmul kernels share: bindings, arguments, guarded loads, and the epilogue. Strides, offsets and batches count floats. With
-// VECTORS all of them, the columns, the inner size and (for a transposed A) the rows are multiples of four.
+// Shared by the product kernels, out ← α·f·op(A)·op(B) + β·out + σ·C + δ·I: bindings, arguments, guarded loads, the epilogue.
+// Strides, offsets and batch strides are in floats. With VECTORS all of them, the columns, the inner size and (for a transposed A)
+// the rows are multiples of four.
 //
-// The constants ADDEND, DIAGONAL, BETA and SYMMETRIC say which parts of the epilogue a product needs. The GPU kernels have a copy
-// of it for each of their outputs, so that an unused part would cost seconds of compilation. With SYMMETRIC the result is known to
-// be symmetric: only its lower triangle is computed, and mirrored.
+// The constants ADDEND, DIAGONAL, BETA and SYMMETRIC enable parts of the epilogue: GPU kernels inline a copy of it per output, and
+// unused parts would cost seconds of compilation. SYMMETRIC: the result is known to be symmetric, so only its lower triangle is
+// computed, then mirrored.
 //
-// HALVES says how many f16 stand for an operand: 0 leaves it f32, 1 rounds it, 2 (SPLIT) adds a second for what the first lost.
-// The sums and the epilogue are f32.
+// F16_TERMS is the number of f16 values per operand element: 0 keeps f32, 1 rounds, 2 (F16X3) adds the rounding residual.
+// Accumulation and epilogue are f32.
 
 @group(0) @binding(0) var<storage, read> a: array<Element>;
 @group(0) @binding(1) var<storage, read> b: array<Element>;
@@ -19,22 +20,22 @@ struct Args {
     a_stride: u32, b_stride: u32, c_stride: u32, out_stride: u32,
     a_offset: u32, b_offset: u32, c_offset: u32, out_offset: u32,
     a_batch: u32, b_batch: u32, c_batch: u32, out_batch: u32,
-    // α is multiplied by factor[factor_index + batch·factor_batch] where has_factor is 1.
+    // α is multiplied by f = factor[factor_index + batch·factor_batch] if has_factor is 1.
     has_factor: u32, factor_index: u32, factor_batch: u32,
     alpha: f32, addend_scale: f32, delta: f32, beta: f32,
     first_group: u32, // added to the workgroup's y
-    // The inner dimension in parts of `depth`; a workgroup's z is that of the matrix times `parts` and the part.
-    parts: u32, depth: u32,
+    // Split-K: slices of the inner dimension, each of size `depth`; a workgroup's z is batch·split_k + slice.
+    split_k: u32, depth: u32,
 }
 
 var<immediate> args: Args;
 
-// Which matrix of the batch and which inner indices a workgroup multiplies.
-struct Share { batch: u32, first: u32, end: u32 }
+// The matrix of the batch and the range of inner indices of a workgroup.
+struct KRange { batch: u32, first: u32, end: u32 }
 
-fn share(z: u32) -> Share {
-    let first = z % args.parts * args.depth;
-    return Share(z / args.parts, first, min(first + args.depth, args.inner));
+fn k_range(z: u32) -> KRange {
+    let first = z % args.split_k * args.depth;
+    return KRange(z / args.split_k, first, min(first + args.depth, args.inner));
 }
 
 @if VECTORS {
@@ -45,7 +46,7 @@ fn share(z: u32) -> Share {
     fn store_out(at: u32, valid: u32, value: vec4f) { out[at / 4u] = value; }
     fn store_one(at: u32, value: f32) { out[at / 4u][at % 4u] = value; }
 } @else {
-    // The first `valid` of four floats from `at`, and zeros.
+    // Four floats from `at`; those from `valid` on are zero.
     fn load_a(at: u32, valid: u32) -> vec4f {
         var value = vec4f();
         @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { value[q] = a[at + q]; } }
@@ -72,20 +73,20 @@ fn share(z: u32) -> Share {
     fn store_one(at: u32, value: f32) { out[at] = value; }
 }
 
-@if HALVES {
-    // The nearest f16, ties to even, as an f32; from 65,520 on an infinity. In integers, because pack2x16float may round as the
-    // adapter likes and gives anything beyond its range; Mesa 25 drops it together with unpack2x16float.
+@if F16_TERMS {
+    // Rounds to f16, ties to even, as an f32; infinite from 65,520. In integer arithmetic, because the rounding of pack2x16float
+    // is implementation-defined and its overflow undefined; Mesa 25 also optimizes it away together with unpack2x16float.
     fn to_half(x: vec4f) -> vec4f {
         let bits = bitcast<vec4u>(x);
         let magnitude = bits & vec4u(0x7fffffffu);
-        // An f16 has 13 bits less, and from 2⁻¹⁴ down one less for every halving.
+        // f16 has 13 mantissa bits less, and below 2⁻¹⁴ (subnormal) one less per power of two.
         let shift = 126u - clamp(magnitude >> vec4u(23u), vec4u(103u), vec4u(113u));
         let unit = vec4u(1u) << shift;
         var rounded = (magnitude + (unit >> vec4u(1u)) - 1u + ((magnitude >> shift) & vec4u(1u))) & ~(unit - 1u);
-        // Below the least f16, 2⁻²⁴, more than half of it is one and the rest nothing.
+        // Below the smallest subnormal, 2⁻²⁴: more than half of it rounds up, the rest to zero.
         rounded = select(rounded, vec4u(0x33800000u), magnitude < vec4u(0x33800000u));
         rounded = select(rounded, vec4u(0u), magnitude <= vec4u(0x33000000u));
-        // 65,536 and more; the larger of the two keeps a NaN.
+        // Overflow to infinity; max keeps a NaN.
         rounded = select(rounded, max(magnitude, vec4u(0x7f800000u)), rounded >= vec4u(0x47800000u));
         return bitcast<vec4f>(rounded | (bits & vec4u(0x80000000u)));
     }
@@ -93,10 +94,10 @@ fn share(z: u32) -> Share {
     fn to_half(x: vec4f) -> vec4f { return x; }
 }
 
-// What `high` = to_half(x) lost. Times 2¹¹ while it is rounded, where it has the range of `high`; exact otherwise.
+// The residual x - `high`, `high` = to_half(x), rounded to f16 at a scale of 2¹¹ so that it does not underflow.
 fn low_half(x: vec4f, high: vec4f) -> vec4f { return to_half((x - high) * 2048.0) * 0.00048828125; }
 
-// The epilogue for four outputs of one row: α·sum + β·C + δ·I + κ·out.
+// The epilogue for four outputs of one row: α·f·sum + β·out + σ·C + δ·I.
 fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
     if (row >= args.rows || column >= args.columns) { return; }
     let valid = args.columns - column;

@@ -1,18 +1,18 @@
-// out = α·op(A)·op(B) + β·C + δ·I + κ·out for adapters that run a subgroup as one SIMD instruction stream (lavapipe, WARP).
+// Product for adapters that execute a subgroup as SIMD on the CPU (lavapipe, WARP).
 //
-// A workgroup is one subgroup of LANES lanes and computes ROWS × (4·LANES·SPAN) outputs without shared memory: each lane keeps
-// SPAN vec4 of columns for all rows in registers; the values of A are spread over the lanes and broadcast by shuffles with
-// constant indices; B is read in vec4 along the columns. Per step of four along the inner dimension a lane loads ROWS / LANES
-// vec4 of A and 4·SPAN of B for 16·ROWS·SPAN multiply-adds. Each load is a scalar sequence per lane there, so the tile is as
-// large as the first-level caches bear.
+// A workgroup is one subgroup of LANES lanes and computes a ROWS × (4·LANES·SPAN) output tile without shared memory: each lane
+// accumulates SPAN vec4 of columns for all rows in registers; A is distributed over the lanes and broadcast by shuffles with
+// constant indices; B is read as vec4 along the columns. Per step of four along the inner dimension a lane loads ROWS / LANES
+// vec4 of A and 4·SPAN of B for 16·ROWS·SPAN multiply-adds. A load is a scalar sequence per lane there, so the tile is as large
+// as the L1 caches allow.
 //
-// Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
+// Constants: LANES, ROWS, PARTS = ROWS / LANES, SPAN, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
-// What a lane loads is clamped into the matrix instead of guarded: rows and columns beyond the edge repeat the last and are
-// never stored; inner indices beyond the end count as zeros. With VECTORS there are none of those.
+// Loads are clamped to the matrix instead of guarded: rows and columns beyond the edge repeat the last one and are never stored;
+// inner indices beyond the end are zero (none with VECTORS).
 
-// Rows LANES·part … of op(A) for inner indices k … k+3, one vec4 per lane. Not transposed: lane l holds row l, four inner
-// indices. Transposed: LANES / 4 neighbouring lanes hold four rows each of one inner index.
+// LANES rows of op(A) from `row` at inner indices k … k+3, one vec4 per lane. Not transposed: lane l holds row l at four inner
+// indices. Transposed: LANES / 4 consecutive lanes hold four rows each at one inner index.
 fn load_a_part(row: u32, k: u32, lane: u32, base: u32) -> vec4f {
     @if TRANSPOSE_A {
         let inner = k + lane / (LANES / 4u);
@@ -49,7 +49,7 @@ fn load_b_row(k: u32, column: u32, base: u32) -> vec4f {
     }
 }
 
-// Four inner indices of one column of op(B), where B is transposed.
+// Four inner indices of one column of op(B), for a transposed B.
 fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
     let start = base + min(column, args.columns - 1u) * args.b_stride;
     @if VECTORS {
@@ -65,18 +65,18 @@ fn load_b_column(k: u32, column: u32, base: u32) -> vec4f {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let row = (args.first_group + group.y) * ROWS;
     let column = group.x * (4u * LANES * SPAN) + 4u * lane;
-    let share = share(group.z);
-    let a_base = args.a_offset + share.batch * args.a_batch;
-    let b_base = args.b_offset + share.batch * args.b_batch;
+    let range = k_range(group.z);
+    let a_base = args.a_offset + range.batch * args.a_batch;
+    let b_base = args.b_offset + range.batch * args.b_batch;
     if (SYMMETRIC == 1u && group.x * (4u * LANES * SPAN) >= row + ROWS) { return; }
     var sum: array<vec4f, ROWS * SPAN>;
     var a_part: array<vec4f, PARTS>;
     var b_part: array<vec4f, 4u * SPAN>;
-    @if SPLIT {
+    @if F16X3 {
         var a_low: array<vec4f, PARTS>;
         var b_low: array<vec4f, 4u * SPAN>;
     }
-    for (var k = share.first; k < share.end; k += 4u) {
+    for (var k = range.first; k < range.end; k += 4u) {
         @unroll for (var i = 0u; i < PARTS; i++) {
             a_part[i] = load_a_part(row + i * LANES, k, lane, a_base);
         }
@@ -97,17 +97,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 }
             }
         }
-        @if HALVES {
+        @if F16_TERMS {
             @unroll for (var i = 0u; i < PARTS; i++) {
                 let x = a_part[i];
                 a_part[i] = to_half(x);
-                @if SPLIT { a_low[i] = low_half(x, a_part[i]); }
+                @if F16X3 { a_low[i] = low_half(x, a_part[i]); }
             }
             @unroll for (var j = 0u; j < SPAN; j++) {
                 @unroll for (var q = 0u; q < 4; q++) {
                     let x = b_part[4u * j + q];
                     b_part[4u * j + q] = to_half(x);
-                    @if SPLIT { b_low[4u * j + q] = low_half(x, b_part[4u * j + q]); }
+                    @if F16X3 { b_low[4u * j + q] = low_half(x, b_part[4u * j + q]); }
                 }
             }
         }
@@ -124,7 +124,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 @unroll for (var j = 0u; j < SPAN; j++) {
                     sum[i * SPAN + j] = fma(x, b_part[4u * j + q], sum[i * SPAN + j]);
                 }
-                @if SPLIT {
+                @if F16X3 {
                     let low = vec4f(subgroupShuffle(a_low[i / LANES][component], holder));
                     @unroll for (var j = 0u; j < SPAN; j++) {
                         sum[i * SPAN + j] = fma(x, b_low[4u * j + q], sum[i * SPAN + j]);
@@ -134,9 +134,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
         }
     }
-    // Part by part of the rows, copied, so that one piece of code can finish all outputs in a loop while the sums above stay in
-    // registers. Mesa 22 compiles in the square of the accesses to an array, so a copy of all sums would take seconds. The array is
-    // larger than it needs to be because Mesa 25 then aligns the stack, where most of the sums are.
+    // LANES rows at a time are copied to an array, so that a rolled loop can run the epilogue while the sums stay in registers.
+    // Compile time on Mesa 22 is quadratic in the accesses to an array: copying all sums at once would take seconds. The array is
+    // oversized because Mesa 25 then aligns the stack, where most of the sums are spilled.
     var done: array<vec4f, ROWS * SPAN>;
     for (var part = 0u; part < PARTS && row + part * LANES < args.rows; part++) {
         @unroll for (var i = 0u; i < LANES; i++) {

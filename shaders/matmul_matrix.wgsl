@@ -1,13 +1,14 @@
-// out = α·op(A)·op(B) + β·C + δ·I + κ·out with cooperative matrices: operands rounded to f16 (SPLIT: two of them), sums f32.
+// Product with cooperative matrices: f16 inputs (two per element with F16X3), f32 accumulation.
 //
-// A workgroup of 256 invocations computes TILE × TILE outputs. It brings tiles of TILE × DEPTH to shared memory, in the order in
-// which their matrices hold them, so that neither needs to be transposed. The tile of outputs is divided into REGIONS regions,
-// ACROSS of them side by side, of REGION_ROWS × REGION_COLUMNS blocks; a subgroup holds the sums of one region. REGIONS is the
-// number of subgroups where they are as large as they may be; where they are smaller, some only help to load. Conditions on the
-// subgroup are loops of one round: naga takes an `if` for a branch between lanes, where matrices may not be touched.
+// A workgroup of 256 invocations computes a TILE × TILE output tile. It loads operand tiles of TILE × DEPTH to shared memory in
+// their storage order; the cooperative loads transpose. The output tile is divided into REGIONS regions, ACROSS per row, of
+// REGION_ROWS × REGION_COLUMNS blocks; one subgroup accumulates each region. REGIONS is the number of subgroups at the maximum
+// subgroup size; with smaller subgroups, the surplus ones only load. Conditions on the subgroup are written as loops that run
+// once: naga treats an `if` as divergent control flow, where cooperative operations are not allowed.
 //
 // Constants: TILE, GROUPS = TILE / 64, LARGE (blocks of 16 × 16, else 8 × 8), STEPS = DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS,
-// REGION_COLUMNS, BLOCKS = REGION_ROWS · REGION_COLUMNS, QUOTA (vec4s of one block of every region, per invocation), TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
+// REGION_COLUMNS, BLOCKS = REGION_ROWS · REGION_COLUMNS, QUOTA (vec4s per invocation of one staged block per region), TRANSPOSE_A,
+// TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -25,24 +26,24 @@ enable wgpu_cooperative_matrix;
 }
 
 const DEPTH: u32 = 16u;
-// From one line of a tile to the next: along the inner dimension, or along the tile's side. Eight more spread them over the banks.
+// Row strides of a tile stored along the inner dimension, or along its side; padded by eight against bank conflicts.
 const DEEP: u32 = DEPTH + 8u;
 const WIDE: u32 = TILE + 8u;
 
-// op(A): [TILE][DEEP], or [DEPTH][WIDE] where A is transposed. op(B): [DEPTH][WIDE], or [TILE][DEEP] where B is transposed.
+// op(A): [TILE][DEEP], or [DEPTH][WIDE] if A is transposed. op(B): [DEPTH][WIDE], or [TILE][DEEP] if B is transposed.
 var<workgroup> a_tile: array<f16, TILE * DEEP>;
 var<workgroup> b_tile: array<f16, TILE * DEEP>;
-@if SPLIT {
-    // What the halves lost, times 2¹¹.
+@if F16X3 {
+    // Rounding residuals, times 2¹¹.
     var<workgroup> a_low: array<f16, TILE * DEEP>;
     var<workgroup> b_low: array<f16, TILE * DEEP>;
 }
-// A block of sums of every region.
-var<workgroup> made: array<f32, REGIONS * BLOCK * BLOCK>;
+// Staging: one block of sums per region.
+var<workgroup> staged: array<f32, REGIONS * BLOCK * BLOCK>;
 
-// The vec4 of an operand that an invocation brings, and its place in the tile: four neighbours along the tile's side at one inner
-// index (`along_side`), or four inner indices at one place of the side.
-struct Place { side: u32, depth: u32, spot: u32 }
+// Tile coordinates and shared-memory offset of the vec4 that an invocation loads: four consecutive rows or columns at one inner
+// index (`along_side`), or four consecutive inner indices of one row or column.
+struct Place { side: u32, depth: u32, offset: u32 }
 
 fn place(index: u32, along_side: bool) -> Place {
     if (along_side) {
@@ -73,31 +74,31 @@ fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
     return load_b(base + side * args.b_stride + inner, args.inner - inner);
 }
 
-// The values are halves already, which f16() keeps however the adapter rounds.
-fn keep_a(index: u32, values: vec4f) {
-    let spot = place(index, TRANSPOSE_A == 1u).spot;
+// The values are already rounded to f16, so the conversion f16() is exact in any rounding mode.
+fn store_a(index: u32, values: vec4f) {
+    let offset = place(index, TRANSPOSE_A == 1u).offset;
     let high = to_half(values);
-    @unroll for (var q = 0u; q < 4; q++) { a_tile[spot + q] = f16(high[q]); }
-    @if SPLIT {
+    @unroll for (var q = 0u; q < 4; q++) { a_tile[offset + q] = f16(high[q]); }
+    @if F16X3 {
         let low = to_half((values - high) * 2048.0);
-        @unroll for (var q = 0u; q < 4; q++) { a_low[spot + q] = f16(low[q]); }
+        @unroll for (var q = 0u; q < 4; q++) { a_low[offset + q] = f16(low[q]); }
     }
 }
 
-fn keep_b(index: u32, values: vec4f) {
-    let spot = place(index, TRANSPOSE_B == 0u).spot;
+fn store_b(index: u32, values: vec4f) {
+    let offset = place(index, TRANSPOSE_B == 0u).offset;
     let high = to_half(values);
-    @unroll for (var q = 0u; q < 4; q++) { b_tile[spot + q] = f16(high[q]); }
-    @if SPLIT {
+    @unroll for (var q = 0u; q < 4; q++) { b_tile[offset + q] = f16(high[q]); }
+    @if F16X3 {
         let low = to_half((values - high) * 2048.0);
-        @unroll for (var q = 0u; q < 4; q++) { b_low[spot + q] = f16(low[q]); }
+        @unroll for (var q = 0u; q < 4; q++) { b_low[offset + q] = f16(low[q]); }
     }
 }
 
-// Four neighbours of the blocks that were made, or any where there are no more.
-fn made_vec4(index: u32) -> vec4f {
+// Four consecutive staged sums; clamped beyond the end.
+fn staged_vec4(index: u32) -> vec4f {
     let at = min(index * 4u, REGIONS * BLOCK * BLOCK - 4u);
-    return vec4f(made[at], made[at + 1u], made[at + 2u], made[at + 3u]);
+    return vec4f(staged[at], staged[at + 1u], staged[at + 2u], staged[at + 3u]);
 }
 
 @compute @workgroup_size(256)
@@ -108,29 +109,29 @@ fn main(
 ) {
     let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
-    let share = share(group.z);
-    let a_base = args.a_offset + share.batch * args.a_batch;
-    let b_base = args.b_offset + share.batch * args.b_batch;
+    let range = k_range(group.z);
+    let a_base = args.a_offset + range.batch * args.a_batch;
+    let b_base = args.b_offset + range.batch * args.b_batch;
     @if SYMMETRIC { if (column >= row + TILE) { return; } }
     let first_row = region / ACROSS * REGION_ROWS * BLOCK;
     let first_column = region % ACROSS * REGION_COLUMNS * BLOCK;
     var sum: array<Sum, BLOCKS>;
     var left: array<Left, REGION_ROWS>;
-    @if SPLIT {
-        var rest: array<Sum, BLOCKS>; // times 2¹¹
+    @if F16X3 {
+        var rest: array<Sum, BLOCKS>; // sums of the residual products, times 2¹¹
         var left_low: array<Left, REGION_ROWS>;
         var low: array<vec4f, QUOTA>;
     }
     var next_a: array<vec4f, GROUPS>;
     var next_b: array<vec4f, GROUPS>;
     @unroll for (var g = 0u; g < GROUPS; g++) {
-        next_a[g] = fetch_a(g * 256u + local, row, share.first, a_base);
-        next_b[g] = fetch_b(g * 256u + local, column, share.first, b_base);
+        next_a[g] = fetch_a(g * 256u + local, row, range.first, a_base);
+        next_b[g] = fetch_b(g * 256u + local, column, range.first, b_base);
     }
-    for (var k = share.first; k < share.end; k += DEPTH) {
+    for (var k = range.first; k < range.end; k += DEPTH) {
         @unroll for (var g = 0u; g < GROUPS; g++) {
-            keep_a(g * 256u + local, next_a[g]);
-            keep_b(g * 256u + local, next_b[g]);
+            store_a(g * 256u + local, next_a[g]);
+            store_b(g * 256u + local, next_b[g]);
         }
         workgroupBarrier();
         @unroll for (var g = 0u; g < GROUPS; g++) {
@@ -143,26 +144,26 @@ fn main(
                     @if TRANSPOSE_A {
                         let at = s * BLOCK * WIDE + first_row + i * BLOCK;
                         left[i] = coopLoad<Left>(&a_tile[at], WIDE);
-                        @if SPLIT { left_low[i] = coopLoad<Left>(&a_low[at], WIDE); }
+                        @if F16X3 { left_low[i] = coopLoad<Left>(&a_low[at], WIDE); }
                     } @else {
                         let at = (first_row + i * BLOCK) * DEEP + s * BLOCK;
                         left[i] = coopLoadT<Left>(&a_tile[at], DEEP);
-                        @if SPLIT { left_low[i] = coopLoadT<Left>(&a_low[at], DEEP); }
+                        @if F16X3 { left_low[i] = coopLoadT<Left>(&a_low[at], DEEP); }
                     }
                 }
                 @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
                     @if TRANSPOSE_B {
                         let at = (first_column + j * BLOCK) * DEEP + s * BLOCK;
                         let right = coopLoad<Right>(&b_tile[at], DEEP);
-                        @if SPLIT { let right_low = coopLoad<Right>(&b_low[at], DEEP); }
+                        @if F16X3 { let right_low = coopLoad<Right>(&b_low[at], DEEP); }
                     } @else {
                         let at = s * BLOCK * WIDE + first_column + j * BLOCK;
                         let right = coopLoadT<Right>(&b_tile[at], WIDE);
-                        @if SPLIT { let right_low = coopLoadT<Right>(&b_low[at], WIDE); }
+                        @if F16X3 { let right_low = coopLoadT<Right>(&b_low[at], WIDE); }
                     }
                     @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                         sum[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, sum[j * REGION_ROWS + i]);
-                        @if SPLIT {
+                        @if F16X3 {
                             rest[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right_low, rest[j * REGION_ROWS + i]);
                             rest[j * REGION_ROWS + i] = coopMultiplyAdd(left_low[i], right, rest[j * REGION_ROWS + i]);
                         }
@@ -173,34 +174,34 @@ fn main(
         }
         workgroupBarrier();
     }
-    // One block of every region at a time, through shared memory: which lane holds what of a matrix is the adapter's business.
+    // One block per region at a time through shared memory: the lane layout of a cooperative matrix is opaque.
     @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
         @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-            @if SPLIT {
+            @if F16X3 {
                 while (region < REGIONS) {
-                    coopStoreT(rest[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK);
+                    coopStoreT(rest[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK], BLOCK);
                     break;
                 }
                 workgroupBarrier();
-                @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = made_vec4(n * 256u + local); }
+                @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = staged_vec4(n * 256u + local); }
                 workgroupBarrier();
             }
             while (region < REGIONS) {
-                coopStoreT(sum[j * REGION_ROWS + i], &made[region * BLOCK * BLOCK], BLOCK);
+                coopStoreT(sum[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK], BLOCK);
                 break;
             }
             workgroupBarrier();
             @unroll for (var n = 0u; n < QUOTA; n++) {
                 let index = n * 256u + local;
-                var value = made_vec4(index);
-                @if SPLIT { value = fma(low[n], vec4f(0.00048828125), value); }
-                let maker = index / (BLOCK * BLOCK / 4u);
-                let block_row = maker / ACROSS * REGION_ROWS + i;
-                let block_column = maker % ACROSS * REGION_COLUMNS + j;
-                let spot = index % (BLOCK * BLOCK / 4u);
-                if (maker < REGIONS) {
-                    let at = row + block_row * BLOCK + spot / (BLOCK / 4u);
-                    finish(at, column + block_column * BLOCK + spot % (BLOCK / 4u) * 4u, group.z, value);
+                var value = staged_vec4(index);
+                @if F16X3 { value = fma(low[n], vec4f(0.00048828125), value); }
+                let source = index / (BLOCK * BLOCK / 4u);
+                let block_row = source / ACROSS * REGION_ROWS + i;
+                let block_column = source % ACROSS * REGION_COLUMNS + j;
+                let offset = index % (BLOCK * BLOCK / 4u);
+                if (source < REGIONS) {
+                    let at = row + block_row * BLOCK + offset / (BLOCK / 4u);
+                    finish(at, column + block_column * BLOCK + offset % (BLOCK / 4u) * 4u, group.z, value);
                 }
             }
             workgroupBarrier();

@@ -1,7 +1,7 @@
-// out = α·Σ A[part] + β·C + δ·I + κ·out: adds up, in order, what the parts of the inner dimension gave, and finishes the product. A is
-// [batch, parts, rows, columns]; a_batch counts from one part to the next.
+// The split-K reduction: sums the partial products in order and applies the epilogue. A is [batch, split_k, rows, columns]; a_batch
+// is the stride between slices.
 //
-// An invocation finishes four outputs of a row, a workgroup 8 rows and 32 columns.
+// An invocation computes four outputs of a row, a workgroup 8 rows × 32 columns.
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
@@ -9,8 +9,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let column = (group.x * 8u + local % 8u) * 4u;
     if (row >= args.rows || column >= args.columns) { return; }
     var sum = vec4f();
-    for (var part = 0u; part < args.parts; part++) {
-        let at = (group.z * args.parts + part) * args.a_batch + row * args.a_stride + column;
+    for (var slice = 0u; slice < args.split_k; slice++) {
+        let at = (group.z * args.split_k + slice) * args.a_batch + row * args.a_stride + column;
         sum += load_a(args.a_offset + at, args.columns - column);
     }
     finish(row, column, group.z, sum);

@@ -1,28 +1,27 @@
-// out = α·op(A)·op(B) + β·C + δ·I + κ·out for GPUs: a workgroup of 16 × 16 invocations computes TILE × TILE outputs from tiles of
-// TILE × DEPTH in shared memory (8 KiB at 64, 16 with SPLIT or at 128). An invocation owns TILE / 16 rows and columns, in fours
-// that lie 64 apart, so that neighbours read neighbouring vec4s. What the next step needs is loaded before the multiply of the
-// current. Every output is one chain of fused multiply-adds in the order of the inner index, whatever the tile: the choice never
-// changes a bit.
+// Product for GPUs: a workgroup of 16 × 16 invocations computes a TILE × TILE output tile from operand tiles of TILE × DEPTH in
+// shared memory (8 KiB at 64, 16 KiB with F16X3 or at 128). Each invocation accumulates TILE / 16 rows and columns, in groups of
+// four with stride 64, so that shared-memory reads are consecutive vec4s. The next operand tile is prefetched into registers
+// during the multiply. Every output is one chain of fused multiply-adds in inner order, so the tile size never changes a bit.
 //
-// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES, SPLIT.
+// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
 const DEPTH: u32 = 16u;
 const SIDE: u32 = TILE / 4u;
 
-// Both as [DEPTH][SIDE]: four rows of op(A), four columns of op(B), at one inner index.
+// Both [DEPTH][SIDE]: an element is four rows of op(A), or four columns of op(B), at one inner index.
 var<workgroup> a_tile: array<vec4f, DEPTH * SIDE>;
 var<workgroup> b_tile: array<vec4f, DEPTH * SIDE>;
-@if SPLIT {
+@if F16X3 {
     var<workgroup> a_low: array<vec4f, DEPTH * SIDE>;
     var<workgroup> b_low: array<vec4f, DEPTH * SIDE>;
 }
 
-// The place of four neighbours in a tile. Every four inner indices the order changes, which spreads over the banks what the
-// lanes of a subgroup write where an operand comes along the inner dimension.
-fn spot(depth: u32, quarter: u32) -> u32 { return depth * SIDE + (quarter ^ (depth / 4u * 2u)); }
+// Index of a vec4 in a tile, XOR-swizzled every four inner indices: avoids bank conflicts on stores of an operand that is
+// contiguous along the inner dimension.
+fn swizzle(depth: u32, quarter: u32) -> u32 { return depth * SIDE + (quarter ^ (depth / 4u * 2u)); }
 
-// The vec4 of an operand that an invocation brings: four neighbours along the tile's side at one inner index (`along_side`),
-// or four inner indices at one place of the side.
+// Tile coordinates of the vec4 that an invocation loads: four consecutive rows or columns at one inner index (`along_side`), or
+// four consecutive inner indices of one row or column.
 struct Place { side: u32, depth: u32 }
 
 fn place(index: u32, along_side: bool) -> Place {
@@ -48,36 +47,36 @@ fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
     return load_b(base + side * args.b_stride + inner, args.inner - inner);
 }
 
-fn keep_a(index: u32, values: vec4f) {
+fn store_a(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_A == 1u);
     let high = to_half(values);
-    @if SPLIT { let low = low_half(values, high); }
+    @if F16X3 { let low = low_half(values, high); }
     if (TRANSPOSE_A == 1u) {
-        let to = spot(at.depth, at.side / 4u);
+        let to = swizzle(at.depth, at.side / 4u);
         a_tile[to] = high;
-        @if SPLIT { a_low[to] = low; }
+        @if F16X3 { a_low[to] = low; }
     } else {
         @unroll for (var q = 0u; q < 4; q++) {
-            let to = spot(at.depth + q, at.side / 4u);
+            let to = swizzle(at.depth + q, at.side / 4u);
             a_tile[to][at.side % 4u] = high[q];
-            @if SPLIT { a_low[to][at.side % 4u] = low[q]; }
+            @if F16X3 { a_low[to][at.side % 4u] = low[q]; }
         }
     }
 }
 
-fn keep_b(index: u32, values: vec4f) {
+fn store_b(index: u32, values: vec4f) {
     let at = place(index, TRANSPOSE_B == 0u);
     let high = to_half(values);
-    @if SPLIT { let low = low_half(values, high); }
+    @if F16X3 { let low = low_half(values, high); }
     if (TRANSPOSE_B == 0u) {
-        let to = spot(at.depth, at.side / 4u);
+        let to = swizzle(at.depth, at.side / 4u);
         b_tile[to] = high;
-        @if SPLIT { b_low[to] = low; }
+        @if F16X3 { b_low[to] = low; }
     } else {
         @unroll for (var q = 0u; q < 4; q++) {
-            let to = spot(at.depth + q, at.side / 4u);
+            let to = swizzle(at.depth + q, at.side / 4u);
             b_tile[to][at.side % 4u] = high[q];
-            @if SPLIT { b_low[to][at.side % 4u] = low[q]; }
+            @if F16X3 { b_low[to][at.side % 4u] = low[q]; }
         }
     }
 }
@@ -86,52 +85,52 @@ fn keep_b(index: u32, values: vec4f) {
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
     let row = (args.first_group + group.y) * TILE;
     let column = group.x * TILE;
-    let share = share(group.z);
-    let a_base = args.a_offset + share.batch * args.a_batch;
-    let b_base = args.b_offset + share.batch * args.b_batch;
+    let range = k_range(group.z);
+    let a_base = args.a_offset + range.batch * args.a_batch;
+    let b_base = args.b_offset + range.batch * args.b_batch;
     let mine_row = local / 16u;
     let mine_column = local % 16u;
     if (SYMMETRIC == 1u && column >= row + TILE) { return; }
-    // Four rows of one group by four columns of another: sum[(rows·4 + row)·GROUPS + columns].
+    // Four rows of group i by four columns of group j: sum[(i·4 + row)·GROUPS + j].
     var sum: array<vec4f, 4u * GROUPS * GROUPS>;
     var next_a: array<vec4f, GROUPS>;
     var next_b: array<vec4f, GROUPS>;
     var x: array<vec4f, GROUPS>;
     var y: array<vec4f, GROUPS>;
-    @if SPLIT {
+    @if F16X3 {
         var x_low: array<vec4f, GROUPS>;
         var y_low: array<vec4f, GROUPS>;
     }
     @unroll for (var g = 0u; g < GROUPS; g++) {
-        next_a[g] = fetch_a(g * 256u + local, row, share.first, a_base);
-        next_b[g] = fetch_b(g * 256u + local, column, share.first, b_base);
+        next_a[g] = fetch_a(g * 256u + local, row, range.first, a_base);
+        next_b[g] = fetch_b(g * 256u + local, column, range.first, b_base);
     }
-    for (var k = share.first; k < share.end; k += DEPTH) {
+    for (var k = range.first; k < range.end; k += DEPTH) {
         @unroll for (var g = 0u; g < GROUPS; g++) {
-            keep_a(g * 256u + local, next_a[g]);
-            keep_b(g * 256u + local, next_b[g]);
+            store_a(g * 256u + local, next_a[g]);
+            store_b(g * 256u + local, next_b[g]);
         }
         workgroupBarrier();
         @unroll for (var g = 0u; g < GROUPS; g++) {
             next_a[g] = fetch_a(g * 256u + local, row, k + DEPTH, a_base);
             next_b[g] = fetch_b(g * 256u + local, column, k + DEPTH, b_base);
         }
-        // Written out by four: all sixteen cost lavapipe seconds to compile, and GPUs the cache of their instructions.
+        // Unrolled by four: all sixteen take lavapipe seconds to compile and overflow the instruction cache of GPUs.
         for (var quarter = 0u; quarter < DEPTH; quarter += 4u) {
             @unroll for (var d = 0u; d < 4; d++) {
                 @unroll for (var g = 0u; g < GROUPS; g++) {
-                    x[g] = a_tile[spot(quarter + d, g * 16u + mine_row)];
-                    y[g] = b_tile[spot(quarter + d, g * 16u + mine_column)];
-                    @if SPLIT {
-                        x_low[g] = a_low[spot(quarter + d, g * 16u + mine_row)];
-                        y_low[g] = b_low[spot(quarter + d, g * 16u + mine_column)];
+                    x[g] = a_tile[swizzle(quarter + d, g * 16u + mine_row)];
+                    y[g] = b_tile[swizzle(quarter + d, g * 16u + mine_column)];
+                    @if F16X3 {
+                        x_low[g] = a_low[swizzle(quarter + d, g * 16u + mine_row)];
+                        y_low[g] = b_low[swizzle(quarter + d, g * 16u + mine_column)];
                     }
                 }
                 @unroll for (var i = 0u; i < GROUPS; i++) {
                     @unroll for (var q = 0u; q < 4; q++) {
                         @unroll for (var j = 0u; j < GROUPS; j++) {
                             sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
-                            @if SPLIT {
+                            @if F16X3 {
                                 let part = fma(vec4f(x_low[i][q]), y[j], sum[(i * 4u + q) * GROUPS + j]);
                                 sum[(i * 4u + q) * GROUPS + j] = fma(vec4f(x[i][q]), y_low[j], part);
                             }

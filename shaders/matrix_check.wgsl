@@ -1,5 +1,5 @@
-// Whether cooperative matrices compute what they should: out[0] = A·B + C and out[1] = Aᵀ·Bᵀ + C for matrices of SIDE × SIDE, in one
-// subgroup. Loaded by rows and by columns, from shared memory, as the products do.
+// Self-test of cooperative matrices: out[0] = A·B + C and out[1] = Aᵀ·Bᵀ + C for SIDE × SIDE matrices, in one subgroup. Row-major and
+// column-major loads from shared memory, as in the product kernel.
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -21,20 +21,20 @@ enable wgpu_cooperative_matrix;
 
 const SIZE: u32 = SIDE * SIDE;
 
-var<workgroup> halves: array<f16, 2u * SIZE>;
+var<workgroup> values: array<f16, 2u * SIZE>;
 var<workgroup> sums: array<f32, 2u * SIZE>;
 
 @compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgroup: u32) {
     for (var i = local; i < 2u * SIZE; i += 128u) {
-        halves[i] = f16(operands[i]);
+        values[i] = f16(operands[i]);
         sums[i] = operands[2u * SIZE + i % SIZE];
     }
     workgroupBarrier();
-    while (subgroup == 0u) { // naga takes an `if` for a branch between lanes, where matrices may not be touched
+    while (subgroup == 0u) { // naga treats an `if` as divergent control flow, where cooperative operations are not allowed
         let c = coopLoadT<Sum>(&sums[0], SIDE);
-        let by_rows = coopMultiplyAdd(coopLoadT<Left>(&halves[0], SIDE), coopLoadT<Right>(&halves[SIZE], SIDE), c);
-        let by_columns = coopMultiplyAdd(coopLoad<Left>(&halves[0], SIDE), coopLoad<Right>(&halves[SIZE], SIDE), c);
+        let by_rows = coopMultiplyAdd(coopLoadT<Left>(&values[0], SIDE), coopLoadT<Right>(&values[SIZE], SIDE), c);
+        let by_columns = coopMultiplyAdd(coopLoad<Left>(&values[0], SIDE), coopLoad<Right>(&values[SIZE], SIDE), c);
         coopStoreT(by_rows, &sums[0], SIDE);
         coopStoreT(by_columns, &sums[SIZE], SIDE);
         break;

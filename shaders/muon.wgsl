@@ -1,4 +1,4 @@
-// The elementwise halves of a Muon step; the Newton–Schulz iteration stands between them.
+// The elementwise parts of a Muon step, before and after the Newton–Schulz iteration.
 //   momentum:  m ← μ·m + g,  d = g + μ·m,  where g is scaled by clip[1]
 //   update:    w ← w(1 - lr·weight_decay) - lr·lr_scale·x
 

@@ -1,6 +1,5 @@
-// What is made of a sum of squares on the device: one invocation.
-//   clip:     norm = unscale·√sum, out = [norm, unscale·min(1, most / (norm + 1e-6))]; a norm that is not finite stays so in the
-//             factor
+// Scalars computed from a sum of squares, by one invocation.
+//   clip:     norm = unscale·√sum, out = [norm, unscale·min(1, most / (norm + 1e-6))]; a non-finite norm propagates to the factor
 //   inverse:  out[0] = 1 / (norm + 1e-7)
 
 struct Args { most: f32, unscale: f32 }
@@ -15,7 +14,7 @@ fn clip() {
     let norm = args.unscale * sqrt(squares[0]);
     out[0] = norm;
     var factor = args.unscale * min(1.0, args.most / (norm + 1e-6));
-    // By its bits: compilers may assume that a float is finite, and min(1, NaN) may be 1.
+    // Tested by its bits: compilers may assume finite floats, and min(1, NaN) may be 1.
     if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) { factor = norm; }
     out[1] = factor;
 }

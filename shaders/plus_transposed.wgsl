@@ -1,4 +1,4 @@
-// out = a + aᵀ for a batch of square matrices: one Element per invocation where n is no multiple of four, else a block of 4 × 4.
+// out = a + aᵀ for a batch of square matrices: a 4 × 4 block per invocation if n is a multiple of four, else one element.
 
 struct Args { size: u32, matrices: u32 }
 

@@ -1,11 +1,10 @@
-// Before every kernel. Row kernels are written for `Element`, WIDTH floats of one row: a vec4f where rows are a multiple of
-// four floats, else an f32. A workgroup of WORKGROUP invocations reduces with `workgroup_sum` and `workgroup_max`: in one
-// subgroup instruction where the workgroup is one subgroup, else by subgroups and shared memory where the device's profile has
-// SUBGROUPS, else by a tree in shared memory.
+// Prepended to every kernel. Row kernels are written for `Element`, WIDTH floats of one row: vec4f if the row length is a multiple
+// of four, else f32. `workgroup_sum` and `workgroup_max` reduce over the WORKGROUP invocations of a workgroup: by one subgroup
+// operation if it is one subgroup, by subgroup operations and shared memory with SUBGROUPS, else by a tree in shared memory.
 
 const LOWEST: f32 = -3.40282347e38;
 
-// The index of an invocation in a dispatch that was folded over x and y.
+// Invocation index in a dispatch folded over x and y.
 fn linear_index(group: vec3u, groups: vec3u, local: u32, size: u32) -> u32 {
     return (group.y * groups.x + group.x) * size + local;
 }
@@ -30,19 +29,19 @@ fn linear_index(group: vec3u, groups: vec3u, local: u32, size: u32) -> u32 {
         var<workgroup> scratch: array<f32, WORKGROUP>;
 
         @if SUBGROUPS {
-            // A subgroup's first lane leaves its result in scratch, at a place of its own, and the others the neutral number.
-            // Then each subgroup reduces all of scratch. That holds for any size of the subgroups and for any lanes in them;
-            // `subgroup_id` would not: DX12 has none, and naga assumes there that neighbours share a subgroup.
+            // The first lane of each subgroup writes the subgroup's partial result to scratch, all other lanes the neutral element.
+            // Then every subgroup reduces all of scratch. This works for any subgroup size and any mapping of lanes; `subgroup_id`
+            // does not: DX12 lacks it, and naga's emulation assumes that consecutive invocations share a subgroup.
             struct Lanes { rank: u32, count: u32 }
 
-            fn share(x: f32, neutral: f32, lane: u32) -> Lanes {
+            fn write_partials(x: f32, neutral: f32, lane: u32) -> Lanes {
                 scratch[lane] = select(neutral, x, lane == subgroupBroadcastFirst(lane));
                 workgroupBarrier();
                 return Lanes(subgroupExclusiveAdd(1u), subgroupAdd(1u));
             }
 
             fn workgroup_sum(x: f32, lane: u32) -> f32 {
-                let lanes = share(subgroupAdd(x), 0.0, lane);
+                let lanes = write_partials(subgroupAdd(x), 0.0, lane);
                 var sum = 0.0;
                 for (var i = lanes.rank; i < WORKGROUP; i += lanes.count) { sum += scratch[i]; }
                 workgroupBarrier();
@@ -50,11 +49,11 @@ fn linear_index(group: vec3u, groups: vec3u, local: u32, size: u32) -> u32 {
             }
 
             fn workgroup_max(x: f32, lane: u32) -> f32 {
-                let lanes = share(subgroupMax(x), LOWEST, lane);
-                var most = LOWEST;
-                for (var i = lanes.rank; i < WORKGROUP; i += lanes.count) { most = max(most, scratch[i]); }
+                let lanes = write_partials(subgroupMax(x), LOWEST, lane);
+                var highest = LOWEST;
+                for (var i = lanes.rank; i < WORKGROUP; i += lanes.count) { highest = max(highest, scratch[i]); }
                 workgroupBarrier();
-                return subgroupMax(most);
+                return subgroupMax(highest);
             }
         } @else {
             fn workgroup_sum(x: f32, lane: u32) -> f32 {

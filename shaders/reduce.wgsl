@@ -1,5 +1,5 @@
-// Sums over whole buffers in two passes of fixed order: `partial` gives one number per chunk of CHUNK elements, Σ x or Σ x²
-// by the constant TERM; `final_sum` adds the numbers and multiplies by α.
+// Sum of a buffer in two passes, in fixed order: `partial` reduces each chunk of CHUNK elements to Σ x or Σ x² (constant TERM);
+// `final_sum` sums the partials and multiplies by α.
 
 struct Args { count: u32, first: u32, alpha: f32 }
 
@@ -21,7 +21,7 @@ fn partial(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index)
     for (var at = begin + 4u * lane; at < end; at += 4u * WORKGROUP) {
         var term = x[at / 4u];
         if (TERM == SQUARE) { term *= term; }
-        // The last vector may hang over into padding.
+        // The last vec4 may extend into the padding.
         mine += select(vec4f(), term, vec4u(at) + vec4u(0u, 1u, 2u, 3u) < vec4u(end));
     }
     let total = workgroup_sum((mine.x + mine.y) + (mine.z + mine.w), lane);

@@ -1,5 +1,5 @@
-// Root mean square and largest absolute value of a whole buffer in two passes of fixed order: `partial` gives a pair
-// (Σ x², max |x|) per chunk of CHUNK elements; `final_pair` joins `chunks` pairs from `first` on into pair `index` of the output.
+// RMS and maximum absolute value of a buffer in two passes, in fixed order: `partial` reduces each chunk of CHUNK elements to
+// (Σ x², max |x|); `final_pair` reduces `chunks` pairs from `first` on to pair `index` of the output.
 
 struct Args { count: u32, first: u32, index: u32, chunks: u32 }
 
@@ -16,7 +16,7 @@ fn partial(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index)
     var squares = vec4f();
     var most = vec4f();
     for (var at = begin + 4u * lane; at < end; at += 4u * WORKGROUP) {
-        // The last vector may hang over into padding.
+        // The last vec4 may extend into the padding.
         let inside = vec4u(at) + vec4u(0u, 1u, 2u, 3u) < vec4u(end);
         let value = select(vec4f(), x[at / 4u], inside);
         squares += value * value;

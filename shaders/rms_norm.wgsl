@@ -1,4 +1,4 @@
-// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x), added to what is there with ADDED. One row per
+// y = w·x·r, r = 1/√(mean(x²) + eps) per row. dx = r·w·dy - x·r³·mean(w·dy·x), accumulated with ACCUMULATE. One row per
 // workgroup. dw is a column sum.
 
 struct Args { rows: u32, first: u32, columns: u32, eps: f32 }
@@ -41,7 +41,7 @@ fn backward(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups
     let pull = scale * scale * scale * workgroup_sum(inner, lane) / f32(args.columns);
     for (var c = lane; c < columns; c += WORKGROUP) {
         var value = scale * w[c] * dy[row * columns + c] - pull * x[row * columns + c];
-        if (ADDED == 1u) { value += dx[row * columns + c]; }
+        if (ACCUMULATE == 1u) { value += dx[row * columns + c]; }
         dx[row * columns + c] = value;
     }
 }

@@ -1,6 +1,6 @@
-// Rotary position embedding in half-split order: within a head, the pair (x[i], x[i + half]) turns by the angle of its position,
-// whose cosines and sines stand in a row of `angles`: half cosines, then half sines. With BACKWARD it turns the other way. One
-// pair of Elements per invocation.
+// Rotary position embedding in half-split order: within a head, the pair (x[i], x[i + half]) is rotated by the angle of its
+// position. A row of `angles` holds half cosines, then half sines. BACKWARD rotates by the negative angle. One pair of Elements per
+// invocation.
 
 struct Args { rows: u32, first: u32, columns: u32, half: u32, sequence: u32, position: u32 }
 

@@ -1,10 +1,9 @@
-// The vector passes of the PC layer over a batch of matrices w [batch, rows, columns]. Each entry point says what it computes.
-// The batch is workgroup z (or x, where there is one workgroup per matrix). CHUNK is the number of rows of a workgroup of `apply`.
+// The matrix-vector passes of the PC layer, over a batch w [batch, rows, columns]. The batch index is workgroup z, or x for kernels
+// with one workgroup per matrix. CHUNK is the number of rows per workgroup of `apply`.
 
 struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32 }
 
 var<immediate> args: Args;
-
 
 const SPECTRAL: u32 = 0u;
 const FROBENIUS: u32 = 1u;
@@ -14,7 +13,7 @@ const S: u32 = 0u;           // s
 const INVERSE: u32 = 1u;     // 1/s
 const INVERSE2: u32 = 2u;    // 1/s²
 const OUTPUT: u32 = 3u;      // γ·stop(s)/s, or γ/s without recovery
-const GAMMA_SCALE: u32 = 4u; // stop(s), or 1 without recovery: dγ = this·⟨E, N·P⟩
+const GAMMA_SCALE: u32 = 4u; // stop(s), or 1 without recovery: dγ = GAMMA_SCALE·⟨E, N·P⟩
 const PULL: u32 = 5u;        // the coefficient of u·vᵀ (spectral) or w (frobenius) in dw: ⟨M', N⟩, over ‖w‖ for frobenius
 const NORM: u32 = 6u;        // ‖w‖ (frobenius): s without eps, which s - eps would not give back
 const SCALARS: u32 = 8u;
@@ -42,9 +41,9 @@ fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
 @group(0) @binding(3) var<storage, read_write> squares: array<f32>;
 @group(0) @binding(4) var<storage, read_write> parts: array<Element>;
 
-// parts[chunk] = Σ over the rows r of a chunk of w[r]·y[r], chunks along x, where y is u, or with PRODUCT w·v times the matrix's
-// `inverses`. `squares` gets Σ y². An invocation holds its HELD Elements of a row until they are added; where HELD is 0, as the
-// rows are too wide, they are read again while they are in the cache.
+// parts[chunk] = Σ over the rows r of a chunk of y[r]·w[r], chunks along x: partial sums of wᵀy, where y is u, or with PRODUCT
+// inverses·(w·v). `squares` gets Σ y². With PRODUCT this reads w once for both products: an invocation keeps its HELD Elements of a
+// row in registers in between. HELD is 0 for rows too wide for that; they are read again from cache.
 @compute @workgroup_size(WORKGROUP)
 fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
@@ -63,7 +62,7 @@ fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) l
             }
         }
         for (var i = 0u; i < count; i++) {
-            // Beyond the row its last Element, which `right` multiplies by zero and nobody writes.
+            // Beyond the row: its last Element, which is multiplied by the zeros of `right` and never written.
             @unroll for (var k = 0u; k < HELD; k++) { row[k] = w[(first + i) * columns + min(lane + k * WORKGROUP, columns - 1u)]; }
             @if PRODUCT {
                 var product = 0.0;
@@ -115,17 +114,17 @@ fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_i
     if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
 }
 
-@group(0) @binding(0) var<storage, read> summands: array<Element>;
+@group(0) @binding(0) var<storage, read> partials: array<Element>;
 @group(0) @binding(1) var<storage, read> old_squares: array<f32>;
 @group(0) @binding(2) var<storage, read> previous: array<Element>;
 @group(0) @binding(3) var<storage, read_write> new_inverses: array<f32>;
 @group(0) @binding(4) var<storage, read_write> vector: array<Element>;
 
-// vector = z / (|z| + eps), z = Σ over the chunks of the summands: one workgroup per matrix. Here `columns` is the vector's
-// length. A sum of zero leaves the previous vector: a matrix that starts at zero would else have u = v = 0 for ever.
+// vector = z / (|z| + eps), z = Σ over the chunks of the partial sums: one workgroup per matrix. Here `columns` is the length of the
+// vector. A zero z keeps the previous vector: otherwise a matrix initialized to zero would have u = v = 0 forever.
 //
-// With PRODUCT the summands were made of y = inverse·w·v instead of u = w·v / (|w·v| + eps), so z is first divided by
-// |y| + inverse·eps. The new inverse keeps the next y near unit length, whatever the size of w.
+// With PRODUCT the partial sums are of y = inverse·w·v instead of u = w·v / (|w·v| + eps), so z is first divided by
+// |y| + inverse·eps. The new inverse keeps the next y near unit length at any scale of w.
 @compute @workgroup_size(WORKGROUP)
 fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
@@ -134,7 +133,7 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
     var square = 0.0;
     for (var c = lane; c < columns; c += WORKGROUP) {
         var sum = Element();
-        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += summands[(group.x * args.chunks + chunk) * columns + c]; }
+        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += partials[(group.x * args.chunks + chunk) * columns + c]; }
         vector[base + c] = sum;
         square += total(sum * sum);
     }
@@ -156,10 +155,10 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
 @group(0) @binding(1) var<storage, read> others: array<f32>;
 @group(0) @binding(2) var<storage, read> gamma: array<f32>;
 @group(0) @binding(2) var<storage, read_write> scalars: array<f32>;
-@group(0) @binding(3) var<storage, read_write> made: array<f32>;
+@group(0) @binding(3) var<storage, read_write> new_scalars: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dgamma: array<f32>;
 
-// The scalars of a matrix: s = Σ numbers·others + eps (w·v and u; spectral), √Σ numbers + eps (squares of rows; frobenius), or 1.
+// The scalars of a matrix: s = Σ numbers·others + eps (spectral: w·v and u), √Σ numbers + eps (frobenius: row sums of squares), or 1.
 @compute @workgroup_size(WORKGROUP)
 fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     var sum = 0.0;
@@ -173,13 +172,13 @@ fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     if (args.norm == SPECTRAL) { s = sum + args.eps; }
     if (args.norm == FROBENIUS) { s = sqrt(sum) + args.eps; }
     let base = group.x * SCALARS;
-    made[base + S] = s;
-    made[base + INVERSE] = 1.0 / s;
-    made[base + INVERSE2] = 1.0 / (s * s);
-    made[base + OUTPUT] = gamma[group.x] * select(1.0 / s, 1.0, args.recover == 1u);
-    made[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
-    made[base + PULL] = 0.0;
-    made[base + NORM] = sqrt(max(sum, 0.0));
+    new_scalars[base + S] = s;
+    new_scalars[base + INVERSE] = 1.0 / s;
+    new_scalars[base + INVERSE2] = 1.0 / (s * s);
+    new_scalars[base + OUTPUT] = gamma[group.x] * select(1.0 / s, 1.0, args.recover == 1u);
+    new_scalars[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
+    new_scalars[base + PULL] = 0.0;
+    new_scalars[base + NORM] = sqrt(max(sum, 0.0));
 }
 
 // dgamma = GAMMA_SCALE·Σ numbers, where numbers are the row sums of P∘(NᵀE).
@@ -202,8 +201,8 @@ fn pull(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     if (lane == 0u) {
         var pull = sum / s;
         if (args.norm == FROBENIUS) {
-            // ‖w‖ has no gradient at 0; 0 is as good as any. This also takes in a w whose squares underflow: its pull is below
-            // the last digit of M', as ‖w‖ is far below eps.
+            // The subgradient 0 of ‖w‖ at 0. Also covers a w whose squares underflow: ‖w‖ is far below eps, so its pull is
+            // below the rounding error of M'.
             let norm = others[base + NORM];
             pull = select(0.0, pull / norm, norm > 0.0);
         }
@@ -218,12 +217,12 @@ fn pull(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
 @group(0) @binding(3) var<storage, read> right: array<Element>;
 @group(0) @binding(4) var<storage, read_write> dw: array<Element>;
 
-// dw = OUTPUT·(m - PULL·u·vᵀ), or w itself instead of u·vᵀ for frobenius, where `right` is w. One Element per invocation.
+// dw = OUTPUT·(m - PULL·u·vᵀ), with w in place of u·vᵀ for frobenius (`right` is w). One Element per invocation.
 @compute @workgroup_size(64)
 fn finish(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
     let columns = args.columns / WIDTH;
     let i = linear_index(group, groups, local, 64u);
-    if (i >= args.chunks * args.rows * columns) { return; } // chunks: the number of matrices
+    if (i >= args.chunks * args.rows * columns) { return; } // here chunks is the batch size
     let row = i / columns;
     let matrix = row / args.rows;
     let base = matrix * SCALARS;

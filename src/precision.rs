@@ -1,34 +1,34 @@
-//! [`Precision`]: what the products of a model round their operands to. A tape carries it; optimizers, norms, softmax, attention
-//! and PC layers know nothing of it and stay in f32.
+//! [`Precision`]: the format that a model's products round their operands to. Set per tape; optimizers, norms, softmax, attention
+//! and PC layers always compute in f32.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// What a product rounds its operands to; its sums are f32 always.
+/// Operand format of products; accumulation is always f32.
 ///
-/// A half is an IEEE binary16: 11 bits, rounded to nearest, ties to even, with subnormals down to 2⁻²⁴; from 65,520 on it is an
-/// infinity. Without matrix units the rounding is computed, which makes a product slower than f32.
+/// f16 is IEEE binary16: 11 significant bits, round to nearest even, subnormals down to 2⁻²⁴, infinite from 65,520 on. Without
+/// matrix units the rounding is emulated, which makes products slower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Precision {
-    /// Not at all.
+    /// f32, no rounding.
     #[default]
     F32,
-    /// To the sum of two halves, high + low/2¹¹ with low = half((x - high)·2¹¹), so that low does not underflow where high does
-    /// not. A product sums high·high + (high·low + low·high)/2¹¹: about as exact as f32, with the range of a half.
+    /// Two f16 per operand: high = f16(x) and low = f16((x - high)·2¹¹), scaled so that low underflows no earlier than high. A
+    /// product is high·high + (high·low + low·high)/2¹¹: about the accuracy of f32, with the range of f16.
     F16x3,
-    /// To one half.
+    /// One f16 per operand.
     F16,
 }
 
 impl Precision {
-    /// All there are.
+    /// All formats.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16x3, Self::F16];
 
-    /// How many halves stand for an operand; 0 where it stays as it is.
-    pub(crate) fn halves(self) -> u32 {
+    /// f16 values per operand element; 0 for f32.
+    pub(crate) fn f16_terms(self) -> u32 {
         match self {
             Self::F32 => 0,
             Self::F16x3 => 2,

@@ -1,6 +1,6 @@
-//! Tensors in safetensors files, written atomically: to a temporary name beside the file, synced, then renamed.
+//! Reads and writes safetensors files. Writes are atomic: to a temporary file beside the target, synced, then renamed.
 //!
-//! Neither direction holds a file in memory: tensors are written one by one, and read in pieces.
+//! Streaming in both directions: tensors are written one by one and read in chunks.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Slice};
 use crate::tensor::Tensor;
 
-/// Values that are on their way to the device at a time.
-const PIECE: usize = 4 << 20;
+/// Values per upload.
+const CHUNK: usize = 4 << 20;
 
-/// The longest header that is read, as in the safetensors crate.
+/// Maximum header size in bytes, as in the safetensors crate.
 const HEADER_LIMIT: u64 = 100_000_000;
 
 fn io(path: &Path, source: std::io::Error) -> Error {
@@ -30,7 +30,7 @@ fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::File { path: path.to_path_buf(), problem: problem.to_string() }
 }
 
-/// Writes named tensors as float32, in the order of their names, with `metadata`.
+/// Writes named tensors as float32, sorted by name, with `metadata`.
 pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
     let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| name);
@@ -45,13 +45,13 @@ pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String,
     })
 }
 
-/// The metadata of a file that PyTorch programs take: `transformers` refuses one without it.
+/// The metadata that PyTorch programs expect: `transformers` rejects a file without it.
 pub fn pytorch_metadata() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
-/// What a safetensors file begins with: the header's length, then the header, padded so that the values, one tensor after another,
-/// begin at a multiple of their size.
+/// The start of a safetensors file: header length and JSON header, padded to 8 bytes so that the values, which follow tensor by
+/// tensor, are aligned.
 #[derive(Debug)]
 pub struct Header {
     bytes: Vec<u8>,
@@ -59,7 +59,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Of tensors of one type; `tensors` are names and shapes in the order of the values.
+    /// For tensors of one type; `tensors` are names and shapes in the order of the values.
     pub fn new<'a>(
         dtype: Dtype,
         tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
@@ -80,7 +80,7 @@ impl Header {
     }
 }
 
-/// Writes a safetensors file piece by piece: the header, then the tensors' bytes in its order.
+/// Streams a safetensors file: the header, then the tensors' bytes in its order.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
@@ -88,25 +88,25 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins with the header.
+    /// Writes the header.
     pub fn new(mut out: W, header: &Header) -> std::io::Result<Self> {
         out.write_all(&header.bytes)?;
         Ok(Self { out, remaining: header.values })
     }
 
-    /// Bytes of values that are still to come.
+    /// Bytes of values still to be written.
     pub fn remaining(&self) -> u64 {
         self.remaining
     }
 
-    /// Appends little-endian values; more than the header announces are an error.
+    /// Appends little-endian values; an error beyond the size in the header.
     pub fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         let remaining = self.remaining.checked_sub(bytes.len() as u64);
         self.remaining = remaining.ok_or_else(|| std::io::Error::other("more values than the header announces"))?;
         self.out.write_all(bytes)
     }
 
-    /// Gives the output back; an incomplete file is an error. Neither flushes nor syncs.
+    /// Returns the output; an error if the file is incomplete. Neither flushes nor syncs.
     pub fn finish(self) -> std::io::Result<W> {
         match self.remaining {
             0 => Ok(self.out),
@@ -128,7 +128,7 @@ fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result
         };
         finish().map_err(|source| io(path, source))
     };
-    // The old file is untouched; what was written of the new one is of no use.
+    // On failure the old file is intact; remove the partial new one.
     write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
@@ -137,7 +137,7 @@ pub struct Reader {
     path: PathBuf,
     file: Mutex<File>,
     header: Metadata,
-    /// Where the values begin.
+    /// File offset of the values.
     values: u64,
 }
 
@@ -151,26 +151,26 @@ impl Reader {
         file.read_exact(&mut length).map_err(|error| foreign(&error))?;
         let length = u64::from_le_bytes(length);
         if length > HEADER_LIMIT.min(bytes.saturating_sub(8)) {
-            return Err(foreign(&format!("found a header of {length} bytes in a file of {bytes}")));
+            return Err(foreign(&format!("header of {length} bytes in a file of {bytes}")));
         }
         let mut json = vec![0; length as usize];
         file.read_exact(&mut json).map_err(|error| foreign(&error))?;
         let header: Metadata = serde_json::from_slice(&json).map_err(|error| foreign(&error))?;
         let expected = (8 + length).saturating_add(header.data_len() as u64);
         if bytes != expected {
-            return Err(foreign(&format!("found {bytes} bytes, expected {expected} by its header")));
+            return Err(foreign(&format!("found {bytes} bytes, expected {expected} from its header")));
         }
         Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), header, values: 8 + length })
     }
 
-    /// The names of its tensors, sorted.
+    /// Tensor names, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names = self.header.offset_keys();
         names.sort();
         names
     }
 
-    /// [`Reader::tensor`], which must have this shape.
+    /// [`Reader::tensor`]; an error unless it has this shape.
     pub fn tensor_of(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> Result<Tensor> {
         let found = &self.info(name)?.shape;
         if found != shape {
@@ -179,23 +179,23 @@ impl Reader {
         self.tensor(gpu, name)
     }
 
-    /// A tensor by name, from float32, float16 or bfloat16. The host holds a piece of it at a time.
+    /// Loads a float32, float16 or bfloat16 tensor by name, through a host buffer of bounded size.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let shape = &self.info(name)?.shape;
         let tensor =
             Tensor::uninitialized(gpu, shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))?;
-        for begin in (0..tensor.len()).step_by(PIECE) {
-            let values = self.part(name, begin..tensor.len().min(begin + PIECE))?;
-            let piece = gpu.upload(bytemuck::cast_slice(&values))?;
-            let from = Slice { buffer: &piece, offset: 0, size: 4 * values.len() as u64 };
+        for begin in (0..tensor.len()).step_by(CHUNK) {
+            let values = self.part(name, begin..tensor.len().min(begin + CHUNK))?;
+            let chunk = gpu.upload(bytemuck::cast_slice(&values))?;
+            let from = Slice { buffer: &chunk, offset: 0, size: 4 * values.len() as u64 };
             gpu.copy(from, tensor.slice().buffer, 4 * begin as u64);
-            // What the driver keeps of the piece goes when the copy is done, so it had better begin.
+            // Start the copy, so that the driver can free its staging memory.
             gpu.flush()?;
         }
         Ok(tensor)
     }
 
-    /// The values of a tensor, without a device.
+    /// The values of a tensor, on the host.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let count = self.info(name)?.shape.iter().product();
         self.part(name, 0..count)
@@ -205,7 +205,7 @@ impl Reader {
         self.header.info(name).ok_or_else(|| failed(&self.path, format!("tensor `{name}` is missing")))
     }
 
-    /// Some of a tensor's values.
+    /// A range of a tensor's values.
     fn part(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
         let info = self.info(name)?;
         let offset = self.values + (info.data_offsets.0 + range.start * info.dtype.bitsize() / 8) as u64;
@@ -234,11 +234,11 @@ impl Reader {
     }
 }
 
-/// IEEE half precision, subnormal numbers included.
-fn from_f16(half: u16) -> f32 {
-    let sign = if half & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(half >> 10 & 0x1f), f32::from(half & 0x3ff));
-    match (exponent, half & 0x3ff) {
+/// Converts IEEE binary16, including subnormals.
+fn from_f16(bits: u16) -> f32 {
+    let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f32::from(bits & 0x3ff));
+    match (exponent, bits & 0x3ff) {
         (0, _) => sign * fraction * 2f32.powi(-24),
         (31, 0) => sign * f32::INFINITY,
         (31, _) => f32::NAN,

@@ -1,4 +1,4 @@
-//! Attention, forward alone and with its backward: time grows with the square of the length, memory with the length.
+//! Attention, forward and with backward: time is quadratic in the length, memory linear.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::fastest;
 struct Case {
     shape: AttentionShape,
     positions: usize,
-    /// q, k, v and the gradient of the result.
+    /// q, k, v and dy.
     tensors: [Tensor; 4],
 }
 
@@ -33,7 +33,7 @@ impl Case {
         Ok([value, gradients.get(&q).expect("q has a gradient").clone()])
     }
 
-    /// Floating-point operations of the pairs that are seen: two products forward, seven more backward with the recomputed ones.
+    /// FLOP of the unmasked pairs: two products forward, seven backward including recomputation.
     fn operations(&self, backward: bool) -> f64 {
         let AttentionShape { batch, heads, head_dim, .. } = self.shape;
         let pairs = (batch * heads * self.positions * (self.positions + 1) / 2) as f64;
@@ -41,7 +41,7 @@ impl Case {
         2.0 * products * pairs * head_dim as f64
     }
 
-    /// The last position of the last head against a sum in f64.
+    /// Compares the last position of the last head with f64.
     fn check(&self, o: &Tensor) -> Result<()> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let [q, k, v] = [0, 1, 2].map(|at| self.tensors[at].to_vec());
@@ -62,9 +62,9 @@ impl Case {
     }
 }
 
-pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
+pub fn run(gpu: &Gpu, peak: f64) -> Result<()> {
     println!(
-        "\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of the limit | peak MiB | first call, s |"
+        "\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of peak | peak MiB | first call, s |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for (heads, kv_heads, head_dim) in [(4, 4, 64), (8, 2, 32), (4, 4, 128)] {
@@ -78,12 +78,12 @@ pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
             let (forward, both) = (time(false)?, time(true)?);
             let rate = |seconds: f64, backward| case.operations(backward) / seconds;
             println!(
-                "| {heads} heads, {kv_heads} of keys, of {head_dim} | {positions} | {:.2} | {:.1} | {:.2} | {:.1} | {:.0} % | {:.1} | {first:.2} |",
+                "| {heads} × {head_dim}, {kv_heads} kv heads | {positions} | {:.2} | {:.1} | {:.2} | {:.1} | {:.0} % | {:.1} | {first:.2} |",
                 1e3 * forward,
                 rate(forward, false) / 1e9,
                 1e3 * both,
                 rate(both, true) / 1e9,
-                100.0 * rate(both, true) / limit,
+                100.0 * rate(both, true) / peak,
                 gpu.memory().peak as f64 / (1 << 20) as f64,
             );
         }

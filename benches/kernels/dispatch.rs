@@ -1,4 +1,4 @@
-//! What the host pays for each dispatch: checks, pipeline look-up, bind group, recording, and its share of a submit.
+//! Host overhead per dispatch: checks, pipeline lookup, bind group, recording, and its share of a submit.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ static ADD: Kernel = Kernel::new(
     &[Access::Read, Access::Read, Access::ReadWrite],
 );
 
-/// Dispatches that are recorded before the clock stops: fewer than what makes the engine submit by itself.
+/// Dispatches recorded per measurement: fewer than trigger an automatic submit.
 const RECORDED: usize = 100;
 
 pub fn run(gpu: &Gpu) -> Result<()> {

@@ -1,12 +1,12 @@
-//! `cargo bench --bench kernels [-- FILTER]`: each kernel's rate beside the adapter's limit, both measured in the same run, after
-//! its result was checked. The shapes are those of a training step; README and RESULTS.md say how to read the table.
+//! `cargo bench --bench kernels [-- FILTER]`: FLOP/s or bandwidth of each kernel relative to the adapter's peak, measured in the same
+//! run, after checking its result. The shapes are those of a training step; see RESULTS.md.
 
 mod attention;
 mod dispatch;
-mod limit;
 mod matmul;
 mod memory;
 mod model;
+mod peak;
 mod polynomial;
 mod scaling;
 
@@ -15,7 +15,7 @@ use std::time::Instant;
 use polytape::gpu::Tuning;
 use polytape::{Gpu, GpuOptions, Result};
 
-/// The fastest of several repetitions, each of as many calls as take a tenth of a second: seconds of one call.
+/// Seconds per call: the best of five repetitions of about 0.1 s each.
 fn fastest(gpu: &Gpu, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut timed = |calls: usize| -> Result<f64> {
         let start = Instant::now();
@@ -35,13 +35,13 @@ fn main() -> Result<()> {
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());
-    let limit = limit::measure(&gpu)?;
-    println!("limit: {:.1} GFLOP/s of multiply-adds", limit / 1e9);
+    let peak = peak::measure(&gpu)?;
+    println!("peak: {:.1} GFLOP/s of multiply-adds", peak / 1e9);
     if "matmul".contains(&filter) {
-        matmul::run(&gpu, limit)?;
+        matmul::run(&gpu, peak)?;
     }
     if "attention".contains(&filter) {
-        attention::run(&gpu, limit)?;
+        attention::run(&gpu, peak)?;
     }
     if "memory".contains(&filter) {
         memory::run(&gpu)?;

@@ -1,4 +1,4 @@
-//! Products: cubes, every product of a training step of the 20M preset, few outputs of a long inner dimension, and operands of halves.
+//! Products: cubes, every product of a training step of the 20M preset, split-K shapes, and f16 operands.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use polytape::{Gemm, Gpu, Matrix, Precision, Result, Tensor};
 
 use crate::fastest;
 
-/// Rows, inner, columns; whether A and B are transposed; and which product it is.
+/// [rows, inner, columns]; whether A and B are transposed; a description.
 type Case = ([usize; 3], [bool; 2], &'static str);
 
 fn cases() -> Vec<Case> {
@@ -16,7 +16,7 @@ fn cases() -> Vec<Case> {
             cases.push(([size; 3], transposes, "cube"));
         }
     }
-    // Two sequences of 256 tokens, dim 256, hidden 768, vocabulary 32000 in chunks.
+    // Two sequences of 256 tokens, dim 256, intermediate size 768, vocabulary 32000 in chunks.
     for (inner, outer, name) in [(256, 256, "q, k, v, o"), (256, 768, "gate, up"), (768, 256, "down"), (256, 32_000, "head")] {
         let tokens = if outer == 32_000 { 128 } else { 512 };
         cases.push(([tokens, inner, outer], [false, true], name));
@@ -30,9 +30,9 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
+pub fn run(gpu: &Gpu, peak: f64) -> Result<()> {
     println!(
-        "\n| product | rows × inner × columns | op(A), op(B) | GFLOP/s | of the limit | first call, s |\n|---|---|---|---:|---:|---:|"
+        "\n| product | rows × inner × columns | op(A), op(B) | GFLOP/s | of peak | first call, s |\n|---|---|---|---:|---:|---:|"
     );
     for ([rows, inner, columns], [ta, tb], name) in cases() {
         let shape = |first, second, turned| if turned { [second, first] } else { [first, second] };
@@ -52,13 +52,13 @@ pub fn run(gpu: &Gpu, limit: f64) -> Result<()> {
             mark(ta),
             mark(tb),
             rate / 1e9,
-            100.0 * rate / limit
+            100.0 * rate / peak
         );
     }
     precisions(gpu)
 }
 
-/// What rounding the operands costs, or gains where the adapter multiplies halves faster: the same product at each precision.
+/// The same product at each precision: the cost of emulated f16, or the gain of matrix units.
 fn precisions(gpu: &Gpu) -> Result<()> {
     println!(
         "\n| rows × inner × columns | op(A), op(B) | operands | GFLOP/s | time to f32 | first call, s |\n|---|---|---|---:|---:|---:|"
@@ -83,7 +83,7 @@ fn precisions(gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
-/// Compares some elements, spread over the whole product, with sums in f64; `limit` is the error allowed per root of the inner size.
+/// Compares elements spread over the product with f64; the tolerance is `limit` times the square root of the inner size.
 fn check(out: &Tensor, [a, b]: [&Tensor; 2], [rows, inner, columns]: [usize; 3], [ta, tb]: [bool; 2], limit: f64) -> Result<()> {
     let (out, a, b) = (out.to_vec()?, a.to_vec()?, b.to_vec()?);
     for at in (0..97).map(|i| i * 7_919 % (rows * columns)).chain([rows * columns - 1]) {

@@ -1,5 +1,5 @@
-//! The kernels that memory bounds: what each reads and writes at least, in tensors, and its rate beside that of a copy.
-//! Times are the device's own, per kernel, so that what else an operation dispatches does not count.
+//! Memory-bound kernels: minimum traffic in tensors, and bandwidth relative to a copy. Times are device times per kernel, so other
+//! dispatches of an operation do not count.
 
 use std::cell::RefCell;
 
@@ -15,7 +15,7 @@ const VOCABULARY: usize = 32_000;
 /// AdamW's learning rate.
 const RATE: f32 = 1e-3;
 
-/// Three tensors [ROWS, COLUMNS] and a row [COLUMNS], on the device and on the host.
+/// Three tensors [ROWS, COLUMNS] and a row [COLUMNS], on device and host.
 struct Data {
     x: Tensor,
     y: Tensor,
@@ -24,14 +24,14 @@ struct Data {
     host: [Vec<f32>; 4],
 }
 
-/// One kernel on them.
+/// A kernel to measure.
 struct Case<'a> {
     /// Its name in the profile.
     kernel: &'static str,
-    /// What it reads and writes at least, in tensors.
+    /// Minimum traffic, in tensors read and written.
     passes: usize,
     run: Box<dyn Fn() -> Result<Tensor> + 'a>,
-    /// An element of the result in f64.
+    /// An element of the expected result, in f64.
     want: Box<dyn Fn(usize) -> f64 + 'a>,
 }
 
@@ -60,7 +60,7 @@ impl Data {
         1.0 / (self.row_sum(i, |x, _, _| x * x) / COLUMNS as f64 + f64::from(EPS)).sqrt()
     }
 
-    /// Records `operation` on leaves x, y and the row, and returns the gradient of the one at `place`, or the value without.
+    /// Records `operation` on leaves x, y and the row; returns the gradient of the leaf at `place`, or the value without a place.
     fn record<F>(&self, place: Option<usize>, operation: F) -> Result<Tensor>
     where
         F: for<'t> Fn([&Var<'t>; 3]) -> Result<Var<'t>>,
@@ -166,7 +166,7 @@ impl Data {
         ]
     }
 
-    /// The norm of x as a gradient, and AdamW's step with it.
+    /// The gradient norm with x as the gradient, and an AdamW step with it.
     fn optimizer<'a>(&'a self, state: &'a RefCell<(Params, AdamW)>) -> Vec<Case<'a>> {
         let gradients = || -> Result<Gradients> {
             let mut gradients = Gradients::new();
@@ -198,7 +198,7 @@ impl Data {
 }
 
 impl Case<'_> {
-    /// Elements spread over the result against f64.
+    /// Compares elements spread over the result with f64.
     fn check(&self) -> Result<()> {
         let found = (self.run)()?.to_vec()?;
         for i in (0..found.len()).step_by(found.len().div_ceil(7)) {
@@ -208,7 +208,7 @@ impl Case<'_> {
         Ok(())
     }
 
-    /// Bytes a second.
+    /// Bytes per second.
     fn rate(&self, gpu: &Gpu) -> Result<f64> {
         self.check()?;
         let seconds = seconds(gpu, self.kernel, || (self.run)().map(drop))?;
@@ -216,7 +216,7 @@ impl Case<'_> {
     }
 }
 
-/// The fastest of several runs, of the dispatches of one kernel alone.
+/// Device time of one kernel's dispatches, best of several runs.
 fn seconds(gpu: &Gpu, kernel: &str, run: impl Fn() -> Result<()>) -> Result<f64> {
     let so_far = || Ok(gpu.profile()?.kernels.get(kernel).map_or(0.0, |time| time.seconds));
     (0..7).try_fold(f64::INFINITY, |best: f64, _| {
@@ -226,7 +226,7 @@ fn seconds(gpu: &Gpu, kernel: &str, run: impl Fn() -> Result<()>) -> Result<f64>
     })
 }
 
-/// Bytes a second of cross-entropy, where the logits of a chunk of rows are read and become their gradient.
+/// Bytes per second of cross-entropy: logits read, their gradient written in place.
 fn cross_entropy(gpu: &Gpu) -> Result<f64> {
     const TOKENS: usize = 128;
     let (x, w) = (Tensor::normal(gpu, &[TOKENS, 64], 0.2, 5)?, Tensor::normal(gpu, &[VOCABULARY, 64], 1.0, 6)?);

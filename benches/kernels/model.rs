@@ -1,5 +1,5 @@
-//! Training steps of the 20M preset, plain and with PC layers of level 4 on o and ffn, and what evaluating costs once they are
-//! merged: a plain Llama's evaluation. Eight micro-batches of two sequences of 256 tokens a step.
+//! Training steps of the 20M preset, plain and with PC layers of level 4 on o and ffn, and evaluation before and after merging. Eight
+//! micro-batches of two sequences of 256 tokens per step.
 
 use std::time::Instant;
 
@@ -58,7 +58,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 pub fn run(gpu: &Gpu) -> Result<()> {
     println!(
-        "\n| 20M preset, medians of {ROUNDS} rounds | s a step | tokens/s | to plain | dispatches | submits | KiB up | KiB down |"
+        "\n| 20M preset, medians of {ROUNDS} rounds | s/step | tokens/s | vs plain | dispatches | submits | KiB up | KiB down |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let mut evaluations = Vec::new();
@@ -66,7 +66,7 @@ pub fn run(gpu: &Gpu) -> Result<()> {
         let mut models = [Model::new(gpu, false)?, Model::new(gpu, true)?];
         let mut rounds = Vec::new();
         let first = [models[0].step(micro_batches)?, models[1].step(micro_batches)?];
-        // Turn by turn, so that whatever else the machine does weighs on both alike.
+        // Interleaved, so that other load affects both alike.
         for _ in 0..ROUNDS {
             let mut timed = |at: usize| -> Result<f64> {
                 let start = Instant::now();

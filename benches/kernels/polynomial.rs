@@ -1,5 +1,5 @@
-//! The PC layers of a step of the 20M preset by themselves, forward and backward, as this crate computes them and in the published
-//! way: Horner's rule with full products, recorded operation by operation.
+//! The PC layers of a step of the 20M preset alone, forward and backward: as this crate computes them, and as published, by Horner's
+//! rule with full products on the tape.
 
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
 use polytape::{Gpu, Gradients, ParamId, Params, Result, Role, Tape, Tensor, Var};
@@ -52,8 +52,8 @@ impl Layers {
         Ok((effective.params, gradients))
     }
 
-    /// The same but for the gradients of γ and of the norm, in which the published code is not slower: P by Horner's rule from
-    /// full products, with an identity that is stored.
+    /// The published way: P by Horner's rule with full products and a stored identity. Omits the gradients of γ and of the norm,
+    /// where the published code is not slower.
     fn horner(&self, divisors: &[f32]) -> Result<(Vec<Tensor>, Gradients)> {
         let (mut values, mut gradients) = (Vec::new(), Gradients::new());
         for ((id, cotangent), &s) in self.cotangents.iter().zip(divisors) {
@@ -106,21 +106,21 @@ pub fn run(gpu: &Gpu) -> Result<()> {
     let fused = fastest(gpu, || layers.fused().map(drop))?;
     let horner = fastest(gpu, || layers.horner(&divisors).map(drop))?;
     println!(
-        "\n| 16 PC layers of level 4, forward and backward | ms a step of {MICRO_BATCHES} micro-batches | to once |\n|---|---:|---:|"
+        "\n| 16 PC layers of level 4, forward and backward | ms per step of {MICRO_BATCHES} micro-batches | vs once per step |\n|---|---:|---:|"
     );
     let all = MICRO_BATCHES as f64;
     for (name, seconds) in [
         ("once per step", fused),
-        ("for every micro-batch", all * fused),
+        ("per micro-batch", all * fused),
         ("Horner's rule, once per step", horner),
-        ("Horner's rule, for every micro-batch (as published)", all * horner),
+        ("Horner's rule, per micro-batch (as published)", all * horner),
     ] {
         println!("| {name} | {:.0} | {:.2} |", 1e3 * seconds, seconds / fused);
     }
     Ok(())
 }
 
-/// Both ways give the same effective weights.
+/// Checks that both give the same effective weights.
 fn check(layers: &Layers, divisors: &[f32]) -> Result<()> {
     let (fused, horner) = (layers.fused()?.0, layers.horner(divisors)?.0);
     for ((id, _), other) in layers.cotangents.iter().zip(&horner) {

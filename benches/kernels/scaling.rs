@@ -1,5 +1,5 @@
-//! Time and memory of a training step against the tokens of a micro-batch, the size of the model and the length of a sequence,
-//! with the exponent of the power law through the points.
+//! Time and memory of a training step by tokens per micro-batch, model size and sequence length, with the exponent of a power-law
+//! fit.
 
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ fn point(gpu: &Gpu, dim: usize, sequences: usize, length: usize, size: impl Fn(f
     Ok(Point { size: size(parameters), seconds, bytes: gpu.memory().peak as f64 })
 }
 
-/// The slope of the straight line through the logarithms.
+/// Slope of a linear fit in log-log space.
 fn exponent(points: &[Point], value: impl Fn(&Point) -> f64) -> f64 {
     let logarithms: Vec<(f64, f64)> = points.iter().map(|point| (point.size.ln(), value(point).ln())).collect();
     let count = logarithms.len() as f64;
@@ -52,7 +52,7 @@ fn exponent(points: &[Point], value: impl Fn(&Point) -> f64) -> f64 {
 }
 
 fn table(what: &str, points: &[Point]) {
-    println!("\n| {what} | s a step | peak MiB |\n|---|---:|---:|");
+    println!("\n| {what} | s/step | peak MiB |\n|---|---:|---:|");
     for point in points {
         println!("| {:.0} | {:.3} | {:.1} |", point.size, point.seconds, point.bytes / f64::from(1 << 20));
     }

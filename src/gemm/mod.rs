@@ -1,7 +1,5 @@
-//! The general matrix product under everything: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out, where f is a scalar on the device.
-//!
-//! Operands are [`Matrix`] views with a row stride, so that heads, row windows and column blocks need no copy. Not
-//! differentiable; [`Var::matmul`](crate::Var::matmul) is.
+//! The general matrix product, [`Gemm`], on strided views, [`Matrix`]. Products too large for the bindings are split along the
+//! batch, rows, columns or inner dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
 
 mod plan;
 
@@ -11,25 +9,35 @@ use crate::precision::Precision;
 use crate::tensor::Tensor;
 use plan::{DeviceCaps, Plan, Problem};
 
-/// A row-major matrix, or a batch of them, inside a tensor.
+/// A view of a row-major matrix, or of a batch of them, in a tensor: offset, row stride and batch stride, so that heads, row
+/// windows and column blocks need no copy.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+/// let (row, column) = (Matrix::new(&x)?.row_window(0, 1)?, Matrix::new(&x)?.column_window(1, 1)?);
+/// assert_eq!(Gemm::new(row, column).compute()?.item()?, 1.0 * 2.0 + 2.0 * 4.0);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     tensor: &'a Tensor,
-    /// First element.
+    /// Index of the first element.
     offset: usize,
     rows: usize,
     columns: usize,
-    /// Elements from one row to the next.
+    /// Row stride in elements.
     stride: usize,
     /// Number of matrices.
     count: usize,
-    /// Elements from one matrix of the batch to the next; 0 repeats the first.
+    /// Batch stride in elements; 0 broadcasts one matrix.
     batch_stride: usize,
     transposed: bool,
 }
 
 impl<'a> Matrix<'a> {
-    /// A tensor of rank 2 as a matrix, or of rank 3 [batch, rows, columns] as a batch of matrices.
+    /// A tensor of rank 2 as a matrix, or of rank 3 `[batch, rows, columns]` as a batch; an error for other ranks.
     pub fn new(tensor: &'a Tensor) -> Result<Self> {
         let (count, rows, columns, batch_stride) = match *tensor.shape() {
             [rows, columns] => (1, rows, columns, 0),
@@ -39,30 +47,30 @@ impl<'a> Matrix<'a> {
         Ok(Self { tensor, offset: 0, rows, columns, stride: columns, count, batch_stride, transposed: false })
     }
 
-    /// The transposed matrix.
+    /// The transpose; nothing is copied.
     pub fn t(self) -> Self {
         Self { transposed: !self.transposed, ..self }
     }
 
-    /// `count` stored rows from `first`.
+    /// Rows `first .. first + count` as stored, before a transposition; an error unless they are within the matrix.
     pub fn row_window(self, first: usize, count: usize) -> Result<Self> {
         check_window("rows", first, count, self.rows)?;
         Ok(Self { offset: self.offset + first * self.stride, rows: count, ..self })
     }
 
-    /// `count` stored columns from `first`.
+    /// Columns `first .. first + count` as stored, before a transposition; an error unless they are within the matrix.
     pub fn column_window(self, first: usize, count: usize) -> Result<Self> {
         check_window("columns", first, count, self.columns)?;
         Ok(Self { offset: self.offset + first, columns: count, ..self })
     }
 
-    /// `count` matrices from `first`; a single one that is repeated stays.
+    /// Matrices `first .. first + count`; a broadcast matrix stays.
     fn batch_window(self, first: usize, count: usize) -> Self {
         let count = if self.batch_stride == 0 { 1 } else { count };
         Self { offset: self.offset + first * self.batch_stride, count, ..self }
     }
 
-    /// Rows and columns as the product sees them.
+    /// (rows, columns) after transposition.
     fn size(&self) -> (usize, usize) {
         if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) }
     }
@@ -71,7 +79,7 @@ impl<'a> Matrix<'a> {
         [self.offset, self.stride, self.batch_stride].iter().all(|value| value.is_multiple_of(4))
     }
 
-    /// The binding that holds the elements, and the place of the first in it.
+    /// The binding that covers the elements, and the index of the first in it.
     fn binding(&self) -> (Slice<'a>, usize) {
         let count = (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
         self.tensor.window_around(self.offset, count)
@@ -86,48 +94,61 @@ fn check_window(what: &str, first: usize, count: usize, size: usize) -> Result<(
     Err(Error::shape("matmul", problem))
 }
 
-/// A scalar in a tensor on the device: element `index`, and `batch_stride` elements further for each next matrix of a batch.
+/// A scalar on the device: element `index + i·batch_stride` of `tensor` for matrix i of a batch.
 #[derive(Clone, Copy)]
 pub struct Factor<'a> {
     /// The tensor that holds it.
     pub tensor: &'a Tensor,
-    /// Its element for the first matrix.
+    /// The element for the first matrix.
     pub index: usize,
-    /// From one matrix's element to the next.
+    /// Elements from one matrix's scalar to the next; 0 shares one.
     pub batch_stride: usize,
 }
 
-/// One product with its epilogue: out = α·f·op(A)·op(B) + β·C + δ·I + κ·out.
+/// A matrix product with its epilogue: `out ← α·f·op(A)·op(B) + β·out + σ·C + δ·I`, where f is a scalar on the device. A
+/// `[m, k]`, B `[k, n]`, C and out `[m, n]`, all with an optional batch dimension. Not differentiable;
+/// [`Var::matmul`](crate::Var::matmul) is.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+/// let a = Matrix::new(&x)?;
+/// let gram = Gemm { alpha: 0.5, delta: 1.0, symmetric: true, ..Gemm::new(a.t(), a) };
+/// assert_eq!(gram.compute()?.to_vec()?, [6.0, 7.0, 7.0, 11.0]); // ½·xᵀx + I
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
-    /// The left factor.
+    /// A, the left operand.
     pub a: Matrix<'a>,
-    /// The right factor.
+    /// B, the right operand.
     pub b: Matrix<'a>,
     /// α.
     pub alpha: f32,
-    /// A factor of α on the device.
+    /// f, read on the device; 1 without.
     pub factor: Option<Factor<'a>>,
-    /// C and β.
+    /// C and its scale σ.
     pub addend: Option<(Matrix<'a>, f32)>,
-    /// δ, on the diagonal.
+    /// δ, added to the diagonal.
     pub delta: f32,
-    /// κ, the multiple of the old contents of the output to beta; 0 never reads them.
+    /// β, the scale of the old contents of out; 0 never reads them.
     pub beta: f32,
-    /// The result is known to be symmetric: half is computed, and mirrored.
+    /// The result is known to be symmetric, as AᵀA is: only the lower triangle's tiles are computed, then mirrored.
     pub symmetric: bool,
-    /// What A and B are rounded to.
+    /// What A and B are rounded to; sums are f32.
     pub precision: Precision,
 }
 
 impl<'a> Gemm<'a> {
-    /// op(A)·op(B).
+    /// op(A)·op(B): α = 1, everything else off, f32.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
         let precision = Precision::F32;
         Self { a, b, alpha: 1.0, factor: None, addend: None, delta: 0.0, beta: 0.0, symmetric: false, precision }
     }
 
-    /// Computes into a new tensor of shape [rows, columns], or [batch, rows, columns] where a factor is a batch.
+    /// The product as a new tensor `[m, n]`, or `[batch, m, n]` where an operand is a batch. An error unless the inner dimensions,
+    /// the batches and the shape of C agree.
     pub fn compute(&self) -> Result<Tensor> {
         let (rows, columns) = (self.a.size().0, self.b.size().1);
         let batch = self.a.count.max(self.b.count);
@@ -138,7 +159,19 @@ impl<'a> Gemm<'a> {
         Ok(out)
     }
 
-    /// Computes into an existing matrix, whose tensor is none of the operands.
+    /// Writes the product to an existing matrix, whose tensor is none of the operands. Errors: as [`Gemm::compute`], and an output
+    /// of another shape.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+    /// let sum = Tensor::from_slice(&gpu, &[100.0; 4], &[2, 2])?;
+    /// let a = Matrix::new(&x)?;
+    /// Gemm { beta: 1.0, ..Gemm::new(a, a) }.compute_into(Matrix::new(&sum)?)?;
+    /// assert_eq!(sum.to_vec()?, [107.0, 110.0, 115.0, 122.0]); // accumulated in place
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
@@ -150,7 +183,7 @@ impl<'a> Gemm<'a> {
         Ok(())
     }
 
-    /// Why the operands do not fit, if they do not.
+    /// Checks the shapes.
     fn check(&self, out: &Matrix<'_>) -> Result<()> {
         let ((rows, inner), (inner_b, columns)) = (self.a.size(), self.b.size());
         let fail = |problem: String| Err(Error::shape("matmul", problem));
@@ -180,32 +213,32 @@ impl<'a> Gemm<'a> {
             }
         }
         if self.symmetric && rows != columns {
-            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result is square"));
+            return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result must be square"));
         }
         Ok(())
     }
 
-    /// Needs all operands within one binding. Where there are too few outputs to occupy the device, split-K: slices of the inner
-    /// dimension, `depth` deep, are multiplied side by side, then summed in order. The depth is that of the whole product, so that
-    /// a cut along its rows or columns changes no bit.
+    /// Runs a product whose operands each fit one binding. With too few output tiles for full occupancy it uses split-K: slices
+    /// of the inner dimension, each of size `depth`, in parallel, then a reduction in fixed order. `depth` is that of the whole
+    /// product, so that a split along its rows or columns changes no bit.
     fn launch(&self, gpu: &Gpu, out: Matrix<'_>, depth: usize) -> Result<()> {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let caps = DeviceCaps::of(gpu);
-        let products = |problem: &Problem| Plan::of(caps, problem);
+        let plans = |problem: &Problem| Plan::of(caps, problem);
         let split_k = inner.div_ceil(depth);
         let fits = 4 * (out.count * split_k * rows * columns) as u64 <= gpu.binding_limit();
         if split_k == 1 || !fits {
-            return self.dispatch(gpu, out, [1, inner], products);
+            return self.dispatch(gpu, out, [1, inner], plans);
         }
-        let sums = Tensor::uninitialized(gpu, &[out.count * split_k, rows, columns])?;
-        let sums = Matrix::new(&sums)?;
+        let partials = Tensor::uninitialized(gpu, &[out.count * split_k, rows, columns])?;
+        let partials = Matrix::new(&partials)?;
         let product = Gemm { symmetric: self.symmetric, precision: self.precision, ..Gemm::new(self.a, self.b) };
-        product.dispatch(gpu, sums, [split_k, depth], products)?;
-        let total = Gemm { a: sums, b: sums, ..*self };
-        total.dispatch(gpu, out, [split_k, split_k], |problem| vec![Plan::sum(split_k, problem)])
+        product.dispatch(gpu, partials, [split_k, depth], plans)?;
+        let reduction = Gemm { a: partials, b: partials, ..*self };
+        reduction.dispatch(gpu, out, [split_k, split_k], |problem| vec![Plan::sum(split_k, problem)])
     }
 
-    /// The problem that a kernel solves, with `depth` inner indices per workgroup.
+    /// The input of kernel selection, with an inner size of `depth` per workgroup.
     fn problem(&self, out: &Matrix<'_>, depth: usize) -> Problem {
         let ((rows, inner), (_, columns)) = (self.a.size(), self.b.size());
         let (c, addend_scale) = self.addend.unwrap_or((self.a, 0.0));
@@ -221,7 +254,7 @@ impl<'a> Gemm<'a> {
             transpose_a: self.a.transposed,
             transpose_b: self.b.transposed,
             vectors,
-            halves: self.precision.halves(),
+            f16_terms: self.precision.f16_terms(),
             addend: addend_scale != 0.0,
             diagonal: self.delta != 0.0,
             beta: self.beta != 0.0,
@@ -229,7 +262,7 @@ impl<'a> Gemm<'a> {
         }
     }
 
-    /// One dispatch, by the best of the plans, over `split_k` slices of the inner dimension of `depth` indices each.
+    /// One dispatch with the best of the plans, over `split_k` slices of the inner dimension, each of size `depth`.
     fn dispatch(
         &self,
         gpu: &Gpu,
@@ -273,7 +306,7 @@ impl<'a> Gemm<'a> {
             if self.beta == 0.0 {
                 return launch(plan, out_slice);
             }
-            // What is kept of the output must not be added twice.
+            // A trial must not accumulate into the output.
             let scratch = Tensor::uninitialized(gpu, &[out_slice.size as usize / 4])?;
             launch(plan, scratch.slice())
         })?;
@@ -281,17 +314,17 @@ impl<'a> Gemm<'a> {
     }
 }
 
-/// The place of the plan to use: the first, by rule, unless the device tunes itself and the product is large enough to be worth it.
+/// Index of the plan to use: the heuristic's, unless tuning is on and the product is large enough to be worth it.
 fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || problem.work() < LEAST_TUNED {
+    if plans.len() == 1 || problem.work() < MIN_TUNED_FLOP {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();
     gpu.tuned(&problem.class(), &names, |candidate| run(&plans[candidate]))
 }
 
-/// Floating-point operations below which trying costs more than it gains.
-const LEAST_TUNED: u64 = 50_000_000;
+/// FLOP below which tuning costs more than it gains.
+const MIN_TUNED_FLOP: u64 = 50_000_000;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -308,39 +341,39 @@ struct Arguments {
 
 const FIRST_GROUP: usize = std::mem::offset_of!(Arguments, first_group) / 4;
 
-/// The inner size of one dispatch, for which every kernel stays within the iterations that are safe on a software adapter.
-const DEEPEST: usize = 3 * 65_535;
+/// Maximum inner size per dispatch: keeps every kernel within the iteration limit of software adapters.
+const MAX_INNER: usize = 3 * 65_535;
 
-/// What a product is cut to.
+/// Limits of the parts that a product is split into.
 #[derive(Clone, Copy)]
 struct Cut {
-    /// Elements of one binding.
+    /// Elements per binding.
     limit: usize,
-    /// Inner indices of a slice of split-K.
+    /// Inner size of a split-K slice.
     depth: usize,
 }
 
-/// A product and where its result goes.
+/// A product and its output.
 type Part<'a> = (Gemm<'a>, Matrix<'a>);
 
-/// Cuts a product along its batch, its rows or its columns until no operand exceeds a binding; along the inner dimension, which
-/// rounds otherwise, where nothing else helps.
+/// Splits a product along batch, rows or columns until every operand fits a binding; along the inner dimension, which changes the
+/// rounding, only if nothing else helps.
 fn split<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
     let over = |matrix: &Matrix<'_>| matrix.binding().0.size as usize / 4 > cut.limit;
     let ((rows, inner), (_, columns)) = (gemm.a.size(), gemm.b.size());
     let is_one_piece = gemm.symmetric || gemm.delta != 0.0;
     let split_k = inner.div_ceil(cut.depth);
-    let sums_over = split_k > 1 && rows > 1 && !is_one_piece && out.count * split_k * rows * columns > cut.limit;
+    let partials_over = split_k > 1 && rows > 1 && !is_one_piece && out.count * split_k * rows * columns > cut.limit;
     let c_over = gemm.addend.is_some_and(|(c, _)| over(&c));
-    let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out) || sums_over;
+    let is_over = over(&gemm.a) || over(&gemm.b) || c_over || over(&out) || partials_over;
     if is_over && out.count > 1 {
         return split_batch(gemm, out, cut);
     }
     if !is_over {
-        return if inner <= DEEPEST { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, cut) };
+        return if inner <= MAX_INNER { Ok(vec![(*gemm, out)]) } else { split_inner(gemm, out, cut) };
     }
-    // Only cuts that take whole stored rows shrink a binding.
-    let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over || sums_over;
+    // Only a split along stored rows shrinks a binding.
+    let by_rows = (over(&gemm.a) && !gemm.a.transposed) || over(&out) || c_over || partials_over;
     let by_columns = over(&gemm.b) && gemm.b.transposed;
     let parts = if by_rows && rows > 1 {
         let half = rows.div_ceil(2).next_multiple_of(64).min(rows - 1);
@@ -364,7 +397,7 @@ fn split_each<'a>(parts: [Part<'a>; 2], cut: Cut) -> Result<Vec<Part<'a>>> {
     Ok(all)
 }
 
-/// Cuts a batch in two.
+/// Splits a batch in two.
 fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
     let half = out.count / 2;
     let part = |first, count| {
@@ -376,7 +409,7 @@ fn split_batch<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Par
     split_each([part(0, half), part(half, out.count - half)], cut)
 }
 
-/// Cuts along the inner dimension: the second half adds to the first.
+/// Splits the inner dimension in two; the second half accumulates.
 fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Part<'a>>> {
     let inner = gemm.b.size().0;
     let half = inner.div_ceil(2).next_multiple_of(64).min(inner - 1);
@@ -388,21 +421,21 @@ fn split_inner<'a>(gemm: &Gemm<'a>, out: Matrix<'a>, cut: Cut) -> Result<Vec<Par
 }
 
 impl<'a> Gemm<'a> {
-    /// `count` rows of the result from `first`.
+    /// Rows `first .. first + count` of the result.
     fn rows_part(&self, out: Matrix<'a>, first: usize, count: usize) -> Result<Part<'a>> {
         let a = if self.a.transposed { self.a.column_window(first, count) } else { self.a.row_window(first, count) };
         let addend = self.addend.map(|(c, addend_scale)| Ok((c.row_window(first, count)?, addend_scale))).transpose()?;
         Ok((Gemm { a: a?, addend, ..*self }, out.row_window(first, count)?))
     }
 
-    /// `count` columns of the result from `first`, where B is transposed.
+    /// Columns `first .. first + count` of the result, for a transposed B.
     fn columns_part(&self, out: Matrix<'a>, first: usize, count: usize) -> Result<Part<'a>> {
         let b = self.b.row_window(first, count)?;
         let addend = self.addend.map(|(c, addend_scale)| Ok((c.column_window(first, count)?, addend_scale))).transpose()?;
         Ok((Gemm { b, addend, ..*self }, out.column_window(first, count)?))
     }
 
-    /// The product of `count` inner indices from `first`.
+    /// The product over the inner indices `first .. first + count`.
     fn inner_part(&self, first: usize, count: usize) -> Result<Self> {
         let a = if self.a.transposed { self.a.row_window(first, count) } else { self.a.column_window(first, count) };
         let b = if self.b.transposed { self.b.column_window(first, count) } else { self.b.row_window(first, count) };

@@ -1,4 +1,4 @@
-//! Which kernel a product gets, and the constants it is compiled with.
+//! Kernel selection for a product: tile size, split-K, compile-time constants.
 
 use super::FIRST_GROUP;
 use crate::gpu::{Access, Gpu, Kernel, KernelTier};
@@ -36,7 +36,7 @@ static SUM: Kernel = Kernel::trusted(
     BINDINGS,
 );
 
-/// What a product problem of its kernel.
+/// The properties of a product that its kernel depends on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Problem {
     pub(super) rows: usize,
@@ -45,58 +45,58 @@ pub(super) struct Problem {
     pub(super) batch: usize,
     pub(super) transpose_a: bool,
     pub(super) transpose_b: bool,
-    /// Operands and sizes allow vec4.
+    /// Sizes, strides and offsets allow vec4 accesses.
     pub(super) vectors: bool,
-    /// How many halves stand for an operand; 0 where it stays f32.
-    pub(super) halves: u32,
+    /// f16 values per operand element: 0 for f32, 1 for f16, 2 for f16x3.
+    pub(super) f16_terms: u32,
     pub(super) addend: bool,
     pub(super) diagonal: bool,
     pub(super) beta: bool,
     pub(super) symmetric: bool,
 }
 
-/// What the kernels depend on beside the product.
+/// The properties of a device that kernel selection depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeviceCaps {
-    profile: KernelTier,
-    /// Lanes of a subgroup, where that is fixed.
+    tier: KernelTier,
+    /// Fixed subgroup size, for the fallback tier.
     lanes: u32,
-    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices.
+    /// (Maximum subgroup size, side of a cooperative matrix), for the matrix tier.
     matrices: Option<(u32, u32)>,
 }
 
 impl DeviceCaps {
     pub(super) fn of(gpu: &Gpu) -> Self {
-        Self { profile: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }
+        Self { tier: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }
     }
 }
 
-/// The kernel for a product and its tile.
+/// A kernel with its constants and tile.
 pub(super) struct Plan {
     pub(super) kernel: &'static Kernel,
     pub(super) constants: Vec<(&'static str, u32)>,
     pub(super) tile_rows: usize,
     pub(super) tile_columns: usize,
-    /// Loop iterations of an invocation.
+    /// Loop iterations per invocation.
     pub(super) iterations: usize,
 }
 
-/// The fewest tiles of 128 × 128 that occupy a GPU: with fewer, tiles of 64 × 64 leave fewer of its cores idle.
-const OCCUPYING_TILES: usize = 96;
+/// Minimum number of 128 × 128 tiles for full occupancy of a GPU; below, 64 × 64 tiles leave fewer cores idle.
+const MIN_LARGE_TILES: usize = 96;
 
-/// The workgroups that occupy a software adapter, and a GPU.
-const OCCUPYING_GROUPS: [usize; 2] = [16, 128];
+/// Workgroups for full occupancy of a software adapter and of a GPU.
+const FULL_OCCUPANCY: [usize; 2] = [16, 128];
 
-/// The fewest inner indices that are worth a workgroup of their own.
+/// Minimum inner size per split-K slice.
 const MIN_SPLIT_K_DEPTH: usize = 256;
 
 impl Problem {
-    /// The inner indices of a workgroup: all of them, unless there are too few tiles to occupy the device. A rule of the shape and
-    /// the profile alone, as every split rounds differently.
+    /// Inner size per workgroup: all of it, or a split-K slice if there are too few tiles for full occupancy. Depends only on
+    /// shape and tier, because every split rounds differently.
     pub(super) fn split_k_depth(&self, caps: DeviceCaps) -> usize {
-        let (plan, groups) = match caps.profile {
-            KernelTier::Fallback => (Plan::lanes(caps.lanes, self.rows_of_tiles(caps.lanes)[0], self), OCCUPYING_GROUPS[0]),
-            _ => (Plan::tiled(64, self), OCCUPYING_GROUPS[1]),
+        let (plan, groups) = match caps.tier {
+            KernelTier::Fallback => (Plan::lanes(caps.lanes, self.fallback_tile_rows(caps.lanes)[0], self), FULL_OCCUPANCY[0]),
+            _ => (Plan::tiled(64, self), FULL_OCCUPANCY[1]),
         };
         let tiles = self.rows.div_ceil(plan.tile_rows) * self.columns.div_ceil(plan.tile_columns);
         let occupied = self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles };
@@ -104,40 +104,40 @@ impl Problem {
         if split_k == 1 { self.inner } else { self.inner.div_ceil(split_k).next_multiple_of(16) }
     }
 
-    /// The sides that a workgroup's tile of outputs may have, best by rule first: 128 where the shape fills that and the device. Two
-    /// halves take the memory of two tiles.
+    /// Candidate sides of the output tile, the heuristic's choice first: 128 if the shape fills such tiles and these fill the
+    /// device. f16x3 doubles the shared memory, so it is limited to 64.
     fn tiles(&self) -> &'static [u32] {
-        if self.rows < 128 || self.columns < 128 || self.halves == 2 {
+        if self.rows < 128 || self.columns < 128 || self.f16_terms == 2 {
             return &[64];
         }
         let tiles = self.batch * self.rows.div_ceil(128) * self.columns.div_ceil(128) / if self.symmetric { 2 } else { 1 };
-        if tiles >= OCCUPYING_TILES { &[128, 64] } else { &[64, 128] }
+        if tiles >= MIN_LARGE_TILES { &[128, 64] } else { &[64, 128] }
     }
 
-    /// The rows that a tile of the fallback kernel may have, best by rule first.
-    fn rows_of_tiles(&self, lanes: u32) -> Vec<u32> {
+    /// Candidate tile rows of the fallback kernel, the heuristic's choice first.
+    fn fallback_tile_rows(&self, lanes: u32) -> Vec<u32> {
         match self.rows {
             ..=8 => vec![8.max(lanes)],
-            // Two halves take twice the registers; single floats take long to compile.
-            _ if self.halves == 2 || !self.vectors => vec![32],
+            // f16x3 needs twice the registers; scalar accesses take long to compile.
+            _ if self.f16_terms == 2 || !self.vectors => vec![32],
             _ => {
-                let computed = |rows: u32| self.rows.next_multiple_of(rows as usize);
-                // 48 rows take 8 % less time for each than 32. 64 take still less or, on Mesa 25, more.
-                let mut choices = vec![if computed(48) * 100 <= computed(32) * 108 { 48 } else { 32 }, 64];
+                let padded = |rows: u32| self.rows.next_multiple_of(rows as usize);
+                // Per row, tiles of 48 are 8 % faster than tiles of 32. 64 are faster still, but slower on Mesa 25.
+                let mut choices = vec![if padded(48) * 100 <= padded(32) * 108 { 48 } else { 32 }, 64];
                 choices.retain(|rows| rows % lanes == 0);
                 choices
             }
         }
     }
 
-    /// What all kernels of a product are compiled with.
+    /// Constants shared by all product kernels.
     fn constants(&self) -> [(&'static str, u32); 9] {
         [
             ("TRANSPOSE_A", self.transpose_a.into()),
             ("TRANSPOSE_B", self.transpose_b.into()),
             ("VECTORS", self.vectors.into()),
-            ("HALVES", self.halves),
-            ("SPLIT", (self.halves == 2).into()),
+            ("F16_TERMS", self.f16_terms),
+            ("F16X3", (self.f16_terms == 2).into()),
             ("ADDEND", self.addend.into()),
             ("DIAGONAL", self.diagonal.into()),
             ("BETA", self.beta.into()),
@@ -145,35 +145,35 @@ impl Problem {
         ]
     }
 
-    /// Floating-point operations.
+    /// FLOP.
     pub(super) fn work(&self) -> u64 {
         2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
     }
 
-    /// The class of shapes that share a choice: sizes up to the next power of two, and what changes the inner loop.
+    /// The tuning key: sizes rounded up to powers of two, and whatever changes the inner loop.
     pub(super) fn class(&self) -> String {
         let [batch, rows, columns, inner] = [self.batch, self.rows, self.columns, self.inner].map(usize::next_power_of_two);
-        let mark = |turned: bool| if turned { 'T' } else { 'N' };
+        let mark = |transposed: bool| if transposed { 'T' } else { 'N' };
         let width = if self.vectors { 4 } else { 1 };
-        let half = if self.symmetric { " symmetric" } else { "" };
-        let operands = format!("{}{} halves {} width {width}", mark(self.transpose_a), mark(self.transpose_b), self.halves);
-        format!("{operands}{half}: {batch} of {rows} x {inner} x {columns}")
+        let symmetric = if self.symmetric { " symmetric" } else { "" };
+        let operands = format!("{}{} f16 {} width {width}", mark(self.transpose_a), mark(self.transpose_b), self.f16_terms);
+        format!("{operands}{symmetric}: {batch} of {rows} x {inner} x {columns}")
     }
 }
 
 impl Plan {
-    /// What tells it from the other candidates.
+    /// Its name among the candidates.
     pub(super) fn name(&self) -> String {
         format!("{} x {}", self.tile_rows, self.tile_columns)
     }
 
-    /// The plans that give a product's bits, best by rule first.
+    /// All plans, which give the same bits, the heuristic's choice first.
     pub(super) fn of(caps: DeviceCaps, problem: &Problem) -> Vec<Self> {
-        let mut plans: Vec<Self> = match (caps.profile, caps.matrices) {
+        let mut plans: Vec<Self> = match (caps.tier, caps.matrices) {
             (KernelTier::Fallback, _) => {
-                problem.rows_of_tiles(caps.lanes).iter().map(|&rows| Self::lanes(caps.lanes, rows, problem)).collect()
+                problem.fallback_tile_rows(caps.lanes).iter().map(|&rows| Self::lanes(caps.lanes, rows, problem)).collect()
             }
-            (KernelTier::Matrix, Some((lanes, block))) if problem.halves > 0 => {
+            (KernelTier::Matrix, Some((lanes, block))) if problem.f16_terms > 0 => {
                 problem.tiles().iter().map(|&tile| Self::matrix(lanes, block, tile, problem)).collect()
             }
             _ => problem.tiles().iter().map(|&tile| Self::tiled(tile, problem)).collect(),
@@ -184,7 +184,7 @@ impl Plan {
         plans
     }
 
-    /// Sums `split_k` partial products and runs the epilogue.
+    /// Reduces `split_k` partial products and applies the epilogue.
     pub(super) fn sum(split_k: usize, problem: &Problem) -> Self {
         let constants = problem.constants().to_vec();
         Self { kernel: &SUM, constants, tile_rows: 8, tile_columns: 32, iterations: split_k + 4 }
@@ -211,8 +211,8 @@ impl Plan {
         }
     }
 
-    /// Regions of whole blocks, one for each subgroup of `lanes`, in a grid as square as may be. Their blocks of sums take at most
-    /// 16 KiB when they are handed on, beside 12 KiB of tiles.
+    /// Divides the tile into regions of whole blocks, one per subgroup of `lanes`, in a grid as square as possible. Staging one
+    /// block of sums per region takes at most 16 KiB of shared memory, beside 12 KiB of operand tiles.
     fn matrix(lanes: u32, block: u32, tile: u32, problem: &Problem) -> Self {
         let side = tile / block;
         let regions = (256 / lanes).min(side * side).min(4096 / (block * block));
@@ -246,14 +246,14 @@ mod tests {
 
     use super::*;
 
-    /// Every tile, by every choice that changes the kernel's text. The others only choose between branches of an `if`, of which
-    /// both are validated whatever the choice.
+    /// Every tile with every constant that changes the text. The other constants only select a branch of an `if`, and both
+    /// branches are always validated.
     fn products() -> Vec<Problem> {
         let sizes = [(1, 1), (8, 1000), (1000, 8), (1000, 1000), (4096, 4096)];
         let choices = (0..48).map(|bits| ([0, 1, 2, 3].map(|at| bits >> at & 1 == 1), bits >> 4));
-        let product = |([transpose_a, transpose_b, vectors, symmetric], halves): ([bool; 4], u32)| {
+        let product = |([transpose_a, transpose_b, vectors, symmetric], f16_terms): ([bool; 4], u32)| {
             sizes.map(|(rows, columns)| Problem {
-                halves,
+                f16_terms,
                 rows,
                 columns,
                 inner: 1,
@@ -268,22 +268,22 @@ mod tests {
         choices.flat_map(product).collect()
     }
 
-    /// Every caps that differs for `Plan`.
+    /// All device capabilities that `Plan` distinguishes.
     fn all_caps() -> Vec<DeviceCaps> {
-        let fallback = [4, 8, 16, 32].map(|lanes| DeviceCaps { profile: KernelTier::Fallback, lanes, matrices: None });
-        let tiled = DeviceCaps { profile: KernelTier::Portable, lanes: 8, matrices: None };
+        let fallback = [4, 8, 16, 32].map(|lanes| DeviceCaps { tier: KernelTier::Fallback, lanes, matrices: None });
+        let tiled = DeviceCaps { tier: KernelTier::Portable, lanes: 8, matrices: None };
         let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
-        let matrix = matrices.map(|matrices| DeviceCaps { profile: KernelTier::Matrix, lanes: 8, matrices: Some(matrices) });
+        let matrix = matrices.map(|matrices| DeviceCaps { tier: KernelTier::Matrix, lanes: 8, matrices: Some(matrices) });
         fallback.into_iter().chain([tiled]).chain(matrix).collect()
     }
 
-    fn validate(profile: KernelTier) {
+    fn validate(tier: KernelTier) {
         let mut seen = HashSet::new();
-        for caps in all_caps().into_iter().filter(|caps| caps.profile == profile) {
+        for caps in all_caps().into_iter().filter(|caps| caps.tier == tier) {
             for problem in products() {
                 for plan in Plan::of(caps, &problem) {
                     if seen.insert((std::ptr::from_ref(plan.kernel), plan.constants.clone())) {
-                        let outcome = plan.kernel.validate(profile, &plan.constants);
+                        let outcome = plan.kernel.validate(tier, &plan.constants);
                         outcome.unwrap_or_else(|error| panic!("{caps:?} {problem:?}: {error}"));
                     }
                 }
@@ -293,9 +293,9 @@ mod tests {
 
     #[test]
     fn every_split_k_sum_validates() {
-        for (bits, halves) in (0..32).flat_map(|bits| [0, 1, 2].map(|halves| (bits, halves))) {
+        for (bits, f16_terms) in (0..32).flat_map(|bits| [0, 1, 2].map(|f16_terms| (bits, f16_terms))) {
             let [vectors, addend, diagonal, beta, symmetric] = [0, 1, 2, 3, 4].map(|at| bits >> at & 1 == 1);
-            let plan = Plan::sum(2, &Problem { halves, vectors, addend, diagonal, beta, symmetric, ..Default::default() });
+            let plan = Plan::sum(2, &Problem { f16_terms, vectors, addend, diagonal, beta, symmetric, ..Default::default() });
             plan.kernel.validate(KernelTier::Portable, &plan.constants).unwrap_or_else(|error| panic!("{error}"));
         }
     }
@@ -317,27 +317,27 @@ mod tests {
 
     #[test]
     fn regions_cover_the_tile_and_their_sums_fit_the_shared_memory() {
-        let halved: Vec<Problem> = products().into_iter().filter(|problem| problem.halves > 0).collect();
-        for caps in all_caps().into_iter().filter(|caps| caps.profile == KernelTier::Matrix) {
-            for plan in halved.iter().flat_map(|problem| Plan::of(caps, problem)) {
+        let rounded: Vec<Problem> = products().into_iter().filter(|problem| problem.f16_terms > 0).collect();
+        for caps in all_caps().into_iter().filter(|caps| caps.tier == KernelTier::Matrix) {
+            for plan in rounded.iter().flat_map(|problem| Plan::of(caps, problem)) {
                 let of = |name| plan.constants.iter().find(|(constant, _)| *constant == name).map_or(0, |(_, value)| *value);
                 let block = if of("LARGE") == 1 { 16 } else { 8 };
                 let blocks = (of("TILE") / block) * (of("TILE") / block);
                 assert_eq!(of("REGIONS") * of("REGION_ROWS") * of("REGION_COLUMNS"), blocks, "{caps:?}");
-                let tiles = of("TILE") * 24 * 2 * 2 * of("HALVES");
+                let tiles = of("TILE") * 24 * 2 * 2 * of("F16_TERMS");
                 assert!(tiles + of("REGIONS") * block * block * 4 <= 32 << 10, "{caps:?}");
             }
         }
     }
 
     #[test]
-    fn the_inner_dimension_is_cut_where_few_tiles_would_leave_the_device_idle() {
-        let fallback = DeviceCaps { profile: KernelTier::Fallback, lanes: 8, matrices: None };
-        let portable = DeviceCaps { profile: KernelTier::Portable, ..fallback };
+    fn split_k_is_used_where_few_tiles_would_leave_the_device_idle() {
+        let fallback = DeviceCaps { tier: KernelTier::Fallback, lanes: 8, matrices: None };
+        let portable = DeviceCaps { tier: KernelTier::Portable, ..fallback };
         let depth = |caps, [rows, inner, columns]: [usize; 3], batch, symmetric| {
             Problem { rows, inner, columns, batch, symmetric, ..Default::default() }.split_k_depth(caps)
         };
-        // Too shallow; tiles enough; enough in the batch.
+        // Too shallow; enough tiles; enough matrices in the batch.
         for caps in [fallback, portable] {
             assert_eq!(depth(caps, [8, 511, 64], 1, false), 511);
             assert_eq!(depth(caps, [1024, 100_000, 1024], 1, false), 100_000);
@@ -354,12 +354,12 @@ mod tests {
 
     #[test]
     fn tiles_of_the_fallback_kernel_follow_the_rows() {
-        let rows = |rows, lanes, vectors, halves| {
-            let problem = Problem { rows, columns: 64, inner: 64, batch: 1, vectors, halves, ..Default::default() };
-            problem.rows_of_tiles(lanes)
+        let rows = |rows, lanes, vectors, f16_terms| {
+            let problem = Problem { rows, columns: 64, inner: 64, batch: 1, vectors, f16_terms, ..Default::default() };
+            problem.fallback_tile_rows(lanes)
         };
         assert_eq!([rows(1, 8, true, 0), rows(8, 16, true, 0)], [[8], [16]]);
-        // 256 rows are 6 tiles of 48 with 32 rows too many; of 512 rows it is 16.
+        // 256 rows pad by 32 in tiles of 48; 512 rows pad by 16.
         assert_eq!([rows(256, 8, true, 0), rows(512, 8, true, 0), rows(512, 4, true, 1)], [[32, 64], [48, 64], [48, 64]]);
         assert_eq!([rows(512, 8, false, 0), rows(512, 8, true, 2), rows(512, 32, true, 0)], [[32], [32], [64]]);
     }
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            let caps = DeviceCaps { profile: KernelTier::Portable, lanes: 8, matrices: None };
+            let caps = DeviceCaps { tier: KernelTier::Portable, lanes: 8, matrices: None };
             Plan::of(caps, &Problem { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);

@@ -1,4 +1,4 @@
-//! Adapters: which there are, what they can do, which kernels suit them, which of them is chosen.
+//! Adapters: enumeration, capabilities, the kernel tier each supports, and selection.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,24 +6,24 @@ use std::str::FromStr;
 use super::matrix;
 use crate::error::{Error, Result};
 
-/// Which adapter to use.
+/// Adapter selection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum AdapterChoice {
-    /// The best kind there is: a discrete card, then an integrated one, then a virtual one, then software.
+    /// The best available kind: discrete GPU, then integrated, virtual, other, CPU.
     #[default]
     Best,
     /// The CPU fallback adapter (Mesa lavapipe, WARP).
     Cpu,
-    /// The position in [`adapters`].
+    /// The index in [`adapters`].
     Index(usize),
-    /// The first adapter whose name contains this text, in any case.
+    /// The first adapter whose name contains this text, case-insensitively.
     Name(String),
 }
 
 impl FromStr for AdapterChoice {
     type Err = std::convert::Infallible;
 
-    /// `best`, `cpu`, a number, or else part of a name.
+    /// `best`, `cpu`, an index, or else a substring of the name.
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         Ok(match text.to_ascii_lowercase().as_str() {
             "best" => Self::Best,
@@ -33,22 +33,22 @@ impl FromStr for AdapterChoice {
     }
 }
 
-/// Which set of kernels an adapter gets. Results agree within the test tolerances on every tier.
+/// The set of kernels that a device runs. Results agree within the test tolerances across tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelTier {
-    /// Software adapters with subgroups: one subgroup per workgroup, no shared memory, operands spread over the lanes.
+    /// Software adapters with subgroups: one subgroup per workgroup, shuffles instead of shared memory.
     Fallback,
-    /// WebGPU's defaults: 256 invocations and 16 KiB of shared memory per workgroup.
+    /// WebGPU's default limits: 256 invocations and 16 KiB of shared memory per workgroup.
     Portable,
-    /// GPUs with subgroups of any size: as portable, but a workgroup reduces by subgroups.
+    /// GPUs with subgroups of any size: as portable, with subgroup reductions.
     Subgroup,
-    /// GPUs with matrix units that wgpu can use: as subgroup, but products of halves run on those. A small product is held
-    /// against the host's when the device is opened; where it differs, the subgroup kernels run, or it is an error.
+    /// GPUs with cooperative matrices: as subgroup, with f16 products on the matrix units. A self-test runs when the device is
+    /// opened; if it fails, the subgroup tier is used, or opening fails if this tier was requested.
     Matrix,
 }
 
 impl KernelTier {
-    /// Every tier.
+    /// All tiers.
     pub const ALL: [Self; 4] = [Self::Fallback, Self::Portable, Self::Subgroup, Self::Matrix];
 }
 
@@ -74,12 +74,12 @@ impl FromStr for KernelTier {
     }
 }
 
-/// What [`adapters`] tells of an adapter.
+/// An adapter as listed by [`adapters`].
 #[derive(Debug, Clone)]
 pub struct AdapterSummary {
-    /// Position in the list, for [`AdapterChoice::Index`].
+    /// Index in the list, for [`AdapterChoice::Index`].
     pub index: usize,
-    /// The driver's name for it.
+    /// Name, as the driver reports it.
     pub name: String,
     /// Discrete, integrated, virtual, CPU or other.
     pub kind: wgpu::DeviceType,
@@ -87,15 +87,15 @@ pub struct AdapterSummary {
     pub backend: wgpu::Backend,
     /// Driver name and version.
     pub driver: String,
-    /// What the adapter allows.
+    /// The adapter's limits.
     pub limits: wgpu::Limits,
-    /// What the adapter can do.
+    /// The adapter's features.
     pub features: wgpu::Features,
-    /// Smallest and largest number of lanes of a subgroup.
+    /// Minimum and maximum subgroup size.
     pub subgroup_lanes: (u32, u32),
-    /// Side of the square blocks of f16 that its cooperative matrices multiply with sums in f32; `None` where there are none.
+    /// Side of its largest square cooperative matrix with f16 inputs and f32 accumulation; `None` without one.
     pub matrix_block: Option<u32>,
-    /// The kernels it would get; `None` when it cannot run this crate, see [`AdapterSummary::missing`].
+    /// The tier used by default; `None` if it cannot run this crate, see [`AdapterSummary::missing`].
     pub kernel_tier: Option<KernelTier>,
 }
 
@@ -122,14 +122,14 @@ impl AdapterSummary {
         summary
     }
 
-    /// What the kernels of a tier need and the adapter lacks.
+    /// The first requirement of a tier that the adapter does not meet.
     pub fn lacks(&self, tier: KernelTier) -> Option<String> {
         let (least, most) = self.subgroup_lanes;
         self.missing().or_else(|| match tier {
             KernelTier::Portable => None,
             _ if !self.features.contains(wgpu::Features::SUBGROUP) => Some("subgroups are not supported".into()),
             KernelTier::Fallback if self.lanes().is_none() => {
-                Some(format!("subgroups of {least} to {most} lanes, always 4, 8, 16 or 32 needed"))
+                Some(format!("subgroup size {least} to {most}, a fixed size of 4, 8, 16 or 32 needed"))
             }
             KernelTier::Fallback | KernelTier::Subgroup => None,
             KernelTier::Matrix => self.lacks_matrices(),
@@ -139,15 +139,15 @@ impl AdapterSummary {
     fn lacks_matrices(&self) -> Option<String> {
         let shared = self.limits.max_compute_workgroup_storage_size;
         if !self.features.contains(wgpu::Features::SHADER_F16) {
-            return Some("f16 is not supported in kernels".into());
+            return Some("f16 in shaders is not supported".into());
         }
         if !self.features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) || self.matrix_block.is_none() {
-            return Some("no cooperative matrices of 16 × 16 or 8 × 8 with factors in f16 and sums in f32".into());
+            return Some("no 16 × 16 or 8 × 8 cooperative matrices with f16 inputs and f32 accumulation".into());
         }
-        (shared < 32 << 10).then(|| format!("bytes of workgroup memory: {shared}, at least {} needed", 32 << 10))
+        (shared < 32 << 10).then(|| format!("bytes of shared memory per workgroup: {shared}, at least {} needed", 32 << 10))
     }
 
-    /// The kernels that it can run.
+    /// The tiers it can run.
     pub fn kernel_tiers(&self) -> impl Iterator<Item = KernelTier> {
         KernelTier::ALL.into_iter().filter(|tier| self.lacks(*tier).is_none())
     }
@@ -157,7 +157,7 @@ impl AdapterSummary {
         self.kind == wgpu::DeviceType::Cpu
     }
 
-    /// What this crate needs and the adapter lacks.
+    /// The first requirement of this crate that the adapter does not meet.
     pub fn missing(&self) -> Option<String> {
         let need = |have: u32, want: u32, what: &str| (have < want).then(|| format!("{what}: {have}, at least {want} needed"));
         if !self.features.contains(wgpu::Features::IMMEDIATES) {
@@ -165,11 +165,11 @@ impl AdapterSummary {
         }
         need(self.limits.max_immediate_size, IMMEDIATE_BYTES, "bytes of immediate data")
             .or_else(|| need(self.limits.max_compute_invocations_per_workgroup, 256, "invocations per workgroup"))
-            .or_else(|| need(self.limits.max_compute_workgroup_storage_size, 16 << 10, "bytes of workgroup memory"))
+            .or_else(|| need(self.limits.max_compute_workgroup_storage_size, 16 << 10, "bytes of shared memory per workgroup"))
             .or_else(|| need(self.limits.max_storage_buffers_per_shader_stage, 8, "storage buffers per kernel"))
     }
 
-    /// The fixed number of lanes of a subgroup, where the kernels of [`KernelTier::Fallback`] can use it.
+    /// The fixed subgroup size, if [`KernelTier::Fallback`] supports it.
     pub(super) fn lanes(&self) -> Option<u32> {
         let (least, most) = self.subgroup_lanes;
         let fixed = least == most && matches!(least, 4 | 8 | 16 | 32);
@@ -182,10 +182,10 @@ impl AdapterSummary {
     }
 }
 
-/// Bytes of arguments that a dispatch may carry; every native backend has at least these.
+/// Immediate data (push constant) bytes per dispatch; every native backend supports at least this many.
 pub(super) const IMMEDIATE_BYTES: u32 = 128;
 
-/// All adapters of the machine, in the order that [`AdapterChoice::Index`] counts.
+/// All adapters of the machine, in the order of [`AdapterChoice::Index`].
 pub fn adapters() -> Vec<AdapterSummary> {
     pollster::block_on(enumerate()).iter().map(|(summary, _)| summary.clone()).collect()
 }
@@ -212,9 +212,9 @@ pub(super) fn choose(
     }
     let names: Vec<String> = summaries.iter().map(|summary| format!("{} {}", summary.index, summary.name)).collect();
     let wanted = match choice {
-        AdapterChoice::Best => "one that can run compute shaders".to_string(),
+        AdapterChoice::Best => "one that meets the requirements".to_string(),
         AdapterChoice::Cpu => "a CPU fallback adapter".to_string(),
-        AdapterChoice::Index(index) => format!("number {index}"),
+        AdapterChoice::Index(index) => format!("index {index}"),
         AdapterChoice::Name(part) => format!("a name containing `{part}`"),
     };
     match position(choice, &summaries) {

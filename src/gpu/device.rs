@@ -1,4 +1,4 @@
-//! Opening a device; and [`Gpu`], the handle that everything else takes.
+//! [`Gpu`], the handle to an open device, and [`GpuOptions`].
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -12,28 +12,28 @@ use super::queue::{QueueCounters, Recorder};
 use super::tune::{Tuner, Tuning};
 use crate::error::{Error, Result};
 
-/// How to open a device.
+/// Options of [`Gpu::open`].
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
-    /// Which adapter.
+    /// The adapter to open.
     pub adapter: AdapterChoice,
-    /// The kernels to use instead of those that suit the adapter; `None` lets the adapter decide.
+    /// The kernel tier; `None` picks the best one that the adapter supports.
     pub kernels: Option<KernelTier>,
-    /// Bytes of device memory that buffers may take together; `None` leaves the limit to the driver.
+    /// Device memory budget for all buffers, in bytes; `None` leaves the limit to the driver.
     pub memory_budget: Option<u64>,
-    /// The most bytes of one buffer that a kernel is shown at a time; `None` takes what the adapter allows. Larger tensors are
-    /// processed in windows, which a small limit lets a test see.
+    /// Maximum size of a binding, in bytes; `None` uses the adapter's limit. Larger tensors are processed in windows, which
+    /// tests exercise with a small limit.
     pub binding_limit: Option<u64>,
-    /// The most floating-point operations of one dispatch of a product or of attention, which are cut to it; `None` takes what
-    /// lasts less than a tenth of a second on slow adapters of the kind: a watchdog ends what lasts seconds.
+    /// Maximum FLOP per dispatch of products and attention, which are split to respect it; `None` picks a value that takes under
+    /// 100 ms on a slow adapter of its kind, well below the seconds that trip the driver's watchdog.
     pub work_limit: Option<u64>,
-    /// Whether to try out which kernel is fastest for a class of shapes.
+    /// Autotuning of kernels per shape class.
     pub tuning: Tuning,
-    /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate stay in bounds without them.
+    /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
-    /// Measure the time of each kernel with timestamp queries; see [`Gpu::profile`]. Slows everything down.
+    /// Time every kernel with timestamp queries, which slows execution down; see [`Gpu::profile`].
     pub profile: bool,
-    /// Called with one line when something deserves the user's attention, such as a software adapter.
+    /// Called with a one-line warning, such as that the adapter is a software one.
     pub warn: fn(&str),
 }
 
@@ -53,14 +53,14 @@ impl Default for GpuOptions {
     }
 }
 
-/// Floating-point operations of a dispatch below a tenth of a second: at 40 GFLOP/s on a software adapter of two cores, at 200 on a
-/// small integrated GPU.
+/// FLOP per dispatch that take under 100 ms: at 40 GFLOP/s on a software adapter with two cores, at 200 on a small integrated
+/// GPU.
 const SOFTWARE_WORK: u64 = 4_000_000_000;
 const GPU_WORK: u64 = 16_000_000_000;
-/// A submit ends once it holds so many of them, which is below half a second.
+/// Work limits per submit: keeps a submit under 500 ms.
 const WORK_LIMITS_PER_SUBMIT: u64 = 3;
 
-/// A device with its queue, kernels and buffers. Cheap to clone; every clone is the same device.
+/// A device with its queue, pipelines and buffers. Cheap to clone: clones share the device.
 #[derive(Clone)]
 pub struct Gpu {
     pub(super) inner: Arc<Inner>,
@@ -88,7 +88,7 @@ impl fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Opens a device, blocking until it is there.
+    /// Opens a device, blocking.
     pub fn open(options: &GpuOptions) -> Result<Self> {
         pollster::block_on(Self::open_async(options))
     }
@@ -109,13 +109,13 @@ impl Gpu {
             if options.kernels.is_some() {
                 return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
             }
-            (options.warn)(&format!("the matrix units cannot be used, so the subgroup kernels run: {problem}"));
+            (options.warn)(&format!("the matrix units failed their self-test, using the subgroup kernels: {problem}"));
             tier = KernelTier::Subgroup;
         }
         Self::open_with(&adapter, &summary, tier, options).await
     }
 
-    /// A product on a device of its own, which is thrown away with whatever may break there.
+    /// Runs the self-test on a throwaway device, so that a failure cannot corrupt the real one.
     async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<()> {
         matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, &GpuOptions::default()).await?).await
     }
@@ -172,15 +172,18 @@ impl Gpu {
     ) -> Result<(wgpu::Device, wgpu::Queue)> {
         let timestamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         if timed && !summary.features.contains(timestamps) {
-            return Err(Error::Adapter(format!("`{}` has no timestamp queries inside passes, so no profile", summary.name)));
+            return Err(Error::Adapter(format!(
+                "`{}` has no timestamp queries inside passes, which profiling needs",
+                summary.name
+            )));
         }
         let optional = wgpu::Features::SUBGROUP | if timed { timestamps } else { wgpu::Features::empty() };
         let mut needed = wgpu::Features::IMMEDIATES;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if tier == KernelTier::Matrix {
             needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            // SAFETY: the features that this allows may have bugs that break memory safety. Only cooperative matrices are asked
-            // for, in two kernels of this crate that stay in bounds.
+            // SAFETY: experimental features may have bugs that break memory safety. Only cooperative matrices are requested, for
+            // two kernels of this crate that stay in bounds.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {
@@ -191,7 +194,7 @@ impl Gpu {
             ..Default::default()
         };
         let opened = adapter.request_device(&descriptor).await;
-        opened.map_err(|error| Error::Adapter(format!("`{}` refused a device: {error}", summary.name)))
+        opened.map_err(|error| Error::Adapter(format!("`{}` cannot open a device: {error}", summary.name)))
     }
 
     /// The adapter behind this device.
@@ -199,23 +202,23 @@ impl Gpu {
         &self.inner.summary
     }
 
-    /// The kernels in use.
+    /// The kernel tier in use.
     pub fn kernels(&self) -> KernelTier {
         self.inner.tier
     }
 
-    /// Lanes of a subgroup for the kernels of [`KernelTier::Fallback`].
+    /// Subgroup size for [`KernelTier::Fallback`].
     pub(crate) fn lanes(&self) -> u32 {
         self.inner.summary.lanes().unwrap_or(8)
     }
 
-    /// The most lanes of a subgroup, and the side of the blocks of cooperative matrices, for the kernels of [`KernelTier::Matrix`].
+    /// (Maximum subgroup size, side of a cooperative matrix) for [`KernelTier::Matrix`].
     pub(crate) fn matrices(&self) -> Option<(u32, u32)> {
         let summary = &self.inner.summary;
         summary.matrix_block.map(|block| (summary.subgroup_lanes.1, block))
     }
 
-    /// The largest number of bytes that a kernel can see of one buffer.
+    /// Maximum size of a binding, in bytes.
     pub fn binding_limit(&self) -> u64 {
         self.inner.binding_limit
     }
@@ -230,17 +233,17 @@ impl Gpu {
         self.inner.pool.owns(buffer)
     }
 
-    /// Starts the peak of [`Gpu::memory`] anew at what is live now.
+    /// Resets the peak of [`Gpu::memory`] to the bytes live now.
     pub fn reset_peak(&self) {
         self.inner.pool.reset_peak();
     }
 
-    /// A buffer of at least `bytes` bytes with arbitrary contents.
+    /// A buffer of at least `bytes` bytes with undefined contents.
     pub fn allocate(&self, bytes: u64) -> Result<Buffer> {
         self.inner.pool.allocate(bytes)
     }
 
-    /// Time per kernel since the device was opened, when [`GpuOptions::profile`] was set.
+    /// Time per kernel since the device was opened; empty without [`GpuOptions::profile`].
     pub fn profile(&self) -> Result<ProfileTable> {
         self.flush()?;
         Ok(self.recorder().profile_table())
@@ -252,7 +255,7 @@ impl Gpu {
     }
 }
 
-/// Keeps what the device says outside of any call, for the next call to return as its error.
+/// Stores the first asynchronous device error, for the next call to return.
 fn watch(device: &wgpu::Device, failure: &Arc<Mutex<Option<String>>>) {
     let keep = |slot: &Arc<Mutex<Option<String>>>, text: String| {
         let mut slot = slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

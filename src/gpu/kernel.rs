@@ -1,4 +1,4 @@
-//! WGSL → pipeline: composition, cache, bindings, dispatch.
+//! Kernels: WGSL to pipelines (composed, compiled, cached), bindings, checks, dispatch.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use super::pool::{BindGroupKey, Buffer};
 use super::wgsl::compose;
 use crate::error::{Error, Result};
 
-/// How a kernel uses a binding.
+/// Access mode of a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
     /// `var<storage, read>`
@@ -18,40 +18,40 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A compute shader: its text, its entry point, and the storage buffers it binds, in order from `@group(0) @binding(0)`.
+/// A compute shader: WGSL source, entry point, and the storage buffers it binds, in order from `@group(0) @binding(0)`.
 ///
-/// Arguments reach the shader as a `var<immediate>`, at most 128 bytes: a structure without arrays, as DX12 wants it. Loops marked
-/// `@unroll` are written out: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
-/// `@declare` repeats declarations in the same way, and `@if NAME { … } @else { … }` chooses text by a constant. Before the source
-/// stands `shaders/prelude.wgsl`, of which kernels of any number of invocations use `linear_index` beside [`grid`], and the constant
-/// `SUBGROUPS`: whether the device's [`KernelTier`] reduces by subgroups.
+/// Arguments are passed as a `var<immediate>` of at most 128 bytes: a struct without arrays, because DX12 would pad those. Loops
+/// marked `@unroll` are unrolled in the text: naga does not unroll, and an array indexed by a loop variable cannot live in
+/// registers. `@declare` repeats declarations the same way, and `@if NAME { … } @else { … }` is conditional compilation. The source
+/// is preceded by `shaders/prelude.wgsl`, whose `linear_index` goes with [`grid`], and by the constant `SUBGROUPS`: whether the
+/// device's [`KernelTier`] has subgroup reductions.
 #[derive(Debug)]
 pub struct Kernel {
     name: &'static str,
     source: &'static str,
     entry: &'static str,
     bindings: &'static [Access],
-    /// Stays in bounds by itself, so that release builds leave the compiler's bounds checks out.
+    /// In bounds by construction: release builds compile it without bounds checks.
     trusted: bool,
-    /// How a dispatch of much work is cut; see [`Kernel::cut_along`].
-    cut: Option<Cut>,
+    /// How a long dispatch is split; see [`Kernel::cut_along`].
+    split: Option<Split>,
 }
 
-/// The axis of the workgroups and the argument that names the first of them.
+/// The workgroup axis to split along, and the argument that receives the first workgroup.
 #[derive(Debug, Clone, Copy)]
-struct Cut {
+struct Split {
     axis: usize,
     argument: usize,
 }
 
-/// A part of a buffer, in bytes.
+/// A range of a buffer, in bytes.
 #[derive(Clone, Copy)]
 pub struct Slice<'a> {
     /// The buffer.
     pub buffer: &'a Buffer,
     /// First byte; a multiple of 256.
     pub offset: u64,
-    /// Number of bytes; rounded up to a multiple of 16 when bound.
+    /// Number of bytes; the binding is rounded up to a multiple of 16.
     pub size: u64,
 }
 
@@ -60,29 +60,30 @@ pub struct Slice<'a> {
 pub struct Launch<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// Values of its `const` names; each combination is a pipeline of its own.
+    /// Compile-time constants; each combination is its own pipeline.
     pub constants: &'a [(&'static str, u32)],
     /// One slice per binding.
     pub buffers: &'a [Slice<'a>],
-    /// The bytes of its `var<immediate>`.
+    /// Contents of its `var<immediate>`.
     pub arguments: &'a [u8],
     /// Number of workgroups in x, y and z.
     pub workgroups: [u32; 3],
-    /// The most loop iterations that one invocation makes, summed over its loops that are not unrolled. Old Mesa stops an
-    /// invocation silently after 65,535.
+    /// Upper bound on the loop iterations of one invocation, summed over its loops that are not unrolled. Mesa before 25
+    /// silently stops an invocation after 65,535.
     pub iterations: u64,
-    /// Floating-point operations, for bounding dispatches and submits and for profiles; 0 when it is too small to matter.
+    /// FLOP, to bound dispatches and submits and to report FLOP/s; 0 if negligible.
     pub work: u64,
 }
 
-/// Old Mesa's silent limit on the iterations of one invocation.
+/// The silent iteration limit per invocation of Mesa before 25.
 const ITERATION_LIMIT: u64 = 65_535;
 
-/// Workgroups along x; the rest goes to y.
+/// Maximum workgroups along x before folding into y.
 const GROUPS_X: u64 = 32_768;
 
-/// The workgroups that hold `invocations`, `size` in each, folded over x and y, as one dimension has at most 65,535. The shader
-/// calls `linear_index(workgroup_id, num_workgroups, local_invocation_index, size)` and returns where that is out of range.
+/// The workgroup grid for `invocations` at `size` per workgroup, folded over x and y: one dimension is limited to 65,535. The
+/// shader computes its index by `linear_index(workgroup_id, num_workgroups, local_invocation_index, size)` and returns if it is
+/// out of range.
 pub fn grid(invocations: u64, size: u32) -> [u32; 3] {
     let count = invocations.div_ceil(u64::from(size));
     let x = count.min(GROUPS_X);
@@ -94,7 +95,7 @@ pub(super) struct Pipeline {
     pub(super) layout: wgpu::BindGroupLayout,
 }
 
-/// A pipeline by everything it is made from; the source by its place and length, which are cheaper to compare than its text.
+/// Cache key of a pipeline. The source is identified by address and length, which are cheaper to compare than its text.
 #[derive(PartialEq, Eq, Hash)]
 struct PipelineKey {
     source: (usize, usize),
@@ -110,44 +111,44 @@ pub(super) struct PipelineCache {
 }
 
 impl Kernel {
-    /// A kernel named `name` in errors and profiles, from WGSL text, an entry point, and its bindings in order. Compiled with
-    /// bounds checks.
+    /// A kernel from WGSL source, an entry point and its bindings in order; `name` appears in errors and profiles. Compiled
+    /// with bounds checks.
     pub const fn new(name: &'static str, source: &'static str, entry: &'static str, bindings: &'static [Access]) -> Self {
-        Self { name, source, entry, bindings, trusted: false, cut: None }
+        Self { name, source, entry, bindings, trusted: false, split: None }
     }
 
-    /// A kernel of this crate, which guards every index and bounds every loop by itself.
+    /// A kernel of this crate: every index is guarded and every loop bounded, so checks are compiled out.
     pub(crate) const fn trusted(
         name: &'static str,
         source: &'static str,
         entry: &'static str,
         bindings: &'static [Access],
     ) -> Self {
-        Self { name, source, entry, bindings, trusted: true, cut: None }
+        Self { name, source, entry, bindings, trusted: true, split: None }
     }
 
-    /// Lets a dispatch whose work would anger a watchdog be issued as several along an axis of its workgroups, 0 to 2. The shader
-    /// adds to its `workgroup_id` the u32 at place `argument` of its `var<immediate>`, where the caller leaves 0.
+    /// Allows a dispatch long enough to trip the driver's watchdog to be split along a workgroup axis, 0 to 2. The shader adds
+    /// the u32 at index `argument` of its `var<immediate>` to its `workgroup_id`; the caller passes 0 there.
     pub const fn cut_along(self, axis: usize, argument: usize) -> Self {
-        Self { cut: Some(Cut { axis, argument }), ..self }
+        Self { split: Some(Split { axis, argument }), ..self }
     }
 
     pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The complete WGSL text with these constants, for a device with these kernels.
-    fn text(&self, profile: KernelTier, constants: &[(&str, u32)]) -> Result<String> {
-        let subgroups = u32::from(matches!(profile, KernelTier::Subgroup | KernelTier::Matrix));
+    /// The complete WGSL text for these constants and this tier.
+    fn text(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<String> {
+        let subgroups = u32::from(matches!(tier, KernelTier::Subgroup | KernelTier::Matrix));
         let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
         compose(self.source, &constants).map_err(|problem| self.error(problem))
     }
 
-    /// What the compiler says of the text, which needs no device.
+    /// Parses and validates the text with naga; needs no device.
     #[cfg(test)]
-    pub(crate) fn validate(&self, profile: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
+    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
         use wgpu::naga::{front::wgsl, valid};
-        let text = self.text(profile, constants)?;
+        let text = self.text(tier, constants)?;
         let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;
         let mut validator = valid::Validator::new(valid::ValidationFlags::all(), valid::Capabilities::all());
         validator.validate(&module).map(drop).map_err(|error| self.error(error.emit_to_string(&text)))
@@ -159,7 +160,7 @@ impl Kernel {
 }
 
 impl Gpu {
-    /// Records one dispatch. It runs after everything recorded before it, at the latest when something is read back.
+    /// Records one dispatch. It executes after everything recorded before it, at the latest before the next read-back.
     pub fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         if launch.workgroups.contains(&0) {
@@ -173,7 +174,7 @@ impl Gpu {
         self.check_limits(launch)?;
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
-        let Some(Cut { axis, argument }) = kernel.cut.filter(|_| launch.work > self.inner.work_limit) else {
+        let Some(Split { axis, argument }) = kernel.split.filter(|_| launch.work > self.inner.work_limit) else {
             self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
             return self.flush_if_due();
         };
@@ -204,7 +205,7 @@ impl Gpu {
         })
     }
 
-    /// What the driver would answer with an error on the whole device.
+    /// Mistakes that would otherwise surface as an asynchronous device error.
     fn check_buffers(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         for (at, slice) in launch.buffers.iter().enumerate() {
@@ -215,7 +216,7 @@ impl Gpu {
                 std::ptr::eq(slice.buffer, launch.buffers[other].buffer) && kernel.bindings[at] != kernel.bindings[other]
             };
             if let Some(other) = (0..at).find(clashes) {
-                let problem = format!("bindings {other} and {at} are the same buffer, which it would both read and write");
+                let problem = format!("bindings {other} and {at} are the same buffer, once read-only and once read-write");
                 return Err(kernel.error(problem));
             }
         }
@@ -273,8 +274,8 @@ impl Gpu {
         let module = if is_checked {
             device.create_shader_module(descriptor)
         } else {
-            // SAFETY: a trusted kernel is one of this crate's; they guard every index and bound every loop, and the tests run
-            // them with the checks on against the same reference.
+            // SAFETY: only kernels of this crate are trusted; they guard every index and bound every loop, and the tests run them
+            // with the checks on.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let layout = self.bind_group_layout(kernel);
@@ -317,8 +318,8 @@ impl Gpu {
     }
 }
 
-/// That the arguments are a structure, which all that is given fills: else Vulkan reads what nobody wrote, or DX12 has no layout
-/// for them. What does not parse is left to the compiler, whose message is better.
+/// Checks that the `var<immediate>` is a struct of scalars and vectors of exactly the given size: otherwise Vulkan would read
+/// undefined bytes, and DX12 has no matching layout. Parse errors are left to the compiler, which reports them better.
 fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
     use wgpu::naga::{AddressSpace, TypeInner, front::wgsl};
     let Ok(module) = wgsl::parse_str(text) else { return Ok(()) };
@@ -328,11 +329,11 @@ fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
         Some(TypeInner::Struct { members, .. }) => {
             let inner = |ty| &module.types[ty].inner;
             if members.iter().any(|member| matches!(inner(member.ty), TypeInner::Array { .. } | TypeInner::Struct { .. })) {
-                return Err("its `var<immediate>` holds more than scalars and vectors".into());
+                return Err("its `var<immediate>` may hold only scalars and vectors".into());
             }
             members.last().map_or(0, |last| last.offset + inner(last.ty).size(module.to_ctx()))
         }
-        Some(_) => return Err("its `var<immediate>` is not a structure".into()),
+        Some(_) => return Err("its `var<immediate>` is not a struct".into()),
     };
     if declared == given { Ok(()) } else { Err(format!("{given} bytes of arguments given, {declared} declared")) }
 }

@@ -1,4 +1,4 @@
-//! Cooperative matrices: which of an adapter's shapes the products use, and whether it computes what it should.
+//! Cooperative matrices: the shape to use, and a self-test.
 
 use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice};
@@ -7,7 +7,7 @@ use crate::error::Result;
 static CHECK: Kernel =
     Kernel::trusted("matrix check", include_str!("../../shaders/matrix_check.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
 
-/// The side of the largest square blocks of f16 that the adapter multiplies with sums in f32.
+/// Side of the largest square cooperative matrix with f16 inputs and f32 accumulation.
 pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
     use wgpu::CooperativeScalarType::{F16, F32};
     let found = adapter.cooperative_matrix_properties();
@@ -19,7 +19,7 @@ pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
     [16, 8].into_iter().find(|side| has(*side))
 }
 
-/// Multiplies small matrices of whole numbers, of which every sum is exact; the error says what is wrong.
+/// The self-test: products of small integer matrices, which are exact, compared with the host.
 pub(super) async fn check(gpu: &Gpu) -> Result<()> {
     let Some((_, block)) = gpu.matrices() else {
         return Err(CHECK.error("no cooperative matrices"));
@@ -47,6 +47,6 @@ pub(super) async fn check(gpu: &Gpu) -> Result<()> {
     let found: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read_async(&slices[1..]).await?[0]);
     match (0..want.len()).find(|&i| found[i] != want[i]) {
         None => Ok(()),
-        Some(i) => Err(CHECK.error(format!("element {i} of a product is {}, expected {}", found[i], want[i]))),
+        Some(i) => Err(CHECK.error(format!("self-test: element {i} of a product is {}, expected {}", found[i], want[i]))),
     }
 }

@@ -1,4 +1,4 @@
-//! The device: adapters, kernels, buffers, the command queue. Knows bytes and kernels, nothing of tensors.
+//! The device: adapters, kernels, buffers, the command queue. No tensors here.
 
 mod adapter;
 mod device;
@@ -20,5 +20,5 @@ pub use queue::QueueCounters;
 pub use tune::Tuning;
 pub(crate) use workgroup::{strides, vectors, workgroup};
 
-/// Names of what adapters can do and allow.
+/// Re-exported types of [`AdapterSummary`].
 pub use wgpu::{Backend, DeviceType, Features, Limits};

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// Timestamps of one submit: a pair per dispatch.
+/// Timestamp queries per submit: two per dispatch.
 const QUERIES: u32 = 512;
 
 /// Totals of one kernel.
@@ -15,11 +15,11 @@ pub struct KernelTime {
     pub dispatches: u64,
     /// Seconds on the device.
     pub seconds: f64,
-    /// Floating-point operations, for the kernels that state them.
+    /// FLOP, for kernels that report them.
     pub work: u64,
 }
 
-/// Time per kernel. Prints as a table, the longest first.
+/// Time per kernel; displays as a table sorted by time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ProfileTable {
     /// By kernel name.
@@ -55,7 +55,7 @@ impl Timer {
         }
     }
 
-    /// The query set and the first of two queries for the next dispatch.
+    /// The query set and the index of the first of two queries for the next dispatch.
     pub(super) fn next(&mut self, kernel: &'static str, work: u64) -> (wgpu::QuerySet, u32) {
         let at = 2 * self.pending.len() as u32;
         self.pending.push((kernel, work));

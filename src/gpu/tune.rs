@@ -1,4 +1,4 @@
-//! Choosing between kernels that give the same bits, by trying each once for a class of shapes.
+//! Autotuning: picks the fastest of several kernels with identical results, once per shape class.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,20 +9,20 @@ use std::time::Instant;
 use super::device::Gpu;
 use crate::error::{Error, Result};
 
-/// Whether a device tries out which of its kernels is fastest. All that it chooses between give the same bits.
+/// Autotuning mode. All candidates give the same bits, so tuning never changes results.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Tuning {
-    /// No: by rule, from the shape.
+    /// Off: a heuristic picks by shape.
     #[default]
     Off,
-    /// On the first use of each class of shapes, anew in every process.
+    /// Tune at the first use of each shape class, in every process.
     Process,
-    /// As [`Tuning::Process`], but what was found is kept in a file of this folder, one for each adapter, driver, set of kernels and
-    /// version of this crate.
+    /// As [`Tuning::Process`], with the choices cached in this folder: one file per adapter, driver, kernel tier and version of
+    /// this crate.
     Folder(PathBuf),
 }
 
-/// What was found so far.
+/// Choices made so far.
 pub(super) struct Tuner {
     is_on: bool,
     file: Option<PathBuf>,
@@ -30,13 +30,13 @@ pub(super) struct Tuner {
     warn: fn(&str),
 }
 
-/// Tries of each candidate, of which the fastest counts.
+/// Timed runs per candidate; the fastest counts.
 const TRIES: usize = 3;
 /// First line of a file.
 const HEADER: &str = "polytape: the fastest kernels by class of shapes";
 
 impl Tuner {
-    /// `device` names the adapter, its driver and its kernels.
+    /// `device` identifies adapter, driver and tier.
     pub(super) fn new(tuning: &Tuning, device: &str, warn: fn(&str)) -> Self {
         let file = match tuning {
             Tuning::Folder(folder) => Some(folder.join(file_name(device))),
@@ -59,19 +59,19 @@ impl Tuner {
             let _ = writeln!(text, "{class} = {name}"); // a String takes everything
         }
         if let Err(error) = write(path, &text) {
-            (self.warn)(&format!("{}: the choice of kernels cannot be kept: {error}", path.display()));
+            (self.warn)(&format!("{}: cannot write the tuning cache: {error}", path.display()));
         }
     }
 }
 
-/// Letters and digits of what the choices hold for, the rest as single hyphens.
+/// The device as a file name: runs of other than letters and digits become hyphens.
 fn file_name(device: &str) -> String {
     let text = format!("polytape {} {device}", env!("CARGO_PKG_VERSION")).to_lowercase();
     let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
     words.join("-") + ".txt"
 }
 
-/// Replaces the file in one step: another process may read it.
+/// Replaces the file atomically, since another process may read it.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -81,13 +81,13 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&partial, path)
 }
 
-/// The choices in the file; none where there is none yet.
+/// Reads the cached choices; empty if there is no file yet.
 fn read(path: &Path, warn: fn(&str)) -> BTreeMap<String, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
         Err(error) => {
-            warn(&format!("{}: the choice of kernels cannot be read: {error}", path.display()));
+            warn(&format!("{}: cannot read the tuning cache: {error}", path.display()));
             return BTreeMap::new();
         }
     };
@@ -97,14 +97,14 @@ fn read(path: &Path, warn: fn(&str)) -> BTreeMap<String, String> {
         lines.map(pair).collect()
     });
     choices.unwrap_or_else(|| {
-        warn(&format!("{}: not a choice of kernels; it will be replaced", path.display()));
+        warn(&format!("{}: not a tuning cache, will be replaced", path.display()));
         BTreeMap::new()
     })
 }
 
 impl Gpu {
-    /// The place of the fastest of `candidates` for a class of shapes; without tuning the first. `run` records the work by a
-    /// candidate; its results are thrown away.
+    /// Index of the fastest of `candidates` for a shape class; 0 without tuning. `run` records the work with a candidate; its
+    /// output is discarded.
     pub(crate) fn tuned(&self, class: &str, candidates: &[String], run: impl Fn(usize) -> Result<()>) -> Result<usize> {
         let tuner = &self.inner.tuner;
         if !tuner.is_on {
@@ -115,7 +115,7 @@ impl Gpu {
             return Ok(known);
         }
         match self.fastest(candidates.len(), run) {
-            // Without memory for a trial's output the rule has to do, until a later call can measure.
+            // No memory for a trial output: use the heuristic until a later call can measure.
             Err(Error::OutOfMemory { .. }) => Ok(0),
             Err(error) => Err(error),
             Ok(best) => {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn expected_warning(line: &str) {
-        assert!(["cannot be kept", "cannot be read", "will be replaced"].iter().any(|part| line.contains(part)), "{line}");
+        assert!(["cannot write", "cannot read", "will be replaced"].iter().any(|part| line.contains(part)), "{line}");
     }
 
     #[test]

@@ -1,23 +1,22 @@
-//! Source composition: constants become `const` lines, and three directives are resolved in the text.
+//! WGSL preprocessor: constants become `const` declarations, and three directives are expanded.
 //!
-//! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each number, where BOUND is a number
-//! or a constant: naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
-//! `@unroll if NAME for …` leaves the loop as it is where the constant NAME is 0: long text costs seconds of compilation.
-//! Inside, `$i` is the number as a part of a name.
-//! `@declare for …` repeats declarations in the same way, outside of functions: WGSL has no arrays of bindings.
-//! `@if NAME { … } @else { … }` keeps the first block where the constant NAME is set and not 0, else the second (which may be
-//! absent): for declarations, types and features that a plain `if` cannot choose.
+//! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each value; BOUND is a literal or a
+//! constant. naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
+//! `@unroll if NAME for …` leaves the loop rolled if the constant NAME is 0, because long shaders take seconds to compile.
+//! Inside, `$i` expands to the value as part of an identifier.
+//! `@declare for …` repeats declarations the same way at module scope: WGSL has no arrays of bindings.
+//! `@if NAME { … } @else { … }` keeps the first block if the constant NAME is set and not 0, else the second (optional): for
+//! declarations, types and features, where a plain `if` does not work.
 
-/// Definitions that every kernel may use.
+/// Definitions shared by all kernels.
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 
 type Constants<'a> = &'a [(&'a str, u32)];
 
-/// The complete WGSL text of a kernel: its `enable` lines, one `const` line per constant, the prelude, the source with its directives
-/// resolved.
+/// The complete WGSL text of a kernel: `enable` lines, a `const` per constant, the prelude, the expanded source.
 pub(super) fn compose(source: &str, constants: Constants<'_>) -> Result<String, String> {
     let source = expand(source, constants)?;
-    // WGSL wants these before everything else.
+    // WGSL requires `enable` before everything else.
     let (enables, rest): (Vec<&str>, Vec<&str>) = source.lines().partition(|line| line.starts_with("enable "));
     let mut text = enables.join("\n");
     for (name, value) in constants {
@@ -60,7 +59,7 @@ fn is_set(name: &str, constants: Constants<'_>) -> bool {
     constants.iter().any(|(constant, value)| *constant == name && *value != 0)
 }
 
-/// A loop of this header and body, written out where its condition holds or is not given.
+/// The unrolled loop, or the rolled one if its condition is 0.
 fn unroll(header: &str, body: &str, constants: Constants<'_>) -> Result<String, String> {
     let condition = header.strip_prefix("if ").and_then(|rest| rest.split_once(' '));
     let (unrolled, header) = condition.map_or((true, header), |(name, header)| (is_set(name, constants), header));

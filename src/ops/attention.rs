@@ -36,16 +36,17 @@ static STEP: Kernel = Kernel::trusted("attention step", include_str!("../../shad
 /// Place of `first_group` in the arguments.
 const FIRST_GROUP: usize = 6;
 
-/// How the rows and columns of q, k and v divide into sequences and heads.
+/// How the rows and columns of q, k and v divide into sequences and heads. `heads / kv_heads` query heads share each key and
+/// value head: 1 is multi-head, `heads` is multi-query attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {
     /// Number of sequences.
     pub batch: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; each serves heads / kv_heads query heads.
+    /// Number of key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head, at most 256.
     pub head_dim: usize,
 }
 
@@ -264,7 +265,24 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// Causal attention of the queries self over `k` and `v`; the shapes are at the head of this file and in [`AttentionShape`].
+    /// Causal attention with grouped heads, per head `y = P·v`, `P = softmax(self·kᵀ/√head_dim)`; query i sees the keys up to
+    /// i + keys - queries. self `[batch·queries, heads·head_dim]`, k and v `[batch·keys, kv_heads·head_dim]` → like self.
+    /// Backward, with `dP = dy·vᵀ` and `dS = P∘(dP - rowsum(P∘dP))`: `dself = dS·k/√head_dim`, `dk = dSᵀ·self/√head_dim`,
+    /// `dv = Pᵀ·dy`, the last two summed over the query heads that share them. Memory is linear in the length: P is recomputed in
+    /// tiles. Errors: shapes that do not divide as `shape` says, head_dim above 256, more queries than keys.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 4.0], &[3, 1])?);
+    /// let equal = tape.constant(Tensor::zeros(&gpu, &[3, 1])?); // queries and keys that match all alike
+    /// let shape = AttentionShape { batch: 1, heads: 1, kv_heads: 1, head_dim: 1 };
+    /// let y = equal.attention(&equal, &x, shape)?.value().to_vec()?;
+    /// assert!((y[0] - 1.0).abs() < 1e-6 && (y[1] - 1.5).abs() < 1e-6 && (y[2] - 7.0 / 3.0).abs() < 1e-6); // running means
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn attention(&self, k: &Var<'t>, v: &Var<'t>, shape: AttentionShape) -> Result<Var<'t>> {
         let (q, key, value) = (self.value().clone(), k.value().clone(), v.value().clone());
         let sizes = shape.check(&q, &key, &value)?;

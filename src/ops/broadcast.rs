@@ -1,4 +1,5 @@
-//! Broadcasts of a row [columns] over x [.., columns]: y = x + row and y = x·row. drow is a column sum of dy, or of dy·x.
+//! Broadcasts of a row [columns] over x [.., columns]: y = x + row, y = x·row. drow is the column sum of dy or dy·x. mul_row saves
+//! both, add_row nothing.
 
 use std::ops::Range;
 
@@ -21,24 +22,31 @@ static COLUMN_SUM: Kernel = Kernel::trusted(
     &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
 );
 
-/// Rows that one invocation of the column sum adds before the partial sums are added.
+/// Rows per partial sum of a column sum: one invocation sums these, a further pass the partial sums.
 const ROWS_PER_CHUNK: usize = 64;
 
 impl Tensor {
-    /// Sum over all rows: `[.., columns]` → `[columns]`.
+    /// Sum over all rows: self `[.., columns]` → `[columns]`. The order of the additions is fixed. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+    /// assert_eq!(x.column_sum()?.to_vec()?, [4.0, 6.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn column_sum(&self) -> Result<Tensor> {
         self.add_column_sum(None, None, None)
     }
 
-    /// Σ over rows r of self[r, c], times `factor`[r, c], times `scale`[r], added to `sum` `[columns]`: in place where that is
-    /// not shared.
+    /// Σ over rows r of self[r, c]·`factor`[r, c]·`scale`[r], accumulated into `sum` `[columns]`, in place if that is not shared.
     pub(crate) fn add_column_sum(&self, factor: Option<&Tensor>, scale: Option<&Tensor>, sum: Option<Tensor>) -> Result<Tensor> {
         let (rows, columns) = self.rows_and_columns();
         let step = rows_per_window(self.gpu(), rows, &[columns, usize::from(scale.is_some())]);
         if rows <= ROWS_PER_CHUNK && rows <= step {
-            let is_added = sum.is_some();
+            let accumulate = sum.is_some();
             let out = Tensor::sum_or_new(sum, self.gpu(), &[columns])?;
-            self.column_sums(0..rows, factor, scale, &out, is_added)?;
+            self.column_sums(0..rows, factor, scale, &out, accumulate)?;
             return Ok(out);
         }
         // Windows of whole chunks, or an even part of one: the order of every sum is that without windows.
@@ -50,15 +58,15 @@ impl Tensor {
         parts.add_column_sum(None, None, sum)
     }
 
-    /// The sum of each chunk that `rows` belong to, as that row of `out`: continued where they begin within one, and added to what
-    /// is there where that `is_added`.
+    /// Writes the sum of each chunk that `rows` belong to, to that row of `out`: continued if they begin within a chunk, and
+    /// accumulated with `accumulate`.
     fn column_sums(
         &self,
         rows: Range<usize>,
         factor: Option<&Tensor>,
         scale: Option<&Tensor>,
         out: &Tensor,
-        is_added: bool,
+        accumulate: bool,
     ) -> Result<()> {
         let columns = self.rows_and_columns().1;
         let (first, count) = (rows.start * columns, rows.len() * columns);
@@ -71,7 +79,7 @@ impl Tensor {
                 ("WITH_FACTOR", u32::from(factor.is_some())),
                 ("WITH_SCALE", u32::from(scale.is_some())),
                 ("CONTINUED", u32::from(!rows.start.is_multiple_of(ROWS_PER_CHUNK))),
-                ("ADDED", u32::from(is_added)),
+                ("ACCUMULATE", u32::from(accumulate)),
                 ("VECTORS", vectors(columns)),
             ],
             buffers: &[
@@ -111,7 +119,22 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// self + row, where row `[columns]` is added to every row of self `[.., columns]`.
+    /// Adds a row to every row: `y[r, c] = self[r, c] + row[c]`. self `[.., columns]`, row `[columns]` → like self. Backward:
+    /// `dself = dy`, `drow = Σ_r dy[r, ·]`. An error unless row is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let row = tape.leaf(Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?);
+    /// let y = x.add_row(&row)?;
+    /// assert_eq!(y.value().to_vec()?, [11.0, 22.0, 13.0, 24.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&row).unwrap().to_vec()?, [2.0, 2.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn add_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let y = self.value().broadcast("add_row", row.value(), false)?;
         self.tape().record("add_row", y, [self, row], |dy, [_, wants_row]| {
@@ -120,7 +143,22 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// self · row, where row `[columns]` multiplies every row of self `[.., columns]`.
+    /// Multiplies every row by a row: `y[r, c] = self[r, c]·row[c]`. self `[.., columns]`, row `[columns]` → like self. Backward:
+    /// `dself[r, c] = dy[r, c]·row[c]`, `drow[c] = Σ_r dy[r, c]·self[r, c]`. An error unless row is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let row = tape.leaf(Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?);
+    /// let y = x.mul_row(&row)?;
+    /// assert_eq!(y.value().to_vec()?, [10.0, 40.0, 30.0, 80.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&row).unwrap().to_vec()?, [4.0, 6.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn mul_row(&self, row: &Var<'t>) -> Result<Var<'t>> {
         let (x, r) = (self.value().clone(), row.value().clone());
         let y = x.broadcast("mul_row", &r, true)?;

@@ -1,6 +1,6 @@
 //! Cross-entropy fused with the head: loss = mean over rows of (log Σ exp(x·wᵀ) - (x·wᵀ)[target]). x [rows, dim], w [vocab, dim]
-//! → [1]. Walks the rows in chunks, so that never more than a chunk of logits exists, and computes the gradients on the way:
-//! saves dx and dw, which the backward only scales. The three products are at the tape's precision.
+//! → [1]. Processes the rows in chunks, so that only one chunk of logits exists at a time, and computes the gradients in the
+//! forward: saves dx and dw, which the backward only scales. The three products are at the tape's precision.
 
 use super::embedding::check_ids;
 use crate::error::{Error, Result};
@@ -20,22 +20,36 @@ static CROSS_ENTROPY: Kernel = Kernel::trusted(
     &[Access::Read, Access::ReadWrite, Access::ReadWrite],
 );
 
-/// Bytes of logits that exist at a time, where one block of rows allows it.
+/// Size of a chunk of logits, in bytes; at least 64 rows.
 const LOGIT_BYTES: usize = 32 << 20;
-/// The logits' gradient lies within ±1 but is mostly tiny: this brings it to where halves are best before it is rounded to them.
-const HALF_SCALE: f32 = 32_768.0;
-/// Rows of a chunk: each takes a workgroup, of one dimension of at most 65,535.
-const MOST_ROWS: usize = 65_535 / 64 * 64;
+/// Scale of the logits' gradient before it is rounded to f16: it lies within ±1, most of it below the normal range of f16.
+const F16_SCALE: f32 = 32_768.0;
+/// Maximum rows per chunk: one workgroup each, and a dimension is limited to 65,535.
+const MAX_ROWS: usize = 65_535 / 64 * 64;
 
 impl<'t> Var<'t> {
-    /// Mean cross-entropy, in nats, of the logits self·weightᵀ against `targets`. self [rows, dim], weight [vocabulary, dim],
-    /// targets `[rows]` → `[1]`.
+    /// Mean cross-entropy of the logits `z = self·weightᵀ`, in nats: `y = mean_r(log Σ_v exp(z[r, v]) - z[r, targets[r]])`. self
+    /// `[rows, dim]`, weight `[vocabulary, dim]`, targets `[rows]` → `[1]`. Backward, with
+    /// `dz = (softmax(z) - onehot(targets))/rows`: `dself = dy·dz·weight`, `dweight = dy·dzᵀ·self`. Only one chunk of logits exists
+    /// at a time, 32 MiB by default; all products at the tape's precision. Errors: shapes, a target that is not below vocabulary.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::zeros(&gpu, &[2, 3])?);
+    /// let head = tape.leaf(Tensor::zeros(&gpu, &[8, 3])?);
+    /// let loss = x.head_cross_entropy(&head, &Indices::from_slice(&gpu, &[0, 7])?)?;
+    /// assert!((loss.value().item()? - 8f32.ln()).abs() < 1e-6); // uniform over 8 classes
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn head_cross_entropy(&self, weight: &Var<'t>, targets: &Indices) -> Result<Var<'t>> {
         let (x, w) = (self.value(), weight.value());
         let ([rows, dim], [vocabulary, w_dim]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
         if dim != w_dim || targets.len() != rows {
             let problem = format!(
-                "{:?} × {:?}ᵀ with {} targets: [rows, dim], [vocabulary, dim] and as many targets as rows expected",
+                "{:?} × {:?}ᵀ with {} targets: [rows, dim], [vocabulary, dim] and one target per row expected",
                 x.shape(),
                 w.shape(),
                 targets.len()
@@ -61,7 +75,7 @@ impl<'t> Var<'t> {
 /// Rows of logits that [`Var::head_cross_entropy`] holds at a time, of `rows` in all: the same on every device, as the sums over the
 /// rows round differently in other chunks.
 pub fn logit_rows(rows: usize, vocabulary: usize) -> usize {
-    (LOGIT_BYTES / 4 / vocabulary / 64 * 64).clamp(64, MOST_ROWS).min(rows)
+    (LOGIT_BYTES / 4 / vocabulary / 64 * 64).clamp(64, MAX_ROWS).min(rows)
 }
 
 fn forward(
@@ -75,8 +89,8 @@ fn forward(
     let ([rows, _], [vocabulary, _]) = (x.dims("cross_entropy")?, w.dims("cross_entropy")?);
     let step = logit_rows(rows, vocabulary);
     let mean = 1.0 / rows as f32;
-    // What the logits' gradient is times, and what its products are times to make them those of the mean's gradient.
-    let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (HALF_SCALE, mean / HALF_SCALE) };
+    // Scale of the logits' gradient, and α of its products, which makes them gradients of the mean.
+    let (scale, alpha) = if precision == Precision::F32 { (mean, 1.0) } else { (F16_SCALE, mean / F16_SCALE) };
     let losses = Tensor::uninitialized(gpu, &[rows])?;
     let dx = wants_x.then(|| Tensor::uninitialized(gpu, x.shape())).transpose()?;
     let dw = wants_w.then(|| Tensor::uninitialized(gpu, w.shape())).transpose()?;
@@ -98,8 +112,8 @@ fn forward(
     Ok((losses.total(Term::Plain, mean)?, [dx, dw]))
 }
 
-/// Writes the losses of a chunk of rows and, given a scale, turns its logits into the gradient of the sum of their losses times
-/// that. The chunk begins at row `first` of the targets; its logits are bound in windows of rows.
+/// Writes the losses of a chunk of rows. With a scale, also overwrites the logits with scale times the gradient of the summed
+/// losses. The chunk begins at row `first` of the targets; its logits are bound in windows of rows.
 fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: usize, scale: Option<f32>) -> Result<()> {
     let gpu = logits.gpu();
     let [count, vocabulary] = logits.dims("cross_entropy")?;

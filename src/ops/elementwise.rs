@@ -1,4 +1,4 @@
-//! add, sub, mul, scale. Same shapes on both sides; mul saves both, the others nothing.
+//! add, sub, mul, scale: elementwise, equal shapes. mul saves both operands, the others nothing.
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel};
@@ -16,7 +16,15 @@ static ACCUMULATE_SCALED: Kernel = Kernel::trusted("accumulate scaled", SOURCE, 
 static FILLED_BY: Kernel = Kernel::trusted("filled_by", SOURCE, "filled_by", ONE);
 
 impl Tensor {
-    /// self·rhs, element by element.
+    /// `y = self·rhs`, elementwise. An error unless the shapes are equal.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[2.0, 3.0], &[2])?;
+    /// assert_eq!(x.hadamard(&x)?.to_vec()?, [4.0, 9.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn hadamard(&self, rhs: &Tensor) -> Result<Tensor> {
         same_shape("mul", self, rhs)?;
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
@@ -24,21 +32,38 @@ impl Tensor {
         Ok(y)
     }
 
-    /// factor·self.
+    /// `y = factor·self`. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[2.0, 3.0], &[2])?;
+    /// assert_eq!(x.scaled(-0.5)?.to_vec()?, [-1.0, -1.5]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn scaled(&self, factor: f32) -> Result<Tensor> {
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         map(&SCALED, &[], &[self, &y], None, &[factor, 0.0])?;
         Ok(y)
     }
 
-    /// `alpha·factor[0]·self`, where factor stays on the device.
+    /// `y = alpha·factor[0]·self`, with the factor read on the device: no round trip to the host. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[2.0, 3.0], &[2])?;
+    /// let factor = Tensor::from_slice(&gpu, &[10.0], &[1])?;
+    /// assert_eq!(x.scaled_by(&factor, 0.5)?.to_vec()?, [10.0, 15.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn scaled_by(&self, factor: &Tensor, alpha: f32) -> Result<Tensor> {
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         map(&SCALED_BY, &[], &[self, factor, &y], Some(1), &[alpha, 0.0])?;
         Ok(y)
     }
 
-    /// `self + factor[0]·term`: in place where self is not shared.
+    /// `self + factor[0]·term`, in place if self is not shared.
     pub(crate) fn plus_scaled_by(self, term: &Tensor, factor: &Tensor) -> Result<Tensor> {
         same_shape("accumulate", &self, term)?;
         let sum = self.into_unique()?;
@@ -55,13 +80,41 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// self + rhs, of the same shape.
+    /// `y = self + rhs`, elementwise. Backward: `dself = drhs = dy`. An error unless the shapes are equal; [`Var::add_row`]
+    /// broadcasts.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let a = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?);
+    /// let y = a.add(&a)?;
+    /// assert_eq!(y.value().to_vec()?, [2.0, 4.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&a).unwrap().to_vec()?, [2.0, 2.0]); // one from each side
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn add(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         let y = self.value().weighted_sum_as("add", 1.0, rhs.value(), 1.0)?;
         self.tape().record("add", y, [self, rhs], |dy, _| Ok([Some(dy.clone()), Some(dy)]))
     }
 
-    /// self - rhs, of the same shape.
+    /// `y = self - rhs`, elementwise. Backward: `dself = dy`, `drhs = -dy`. An error unless the shapes are equal.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let a = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?);
+    /// let b = tape.leaf(Tensor::from_slice(&gpu, &[5.0, 3.0], &[2])?);
+    /// let y = a.sub(&b)?;
+    /// assert_eq!(y.value().to_vec()?, [-4.0, -1.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&b).unwrap().to_vec()?, [-1.0, -1.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn sub(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         let y = self.value().weighted_sum_as("sub", 1.0, rhs.value(), -1.0)?;
         self.tape().record("sub", y, [self, rhs], |dy, [_, wants_b]| {
@@ -70,7 +123,21 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// self · rhs, element by element, of the same shape.
+    /// `y = self·rhs`, elementwise. Backward: `dself = dy·rhs`, `drhs = dy·self`. An error unless the shapes are equal;
+    /// [`Var::mul_row`] broadcasts.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[2.0, 3.0], &[2])?);
+    /// let y = x.mul(&x)?;
+    /// assert_eq!(y.value().to_vec()?, [4.0, 9.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [4.0, 6.0]); // 2x
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn mul(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let y = a.hadamard(&b)?;
@@ -81,13 +148,38 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// factor · self.
+    /// `y = factor·self`. Backward: `dself = factor·dy`. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[2.0, 3.0], &[2])?);
+    /// let y = x.scale(-0.5)?;
+    /// assert_eq!(y.value().to_vec()?, [-1.0, -1.5]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [-0.5, -0.5]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn scale(&self, factor: f32) -> Result<Var<'t>> {
         let y = self.value().scaled(factor)?;
         self.tape().record("scale", y, [self], move |dy, _| Ok([Some(dy.scaled(factor)?)]))
     }
 
-    /// The same value as a constant: nothing flows back through it.
+    /// The same value as a constant. Backward: nothing flows to self.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[3.0], &[1])?);
+    /// let y = x.mul(&x.stop_gradient())?;
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().item()?, 3.0); // x·x has 6
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn stop_gradient(&self) -> Var<'t> {
         self.tape().constant(self.value().clone())
     }

@@ -21,7 +21,21 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// The rows of self `[vocabulary, dim]` that `ids` `[n]` name → `[n, dim]`.
+    /// Embedding lookup: `y[t] = self[ids[t]]`. self `[vocabulary, dim]`, ids `[n]` → `[n, dim]`. Backward: `dself[i]` is the sum of
+    /// `dy[t]` over all t with `ids[t] = i`, in order of t. An error where an id is not below vocabulary.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let table = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let y = table.embedding(&Indices::from_slice(&gpu, &[1, 0, 1])?)?;
+    /// assert_eq!(y.value().to_vec()?, [3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&table).unwrap().to_vec()?, [1.0, 1.0, 2.0, 2.0]); // row 1 was read twice
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn embedding(&self, ids: &Indices) -> Result<Var<'t>> {
         let table = self.value();
         let [vocabulary, columns] = table.dims("embedding")?;

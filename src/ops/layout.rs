@@ -1,5 +1,5 @@
 //! reshape, transpose of the last two dimensions, slice and concat along any dimension. Save nothing; each backward is the
-//! opposite copy.
+//! inverse copy.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::tensor::{ALIGNMENT, MAX_RANK, Tensor};
 static COPY: Kernel =
     Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
 
-/// A strided view of a whole tensor or a part of it, padded with dimensions of size 1 in front.
+/// A strided view of a tensor, padded to MAX_RANK with leading dimensions of size 1.
 #[derive(Clone, Copy)]
 struct View {
     sizes: [u32; MAX_RANK],
@@ -112,7 +112,16 @@ fn copy_at_once(x: &Tensor, from: View, y: &Tensor, to: View) -> Result<()> {
 }
 
 impl Tensor {
-    /// The last two dimensions exchanged, as a copy.
+    /// Swaps the last two dimensions, copied: `[.., m, n]` → `[.., n, m]`. An error below rank 2. A product reads either
+    /// orientation without a copy.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+    /// assert_eq!(x.transpose()?.to_vec()?, [1.0, 3.0, 2.0, 4.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn transpose(&self) -> Result<Tensor> {
         let rank = self.shape().len();
         if rank < 2 {
@@ -125,11 +134,20 @@ impl Tensor {
         Ok(y)
     }
 
-    /// `range` of dimension `dim`, as a copy.
+    /// Elements `range` of dimension `dim`, copied: `[.., n, ..]` → `[.., range.len(), ..]`. An error unless the range is
+    /// non-empty and within the dimension.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3])?;
+    /// assert_eq!(x.slice_dim(1, 1..3)?.to_vec()?, [2.0, 3.0, 5.0, 6.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn slice_dim(&self, dim: usize, range: Range<usize>) -> Result<Tensor> {
         let rank = self.shape().len();
         if dim >= rank || range.is_empty() || range.end > self.shape()[dim] {
-            let problem = format!("{range:?} of dimension {dim} of {:?}: a part of it expected", self.shape());
+            let problem = format!("{range:?} of dimension {dim} of {:?}: a non-empty range within it expected", self.shape());
             return Err(Error::shape("slice", problem));
         }
         let mut shape = self.shape().to_vec();
@@ -139,7 +157,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// Copies self over `range` of dimension `dim` of `target`.
+    /// Copies self to `range` of dimension `dim` of `target`.
     pub(crate) fn write_to(&self, target: &Tensor, dim: usize, range: &Range<usize>) -> Result<()> {
         let to = View::new(target.shape()).part(self.shape().len(), dim, range);
         copy(self, View::new(self.shape()), target, to)
@@ -173,20 +191,61 @@ fn concat(tensors: &[Tensor], dim: usize) -> Result<(Tensor, Vec<Range<usize>>)>
 }
 
 impl<'t> Var<'t> {
-    /// The same values in another shape of as many elements.
+    /// The same elements in another shape; nothing is copied. Backward: dy in the shape of self. An error unless the numels are
+    /// equal and the rank is 1 to 4.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[4])?);
+    /// let y = x.reshape(&[2, 2])?;
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().shape(), [4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn reshape(&self, shape: &[usize]) -> Result<Var<'t>> {
         let y = self.value().reshape(shape)?;
         let before = self.shape().to_vec();
         self.tape().record("reshape", y, [self], move |dy, _| Ok([Some(dy.reshape(&before)?)]))
     }
 
-    /// The last two dimensions exchanged.
+    /// Swaps the last two dimensions, copied: `[.., m, n]` → `[.., n, m]`. Backward: `dself = dyᵀ`. An error below rank 2. Prefer
+    /// [`Var::matmul_nt`] and [`Var::matmul_tn`], which copy nothing.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::zeros(&gpu, &[2, 3])?);
+    /// let y = x.transpose()?;
+    /// assert_eq!(y.shape(), [3, 2]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().shape(), [2, 3]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn transpose(&self) -> Result<Var<'t>> {
         let y = self.value().transpose()?;
         self.tape().record("transpose", y, [self], |dy, _| Ok([Some(dy.transpose()?)]))
     }
 
-    /// `range` of dimension `dim`.
+    /// Elements `range` of dimension `dim`: `[.., n, ..]` → `[.., range.len(), ..]`. Backward: dy at the range, 0 elsewhere. An
+    /// error unless the range is non-empty and within the dimension.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0], &[3])?);
+    /// let y = x.slice(0, 1..3)?;
+    /// assert_eq!(y.value().to_vec()?, [2.0, 3.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [0.0, 1.0, 1.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn slice(&self, dim: usize, range: Range<usize>) -> Result<Var<'t>> {
         let y = self.value().slice_dim(dim, range.clone())?;
         let before = self.shape().to_vec();
@@ -197,7 +256,22 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// Several variables one after the other along dimension `dim`; the other dimensions agree.
+    /// Concatenates along dimension `dim`: `[.., n₁, ..]`, `[.., n₂, ..]`, … → `[.., n₁ + n₂ + …, ..]`. Backward: each part gets its
+    /// range of dy. An error without parts, or where the other dimensions differ.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let a = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0], &[2, 1])?);
+    /// let b = tape.leaf(Tensor::from_slice(&gpu, &[3.0, 4.0, 5.0, 6.0], &[2, 2])?);
+    /// let y = Var::concat(&[&a, &b], 1)?;
+    /// assert_eq!(y.value().to_vec()?, [1.0, 3.0, 4.0, 2.0, 5.0, 6.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&b).unwrap().shape(), [2, 2]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn concat(parts: &[&Var<'t>], dim: usize) -> Result<Var<'t>> {
         let values: Vec<Tensor> = parts.iter().map(|part| part.value().clone()).collect();
         let (y, ranges) = concat(&values, dim)?;

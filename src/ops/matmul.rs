@@ -1,6 +1,6 @@
-//! Matrix product: y = op(a)·op(b), where op transposes or not. a [m, k], b [k, n] → y [m, n]; with a leading batch dimension on
-//! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without a transposed copy; a b shared by the batch gets the sum.
-//! All three at the tape's precision.
+//! Matrix product: y = op(a)·op(b), op an optional transpose. a [m, k], b [k, n] → y [m, n]; with a leading batch dimension on
+//! a, or on both. Saves a and b. da = dy·op(b)ᵀ, db = op(a)ᵀ·dy, without transposed copies; db is summed over the batch if b has
+//! none. All three at the tape's precision.
 
 use crate::error::Result;
 use crate::gemm::{Gemm, Matrix};
@@ -30,7 +30,7 @@ fn oriented(tensor: &Tensor, transposed: bool) -> Result<Matrix<'_>> {
     Ok(if transposed { matrix.t() } else { matrix })
 }
 
-/// A batch [batch, m, k] times one matrix is one product [batch·m, k].
+/// [batch, m, k] times one matrix is a single product with [batch·m, k].
 fn flatten_batch(a: &Tensor, b: &Tensor, a_transposed: bool) -> Result<(Tensor, Tensor)> {
     match (a.shape(), b.shape()) {
         (&[batch, m, k], [_, _]) if !a_transposed => Ok((a.reshape(&[batch * m, k])?, b.clone())),
@@ -39,17 +39,64 @@ fn flatten_batch(a: &Tensor, b: &Tensor, a_transposed: bool) -> Result<(Tensor, 
 }
 
 impl<'t> Var<'t> {
-    /// self · rhs. self [m, k] or [batch, m, k], rhs [k, n] or [batch, k, n] → [m, n] or [batch, m, n].
+    /// `y = self·rhs`. self `[m, k]`, rhs `[k, n]` → `[m, n]`; self, or both, may have a leading batch dimension. Backward:
+    /// `dself = dy·rhsᵀ`, `drhs = selfᵀ·dy`, summed over the batch where rhs has none. All products at the tape's
+    /// [precision](crate::Tape::with_precision). An error unless the inner dimensions and the batches agree.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let a = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let b = tape.constant(Tensor::from_slice(&gpu, &[1.0, 10.0], &[2, 1])?);
+    /// let y = a.matmul(&b)?;
+    /// assert_eq!(y.value().to_vec()?, [21.0, 43.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&a).unwrap().to_vec()?, [1.0, 10.0, 1.0, 10.0]); // every row is bᵀ
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn matmul(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         self.product(rhs, [false, false])
     }
 
-    /// self · rhsᵀ. self [m, k], rhs [n, k] → [m, n]: a linear layer with its weight stored [out, in].
+    /// `y = self·rhsᵀ`: a linear layer with its weight stored `[out, in]`. self `[m, k]`, rhs `[n, k]` → `[m, n]`, batched like
+    /// [`Var::matmul`]. Backward: `dself = dy·rhs`, `drhs = dyᵀ·self`, without a transposed copy. Errors: as [`Var::matmul`].
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0], &[1, 2])?);
+    /// let weight = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 1.0, 0.0, 1.0, 3.0, 0.0], &[3, 2])?);
+    /// let y = x.matmul_nt(&weight)?;
+    /// assert_eq!(y.value().to_vec()?, [3.0, 2.0, 3.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [4.0, 2.0]); // column sums of the weight
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn matmul_nt(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         self.product(rhs, [false, true])
     }
 
-    /// self · rhsᵀ + residual, in one pass. self [m, k], rhs [n, k], residual [m, n] → [m, n].
+    /// `y = self·rhsᵀ + residual`, added in the product's epilogue. self `[m, k]`, rhs `[n, k]`, residual `[m, n]` → `[m, n]`.
+    /// Backward: as [`Var::matmul_nt`], and `dresidual = dy`. Errors: as [`Var::matmul`], and a residual of another shape.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0], &[1, 2])?);
+    /// let weight = tape.constant(Tensor::from_slice(&gpu, &[1.0, 1.0, 0.0, 1.0], &[2, 2])?);
+    /// let residual = tape.leaf(Tensor::from_slice(&gpu, &[10.0, 20.0], &[1, 2])?);
+    /// let y = x.matmul_nt_add(&weight, &residual)?;
+    /// assert_eq!(y.value().to_vec()?, [13.0, 22.0]);
+    /// let gradients = tape.backward(&y.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&residual).unwrap().to_vec()?, [1.0, 1.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn matmul_nt_add(&self, rhs: &Var<'t>, residual: &Var<'t>) -> Result<Var<'t>> {
         let (a, b) = (self.value().clone(), rhs.value().clone());
         let addend = Some((Matrix::new(residual.value())?, 1.0));
@@ -62,12 +109,34 @@ impl<'t> Var<'t> {
         })
     }
 
-    /// selfᵀ · rhs. self [k, m], rhs [k, n] → [m, n].
+    /// `y = selfᵀ·rhs`. self `[k, m]`, rhs `[k, n]` → `[m, n]`; both may have a batch dimension. Backward: `dself = rhs·dyᵀ`,
+    /// `drhs = self·dy`. Errors: as [`Var::matmul`].
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// assert_eq!(x.matmul_tn(&x)?.value().to_vec()?, [10.0, 14.0, 14.0, 20.0]); // the Gram matrix
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn matmul_tn(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         self.product(rhs, [true, false])
     }
 
-    /// selfᵀ · rhsᵀ. self [k, m], rhs [n, k] → [m, n].
+    /// `y = selfᵀ·rhsᵀ`. self `[k, m]`, rhs `[n, k]` → `[m, n]`; both may have a batch dimension. Backward: `dself = rhsᵀ·dyᵀ`,
+    /// `drhs = dyᵀ·selfᵀ`. Errors: as [`Var::matmul`].
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// assert_eq!(x.matmul_tt(&x)?.value().to_vec()?, [7.0, 15.0, 10.0, 22.0]); // (x·x)ᵀ
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn matmul_tt(&self, rhs: &Var<'t>) -> Result<Var<'t>> {
         self.product(rhs, [true, true])
     }
@@ -90,7 +159,7 @@ fn gradient_a(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
 
 fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precision: Precision) -> Result<Gradient> {
     if let (&[batch, m, k], [_, _], false) = (a.shape(), b.shape(), ta) {
-        // One product over all rows of the batch instead of a sum of products.
+        // One product over the rows of the whole batch instead of a sum of products.
         let a = a.reshape(&[batch * m, k])?;
         let dy = dy.reshape(&[batch * m, dy.rows_and_columns().1])?;
         return gradient_b(&dy, &a, b, [ta, tb], precision);
@@ -98,7 +167,7 @@ fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
     Ok(if tb { gradient(dy, a, [true, ta], b, precision) } else { gradient(a, dy, [!ta, false], b, precision) })
 }
 
-/// left·right as the gradient of an operand, added to a sum by the product's own epilogue.
+/// left·right as the gradient of an operand, accumulated by the product's epilogue.
 fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
     let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
     Gradient::accumulate(move |sum| {
@@ -122,7 +191,7 @@ fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tens
     })
 }
 
-/// Sums the gradient of an operand of this shape that the batch shared.
+/// Sums over the batch if the operand, of this shape, has no batch dimension.
 fn sum_over_batch(gradient: Tensor, shape: &[usize]) -> Result<Tensor> {
     match *gradient.shape() {
         [batch, rows, columns] if shape.len() == 2 => {

@@ -1,4 +1,4 @@
-//! Differentiable operations, one file each: forward, backward, error text and documentation in one place.
+//! Differentiable operations, one file each: forward, backward, errors and documentation in one place.
 
 mod activation;
 mod attention;

@@ -1,4 +1,4 @@
-//! sum and mean over all elements → [1]. Saves nothing; dx is dy, or dy / count, everywhere.
+//! sum and mean over all elements → [1]. Save nothing; dx is dy, or dy/numel, broadcast.
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, workgroup};
@@ -10,10 +10,10 @@ const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
 static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
 
-/// Elements that one workgroup adds.
+/// Elements per workgroup, reduced to one partial sum.
 pub(super) const CHUNK: usize = 16_384;
 
-/// What is added up.
+/// The summand.
 #[derive(Clone, Copy)]
 pub(crate) enum Term {
     /// x
@@ -31,7 +31,7 @@ pub(crate) fn partial_count(tensor: &Tensor) -> usize {
 pub(crate) fn partial_sums(x: &Tensor, term: Term, partials: &Tensor, first: usize) -> Result<()> {
     let gpu = x.gpu();
     let (workgroup, one_subgroup) = workgroup(gpu);
-    // A window is a whole number of chunks, and few enough for one dimension of workgroups.
+    // A window is a whole number of chunks, at most one workgroup dimension.
     let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
     let code = match term {
         Term::Plain => 0,
@@ -80,12 +80,38 @@ impl Tensor {
 }
 
 impl<'t> Var<'t> {
-    /// Sum of all elements → `[1]`.
+    /// Sum of all elements: self `[..]` → `[1]`, in a fixed order. Backward: `dself = dy`, broadcast. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let y = x.sum()?;
+    /// assert_eq!(y.value().item()?, 10.0);
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [1.0; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn sum(&self) -> Result<Var<'t>> {
         self.reduce("sum", 1.0)
     }
 
-    /// Mean of all elements → `[1]`.
+    /// Mean of all elements: self `[..]` → `[1]`. Backward: `dself = dy/numel`, broadcast. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?);
+    /// let y = x.mean()?;
+    /// assert_eq!(y.value().item()?, 2.5);
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [0.25; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn mean(&self) -> Result<Var<'t>> {
         self.reduce("mean", 1.0 / self.value().len() as f32)
     }

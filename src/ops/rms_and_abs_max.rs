@@ -1,5 +1,4 @@
-//! Root mean square and largest absolute value of whole tensors → [tensors, 2], in two passes. Not differentiable: for looking at
-//! weights, gradients and activations without reading them back. A NaN shows in the root mean square.
+//! RMS and maximum absolute value of whole tensors → [tensors, 2], in two passes of fixed order. Not differentiable.
 
 use super::reduce::{CHUNK, partial_count};
 use crate::error::{Error, Result};
@@ -11,7 +10,19 @@ const SOURCE: &str = include_str!("../../shaders/rms_and_abs_max.wgsl");
 static PARTIAL: Kernel = Kernel::trusted("rms_and_abs_max", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
 static FINAL: Kernel = Kernel::trusted("rms_and_abs_max final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]);
 
-/// The root mean square and the largest absolute value of each tensor → `[tensors, 2]`, still on the device.
+/// `[√mean(x²), max |x|]` of each tensor x → `[tensors, 2]`, on the device. Not differentiable: for metrics of weights,
+/// gradients and activations without reading them back. A NaN shows in the RMS. An error without tensors.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, -7.0], &[2])?;
+/// let y = Tensor::from_slice(&gpu, &[0.5; 9], &[3, 3])?;
+/// let found = rms_and_abs_max(&[&x, &y])?.to_vec()?;
+/// assert!((found[0] - 5.0).abs() < 1e-5 && (found[2] - 0.5).abs() < 1e-6);
+/// assert_eq!([found[1], found[3]], [7.0, 0.5]);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     let Some(gpu) = tensors.first().map(|tensor| tensor.gpu()) else {
         return Err(Error::shape("rms_and_abs_max", "no tensors given"));
@@ -30,11 +41,11 @@ pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Writes the pairs of `x`'s chunks from pair `first` on.
+/// Writes one pair per chunk of `x`, from pair `first` on.
 fn partial_pairs(x: &Tensor, pairs: &Tensor, first: usize) -> Result<()> {
     let gpu = x.gpu();
     let iterations = (CHUNK / 4).div_ceil(workgroup(gpu).0 as usize);
-    // A window is a whole number of chunks, and few enough for one dimension of workgroups.
+    // A window is a whole number of chunks, at most one workgroup dimension.
     let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
     for begin in (0..x.len()).step_by(step) {
         let count = step.min(x.len() - begin);

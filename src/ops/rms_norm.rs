@@ -1,4 +1,4 @@
-//! RMSNorm: y = w·x·r, r = 1/√(mean(x²)+eps). x [.., cols], w [cols]. Saves x, w, r [rows]; dw is a column sum of dy·x·r.
+//! RMSNorm: y = w·x·r, r = 1/√(mean(x²) + eps). x [.., columns], w [columns]. Saves x, w, r [rows]; dw is the column sum of dy·x·r.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
@@ -18,7 +18,22 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// weight · self / √(mean(self²) + eps) along the last dimension; weight `[cols]`.
+    /// RMSNorm along the last dimension: `y = weight·self·r`, `r = 1/√(mean(self²) + eps)`. self `[.., columns]`, weight
+    /// `[columns]` → like self. Backward: `dself = r·weight·dy - self·r³·mean(weight·dy·self)`, `dweight = Σ_rows dy·self·r`. An
+    /// error unless weight is `[columns]`.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::from_slice(&gpu, &[3.0, 4.0], &[1, 2])?);
+    /// let weight = tape.constant(Tensor::from_slice(&gpu, &[1.0, 1.0], &[2])?);
+    /// let y = x.rms_norm(&weight, 0.0)?.value().to_vec()?;
+    /// assert!((y[0] / y[1] - 0.75).abs() < 1e-6); // the direction stays
+    /// assert!((y[0] * y[0] + y[1] * y[1] - 2.0).abs() < 1e-5); // mean(y²) = 1
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn rms_norm(&self, weight: &Var<'t>, eps: f32) -> Result<Var<'t>> {
         let (x, w) = (self.value().clone(), weight.value().clone());
         let (rows, columns) = x.rows_and_columns();
@@ -42,13 +57,13 @@ impl<'t> Var<'t> {
 
 fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor, sum: Option<Tensor>) -> Result<Tensor> {
     let columns = x.rows_and_columns().1;
-    let is_added = sum.is_some();
+    let accumulate = sum.is_some();
     let dx = Tensor::sum_or_new(sum, x.gpu(), x.shape())?;
-    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], is_added, 0.0)?;
+    run(&BACKWARD, x, &[(x, columns), (w, 0), (r, 1), (dy, columns), (&dx, columns)], accumulate, 0.0)?;
     Ok(dx)
 }
 
-fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], is_added: bool, eps: f32) -> Result<()> {
+fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], accumulate: bool, eps: f32) -> Result<()> {
     let (rows, columns) = x.rows_and_columns();
     let (workgroup, one_subgroup) = workgroup(x.gpu());
     let launch = Rows {
@@ -57,7 +72,7 @@ fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], is_added: bool
             ("WORKGROUP", workgroup),
             ("ONE_SUBGROUP", one_subgroup),
             ("VECTORS", vectors(columns)),
-            ("ADDED", u32::from(is_added)),
+            ("ACCUMULATE", u32::from(accumulate)),
         ],
         rows,
         tensors,

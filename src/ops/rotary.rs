@@ -1,5 +1,5 @@
-//! Rotary position embedding, half-split order: (x[i], x[i+half]) of every head turns by position·θ^(-i/half). Saves nothing;
-//! the backward turns back.
+//! Rotary position embedding, half-split order: (x[i], x[i + half]) of every head is rotated by position·θ^(-i/half). Saves
+//! nothing; the backward rotates by the negative angle.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, vectors};
@@ -13,7 +13,7 @@ static ROTARY: Kernel = Kernel::trusted(
     &[Access::Read, Access::Read, Access::ReadWrite],
 );
 
-/// The cosines and sines of all positions, computed once in float64: a shader's sine of a large angle is not good enough.
+/// The cosines and sines of all positions, computed once in float64: a shader's `sin` loses all accuracy at large angles.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     /// [positions, head_dim]: half cosines, then half sines.
@@ -21,10 +21,19 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// Angles position·θ^(-i/half) for `positions` positions and i < half = head_dim / 2.
+    /// Angles `position·theta^(-i/half)` for `positions` positions and `i < half = head_dim/2`. An error unless head_dim is even
+    /// and above 0.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// assert!(RotaryTable::new(&gpu, 128, 64, 10_000.0).is_ok());
+    /// assert!(RotaryTable::new(&gpu, 128, 63, 10_000.0).is_err());
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number expected")));
+            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number above 0 expected")));
         }
         let half = head_dim / 2;
         let mut values = Vec::with_capacity(positions * head_dim);
@@ -41,7 +50,7 @@ impl RotaryTable {
         self.angles.gpu()
     }
 
-    /// Turns x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
+    /// Rotates x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
     fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
         let [rows, columns] = x.dims("rotary")?;
         let [positions, head_dim] = self.angles.dims("rotary")?;
@@ -50,7 +59,7 @@ impl RotaryTable {
             return Err(Error::shape("rotary", problem));
         }
         if first + sequence > positions {
-            let problem = format!("positions {first}..{} asked for, the table holds {positions}", first + sequence);
+            let problem = format!("positions {first}..{}, the table has {positions}", first + sequence);
             return Err(Error::shape("rotary", problem));
         }
         let half = head_dim / 2;
@@ -72,7 +81,23 @@ impl RotaryTable {
 }
 
 impl<'t> Var<'t> {
-    /// Turns self [batch·sequence, heads·head_dim], whose row r is at position r mod sequence.
+    /// Rotary position embedding in half-split order: with a the angle of the row's position, every head's pair
+    /// `(x[i], x[i + half])` becomes `(x[i]·cos a - x[i + half]·sin a, x[i + half]·cos a + x[i]·sin a)`. self
+    /// `[batch·sequence, heads·head_dim]` → like self; row r is at position r mod sequence. Backward: dy rotated by -a. Errors:
+    /// rows that are not whole sequences, columns that are not whole heads, a sequence longer than the table.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let table = RotaryTable::new(&gpu, 2, 2, 10_000.0)?;
+    /// let x = tape.constant(Tensor::from_slice(&gpu, &[1.0, 0.0, 1.0, 0.0], &[2, 2])?);
+    /// let y = x.rotary(&table, 2)?.value().to_vec()?;
+    /// assert_eq!(y[..2], [1.0, 0.0]); // position 0
+    /// assert!((y[2] - 1f32.cos()).abs() < 1e-6 && (y[3] - 1f32.sin()).abs() < 1e-6); // position 1: one radian
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn rotary(&self, table: &RotaryTable, sequence: usize) -> Result<Var<'t>> {
         self.rotary_from(table, sequence, 0)
     }

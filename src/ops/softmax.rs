@@ -12,7 +12,16 @@ static BACKWARD: Kernel =
     Kernel::trusted("softmax backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]);
 
 impl Tensor {
-    /// Softmax over the last dimension.
+    /// Softmax over the last dimension: `y[r, c] = exp(x[r, c] - max_r) / Σ_c exp(x[r, c] - max_r)`. self `[.., columns]` → like
+    /// self. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1000.0, 1000.0], &[1, 2])?;
+    /// assert_eq!(x.softmax()?.to_vec()?, [0.5, 0.5]); // no overflow
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn softmax(&self) -> Result<Tensor> {
         run(&FORWARD, &[self])
     }
@@ -39,7 +48,21 @@ fn run(kernel: &Kernel, inputs: &[&Tensor]) -> Result<Tensor> {
 }
 
 impl<'t> Var<'t> {
-    /// Softmax over the last dimension.
+    /// Softmax over the last dimension: [`Tensor::softmax`]. self `[.., columns]` → like self. Backward:
+    /// `dself = y·(dy - Σ_c y·dy)`. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let x = tape.leaf(Tensor::zeros(&gpu, &[1, 4])?);
+    /// let y = x.softmax()?;
+    /// assert_eq!(y.value().to_vec()?, [0.25; 4]);
+    /// let gradients = tape.backward(&y.slice(1, 0..1)?.sum()?, &mut Gradients::new())?;
+    /// assert_eq!(gradients.get(&x).unwrap().to_vec()?, [0.1875, -0.0625, -0.0625, -0.0625]); // y·(onehot - y)
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn softmax(&self) -> Result<Var<'t>> {
         let y = self.value().softmax()?;
         let saved = y.clone();

@@ -1,4 +1,4 @@
-//! SwiGLU: y = silu(gate)·up. Saves both. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
+//! SwiGLU: y = silu(gate)·up. Saves gate and up. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel};
@@ -16,7 +16,23 @@ static BACKWARD: Kernel = Kernel::trusted(
 );
 
 impl<'t> Var<'t> {
-    /// silu(self) · up, of the same shape; self is the gate.
+    /// SwiGLU, elementwise: `y = silu(self)·up`; self is the gate. Backward, with s = σ(self): `dself = dy·up·s·(1 + self·(1 - s))`,
+    /// `dup = dy·self·s`, in one pass. An error unless the shapes are equal.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let params = Params::new(&gpu);
+    /// # let tape = Tape::new(&params);
+    /// let gate = tape.leaf(Tensor::zeros(&gpu, &[1])?);
+    /// let up = tape.leaf(Tensor::from_slice(&gpu, &[3.0], &[1])?);
+    /// let y = gate.swiglu(&up)?;
+    /// assert_eq!(y.value().item()?, 0.0);
+    /// let gradients = tape.backward(&y, &mut Gradients::new())?;
+    /// assert!((gradients.get(&gate).unwrap().item()? - 1.5).abs() < 1e-6);
+    /// assert_eq!(gradients.get(&up).unwrap().item()?, 0.0); // silu(0)
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn swiglu(&self, up: &Var<'t>) -> Result<Var<'t>> {
         let (gate, up_value) = (self.value().clone(), up.value().clone());
         if gate.shape() != up_value.shape() {

@@ -1,8 +1,8 @@
-//! The learning-rate factor over the steps of a run.
+//! Learning-rate schedules.
 
 use std::f64::consts::PI;
 
-/// How the last part of a warm-up, stable, decay schedule falls; p is the fraction of the decay that is done.
+/// Decay shape of a warmup-stable-decay schedule, as a function of the progress p of the decay, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum LrDecay {
@@ -15,25 +15,25 @@ pub enum LrDecay {
     Cosine,
 }
 
-/// What follows the warm-up.
+/// Schedule after warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum ScheduleKind {
-    /// Half a cosine from 1 to `end_ratio`.
+    /// Cosine decay from 1 to `end_ratio`.
     #[default]
     Cosine,
-    /// A line from 1 to 0.
+    /// Linear decay from 1 to 0.
     Linear,
-    /// Warm-up, stable, decay: 1 until the last `decay_steps` steps, then down to 0.
+    /// Warmup, stable, decay: 1 until the last `decay_steps` steps, then decay to 0.
     Wsd,
     /// 1 throughout.
     Constant,
 }
 
-/// A learning-rate schedule.
+/// A learning-rate schedule: linear warmup, then `kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Schedule {
-    /// What follows the warm-up.
+    /// Schedule after warmup.
     pub kind: ScheduleKind,
     /// Steps of the whole run.
     pub total_steps: u64,
@@ -48,7 +48,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The factor on the learning rate at step `step`, counted from 0.
+    /// Learning-rate factor at step `step`, counted from 0.
     pub fn factor(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return (step + 1) as f64 / (self.warmup_steps + 1) as f64;

@@ -1,4 +1,4 @@
-//! The vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
+//! The matrix-vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
 
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, Launch, Slice, grid, strides, vectors, workgroup};
@@ -19,34 +19,34 @@ static GAMMA_GRADIENT: Kernel = Kernel::trusted("spectral dgamma", SOURCE, "gamm
 static PULL: Kernel = Kernel::trusted("spectral pull", SOURCE, "pull", &[R, R, W]);
 static FINISH: Kernel = Kernel::trusted("spectral finish", SOURCE, "finish", &[R, R, R, R, W]);
 
-/// The most rows of a workgroup of `apply`: few enough to be still in the cache when they are read again.
-const MOST_ROWS: usize = 32;
-/// The most Elements of a row that an invocation of `apply` holds.
-const MOST_HELD: usize = 24;
-/// Floats per matrix in the scalars; `SCALARS` of the shader.
+/// Maximum rows per workgroup of `apply`: few enough to stay in cache until they are read again.
+const MAX_CHUNK: usize = 32;
+/// Maximum Elements of a row that an invocation of `apply` keeps in registers.
+const MAX_HELD: usize = 24;
+/// Scalars per matrix; `SCALARS` of the shader.
 const SCALARS: usize = 8;
 
-/// Places in the scalars of a matrix.
+/// Indices of the scalars of a matrix.
 pub(super) const INVERSE: usize = 1;
 pub(super) const INVERSE_SQUARE: usize = 2;
 pub(super) const OUTPUT: usize = 3;
 
-/// One element of each matrix's scalars as a product's factor.
+/// A scalar of each matrix as a product's factor.
 pub(super) fn factor(scalars: &Tensor, index: usize) -> crate::gemm::Factor<'_> {
     crate::gemm::Factor { tensor: scalars, index, batch_stride: SCALARS }
 }
 
-/// What the entry points share.
+/// Launch parameters of all entry points.
 struct Pass<'a> {
     kernel: &'static Kernel,
     rows: usize,
     columns: usize,
     chunks: usize,
-    /// Rows of a chunk.
+    /// Rows per chunk.
     chunk: usize,
-    /// Whether the summands are made of w·v instead of u.
+    /// Whether y is w·v instead of u.
     product: bool,
-    /// Elements of a row that an invocation of `apply` holds; 0 where it reads the rows twice.
+    /// Elements of a row that an invocation of `apply` keeps in registers; 0 reads the rows twice.
     held: usize,
     eps: f32,
     norm: u32,
@@ -80,7 +80,7 @@ impl Pass<'_> {
     }
 }
 
-const NEUTRAL: Pass<'static> = Pass {
+const DEFAULT: Pass<'static> = Pass {
     kernel: &MULTIPLY,
     rows: 0,
     columns: 0,
@@ -102,23 +102,23 @@ pub(super) fn multiply(w: &Tensor, x: &Tensor) -> Result<Tensor> {
     let y = Tensor::uninitialized(w.gpu(), &[batch, rows])?;
     let buffers = [w, x, &y].map(Tensor::slice);
     let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &MULTIPLY, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..NEUTRAL }.launch(w)?;
+    Pass { kernel: &MULTIPLY, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(w)?;
     Ok(y)
 }
 
-/// The iteration for the vectors u and v of the largest singular value of w [batch, rows, columns].
+/// Power iteration for the singular vectors u and v of the largest singular value of w [batch, rows, columns].
 pub(super) struct Iteration<'a> {
     w: &'a Tensor,
     eps: f32,
-    /// About 1/s of each matrix, so that squares of w·v neither overflow nor vanish; written by every normalisation.
+    /// About 1/s of each matrix, so that squares of w·v neither overflow nor underflow; updated by every normalization.
     inverses: Tensor,
     chunk: usize,
 }
 
-/// Sums of w's rows, not yet added up.
-struct Summands {
+/// Partial sums of wᵀy, per chunk of rows.
+struct Partials {
     parts: Tensor,
-    /// Of the factors of the rows, per chunk.
+    /// Σ y² per chunk.
     squares: Tensor,
 }
 
@@ -126,28 +126,28 @@ impl<'a> Iteration<'a> {
     pub(super) fn new(w: &'a Tensor, eps: f32) -> Result<Self> {
         let [batch, _, columns] = w.dims("pc")?;
         let inverses = Tensor::uninitialized(w.gpu(), &[batch])?;
-        let chunk = (16_384 / strides(columns, workgroup(w.gpu()).0)).clamp(1, MOST_ROWS);
+        let chunk = (16_384 / strides(columns, workgroup(w.gpu()).0)).clamp(1, MAX_CHUNK);
         Ok(Self { w, eps, inverses, chunk })
     }
 
-    /// wᵀ·u / (its norm + eps), or `previous` where that is zero → [batch, columns].
+    /// wᵀu / (‖wᵀu‖ + eps), or `previous` if wᵀu is zero → [batch, columns].
     pub(super) fn first(&self, u: &Tensor, previous: &Tensor) -> Result<Tensor> {
         self.normalize(&self.apply(u, false)?, previous, false)
     }
 
-    /// The next v: [`Iteration::first`] of w·v / (its norm + eps), reading w once.
+    /// The next v: [`Iteration::first`] of u = w·v / (‖w·v‖ + eps), reading w once.
     pub(super) fn next(&self, v: &Tensor) -> Result<Tensor> {
         self.normalize(&self.apply(v, true)?, v, true)
     }
 
-    /// w·v / (its norm + eps), or `previous` where that is zero → [batch, rows].
+    /// w·v / (‖w·v‖ + eps), or `previous` if w·v is zero → [batch, rows].
     pub(super) fn left(&self, v: &Tensor, previous: &Tensor) -> Result<Tensor> {
         let [batch, rows, _] = self.w.dims("pc")?;
         let parts = multiply(self.w, v)?.reshape(&[batch, 1, rows])?;
-        self.normalize(&Summands { squares: parts.clone(), parts }, previous, false)
+        self.normalize(&Partials { squares: parts.clone(), parts }, previous, false)
     }
 
-    fn apply(&self, x: &Tensor, product: bool) -> Result<Summands> {
+    fn apply(&self, x: &Tensor, product: bool) -> Result<Partials> {
         let (w, chunk) = (self.w, self.chunk);
         let [batch, rows, columns] = w.dims("pc")?;
         let chunks = rows.div_ceil(chunk);
@@ -156,34 +156,34 @@ impl<'a> Iteration<'a> {
         let buffers = [w, x, &self.inverses, &squares, &parts].map(Tensor::slice);
         let workgroups = [chunks as u32, 1, batch as u32];
         let strides = strides(columns, workgroup(w.gpu()).0);
-        let held = if strides <= MOST_HELD { strides } else { 0 };
+        let held = if strides <= MAX_HELD { strides } else { 0 };
         let iterations = chunk * 2 * (1 + strides);
         let kernel = &APPLY;
-        Pass { kernel, rows, columns, chunks, chunk, product, held, buffers: &buffers, workgroups, iterations, ..NEUTRAL }
+        Pass { kernel, rows, columns, chunks, chunk, product, held, buffers: &buffers, workgroups, iterations, ..DEFAULT }
             .launch(w)?;
-        Ok(Summands { parts, squares })
+        Ok(Partials { parts, squares })
     }
 
-    fn normalize(&self, summands: &Summands, previous: &Tensor, product: bool) -> Result<Tensor> {
-        let [batch, chunks, columns] = summands.parts.dims("pc")?;
+    fn normalize(&self, partials: &Partials, previous: &Tensor, product: bool) -> Result<Tensor> {
+        let [batch, chunks, columns] = partials.parts.dims("pc")?;
         let gpu = self.w.gpu();
         let y = Tensor::uninitialized(gpu, &[batch, columns])?;
-        let buffers = [&summands.parts, &summands.squares, previous, &self.inverses, &y].map(Tensor::slice);
+        let buffers = [&partials.parts, &partials.squares, previous, &self.inverses, &y].map(Tensor::slice);
         let iterations = strides(columns, workgroup(gpu).0) * (2 + chunks) + chunks;
         let workgroups = [batch as u32, 1, 1];
         let (kernel, eps) = (&NORMALIZE, self.eps);
-        Pass { kernel, columns, chunks, product, eps, buffers: &buffers, workgroups, iterations, ..NEUTRAL }.launch(self.w)?;
+        Pass { kernel, columns, chunks, product, eps, buffers: &buffers, workgroups, iterations, ..DEFAULT }.launch(self.w)?;
         Ok(y)
     }
 }
 
-/// Σ_c a[r, c]·b[r, c] for each row → [batch, rows].
+/// Σ_c a[r, c]·b[r, c] per row → [batch, rows].
 pub(super) fn row_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = a.dims("pc")?;
     let y = Tensor::uninitialized(a.gpu(), &[batch, rows])?;
     let buffers = [a, b, &y].map(Tensor::slice);
     let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &ROW_PRODUCTS, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..NEUTRAL }.launch(a)?;
+    Pass { kernel: &ROW_PRODUCTS, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(a)?;
     Ok(y)
 }
 
@@ -194,7 +194,7 @@ pub(super) fn divide(numbers: &Tensor, others: &Tensor, gamma: &Tensor, norm: No
     let buffers = [numbers, others, gamma, &scalars].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
     let norm = norm as u32;
-    Pass { kernel: &DIVIDE, rows, eps, norm, recover, buffers: &buffers, workgroups, iterations: rows, ..NEUTRAL }
+    Pass { kernel: &DIVIDE, rows, eps, norm, recover, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }
         .launch(numbers)?;
     Ok(scalars)
 }
@@ -205,11 +205,11 @@ pub(super) fn gamma_gradient(numbers: &Tensor, scalars: &Tensor) -> Result<Tenso
     let dgamma = Tensor::uninitialized(numbers.gpu(), &[batch])?;
     let buffers = [numbers, scalars, &dgamma].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
-    Pass { kernel: &GAMMA_GRADIENT, rows, buffers: &buffers, workgroups, iterations: rows, ..NEUTRAL }.launch(numbers)?;
+    Pass { kernel: &GAMMA_GRADIENT, rows, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(numbers)?;
     Ok(dgamma)
 }
 
-/// dw = OUTPUT·(m − PULL·direction), where PULL comes from ⟨m, w⟩ and the direction is u·vᵀ or w.
+/// dw = OUTPUT·(m − PULL·direction), PULL from ⟨m, w⟩, direction u·vᵀ or w.
 pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &Tensor, norm: Norm) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
     let numbers = row_products(m, w)?;
@@ -217,13 +217,13 @@ pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &T
     let buffers = [&numbers, scalars, &factors].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
     let norm_code = norm as u32;
-    Pass { kernel: &PULL, rows, norm: norm_code, buffers: &buffers, workgroups, iterations: rows, ..NEUTRAL }.launch(w)?;
+    Pass { kernel: &PULL, rows, norm: norm_code, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(w)?;
     let dw = Tensor::uninitialized(w.gpu(), w.shape())?;
     let right = if norm == Norm::Frobenius { w } else { v };
     let buffers = [m, &factors, u, right, &dw].map(Tensor::slice);
     let width = if columns.is_multiple_of(4) { 4 } else { 1 };
     let workgroups = grid((w.len() / width) as u64, 64);
-    Pass { kernel: &FINISH, rows, columns, chunks: batch, norm: norm_code, buffers: &buffers, workgroups, ..NEUTRAL }
+    Pass { kernel: &FINISH, rows, columns, chunks: batch, norm: norm_code, buffers: &buffers, workgroups, ..DEFAULT }
         .launch(w)?;
     Ok(dw)
 }

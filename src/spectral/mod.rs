@@ -1,4 +1,4 @@
-//! Odd matrix polynomials, the streaming estimate of the largest singular value, and the PC layer built from the two.
+//! Odd matrix polynomials, streaming power iteration for the largest singular value, and the PC layer built on both.
 
 mod kernels;
 mod pc;

@@ -1,9 +1,9 @@
 //! The PC layer: W_eff = γ·stop(s)·N·P(NᵀN), N = W/s, s = uᵀ(Wv) + eps (for a tall W; mirrored for a wide one), and its
 //! backward, after arXiv 2606.06470.
 //!
-//! Everything is a batch [heads, rows, columns]: one matrix, or the blocks of a matrix that is preconditioned per head. N is
-//! never formed: 1/s, 1/s² and γ·stop(s)/s multiply inside the products. With M' = E·P + N·(D + Dᵀ), where D is the
-//! polynomial's backward of R = NᵀE:
+//! Everything is a batch [heads, rows, columns]: one matrix, or the row blocks of a matrix preconditioned per head. N is never
+//! materialized: 1/s, 1/s² and γ·stop(s)/s are factors in the products' epilogues. With R = NᵀE, D = ∂⟨R, P⟩/∂(NᵀN) and
+//! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
 use super::Norm;
@@ -13,22 +13,23 @@ use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
 
-/// Settings of a PC layer.
+/// Configuration of a PC layer (arXiv 2606.06470): `W_eff = γ·stop(s)·N·P(NᵀN)`, `N = W/s`. The default is level 4 with the
+/// spectral norm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PcConfig {
-    /// a0, a1, … of P(G) = a0·I + a1·G + …
+    /// Coefficients a₀, a₁, … of `P(G) = a₀·I + a₁·G + a₂·G² + …`; see [`level_coefficients`].
     pub coefficients: Vec<f32>,
-    /// What W is divided by.
+    /// The norm s.
     pub norm: Norm,
-    /// Iterations of a refresh of u and v.
+    /// Power iterations per refresh of u and v; 0 keeps them.
     pub power_iterations: usize,
-    /// Added to s and to norms.
+    /// Added to s and to the norms of the power iteration: division stays finite for W = 0.
     pub eps: f32,
-    /// Multiply by stop(s), so that the scale of W is kept.
+    /// Multiply by stop(s), so that W_eff has the norm of W; without, its norm is about γ.
     pub recover_norm: bool,
-    /// A trained factor γ per matrix.
+    /// Train a scale γ per matrix.
     pub learnable_gamma: bool,
-    /// γ at the start, and throughout where it is not trained.
+    /// Initial γ; its constant value where it is not trained.
     pub gamma_init: f32,
 }
 
@@ -54,7 +55,18 @@ const LEVELS: [&[f32]; 5] = [
     &[3.625, -9.261, 14.097, -10.351, 2.890],
 ];
 
-/// The published coefficients of a level from 0 to 4.
+/// The coefficients of PC level 0 to 4 (arXiv 2606.06470), the polynomial's degree; an error for other levels. Each `g(σ) = σ·P(σ²)`
+/// keeps the largest singular value, 1, and raises the small ones more with every level.
+///
+/// ```
+/// # use polytape::{Error, spectral::level_coefficients};
+/// let g = |level, s: f32| -> Result<f32, Error> {
+///     Ok(level_coefficients(level)?.iter().rev().fold(0.0, |p, a| p * s * s + a) * s)
+/// };
+/// assert!((g(4, 1.0)? - 1.0).abs() < 1e-5);
+/// assert!((g(1, 0.1)? - 0.150).abs() < 1e-3 && (g(4, 0.1)? - 0.353).abs() < 2e-3);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
     let found = LEVELS.get(level).map(|coefficients| coefficients.to_vec());
     found.ok_or_else(|| Error::Value(format!("PC level {level}: 0 to 4 expected")))
@@ -74,7 +86,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// That the matrices fit one binding.
+    /// Checks that the matrices fit one binding.
     fn check_binding(&self) -> Result<()> {
         let shape @ [heads, rows, columns] = self.w.dims("pc")?;
         let (bytes, limit) = (pc_binding(shape), self.w.gpu().binding_limit());
@@ -85,8 +97,7 @@ impl Layer {
         Err(Error::shape("pc", problem))
     }
 
-    /// `power_iterations` times v ← Wᵀu/(‖Wᵀu‖+eps), u ← Wv/(‖Wv‖+eps), where a zero matrix leaves
-    /// both: the new u and v.
+    /// The new (u, v): `power_iterations` times v ← Wᵀu/(‖Wᵀu‖ + eps), u ← Wv/(‖Wv‖ + eps). A zero matrix keeps both.
     pub(super) fn refresh(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         if config.power_iterations == 0 {
             return Ok((self.u.clone(), self.v.clone()));
@@ -100,7 +111,7 @@ impl Layer {
         Ok((iteration.left(&v, &self.u)?, v))
     }
 
-    /// s and what is made of it.
+    /// s and the scalars derived from it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
         self.check_binding()?;
         let (numbers, others) = match config.norm {
@@ -114,7 +125,7 @@ impl Layer {
         kernels::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
     }
 
-    /// W_eff, and the scalars that the backward needs.
+    /// (W_eff, the scalars for the backward).
     pub(super) fn forward(&self, config: &PcConfig) -> Result<(Tensor, Tensor)> {
         let scalars = self.scalars(config)?;
         let effective = match Form::new(&config.coefficients) {
@@ -128,7 +139,7 @@ impl Layer {
         Ok((effective, scalars))
     }
 
-    /// OUTPUT·a0·W: the same pass as a backward's end, with nothing to pull.
+    /// OUTPUT·a₀·W: the last pass of the backward without the norm's gradient.
     fn times_identity(&self, a0: f32, scalars: &Tensor) -> Result<Tensor> {
         kernels::finish(&self.w.scaled(a0)?, &self.w, scalars, &self.u, &self.v, Norm::None)
     }
@@ -143,7 +154,7 @@ impl Layer {
         Ok((dw, dgamma))
     }
 
-    /// (M', dγ). The polynomial is computed again: what a forward would beta of it is larger than the gradient.
+    /// (M', dγ). The polynomial is recomputed: its intermediates would take more memory than the gradient.
     fn backward_of_polynomial(&self, scalars: &Tensor, e: &Tensor, form: &Form) -> Result<(Tensor, Tensor)> {
         let polynomial = Polynomial::of_gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)), form)?;
         let inverse = Some(factor(scalars, INVERSE));

@@ -1,11 +1,10 @@
 //! Polynomials of a symmetric matrix with few products, and Newton–Schulz.
 //!
-//! Powers of a matrix commute, and those of a symmetric one are symmetric. From degree d = 4 on, the matrix is shifted first: with
-//! X = G + h·I, where h makes the coefficient q_{d-1} of P = Σ qᵢ·Xⁱ vanish, the highest terms are one square,
+//! Powers of a symmetric matrix commute and are symmetric. From degree d = 4 on, the matrix is shifted: with X = G + h·I, where h
+//! makes the coefficient q_{d-1} of P = Σ qᵢ·Xⁱ vanish, the leading terms complete a square,
 //!     q_d·K² + q_{d-3}·X + constant·I,   K = X² + s·I,   s = q_{d-2} / (2·q_d),
-//! so that degree 4 takes two products, where Horner's rule takes three, and its backward two, where Horner's takes five. What is
-//! below the square, or below a quadratic where there is none, is Horner's rule. Identities, α and β are epilogues of the
-//! products, the shift one of the product that makes G.
+//! so that degree 4 takes two products and its backward two, where Horner's rule takes three and five. The remaining terms, and
+//! degrees below 4 after a quadratic, use Horner's rule. Identities and scales are applied in the products' epilogues.
 
 use crate::error::Result;
 use crate::gemm::{Factor, Gemm, Matrix};
@@ -40,12 +39,12 @@ fn product<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
     Ok(Gemm::new(Matrix::new(a)?, Matrix::new(b)?))
 }
 
-/// A product that is known to be symmetric.
+/// A product whose result is known to be symmetric.
 fn symmetric<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
     Ok(Gemm { symmetric: true, ..product(a, b)? })
 }
 
-/// The highest terms of a polynomial, which take no step of Horner's rule.
+/// The leading terms of a polynomial, evaluated before Horner's rule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Leading {
     /// X
@@ -56,23 +55,23 @@ enum Leading {
     Quartic { square: f32, inner: f32, linear: f32, constant: f32 },
 }
 
-/// How P(G) = Σ aᵢ·Gⁱ is evaluated: as a polynomial of X = scale·G + shift·I.
+/// Evaluation scheme of P(G) = Σ aᵢ·Gⁱ, as a polynomial of X = scale·G + shift·I.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Form {
     pub(super) scale: f32,
     shift: f32,
     top: Leading,
-    /// Horner's steps: what is added after each further product with X.
+    /// Horner steps: the coefficient added after each further product with X.
     steps: Vec<f32>,
 }
 
 impl Form {
-    /// The form of a polynomial; `None` where it is a₀·I.
+    /// The scheme for these coefficients; `None` if P = a₀·I.
     pub(super) fn new(coefficients: &[f32]) -> Option<Self> {
         let degree = coefficients.iter().rposition(|&a| a != 0.0)?;
         match coefficients[..=degree] {
             [_] => None,
-            // P itself is what the product that makes G gives.
+            // The product that computes G gives P itself.
             [shift, scale] => Some(Self { scale, shift, top: Leading::Itself, steps: Vec::new() }),
             ref a => Some(Self::with_square(a).unwrap_or_else(|| Self::with_quadratic(a))),
         }
@@ -84,7 +83,7 @@ impl Form {
         Self { scale: 1.0, shift: 0.0, top, steps: below.iter().rev().copied().collect() }
     }
 
-    /// `None` below degree 4, and where the shifted coefficients are so large that their terms would cancel.
+    /// `None` below degree 4, or if the shifted coefficients are so large that their terms would cancel.
     fn with_square(a: &[f32]) -> Option<Self> {
         let degree = a.len() - 1;
         if degree < 4 {
@@ -100,7 +99,7 @@ impl Form {
         let (below, top) = q.split_at(degree - 4);
         let inner = top[2] / (2.0 * top[4]);
         let constant = top[0] - top[4] * inner * inner;
-        // What the terms may come to for a G with eigenvalues in [0, 1].
+        // Upper bound on the sum of the terms' magnitudes for eigenvalues of G in [0, 1].
         let reach = 1.0 + shift.abs();
         let highest = top[4].abs() * (reach * reach + inner.abs()).powi(2) + top[1].abs() * reach + constant.abs();
         let terms = below.iter().rev().fold(highest, |sum, q| sum * reach + q.abs());
@@ -120,18 +119,18 @@ impl Form {
     }
 }
 
-/// A polynomial of a batch of symmetric matrices with what its backward needs.
+/// A polynomial of a batch of symmetric matrices, with the intermediates for its backward.
 pub(super) struct Polynomial<'a> {
     form: &'a Form,
     x: Tensor,
     /// K of a quartic top.
     inner: Option<Tensor>,
-    /// The top, then what each of Horner's steps made of it: the last is P.
+    /// The leading terms, then the result of each Horner step; the last is P.
     levels: Vec<Tensor>,
 }
 
 impl<'a> Polynomial<'a> {
-    /// P(G) for G = f·wᵀw of a tall w, f·w·wᵀ of a wide one, where f is a factor on the device.
+    /// P(G) for G = f·wᵀw (tall w) or f·w·wᵀ (wide w), with the factor f on the device.
     pub(super) fn of_gram(w: &Tensor, factor: Option<Factor<'_>>, form: &'a Form) -> Result<Self> {
         let (left, right) = gram_operands(w, w)?;
         let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..Gemm::new(left, right) }.compute()?;
@@ -163,34 +162,34 @@ impl<'a> Polynomial<'a> {
 
     /// D + Dᵀ, where D = ∂⟨R, P⟩/∂X for a cotangent R of P.
     ///
-    /// As X and all that is made of it are symmetric, only S = R + Rᵀ matters. A step L' = X·L + q·I gives (S·L + L·S)/2 and hands
-    /// (X·S + S·X)/2 on to L. All that is given is summed as one half Y, so that D + Dᵀ = Y + Yᵀ.
+    /// X and all polynomials of it are symmetric, so only S = R + Rᵀ matters. A step L' = X·L + q·I contributes (S·L + L·S)/2 and
+    /// propagates (X·S + S·X)/2 to L. Half of each contribution is accumulated in Y, so that D + Dᵀ = Y + Yᵀ.
     pub(super) fn backward(&self, r: &Tensor) -> Result<Tensor> {
         let mut s = plus_transposed(r)?;
         let mut half = None;
         for level in self.levels.iter().rev().skip(1) {
-            half = Some(added(half, Gemm { alpha: 0.5, ..product(&s, level)? })?);
+            half = Some(accumulate(half, Gemm { alpha: 0.5, ..product(&s, level)? })?);
             s = plus_transposed(&Gemm { alpha: 0.5, ..product(&self.x, &s)? }.compute()?)?;
         }
         let half = match self.form.top {
             Leading::Itself => return Ok(s),
             Leading::Quadratic([_, q1, q2]) => {
                 let addend = Some((Matrix::new(&s)?, 0.5 * q1));
-                added(half, Gemm { alpha: q2, addend, ..product(&s, &self.x)? })?
+                accumulate(half, Gemm { alpha: q2, addend, ..product(&s, &self.x)? })?
             }
             Leading::Quartic { square, linear, .. } => {
                 let k = self.inner.as_ref().expect("bug: a quartic keeps its K");
                 let m = plus_transposed(&Gemm { alpha: square, ..product(&s, k)? }.compute()?)?;
                 let addend = Some((Matrix::new(&s)?, 0.5 * linear));
-                added(half, Gemm { addend, ..product(&m, &self.x)? })?
+                accumulate(half, Gemm { addend, ..product(&m, &self.x)? })?
             }
         };
         plus_transposed(&half)
     }
 }
 
-/// sum + what a product gives.
-fn added(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
+/// sum + product, in place.
+fn accumulate(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
     match sum {
         None => gemm.compute(),
         Some(sum) => {
@@ -200,18 +199,18 @@ fn added(sum: Option<Tensor>, gemm: Gemm<'_>) -> Result<Tensor> {
     }
 }
 
-/// Coefficient sets (a, b, c) of the quintic X ← a·X + (b·A + c·A²)·X, A = X·Xᵀ.
+/// Coefficient sets (a, b, c) of the quintic `X ← a·X + (b·A + c·A²)·X`, `A = X·Xᵀ`. All but Polar Express cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NewtonSchulz {
-    /// One triple for every step.
+    /// One triple, from Keller Jordan's [Muon](https://kellerjordan.github.io/posts/muon/): singular values end within about 0.3 of 1.
     #[default]
     Simple,
-    /// Five triples.
+    /// Five triples, one per step, by You Jiacheng for modded-nanogpt.
     Quintic,
-    /// Eight triples, of which the last repeats.
+    /// Eight triples after [Polar Express](https://arxiv.org/abs/2505.16932); the last one repeats. Converges to 1.
     PolarExpress,
-    /// Four triples.
+    /// Four triples, from thib-s/flash-newton-schulz.
     Aol,
 }
 
@@ -251,14 +250,25 @@ impl NewtonSchulz {
         }
     }
 
-    /// The usual number of steps.
+    /// The usual number of steps: 8 for Polar Express, else 5.
     pub fn default_steps(self) -> usize {
         if self == Self::PolarExpress { 8 } else { 5 }
     }
 }
 
-/// `steps` steps of X ← X·P(XᵀX) (or the mirror image for a wide X, so that the smaller side is squared), which drive the singular
-/// values of an X [r, c] of norm at most 1 towards 1.
+/// Approximate orthogonalization: `steps` steps of `X ← X·(a·I + b·G + c·G²)`, `G = XᵀX` (mirrored for a wide X, so that G is on
+/// the smaller side), drive the singular values of X `[rows, columns]` towards 1. X must have spectral norm at most about 1:
+/// divide by the Frobenius norm. Not differentiable. An error unless X is of rank 2.
+///
+/// ```
+/// # use polytape::*;
+/// # use polytape::spectral::{NewtonSchulz, newton_schulz};
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[0.6, 0.0, 0.0, 0.01], &[2, 2])?;
+/// let y = newton_schulz(x, NewtonSchulz::PolarExpress, 8)?.to_vec()?;
+/// assert!((y[0] - 1.0).abs() < 0.02 && (y[3] - 1.0).abs() < 0.02);
+/// # Ok::<(), Error>(())
+/// ```
 pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Result<Tensor> {
     let [rows, columns] = x.dims("newton_schulz")?;
     let mut x = x.reshape(&[1, rows, columns])?;
@@ -270,20 +280,20 @@ pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Res
     x.reshape(&[rows, columns])
 }
 
-/// The most bytes that [`newton_schulz`] of a matrix [rows, columns] binds of what cannot be cut: symmetric products with a diagonal,
-/// whose operand is X, unless that is tall and cut along its rows, and whose results are square.
+/// Maximum binding, in bytes, of [`newton_schulz`] of a matrix `[rows, columns]` that cannot be split: symmetric products with a
+/// diagonal, with operand X (unless tall: split along its rows) and a square result.
 pub fn newton_schulz_binding([rows, columns]: [usize; 2]) -> u64 {
     // Wide: X and then rows × rows; tall: columns × columns.
     4 * (rows.min(columns) * columns) as u64
 }
 
-/// The product with P on the smaller side: x·p for a tall x, p·x for a wide one.
+/// The product with P on the smaller side: x·p for tall x, p·x for wide x.
 pub(super) fn multiply_on_smaller_side<'a>(x: &'a Tensor, p: &'a Tensor) -> Result<Gemm<'a>> {
     let [_, rows, columns] = x.dims("matrix polynomial")?;
     if rows >= columns { product(x, p) } else { product(p, x) }
 }
 
-/// The factors of xᵀ·y for a tall x, of y·xᵀ for a wide one.
+/// The operands of xᵀ·y for tall x, of y·xᵀ for wide x.
 pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<'a>, Matrix<'a>)> {
     let [_, rows, columns] = x.dims("matrix polynomial")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
@@ -295,7 +305,7 @@ mod tests {
     use super::*;
     use crate::spectral::level_coefficients;
 
-    /// P(g) by the form, of a number.
+    /// P(g) of a scalar, by the scheme.
     fn value(form: &Form, g: f64) -> f64 {
         let x = f64::from(form.scale) * g + f64::from(form.shift);
         let top = match form.top {

@@ -1,4 +1,4 @@
-//! [`Preconditioner`]: raw parameters → effective weights, once per optimizer step, and their gradients back.
+//! [`Preconditioner`]: maps raw parameters to effective weights once per optimizer step, and pulls their gradients back.
 //!
 //! The optimizer sees raw parameters only, the model sees effective weights only, and neither knows of the other.
 
@@ -10,47 +10,64 @@ use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
-/// Last part of the name of a PC layer's left vector u: `<name>.pc_u` stands beside the matrix `<name>.weight`.
+/// Name suffix of a PC layer's left vector u: `<name>.pc_u` belongs to `<name>.weight`.
 pub const PC_U: &str = "pc_u";
-/// Last part of the name of its right vector v.
+/// Name suffix of its right vector v.
 pub const PC_V: &str = "pc_v";
-/// Last part of the name of its scale γ.
+/// Name suffix of its scale γ.
 pub const PC_GAMMA: &str = "pc_gamma";
 
-/// Where the pieces of one preconditioned matrix are.
+/// The parameters of one preconditioned matrix.
 #[derive(Debug, Clone)]
 struct Entry {
     weight: ParamId,
     heads: usize,
     u: ParamId,
     v: ParamId,
-    /// Absent where γ is not trained.
+    /// `None` if γ is constant.
     gamma: Option<ParamId>,
 }
 
-/// The PC layers of a set of parameters. u, v and γ stand beside the matrix `<name>.weight` as `<name>.pc_u`, `<name>.pc_v` and
-/// `<name>.pc_gamma`.
+/// The PC layers (arXiv 2606.06470) of a set of parameters: raw weight W `[rows, columns]` → `W_eff = γ·stop(s)·N·P(NᵀN)`,
+/// `N = W/s`, of the same shape, per block of rows. u, v and γ are stored beside `<name>.weight` as `<name>.pc_u`, `<name>.pc_v`
+/// and `<name>.pc_gamma`.
+///
+/// ```
+/// # use polytape::*;
+/// # use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let mut params = Params::new(&gpu);
+/// let w = params.add("w.weight", Role::Matrix, Tensor::from_slice(&gpu, &[2.0, 0.0, 0.0, 1.0], &[2, 2])?)?;
+/// let config = PcConfig { coefficients: level_coefficients(1)?, ..Default::default() };
+/// let pc = Preconditioner::attach(&mut params, config, &[(w, 1)], 0)?;
+/// pc.refresh(&mut params)?;
+/// let effective = pc.effective(&params)?.params.get(w)?.tensor.to_vec()?;
+/// assert!((effective[0] - 2.0).abs() < 1e-3); // the largest singular value stays
+/// assert!((effective[3] - 1.38025).abs() < 1e-3); // 2·½·(1.507 - 0.507·½²): the others are raised
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Preconditioner {
     config: PcConfig,
     entries: Vec<Entry>,
 }
 
-/// The effective weights of one step; see [`Preconditioner::effective`].
+/// The effective weights of one optimizer step; see [`Preconditioner::effective`].
 #[derive(Debug)]
 pub struct Effective {
-    /// A copy of the raw parameters, under the same ids, in which the preconditioned matrices are replaced.
+    /// A copy of the parameters, with the same ids, that holds W_eff in place of each preconditioned W.
     pub params: Params,
     /// The scalars of each matrix, for the backward.
     scalars: Vec<Tensor>,
 }
 
 impl Preconditioner {
-    /// Preconditions the matrices named `targets`, each in `heads` blocks of rows. Adds the u, v and γ that `params` lacks: u and
-    /// v drawn from `seed` and normalised. Call [`Preconditioner::refresh`] before the first step of a fresh run.
+    /// Preconditions the matrices `targets`, each split into `heads` equal blocks of rows. Adds the u, v and γ that `params` lacks:
+    /// u and v random unit vectors from `seed`, γ = gamma_init. Call [`Preconditioner::refresh`] before the first step of a new run.
+    /// Errors: no coefficients, a target that is not a matrix of whole blocks, an existing u, v or γ of another shape.
     pub fn attach(params: &mut Params, config: PcConfig, targets: &[(ParamId, usize)], seed: u64) -> Result<Self> {
         if config.coefficients.is_empty() {
-            return Err(Error::Value("PC layer: one coefficient or more expected, found none".into()));
+            return Err(Error::Value("PC layer: no coefficients, at least one expected".into()));
         }
         let entries = targets
             .iter()
@@ -60,17 +77,31 @@ impl Preconditioner {
         Ok(Self { config, entries })
     }
 
-    /// The settings.
+    /// The configuration.
     pub fn config(&self) -> &PcConfig {
         &self.config
     }
 
-    /// The preconditioned matrices.
+    /// The preconditioned matrices, in the order of `attach`.
     pub fn weights(&self) -> impl Iterator<Item = ParamId> {
         self.entries.iter().map(|entry| entry.weight)
     }
 
-    /// Power iteration on u and v: before the first step of a fresh run and after every optimizer step, never on resume.
+    /// Power iteration, `power_iterations` times v ← Wᵀu/‖Wᵀu‖, u ← Wv/‖Wv‖: before the first step of a new run and after every
+    /// optimizer step; never on resume, because a checkpoint holds u and v. Errors: only the device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # use polytape::spectral::{PcConfig, Preconditioner};
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let mut params = Params::new(&gpu);
+    /// # let w = params.add("w.weight", Role::Matrix, Tensor::from_slice(&gpu, &[2.0, 0.0, 0.0, 1.0], &[2, 2])?)?;
+    /// let pc = Preconditioner::attach(&mut params, PcConfig::default(), &[(w, 1)], 0)?;
+    /// pc.refresh(&mut params)?;
+    /// let v = params.find("w.pc_v").map(|v| params.get(v)?.tensor.to_vec()).unwrap()?;
+    /// assert!((v[0].abs() - 1.0).abs() < 1e-3); // of W = diag(2, 1)
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn refresh(&self, params: &mut Params) -> Result<()> {
         for entry in &self.entries {
             let (u, v) = entry.layer(params, &self.config)?.refresh(&self.config)?;
@@ -80,7 +111,7 @@ impl Preconditioner {
         Ok(())
     }
 
-    /// Computes the effective weights, for all micro-batches of a step or for evaluation.
+    /// Computes W_eff of every target: once for all micro-batches of a step, or for evaluation. Errors: only the device's.
     pub fn effective(&self, params: &Params) -> Result<Effective> {
         let mut effective = Effective { params: params.clone(), scalars: Vec::with_capacity(self.entries.len()) };
         for entry in &self.entries {
@@ -91,7 +122,28 @@ impl Preconditioner {
         Ok(effective)
     }
 
-    /// Turns the gradients of the effective weights into those of the raw parameters, γ included.
+    /// Pulls gradients back through the polynomial: E = ∂L/∂W_eff becomes ∂L/∂W and ∂L/∂γ; other gradients pass unchanged. For the
+    /// spectral norm, with `R = NᵀE`, D = ∂⟨R, P⟩/∂(NᵀN) and `M = E·P + N·(D + Dᵀ)`: `dγ = stop(s)·⟨P, R⟩`,
+    /// `dW = γ·stop(s)/s·(M - ⟨M, N⟩·u·vᵀ)`. `params` and `effective` are those of the forward. An error where a gradient does not
+    /// have the shape of its weight.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # use polytape::spectral::{PcConfig, Preconditioner};
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let mut params = Params::new(&gpu);
+    /// # let w = params.add("w.weight", Role::Matrix, Tensor::from_slice(&gpu, &[2.0, 0.0, 0.0, 1.0], &[2, 2])?)?;
+    /// # let config = PcConfig { coefficients: vec![1.0], ..Default::default() };
+    /// # let pc = Preconditioner::attach(&mut params, config, &[(w, 1)], 0)?;
+    /// # pc.refresh(&mut params)?;
+    /// let effective = pc.effective(&params)?; // P = I: W_eff = γ·W
+    /// let mut gradients = Gradients::new();
+    /// gradients.add(w, Tensor::from_slice(&gpu, &[1.0; 4], &[2, 2])?)?;
+    /// let gradients = pc.backward(&params, &effective, gradients)?;
+    /// let dgamma = gradients.get(params.find("w.pc_gamma").unwrap()).unwrap();
+    /// assert!((dgamma.item()? - 3.0).abs() < 1e-3); // ⟨E, W⟩
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn backward(&self, params: &Params, effective: &Effective, mut gradients: Gradients) -> Result<Gradients> {
         for (entry, scalars) in self.entries.iter().zip(&effective.scalars) {
             let Some(e) = gradients.take(entry.weight) else { continue };
@@ -105,7 +157,19 @@ impl Preconditioner {
         Ok(gradients)
     }
 
-    /// The parameters of an ordinary model with the same outputs: W_eff under the plain weight's name, without u, v and γ.
+    /// The parameters of a plain model with the same outputs: W_eff under the name of W, without u, v and γ. Errors: only the
+    /// device's.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # use polytape::spectral::{PcConfig, Preconditioner};
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// # let mut params = Params::new(&gpu);
+    /// # let w = params.add("w.weight", Role::Matrix, Tensor::from_slice(&gpu, &[2.0, 0.0, 0.0, 1.0], &[2, 2])?)?;
+    /// let pc = Preconditioner::attach(&mut params, PcConfig::default(), &[(w, 1)], 0)?;
+    /// assert_eq!([params.len(), pc.merge(&params)?.len()], [4, 1]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn merge(&self, params: &Params) -> Result<Params> {
         let effective = self.effective(params)?.params;
         let extra =
@@ -160,7 +224,7 @@ impl Entry {
     }
 }
 
-/// The parameter of that name, which then has that shape, or a new one with these values.
+/// The existing parameter of this name, which must have this shape, or a new one with these values.
 fn find_or_add(params: &mut Params, name: String, role: Role, values: &[f32], shape: &[usize]) -> Result<ParamId> {
     match params.find(&name) {
         Some(id) if params.get(id)?.tensor.shape() == shape => Ok(id),

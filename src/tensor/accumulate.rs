@@ -1,4 +1,4 @@
-//! Sums of two tensors of one shape, in place where nothing else holds the values.
+//! Sums of two tensors of equal shape, in place if a buffer is not shared.
 
 use super::{Tensor, map};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ static WEIGHTED_SUM: Kernel =
     Kernel::trusted("weighted_sum", SOURCE, "weighted_sum", &[Access::Read, Access::Read, Access::ReadWrite]);
 static ACCUMULATE: Kernel = Kernel::trusted("accumulate", SOURCE, "accumulate", &[Access::Read, Access::ReadWrite]);
 
-/// The error of `op` unless both shapes are the same.
+/// A shape error of `op` unless the shapes are equal.
 pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     if a.shape() == b.shape() {
         return Ok(());
@@ -19,7 +19,16 @@ pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()>
 }
 
 impl Tensor {
-    /// alpha·self + beta·rhs.
+    /// `y = alpha·self + beta·rhs`, elementwise. An error unless the shapes are equal.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let x = Tensor::from_slice(&gpu, &[1.0, 2.0], &[2])?;
+    /// let y = Tensor::from_slice(&gpu, &[10.0, 20.0], &[2])?;
+    /// assert_eq!(x.weighted_sum(2.0, &y, -1.0)?.to_vec()?, [-8.0, -16.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn weighted_sum(&self, alpha: f32, rhs: &Tensor, beta: f32) -> Result<Tensor> {
         self.weighted_sum_as("weighted_sum", alpha, rhs, beta)
     }
@@ -31,7 +40,7 @@ impl Tensor {
         Ok(y)
     }
 
-    /// self + rhs: in place where self is not shared, else into rhs where that is not, else anew.
+    /// self + rhs, in place in self, or else in rhs, if not shared; otherwise a new tensor.
     pub(crate) fn accumulate(self, rhs: Tensor) -> Result<Tensor> {
         same_shape("accumulate", &self, &rhs)?;
         let (sum, term) = if self.is_unique() { (self, rhs) } else { (rhs, self) };

@@ -18,17 +18,27 @@ use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Slice};
 use crate::random::normals;
 
-/// The most dimensions a tensor has.
+/// Maximum rank of a tensor.
 pub const MAX_RANK: usize = 4;
 
-/// Elements whose multiples a binding may start at on every adapter: 256 bytes.
+/// Alignment of a binding's offset in elements, on every adapter: 256 bytes.
 pub(crate) const ALIGNMENT: usize = 64;
 
-/// The copy of so many values begins at once: until it is done the driver holds them twice, and a model has many.
-const LARGE: usize = 1 << 18;
+/// Numel from which an upload is flushed at once: the driver holds the values twice until the copy has run.
+const FLUSH_NUMEL: usize = 1 << 18;
 
-/// f32 values on a device, row-major and contiguous, of rank 1 to 4. Cheap to clone: clones share the values, and no method of
-/// a shared tensor changes them.
+/// f32 values on a device, row-major and contiguous, of rank 1 to 4. Cheap to clone: clones share the values, and no method
+/// changes values that are shared.
+///
+/// ```
+/// # use polytape::*;
+/// # let gpu = Gpu::open(&Default::default())?;
+/// let x = Tensor::from_slice(&gpu, &[1.0, 2.0, 3.0, 4.0], &[2, 2])?;
+/// assert_eq!(x.reshape(&[4])?.to_vec()?, [1.0, 2.0, 3.0, 4.0]);
+/// assert_eq!(x.read(1..3)?, [2.0, 3.0]);
+/// assert!(Tensor::from_slice(&gpu, &[1.0, 2.0], &[3]).is_err());
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tensor {
     gpu: Gpu,
@@ -79,7 +89,7 @@ fn check_shape(shape: &[usize]) -> Result<usize> {
 }
 
 impl Tensor {
-    /// A tensor whose values are arbitrary until a kernel writes them.
+    /// A tensor with undefined values, for a kernel to write. Errors: an invalid shape, out of memory.
     pub fn uninitialized(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
         let elements = check_shape(shape)?;
         let buffer = Arc::new(gpu.allocate(4 * elements as u64)?);
@@ -93,7 +103,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Copies `values`, row-major, to the device.
+    /// Uploads `values`, row-major. An error unless their number is the numel of the shape.
     pub fn from_slice(gpu: &Gpu, values: &[f32], shape: &[usize]) -> Result<Self> {
         let elements = check_shape(shape)?;
         if values.len() != elements {
@@ -101,25 +111,33 @@ impl Tensor {
             return Err(Error::shape("from_slice", problem));
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
-        if values.len() >= LARGE {
+        if values.len() >= FLUSH_NUMEL {
             gpu.flush()?;
         }
         Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
     }
 
-    /// Draws from N(0, std²), the same for the same seed on every device.
+    /// Samples from N(0, std²): the same seed gives the same bits on every device.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// let [a, b] = [1, 1].map(|seed| Tensor::normal(&gpu, &[2, 3], 0.02, seed));
+    /// assert_eq!(a?.to_vec()?, b?.to_vec()?);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn normal(gpu: &Gpu, shape: &[usize], std: f64, seed: u64) -> Result<Self> {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
         Self::from_slice(gpu, &normals(&mut rng, check_shape(shape)?, std, f64::INFINITY), shape)
     }
 
-    /// Waits for the device and copies the values, row-major, to the host.
+    /// Waits for the device and downloads the values, row-major.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         let [values] = read_all([self])?;
         Ok(values)
     }
 
-    /// [`Tensor::to_vec`] of some of the values.
+    /// [`Tensor::to_vec`] of a range of the values. An error unless the range is within the tensor.
     pub fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
         if range.start > range.end || range.end > self.len() {
             return Err(Error::shape("read", format!("values {range:?} of shape {:?}: a range within it expected", self.shape)));
@@ -129,7 +147,7 @@ impl Tensor {
         Ok(bytemuck::pod_collect_to_vec(&bytes[0]))
     }
 
-    /// The one value of a tensor of one element.
+    /// The value of a tensor with one element; an error for any other.
     pub fn item(&self) -> Result<f32> {
         match self.to_vec()?.as_slice() {
             [value] => Ok(*value),
@@ -137,7 +155,7 @@ impl Tensor {
         }
     }
 
-    /// The device that holds it.
+    /// Its device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -152,49 +170,49 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Never: a tensor has at least one element.
+    /// Always false: a tensor has at least one element.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// Number of bytes of its values.
+    /// Size of the values in bytes.
     pub fn bytes(&self) -> u64 {
         4 * self.len() as u64
     }
 
-    /// Its shape as exactly `N` sizes, or an error under the name of the operation that wants them.
+    /// The shape as exactly `N` sizes, or an error in the name of the operation `op`.
     pub fn dims<const N: usize>(&self, op: &'static str) -> Result<[usize; N]> {
         let found = self.shape.as_slice();
         found.try_into().map_err(|_| Error::shape(op, format!("shape {found:?}: {N} dimensions expected")))
     }
 
-    /// Its shape as (rows, columns), where the columns are the last dimension and the rows all others together.
+    /// The shape as (rows, columns): columns is the last dimension, rows the product of the others.
     pub fn rows_and_columns(&self) -> (usize, usize) {
         let columns = *self.shape.last().expect("bug: a tensor has a dimension");
         (self.len() / columns, columns)
     }
 
-    /// The same values in another shape of as many elements.
+    /// The same elements in another shape, shared, not copied. An error unless the numels are equal.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         if check_shape(shape)? != self.len() {
-            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numbers of elements differ", self.shape)));
+            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numels differ", self.shape)));
         }
         Ok(Self { shape: shape.to_vec(), ..self.clone() })
     }
 
-    /// A copy with a buffer of its own.
+    /// A copy in a buffer of its own.
     pub fn duplicate(&self) -> Result<Self> {
         let copy = Self::uninitialized(&self.gpu, &self.shape)?;
         self.gpu.copy(Slice { size: self.bytes(), ..self.slice() }, &copy.buffer, 0);
         Ok(copy)
     }
 
-    /// The whole tensor as a kernel's binding.
+    /// The whole tensor as a binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
     }
 
-    /// `count` elements from `first` as a kernel's binding; `first` is a multiple of [`ALIGNMENT`].
+    /// Elements `first .. first + count` as a binding; `first` is a multiple of [`ALIGNMENT`].
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
         window(&self.buffer, first, count)
     }
@@ -204,29 +222,29 @@ impl Tensor {
         window_around(&self.buffer, first, count)
     }
 
-    /// The same values, which no other tensor shares.
+    /// The same values in a buffer that no other tensor shares.
     pub(crate) fn into_unique(self) -> Result<Self> {
         if self.is_unique() { Ok(self) } else { self.duplicate() }
     }
 
-    /// What an operation that adds to `sum` writes to: the sum, which no other tensor shares, or without one a new tensor.
+    /// The output of an operation that accumulates: `sum`, made unique, or a new tensor without one.
     pub(crate) fn sum_or_new(sum: Option<Self>, gpu: &Gpu, shape: &[usize]) -> Result<Self> {
         sum.map_or_else(|| Self::uninitialized(gpu, shape), Self::into_unique)
     }
 
-    /// Whether no other tensor shares the values, so that they may change in place.
+    /// Whether no other tensor shares the buffer, so that it may change in place.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1
     }
 }
 
-/// Waits for the device once and copies the values of several tensors to the host.
+/// Downloads several tensors with one wait for the device.
 pub fn read_all<const N: usize>(tensors: [&Tensor; N]) -> Result<[Vec<f32>; N]> {
     let mut values = read_many(&tensors)?.into_iter();
     Ok(std::array::from_fn(|_| values.next().unwrap_or_default()))
 }
 
-/// [`read_all`] for a number of tensors that is known only at run time.
+/// [`read_all`] for a number of tensors known only at run time.
 pub fn read_many(tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>> {
     let Some(first) = tensors.first() else {
         return Ok(Vec::new());
@@ -236,7 +254,7 @@ pub fn read_many(tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>> {
 }
 
 impl Indices {
-    /// Copies `values` to the device.
+    /// Uploads `values`; an error if there are none.
     pub fn from_slice(gpu: &Gpu, values: &[u32]) -> Result<Self> {
         if values.is_empty() {
             return Err(Error::shape("indices", "no values given"));
@@ -250,22 +268,22 @@ impl Indices {
         self.host.len()
     }
 
-    /// The values, of which the host keeps a copy.
+    /// The values, from the copy on the host.
     pub fn values(&self) -> &[u32] {
         &self.host
     }
 
-    /// Never: there is at least one value.
+    /// Always false: there is at least one value.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// The device that holds them.
+    /// Their device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// The whole as a kernel's binding.
+    /// All values as a binding.
     pub fn slice(&self) -> Slice<'_> {
         Slice { buffer: &self.buffer, offset: 0, size: 4 * self.len() as u64 }
     }

@@ -1,12 +1,12 @@
-//! Kernels over the rows, or all elements, of several tensors, cut into windows where a tensor exceeds the binding limit.
+//! Launches of row kernels and elementwise maps, windowed where a tensor exceeds the binding limit.
 
 use super::{ALIGNMENT, Tensor};
 use crate::error::Result;
 use crate::gpu::{Gpu, Kernel, Launch, Slice, grid};
 
-/// A kernel over the rows of several tensors, cut into windows where a tensor exceeds the binding limit.
+/// A kernel over the rows of several tensors, in windows of rows where a tensor exceeds the binding limit.
 ///
-/// Its arguments begin with the number of rows in the window and the number of the window's first row.
+/// Its first two arguments are the number of rows in the window and the index of the window's first row.
 pub(crate) struct Rows<'a> {
     /// The kernel.
     pub kernel: &'a Kernel,
@@ -14,20 +14,20 @@ pub(crate) struct Rows<'a> {
     pub constants: &'a [(&'static str, u32)],
     /// Number of rows.
     pub rows: usize,
-    /// In binding order: a tensor and its elements per row, or 0 for one that every window sees whole.
+    /// In binding order: a tensor and its elements per row; 0 binds it whole in every window.
     pub tensors: &'a [(&'a Tensor, usize)],
     /// Arguments after the first two.
     pub arguments: &'a [u32],
-    /// Invocations that one row takes.
+    /// Invocations per row.
     pub invocations_per_row: f64,
-    /// Invocations of a workgroup.
+    /// Workgroup size.
     pub workgroup: u32,
-    /// Loop iterations of one invocation.
+    /// Loop iterations per invocation.
     pub iterations: usize,
 }
 
-/// The rows of a window of tensors with `widths` elements per row: all `rows` if no binding then exceeds the limit, else as many as
-/// none does and every window starts aligned. The fewest that start aligned may exceed it, which the dispatch then refuses.
+/// Rows per window of tensors with `widths` elements per row: all `rows` if every binding then fits the limit, else the most that fit
+/// with aligned windows. The minimum for alignment may still exceed the limit; the dispatch then returns an error.
 pub(crate) fn rows_per_window(gpu: &Gpu, rows: usize, widths: &[usize]) -> usize {
     let widest = widths.iter().copied().max().unwrap_or(1).max(1);
     let most = (gpu.binding_limit() / 4) as usize / widest;
@@ -68,11 +68,11 @@ impl Rows<'_> {
     }
 }
 
-/// Records an elementwise kernel: one invocation for four elements, in workgroups of 64, over windows where a tensor exceeds the binding
+/// Records an elementwise kernel: one invocation per four elements, workgroups of 64, in windows where a tensor exceeds the binding
 /// limit.
 ///
-/// `tensors` are the inputs and outputs in binding order, all of one shape but the one at position `whole`, which every window sees
-/// whole. The kernel's arguments are the number of elements in the window, its first element, and `numbers`.
+/// `tensors` are inputs and outputs in binding order, all of one shape except the one at index `whole`, which is bound whole in every
+/// window. The kernel's arguments are the number of elements in the window, the index of its first element, and `numbers`.
 pub fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],

@@ -1,5 +1,5 @@
-//! One call per operation and shape: the value and every gradient on every device against the float64 reference, twice and
-//! through a checkpoint with the same bits, and added to what has flowed into the inputs before.
+//! One call per operation and shape: compares the value and every gradient with the float64 reference on every device, and requires
+//! the same bits on a second run, through a checkpoint, and when accumulated into existing gradients.
 
 use std::rc::Rc;
 
@@ -10,8 +10,8 @@ use crate::reference::Array;
 use crate::reference::array::seeded;
 use crate::tolerance::{ELEMENTWISE, Tolerance, assert_close};
 
-/// Records the operation on `inputs` as leaves and walks back from a random gradient of its value. `forward` and `vjp` are the
-/// reference. The tolerances are the value's and then one per gradient; the last stands for those that are not given.
+/// Records the operation on `inputs` as leaves and runs the backward from a random cotangent. `forward` and `vjp` are the reference.
+/// The tolerances are for the value, then one per gradient; the last one repeats.
 #[track_caller]
 pub fn check<const N: usize>(
     name: &str,
@@ -24,7 +24,7 @@ pub fn check<const N: usize>(
     check_at(Precision::F32, name, inputs, record, forward, vjp, tolerances);
 }
 
-/// [`check`] on tapes of the precision.
+/// [`check`] on tapes with this precision.
 #[track_caller]
 pub fn check_at<const N: usize>(
     precision: Precision,
@@ -113,11 +113,11 @@ pub fn check_windows<const N: usize>(
 enum Way {
     Plain,
     Checkpointed,
-    /// After another gradient has flowed into every input: see [`earlier`].
+    /// With a gradient already accumulated in every input: see [`earlier`].
     Added,
 }
 
-/// What has flowed into an input before the operation's own gradient does.
+/// The gradient accumulated in an input before the operation's own.
 fn earlier(inputs: &[Array], index: usize) -> Array {
     Array::random(&inputs[index].shape, &mut seeded(983 + index as u64))
 }
@@ -166,7 +166,7 @@ fn bits(tensors: &[Tensor]) -> Vec<Vec<u32>> {
     tensors.iter().map(|tensor| values(tensor).into_iter().map(f32::to_bits).collect()).collect()
 }
 
-/// Demands that the operation refuses leaves of these shapes with exactly this text.
+/// Asserts that the operation fails on leaves of these shapes with exactly this text.
 #[track_caller]
 pub fn assert_refused(shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>, text: &str) {
     assert_refused_on(device::default(), shapes, record, text);

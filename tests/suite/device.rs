@@ -1,11 +1,11 @@
-//! The devices that the tests run on: one per kernel profile, opened once for the whole process.
+//! The devices under test: one per kernel tier, opened once per process.
 
 use std::sync::OnceLock;
 
 use polytape::{Gpu, GpuOptions};
 
-/// The best adapter with its own kernels, then the same adapter with every other profile that it can run. No adapter is a failed
-/// test: nothing here is skipped.
+/// The best adapter with its default tier, then the same adapter with every other tier that it supports. Without an adapter the
+/// tests fail; nothing is skipped.
 pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
@@ -19,15 +19,15 @@ pub fn all() -> &'static [Gpu] {
     })
 }
 
-/// The best adapter with its own kernels.
+/// The best adapter with its default tier.
 pub fn default() -> &'static Gpu {
     &all()[0]
 }
 
-/// The bytes of a buffer that [`all_narrow`] are shown at a time.
+/// Binding limit of [`all_narrow`].
 pub const NARROW: u64 = 64 << 10;
 
-/// The devices of [`all`], in its order, shown little of a buffer at a time, so that tensors of a test's size are cut into windows.
+/// The devices of [`all`], in its order, with a small binding limit, so that test-sized tensors are processed in windows.
 pub fn all_narrow() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
@@ -39,12 +39,12 @@ pub fn all_narrow() -> &'static [Gpu] {
     })
 }
 
-/// The best adapter, shown little of a buffer at a time.
+/// The best adapter with a small binding limit.
 pub fn narrow() -> &'static Gpu {
     &all_narrow()[0]
 }
 
-/// A device of the test's own, without the warning about a software adapter in every test's output.
+/// A device for one test, without the software-adapter warning.
 pub fn open(options: &GpuOptions) -> polytape::Result<Gpu> {
     Gpu::open(&GpuOptions { warn: |_| (), ..options.clone() })
 }

@@ -1,4 +1,4 @@
-//! The device layer: kernels that do not compile or fit, memory and its budget, copies, adapters, profiles, large tensors.
+//! The device layer: kernels that fail to compile or do not match, memory budget, copies, adapters, profiling, large tensors.
 
 use polytape::gpu::{Access, Kernel, Launch, Slice, adapters, grid};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Gradients, Indices, Params, Result, Tape, Tensor};
@@ -33,7 +33,7 @@ fn launch(gpu: &Gpu, kernel: &Kernel, buffers: &[Slice<'_>], count: u32) -> Resu
     })
 }
 
-/// The text of the error that a call must return.
+/// The error text of a call that must fail.
 #[track_caller]
 fn refusal<T>(result: Result<T>) -> String {
     match result {
@@ -75,8 +75,8 @@ fn arguments_that_are_not_what_the_kernel_declares_are_refused() -> Result<()> {
         for (kernel, text) in [
             (&NONE, "kernel none: 4 bytes of arguments given, 0 declared"),
             (&MORE, "kernel more: 4 bytes of arguments given, 16 declared"),
-            (&SCALAR, "kernel scalar: its `var<immediate>` is not a structure"),
-            (&ARRAY, "kernel array: its `var<immediate>` holds more than scalars and vectors"),
+            (&SCALAR, "kernel scalar: its `var<immediate>` is not a struct"),
+            (&ARRAY, "kernel array: its `var<immediate>` may hold only scalars and vectors"),
         ] {
             assert_eq!(refusal(launch(gpu, kernel, &[y.slice()], 4)), text);
         }
@@ -123,7 +123,7 @@ fn buffers_that_do_not_fit_the_bindings_are_refused() -> Result<()> {
         let text = format!("kernel double: {count} buffers given, 2 bindings declared");
         assert_eq!(refusal(launch(gpu, &DOUBLE, &buffers, 4)), text);
     }
-    let text = "kernel double: bindings 0 and 1 are the same buffer, which it would both read and write";
+    let text = "kernel double: bindings 0 and 1 are the same buffer, once read-only and once read-write";
     assert_eq!(refusal(launch(gpu, &DOUBLE, &[x.slice(), x.slice()], 4)), text);
     let stranger = Tensor::zeros(&device::open(&Default::default())?, &[4])?;
     let text = "kernel double: the buffer of binding 0 belongs to another device";
@@ -149,7 +149,7 @@ fn a_memory_budget_holds_and_what_fits_still_works() -> Result<()> {
     assert_eq!(gpu.memory().live, MIB, "full to the last byte");
     assert!(gpu.allocate(1).is_err());
     assert_eq!(other.to_vec()?, vec![2.0; 1 << 17]);
-    // Idle buffers of other sizes make room.
+    // Pooled buffers of other sizes are freed to make room.
     drop((half, other));
     let whole = Tensor::zeros(&gpu, &[1 << 18])?;
     assert_eq!(whole.to_vec()?, vec![0.0; 1 << 18]);
@@ -252,13 +252,13 @@ fn a_read_back_that_no_buffer_can_hold_is_out_of_memory_and_the_device_goes_on()
 #[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
     let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
-    let number = open(AdapterChoice::Index(99));
+    let index = open(AdapterChoice::Index(99));
     let name = open(AdapterChoice::Name("nonsense".into()));
-    assert!(number.ends_with("; expected number 99"), "{number}");
+    assert!(index.ends_with("; expected index 99"), "{index}");
     assert!(name.ends_with("; expected a name containing `nonsense`"), "{name}");
     for adapter in adapters() {
         let found = format!("{} {}", adapter.index, adapter.name);
-        assert!(number.contains(&found) && name.contains(&found), "{found}: {number}; {name}");
+        assert!(index.contains(&found) && name.contains(&found), "{found}: {index}; {name}");
     }
     let parsed = ["best", "CPU", "3", "Radeon"].map(|text| text.parse::<AdapterChoice>().expect("never fails"));
     let choices = [AdapterChoice::Best, AdapterChoice::Cpu, AdapterChoice::Index(3), AdapterChoice::Name("Radeon".into())];
@@ -302,7 +302,7 @@ fn a_profile_has_the_kernels_that_ran() -> Result<()> {
     assert_eq!(dispatches, [("product", 1), ("scaled", 2)]);
     assert!(table.kernels.values().all(|time| time.seconds > 0.0 && time.seconds < 60.0), "{table}");
     assert!(table.to_string().contains("scaled"), "{table}");
-    // More dispatches than one submit has queries for.
+    // More dispatches than there are queries per submit.
     for _ in 0..300 {
         y.scaled(0.5)?;
     }

@@ -1,4 +1,4 @@
-//! What a tape promises whatever the operations on it are: sums of gradients, checkpoints, refusals, and what it keeps.
+//! Properties of the tape, independent of operations: gradient accumulation, checkpoints, errors, lifetimes of buffers.
 
 use std::rc::Rc;
 
@@ -21,7 +21,7 @@ fn values(tensor: Option<&Tensor>) -> Result<Vec<f32>> {
     tensor.expect("a gradient").to_vec()
 }
 
-/// The text of the error that a call must return.
+/// The error text of a call that must fail.
 #[track_caller]
 fn refusal<T>(result: Result<T>) -> String {
     match result {
@@ -181,7 +181,7 @@ fn variables_of_different_tapes_do_not_mix() -> Result<()> {
     let text = refusal(one.checkpoint(&[&x, &y], |_, inputs| inputs[0].mul(&inputs[1])));
     assert_eq!(text, "checkpoint: its inputs are variables of different tapes");
     assert_eq!(refusal(one.backward(&y, &mut Gradients::new())), "backward: a variable of another tape");
-    // A refusal costs the tape nothing.
+    // A failed operation leaves the tape unchanged.
     assert_eq!(values(one.backward(&x, &mut Gradients::new())?.get(&x))?, [1.0]);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The step in burn, on its wgpu backend with kernel fusion and autotuning as they come by default.
+//! The step in burn, on its wgpu backend with kernel fusion and autotuning at their defaults.
 
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
@@ -28,13 +28,13 @@ struct Model {
     head: Param<Tensor<2>>,
 }
 
-/// What the forward needs besides the weights.
+/// Constants of the forward.
 struct Fixed {
     heads: usize,
     norm_eps: f64,
     cos: Tensor<4>,
     sin: Tensor<4>,
-    /// True where a query must not look.
+    /// True where attention is masked.
     future: Tensor<4, Bool>,
     inputs: Tensor<1, Int>,
     targets: Tensor<2, Int>,
@@ -42,7 +42,7 @@ struct Fixed {
 
 pub struct Run {
     device: Device,
-    /// Taken while the optimizer, which wants it by value, has it.
+    /// `None` while the optimizer, which takes it by value, has it.
     model: Option<Model>,
     optimizer: ModuleOptimizer,
     fixed: Fixed,
@@ -159,7 +159,7 @@ impl Run {
         let model = self.model.as_ref().ok_or("an earlier step failed")?;
         let loss = self.fixed.loss(model);
         let gradients: Gradients = loss.backward();
-        // The gradients are held until the device is done, so that none of them can be skipped as unused.
+        // Keep the gradients until the device is done, so that none can be skipped as unused.
         let gradients = GradientsParams::from_grads(gradients, model);
         if last {
             loss.into_scalar::<f32>();

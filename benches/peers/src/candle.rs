@@ -1,6 +1,6 @@
 //! The step in candle, on its CPU backend: it has none for Vulkan.
 //!
-//! candle's fused norm, rotary and last-dimension softmax have no backward, so the variants made of ordinary operations stand in.
+//! candle's fused norm, rotary and last-dimension softmax have no backward, so the composed variants are used.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ pub struct Run {
     optimizer: AdamW,
     cos: Tensor,
     sin: Tensor,
-    /// 0 where a query may look, -∞ where it must not.
+    /// Additive causal mask: 0 or -∞.
     mask: Tensor,
     inputs: Tensor,
     targets: Tensor,
@@ -108,7 +108,7 @@ impl Peer for Run {
     }
 
     fn wait(&self) -> Result<()> {
-        // Its operations are done when they return.
+        // Synchronous.
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! The same training step of the same Llama in polytape, burn and candle, in one process on one machine.
 //!
-//! All start from polytape's initial weights and see the same tokens. The losses of the first two steps have to agree before
-//! anything is timed: the first compares the forward passes, the second the backward passes and the optimizers. Then single
-//! products, whose results have to agree, too.
+//! All start from polytape's initial weights and see the same tokens. The losses of the first two steps must agree before anything
+//! is timed: the first compares the forward passes, the second the backward passes and the optimizers. Then single products, whose
+//! results must agree too.
 
 mod burn;
 mod candle;
@@ -28,7 +28,7 @@ const ROUNDS: usize = 3;
 const STEPS: usize = 2;
 const TOLERANCE: f32 = 1e-3;
 
-/// What every library starts from.
+/// Shared initial state.
 struct Setup {
     config: LlamaConfig,
     /// Shape and values by Hugging Face name.
@@ -38,7 +38,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// Cosines and sines [seq_len, head_dim / 2] of the rotary angles, for the libraries that want tables.
+    /// Cosines and sines [seq_len, head_dim / 2] of the rotary angles, for libraries that take tables.
     fn rotary(&self) -> [Vec<f32>; 2] {
         let half = self.config.head_dim() / 2;
         let angle = |i: usize| (i / half) as f64 * self.config.rope_theta.powf(-((i % half) as f64) / half as f64);
@@ -51,11 +51,11 @@ trait Peer {
     /// Forward, backward and AdamW step; the loss before the update is read back if `read`.
     fn step(&mut self, read: bool) -> Result<Option<f32>>;
 
-    /// Waits until the device has nothing left to do, so that no work leaks into the next measurement.
+    /// Waits for the device, so that no work leaks into the next measurement.
     fn wait(&self) -> Result<()>;
 }
 
-/// Runs `steps` steps, the last with its loss read back: tokens per second.
+/// Tokens per second over `steps` steps, the last with its loss read back.
 fn speed(steps: usize, mut step: impl FnMut(bool) -> Result<()>) -> Result<f64> {
     let start = Instant::now();
     for index in 0..steps {
@@ -102,7 +102,7 @@ fn main() -> Result<()> {
             return Err(format!("the losses of step {step} differ by more than {TOLERANCE}").into());
         }
     }
-    // burn tunes its kernels on first use; one more step of each kind leaves that behind.
+    // Warm-up: burn autotunes its kernels on first use.
     burn.step(true)?;
     burn.forward_backward(true)?;
     burn.wait()?;
@@ -122,7 +122,7 @@ fn main() -> Result<()> {
         (fold(f64::min), fold(f64::max))
     });
     let medians = speeds.map(median);
-    println!("\n| | tokens/s, median of {ROUNDS} | lowest to highest | polytape / this |\n|---|---:|---:|---:|");
+    println!("\n| | tokens/s, median of {ROUNDS} | min to max | polytape / this |\n|---|---:|---:|---:|");
     for ((name, speed), (low, high)) in names.into_iter().zip(medians).zip(range) {
         println!("| {name} | {speed:.0} | {low:.0} to {high:.0} | {:.2} |", medians[0] / speed);
     }

@@ -26,7 +26,7 @@ impl Run {
         let adam = AdamConfig { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, decay: WeightDecayScope::All };
         let run = Self {
             model,
-            // No clipping, as the peers' optimizers do none by themselves.
+            // No clipping: the peers' optimizers have none.
             trainer: Trainer::new(params, None, Box::new(AdamW::new(adam)), f32::INFINITY)?,
             inputs: Indices::from_slice(&gpu, &inputs)?,
             targets: Indices::from_slice(&gpu, &targets)?,

@@ -1,4 +1,4 @@
-//! Single products in the three libraries, turn by turn: cubes, and the largest of a training step.
+//! Single products in the three libraries, interleaved: cubes, and the largest of a training step.
 
 use std::time::Instant;
 
@@ -11,13 +11,13 @@ use crate::{Result, median};
 /// Rows, inner size, columns of x·wᵀ.
 const SHAPES: [[usize; 3]; 4] = [[512, 512, 512], [1024, 1024, 1024], [512, 256, 768], [512, 768, 256]];
 const ROUNDS: usize = 5;
-/// Calls between two looks at the clock.
+/// Calls per measurement.
 const CALLS: usize = 16;
 
-/// A product that is called and waited for.
+/// A synchronous product.
 struct Peer<'a> {
     name: &'static str,
-    /// Multiplies so many times and waits; the first elements of the last result.
+    /// Multiplies N times and waits; returns the first elements of the last result.
     multiply: Box<dyn Fn(usize) -> Result<Vec<f32>> + 'a>,
 }
 
@@ -63,7 +63,7 @@ fn candle<'a>([rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Resul
 }
 
 pub fn run() -> Result<()> {
-    let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?; // burn tunes, too
+    let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?; // as burn does
     let device = Device::wgpu(DeviceKind::DefaultDevice);
     println!("\n| x·wᵀ, rows × inner × columns | library | GFLOP/s, median of {ROUNDS} | polytape / this |\n|---|---|---:|---:|");
     for shape @ [rows, inner, columns] in SHAPES {
@@ -78,7 +78,7 @@ pub fn run() -> Result<()> {
             if result.len() != rows * columns || !result.iter().zip(&results[0]).all(near) {
                 return Err(format!("{}: another product of {shape:?}", peer.name).into());
             }
-            (peer.multiply)(CALLS)?; // burn tunes on its first calls
+            (peer.multiply)(CALLS)?; // warm-up: burn autotunes
         }
         let mut rates = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {

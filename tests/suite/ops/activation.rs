@@ -8,7 +8,7 @@ use crate::reference::elementwise::{
 };
 use crate::tolerance::{EXACT, TRANSCENDENTAL};
 
-/// The signs are mixed, the sizes logarithmic from 10^low to 10^high.
+/// Mixed signs, magnitudes log-uniform from 10^low to 10^high.
 fn spread(seed: u64, low: f64, high: f64) -> Array {
     let [signs] = random_arrays(seed, [&[101]]);
     let size = |index: usize| 10f64.powf(low + (high - low) * index as f64 / 100.0);
@@ -43,7 +43,7 @@ fn relu_matches() {
 #[test]
 fn tanh_matches_near_zero_and_where_it_is_flat() {
     let inputs = SHAPES.map(|shape| Array::random(shape, &mut seeded(1106)));
-    // Alone, so that they are held against their own size: where tanh is a line, around its series' end, where it is flat.
+    // Separately, so that errors are relative to each range: the linear part of tanh, the end of its series, saturation.
     let near_zero = [spread(1107, -9.0, -3.0), spread(1108, -1.0, 0.0)];
     let flat = Array::from_fn(&[37], |index| 2.0 + index as f64 / 8.0);
     let huge = Array::new(&[4], vec![20.0, -80.0, 1e4, -1e30]);

@@ -11,7 +11,7 @@ fn shape([batch, heads, kv_heads, head_dim]: [usize; 4]) -> AttentionShape {
     AttentionShape { batch, heads, kv_heads, head_dim }
 }
 
-/// The reference's shape for as many queries as keys.
+/// The reference's shape, with as many queries as keys.
 fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attention::AttentionShape {
     attention::AttentionShape { batch, seq, heads, kv_heads, head_dim }
 }
@@ -51,7 +51,7 @@ fn one_position_sees_only_itself() {
         let [batch, heads, kv_heads, head_dim] = sizes;
         let kv = [batch, kv_heads * head_dim];
         let [q, k, v] = random_arrays(1704, [&[batch, heads * head_dim], &kv, &kv]);
-        // q and k are constants: with one key the probability is 1, their gradients are 0, and the device's are roundings.
+        // q and k are constants: with one key the probability is 1, so their gradients are 0 and the device's are rounding errors.
         let (on_device_q, on_device_k) = (q.clone(), k.clone());
         check(
             &format!("attention of one position as {:?}", shape(sizes)),
@@ -76,7 +76,7 @@ fn queries_may_be_the_last_of_more_keys() {
     for (sizes, queries, keys) in [([1, 3, 3, 4], 1, 37), ([2, 4, 2, 32], 13, 101)] {
         let [batch, heads, kv_heads, head_dim] = sizes;
         let columns = heads * head_dim;
-        // The reference has a query for every key: zeros for those that are not asked for.
+        // The reference has a query per key: zeros for the missing ones.
         let widen = |x: &Array| {
             let zeros = Array::zeros(&[batch, keys - queries, columns]);
             let x = x.reshape(&[batch, queries, columns]);
@@ -105,7 +105,7 @@ fn queries_may_be_the_last_of_more_keys() {
 fn scores_far_apart_neither_overflow_nor_lose_the_sum() {
     let sizes = [1, 3, 3, 4];
     let [q, k, v] = random_arrays(1703, [&[37, 12], &[37, 12], &[37, 12]]);
-    // Scores of up to a few hundred; their absolute errors, which the probabilities take over, grow with them.
+    // Scores of up to a few hundred: their absolute errors grow with them and propagate to the probabilities.
     let q = q.times(64.0);
     check(
         "attention with large scores",

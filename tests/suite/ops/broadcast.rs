@@ -4,7 +4,7 @@ use crate::reference::differences::random_arrays;
 use crate::reference::elementwise::{add_row, add_row_vjp, column_sums, mean, mean_vjp, mul_row, mul_row_vjp, sum, sum_vjp};
 use crate::tolerance::{ELEMENTWISE, assert_close, reduction};
 
-/// x and the number of its rows: one element, primes, one row more than a chunk of the column sum, several of its passes.
+/// x and its number of rows: one element, primes, one row more than a column-sum chunk, several passes.
 const SHAPES: [(&[usize], usize); 6] =
     [(&[1, 1], 1), (&[7, 13], 7), (&[3, 5, 2, 11], 30), (&[65, 33], 65), (&[130, 260], 130), (&[64 * 64 + 1, 4], 64 * 64 + 1)];
 
@@ -29,7 +29,7 @@ fn mul_row_matches() {
 
 #[test]
 fn column_sums_may_be_wide_or_tall() {
-    // More columns, and more chunks of rows, than one dimension of workgroups holds.
+    // More columns, and more chunks of rows, than fit one workgroup dimension.
     for shape in [&[2, 1_100_003][..], &[4_200_001, 1]] {
         let [x] = random_arrays(1203, [shape]);
         for gpu in device::all() {

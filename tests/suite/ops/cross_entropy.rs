@@ -22,8 +22,8 @@ fn check_head(name: &str, inputs: [Array; 2]) {
     let targets = random_targets(rows, vocabulary);
     let on_device = targets.clone();
     let tolerance = cross_entropy(rows, dim, vocabulary);
-    // dx is a sum over the vocabulary in which the target's term is as large as all others together and of the other sign: its
-    // partial sums, and so their roundings, are about twice the result.
+    // In dx the target's term is as large as all others together, with opposite sign: the partial sums, and so their rounding
+    // errors, are about twice the result.
     let dx = tolerance.and(reduction(vocabulary).times(2.0));
     check(
         name,
@@ -41,7 +41,7 @@ fn sizes(x: &Array) -> [usize; 2] {
 
 #[test]
 fn loss_and_gradients_match() {
-    // Of one class nothing is left but rounding, so two classes are the smallest.
+    // With one class only rounding errors remain, so two is the minimum.
     for [rows, dim, vocabulary] in [[1, 1, 2], [7, 13, 37], [65, 33, 129], [68, 36, 260]] {
         check_head("cross-entropy", random_arrays(1802, [&[rows, dim], &[vocabulary, dim]]));
     }
@@ -49,7 +49,7 @@ fn loss_and_gradients_match() {
 
 #[test]
 fn rows_are_walked_in_chunks() {
-    // 64 rows of 65,537 logits are half of the workspace of 32 MiB, 128 rows too much: chunks of 64 and 3.
+    // 64 rows of 65,537 logits take half of the 32 MiB workspace, 128 would exceed it: chunks of 64 and 3.
     check_head("cross-entropy in chunks", random_arrays(1803, [&[67, 3], &[65_537, 3]]));
 }
 
@@ -107,7 +107,7 @@ fn shapes_and_targets_that_do_not_fit_are_refused() {
     let refused = |shapes: [&[usize]; 2], targets: &'static [u32], text: &str| {
         assert_refused(&shapes, move |x| loss(&x[0], &x[1], targets), text);
     };
-    let expected = "[rows, dim], [vocabulary, dim] and as many targets as rows expected";
+    let expected = "[rows, dim], [vocabulary, dim] and one target per row expected";
     refused([&[2, 8], &[5, 6]], &[0, 1], &format!("cross_entropy: [2, 8] × [5, 6]ᵀ with 2 targets: {expected}"));
     refused([&[2, 8], &[5, 8]], &[0], &format!("cross_entropy: [2, 8] × [5, 8]ᵀ with 1 targets: {expected}"));
     refused([&[2, 8], &[5, 8]], &[4, 5], "cross_entropy: index 5 at position 1: below 5 expected");

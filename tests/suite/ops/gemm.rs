@@ -8,7 +8,7 @@ use crate::reference::differences::random_arrays;
 use crate::reference::layout::{concat, slice};
 use crate::tolerance::{assert_close, reduction};
 
-/// Runs `compute` on every device and holds its result against `want`.
+/// Runs `compute` on every device and compares its result with `want`.
 #[track_caller]
 fn check(name: &str, inner: usize, want: &Array, compute: impl Fn(&Gpu) -> Result<Tensor>) {
     for gpu in device::all() {
@@ -69,7 +69,7 @@ fn view(matrix: Matrix<'_>, transposed: bool) -> Matrix<'_> {
 
 #[test]
 fn the_tile_changes_no_bit() {
-    // Enough for large tiles, in windows of 100 rows for small ones; with rests of tiles, and in vec4 and without.
+    // Large tiles, and in windows of 100 rows small ones; with partial tiles, with and without vec4.
     for [rows, inner, columns] in [[1156, 36, 1284], [1155, 37, 1283]] {
         let [a, b] = random_arrays(1606, [&[rows, inner], &[inner, columns]]);
         let want = a.matmul(&b);
@@ -95,7 +95,7 @@ fn the_tile_changes_no_bit() {
 }
 
 #[test]
-fn the_tile_changes_no_bit_of_a_product_of_halves() -> Result<()> {
+fn the_tile_changes_no_bit_of_an_f16_product() -> Result<()> {
     let [rows, inner, columns] = [1156, 36, 1284];
     let [a, b] = random_arrays(1607, [&[rows, inner], &[columns, inner]]);
     for gpu in device::all() {
@@ -113,7 +113,7 @@ fn the_tile_changes_no_bit_of_a_product_of_halves() -> Result<()> {
 
 #[test]
 fn windows_of_rows_and_columns_are_multiplied_in_place() {
-    // First rows and columns that are and are not multiples of four, and of what a binding may start at.
+    // First rows and columns that are and are not multiples of four and of the binding alignment.
     for [row, column] in [[0, 4], [64, 32], [5, 7], [131, 64], [64, 3]] {
         let [a, b, old] = random_arrays(1603, [&[200, 100], &[168, 104], &[170, 120]]);
         // Products of windows of 37 × 36 and of 28 × 36, into a window of 37 × 28.
@@ -162,7 +162,7 @@ fn an_inner_size_may_be_longer_than_the_loop_of_one_dispatch() {
 }
 
 #[test]
-fn few_outputs_of_a_long_inner_dimension_are_computed_in_parts() {
+fn few_outputs_of_a_long_inner_dimension_use_split_k() {
     for [rows, inner, columns] in [[1, 512, 1], [5, 1031, 7], [64, 3000, 64], [33, 2047, 130]] {
         let [a, b, c, old, factors] =
             random_arrays(1608, [&[2, rows, inner], &[2, inner, columns], &[rows, columns], &[2, rows, columns], &[2]]);
@@ -258,16 +258,16 @@ fn what_does_not_fit_is_refused() {
     let sum = Gemm { addend: Some((matrix(&square), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: [4, 5] + [4, 4]: the shapes differ");
     let symmetric = Gemm { symmetric: true, ..product };
-    assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result is square");
+    assert_eq!(refusal(symmetric.compute().map(drop)), "matmul: [4, 8] × [8, 5]: a symmetric result must be square");
     assert_eq!(refusal(product.compute_into(matrix(&batch))), "matmul: a batch of 1 does not give [3, 4, 5]");
     let sum = Gemm { addend: Some((matrix(&batch), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
-    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, which it would both read and write");
+    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, once read-only and once read-write");
 }
 
-/// Bits of κ·out + A·B.
+/// Bits of β·out + A·B.
 fn kept_product(gpu: &Gpu, [rows, inner, columns]: [usize; 3], beta: f32) -> Result<Vec<u32>> {
     let a = Tensor::normal(gpu, &[rows, inner], 1.0, 1)?;
     let b = Tensor::normal(gpu, &[inner, columns], 1.0, 2)?;
@@ -282,7 +282,7 @@ fn tuning_changes_no_bit() -> Result<()> {
     for plain in device::all() {
         let options = GpuOptions { kernels: Some(plain.kernels()), tuning: Tuning::Process, ..Default::default() };
         let tuned = device::open(&options)?;
-        // In vec4 and without; with something kept, a trial on the output itself would add to it.
+        // With and without vec4; with β ≠ 0 a tuning trial must not accumulate into the output.
         for (size, keep) in [([391, 1000, 262], 1.0), ([392, 1000, 264], 1.0), ([392, 1000, 264], 0.0)] {
             let same = kept_product(plain, size, keep)? == kept_product(&tuned, size, keep)?;
             assert!(same, "{size:?} with {} kernels, κ = {keep}", plain.kernels());
@@ -292,9 +292,9 @@ fn tuning_changes_no_bit() -> Result<()> {
 }
 
 #[test]
-fn without_memory_to_try_kernels_one_is_taken_by_rule() -> Result<()> {
+fn without_memory_for_tuning_the_heuristic_decides() -> Result<()> {
     let size @ [rows, inner, columns] = [392, 1000, 264];
-    // Enough for operands and output, but not for a second output.
+    // Enough memory for operands and output, but not for a second output.
     let needed = 4 * (rows * inner + inner * columns + rows * columns) as u64;
     let options = GpuOptions { tuning: Tuning::Process, memory_budget: Some(needed + 4096), ..Default::default() };
     assert!(kept_product(&device::open(&options)?, size, 1.0)? == kept_product(device::default(), size, 1.0)?);
@@ -302,7 +302,7 @@ fn without_memory_to_try_kernels_one_is_taken_by_rule() -> Result<()> {
 }
 
 #[test]
-fn a_batch_above_the_binding_limit_is_cut() -> Result<()> {
+fn a_batch_above_the_binding_limit_is_split() -> Result<()> {
     let run = |gpu: &Gpu| -> Result<Vec<f32>> {
         let a = Tensor::normal(gpu, &[5, 100, 64], 1.0, 1)?;
         let b = Tensor::normal(gpu, &[5, 80, 64], 1.0, 2)?;

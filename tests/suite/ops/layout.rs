@@ -71,12 +71,24 @@ fn concat_joins_along_any_dimension() {
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
-    let reshape = "reshape: [4, 8] → [5, 6]: the numbers of elements differ";
+    let reshape = "reshape: [4, 8] → [5, 6]: the numels differ";
     assert_refused(&[&[4, 8]], |x| x[0].reshape(&[5, 6]), reshape);
     assert_refused(&[&[4]], |x| x[0].transpose(), "transpose: shape [4]: 2 or more dimensions expected");
-    assert_refused(&[&[4, 8]], |x| x[0].slice(1, 6..9), "slice: 6..9 of dimension 1 of [4, 8]: a part of it expected");
-    assert_refused(&[&[4, 8]], |x| x[0].slice(2, 0..1), "slice: 0..1 of dimension 2 of [4, 8]: a part of it expected");
-    assert_refused(&[&[4, 8]], |x| x[0].slice(1, 3..3), "slice: 3..3 of dimension 1 of [4, 8]: a part of it expected");
+    assert_refused(
+        &[&[4, 8]],
+        |x| x[0].slice(1, 6..9),
+        "slice: 6..9 of dimension 1 of [4, 8]: a non-empty range within it expected",
+    );
+    assert_refused(
+        &[&[4, 8]],
+        |x| x[0].slice(2, 0..1),
+        "slice: 0..1 of dimension 2 of [4, 8]: a non-empty range within it expected",
+    );
+    assert_refused(
+        &[&[4, 8]],
+        |x| x[0].slice(1, 3..3),
+        "slice: 3..3 of dimension 1 of [4, 8]: a non-empty range within it expected",
+    );
     let concat = "concat: [[4, 8], [5, 8]] along dimension 1: the other dimensions differ";
     assert_refused(&[&[4, 8], &[5, 8]], |x| Var::concat(&[&x[0], &x[1]], 1), concat);
     assert_refused(&[&[4, 8]], |_| Var::concat(&[], 0), "concat: no tensors given");

@@ -1,28 +1,28 @@
-//! Dispatches of much work are cut into several, for watchdogs: the bits are those of one dispatch.
+//! Long dispatches are split because of driver watchdogs: the bits are those of a single dispatch.
 
 use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Result, Tape, Tensor};
 
 use crate::device;
 
-/// Calls `compute` on two devices of every profile, of which one has short dispatches, and demands the same bits from more of them.
+/// Runs `compute` on two devices per tier, one with short dispatches, and requires the same bits from more dispatches.
 fn check(name: &str, compute: impl Fn(&Gpu) -> Result<Vec<Tensor>>) -> Result<()> {
     for gpu in device::all() {
         let run = |work_limit: Option<u64>| -> Result<(Vec<u32>, u64)> {
-            // Of its own: other tests dispatch on the shared ones.
+            // Not the shared devices: other tests dispatch on those.
             let gpu = device::open(&GpuOptions { kernels: Some(gpu.kernels()), work_limit, ..Default::default() })?;
             let tensors = compute(&gpu)?;
             let values = tensors.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
             Ok((values.concat().into_iter().map(f32::to_bits).collect(), gpu.counters().dispatches))
         };
-        let ((whole, few), (cut, many)) = (run(None)?, run(Some(300_000))?);
+        let ((whole, few), (split, many)) = (run(None)?, run(Some(300_000))?);
         assert!(many > few, "{name} with {} kernels: {many} dispatches instead of {few}", gpu.kernels());
-        assert!(whole == cut, "{name} with {} kernels: other bits", gpu.kernels());
+        assert!(whole == split, "{name} with {} kernels: other bits", gpu.kernels());
     }
     Ok(())
 }
 
 #[test]
-fn products_are_cut_along_their_rows() -> Result<()> {
+fn products_are_split_along_their_rows() -> Result<()> {
     check("product", |gpu| {
         let a = Tensor::normal(gpu, &[2, 201, 67], 1.0, 1)?;
         let b = Tensor::normal(gpu, &[2, 67, 131], 1.0, 2)?;
@@ -45,7 +45,7 @@ fn a_symmetric_product_with_a_diagonal_is_cut() -> Result<()> {
 }
 
 #[test]
-fn attention_is_cut_along_its_queries_and_its_keys() -> Result<()> {
+fn attention_is_split_along_its_queries_and_its_keys() -> Result<()> {
     check("attention", |gpu| {
         let shape = AttentionShape { batch: 2, heads: 4, kv_heads: 2, head_dim: 32 };
         let params = Params::new(gpu);

@@ -19,7 +19,7 @@ pub fn multiply<'t>(a: &Var<'t>, b: &Var<'t>, transposes: [bool; 2]) -> Result<V
     }
 }
 
-/// The shapes of a and b for op(a) [rows, inner] · op(b) [inner, columns], each behind its batch sizes: none, or one.
+/// The shapes of a and b for op(a) [rows, inner] · op(b) [inner, columns], each with zero or one batch dimension.
 pub fn sizes_of([rows, inner, columns]: [usize; 3], transposes: [bool; 2], batches: [&[usize]; 2]) -> [Vec<usize>; 2] {
     let turned = |[first, second]: [usize; 2], turn: bool| if turn { [second, first] } else { [first, second] };
     let a = [batches[0], &turned([rows, inner], transposes[0])].concat();
@@ -28,7 +28,7 @@ pub fn sizes_of([rows, inner, columns]: [usize; 3], transposes: [bool; 2], batch
 
 fn product(seed: u64, [rows, inner, columns]: [usize; 3], transposes: [bool; 2], batches: [&[usize]; 2]) {
     let [a, b] = sizes_of([rows, inner, columns], transposes, batches);
-    // A factor without a batch collects its gradient over the batch of the other.
+    // The gradient of an operand without a batch dimension is summed over the batch.
     let shared = |own: &[usize], other: &[usize]| if own.is_empty() { other.iter().product() } else { 1 };
     let da = reduction(columns * shared(batches[0], batches[1]));
     let db = reduction(rows * shared(batches[1], batches[0]));
@@ -72,7 +72,7 @@ fn a_batch_is_multiplied_by_one_matrix() {
 }
 
 #[test]
-fn a_residual_is_added_in_the_same_pass() {
+fn a_residual_is_added_in_the_epilogue() {
     for [rows, inner, columns] in [[1, 1, 1], [7, 13, 37], [68, 36, 132]] {
         check(
             "matmul_nt_add",
@@ -100,8 +100,8 @@ fn products_of_random_sizes_match() {
     }
 }
 
-/// A head above the binding limit: its product is cut along the columns, its gradient along the rows, that of x along the inner
-/// size. Whole numbers, so that every result is exact.
+/// A head above the binding limit: its product is split along the columns, its gradient along the rows, that of x along the inner
+/// dimension. Integers, so that every result is exact.
 #[test]
 fn a_weight_above_the_binding_limit_is_multiplied_in_parts() -> Result<()> {
     const INNER: usize = 64;
@@ -121,7 +121,7 @@ fn a_weight_above_the_binding_limit_is_multiplied_in_parts() -> Result<()> {
     let wrong = y.value().to_vec()?.iter().enumerate().position(|(at, got)| *got != entry(at / columns, at % columns));
     assert_eq!(wrong, None, "element of the product");
 
-    // The gradient of y is 1 in a few columns of its first row and 2 in those of its second, around the cuts and at the ends.
+    // The gradient of y is 1 in a few columns of its first row and 2 in those of its second, around the splits and at the ends.
     let chosen = [0, 1, columns / 2, columns / 2 + 1, columns - 778, columns - 1];
     let mut dy = vec![0.0; 2 * columns];
     for (row, column) in (0..2).flat_map(|row| chosen.map(|column| (row, column))) {

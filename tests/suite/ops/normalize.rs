@@ -4,7 +4,7 @@ use crate::reference::differences::random_arrays;
 use crate::reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp};
 use crate::tolerance::{normalize, reduction};
 
-/// The last dimension is what is normalized: one, primes, more than a workgroup of 256, several of its strides in vec4.
+/// The last dimension is normalized: one, primes, more than a workgroup of 256, several strides in vec4.
 const SHAPES: [&[usize]; 6] = [&[1, 1], &[7, 13], &[3, 5, 2, 11], &[5, 257], &[65, 33], &[30, 2052]];
 
 fn columns(shape: &[usize]) -> usize {
@@ -22,7 +22,7 @@ fn softmax_matches() {
 
 #[test]
 fn softmax_of_large_logits_neither_overflows_nor_loses_its_rows() {
-    // ±80: their exponentials would leave the range of f32 without the maximum subtracted.
+    // ±80: the exponentials would overflow f32 without subtracting the maximum.
     let [x] = random_arrays(1402, [&[13, 101]]);
     let x = Array::from_fn(&x.shape, |index| if index % 3 == 0 { 80.0 * x.data[index].signum() } else { x.data[index] });
     check("softmax", [x], |x| x[0].softmax(), |x| softmax(&x[0]), |x, dy| softmax_vjp(&x[0], dy), &[normalize(101)]);
@@ -34,7 +34,7 @@ fn rms_norm_matches() {
         let rows = shape.iter().product::<usize>() / columns(shape);
         let inputs = random_arrays(1403, [shape, &shape[shape.len() - 1..]]);
         let tolerance = normalize(columns(shape));
-        // The gradient of a row of one element is what eps leaves of 1 - 1: a small eps would leave nothing to compare.
+        // In a row of one element the gradient cancels up to eps: a small eps would leave only rounding errors.
         let eps = if columns(shape) == 1 { 0.5 } else { 1e-5 };
         check(
             "rms_norm",

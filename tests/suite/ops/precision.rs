@@ -1,5 +1,5 @@
-//! Products at every precision: their rounding to the bit, their sums against the float64 reference that rounds the same way, and
-//! how far they are from the exact product.
+//! Products at every precision: rounding bit for bit, accumulation against a float64 reference that rounds the operands the same way,
+//! and the error against the exact product.
 
 use polytape::{Factor, Gemm, Gradients, Indices, Matrix, Params, Precision, Result, Tape, Tensor};
 use rand::RngExt;
@@ -24,13 +24,13 @@ pub fn operands(precision: Precision) -> Operands {
     }
 }
 
-/// A sum of `terms` products, each of which is three of halves at f16x3.
+/// A sum of `terms` products, each of which is three f16 products at f16x3.
 fn sums(precision: Precision, terms: usize) -> Tolerance {
     reduction(if precision == Precision::F16x3 { 3 * terms } else { terms })
 }
 
-/// Numbers around everything that rounding to a half distinguishes: each half, the middle to the next and its neighbours on
-/// both sides, and then any bits at all.
+/// All boundary cases of rounding to f16: every f16, the midpoint to the next and its f32 neighbours on both sides, and then random
+/// bits.
 fn awkward() -> Vec<f32> {
     let halves: Vec<f32> = (0..31_744_u32)
         .map(|bits| match (bits >> 10, bits & 1023) {
@@ -48,7 +48,7 @@ fn awkward() -> Vec<f32> {
     around.chain(limits.into_iter().flatten()).chain(any.collect::<Vec<_>>()).collect()
 }
 
-/// Both zeros are one: a sum begins with +0.
+/// -0 becomes +0, as in a sum that starts at +0.
 fn assert_same(context: &str, x: &[f32], found: &[f32], want: impl Fn(f64) -> f64) {
     for (x, found) in x.iter().zip(found) {
         let want = want(f64::from(*x));
@@ -66,11 +66,11 @@ fn operands_are_rounded_to_the_bit_on_either_side() -> Result<()> {
         let identity = Tensor::from_slice(gpu, &Array::identity(4).to_f32(), &[4, 4])?;
         let column = Tensor::from_slice(gpu, &x, &[x.len(), 1])?;
         let row = column.reshape(&[1, x.len()])?;
-        // In vec4 there are other loads, and no infinities, which times the zeros would not be numbers.
+        // vec4 takes another load path; no infinities there, because infinity times zero is NaN.
         let tall = Tensor::from_slice(gpu, finite, &[finite.len() / 4, 4])?;
         let wide = Tensor::from_slice(gpu, finite, &[4, finite.len() / 4])?;
         for precision in HALVES {
-            // Two halves of too large a number are an infinity less an infinity.
+            // f16x3 of an overflowing value is inf - inf.
             let want = |x: f64| if precision == Precision::F16 { round(x) } else { split(x).iter().sum() };
             let product = |a: &Tensor, b: &Tensor, transposed: bool| {
                 let (a, b) = (Matrix::new(a)?, Matrix::new(b)?);
@@ -123,7 +123,7 @@ fn sums_and_the_epilogue_are_not_rounded() {
     for [rows, inner, columns] in [[1, 1, 1], [37, 13, 67], [65, 33, 129], [132, 68, 260]] {
         let [a, b, c, old] =
             random_arrays(2002, [&[2, rows, inner], &[2, columns, inner], &[2, rows, columns], &[2, rows, columns]]);
-        // β·C and κ·out are as large as the product, but C and the old contents beyond the range of a half.
+        // σ·C and β·out are as large as the product, but C and the old output are beyond the range of f16.
         let (c, old) = (c.times(1048576.0), old.times(1048576.0));
         let (beta, kept) = (2f32.powi(-20), -(2f32.powi(-21)));
         let factors = [0.75, -1.25];
@@ -206,12 +206,12 @@ fn a_residual_is_not_rounded() {
     }
 }
 
-/// The gradient of the logits is not the same to the last bit as the reference's, and where it lies between two halves may go to
-/// the other: few do, so the whole is much closer to the rounded reference than that is to the exact one.
+/// The logits' gradient may differ from the reference's in the last bit and then round to the other f16 neighbour. Few elements do,
+/// so the result is much closer to the rounded reference than that is to the exact one.
 #[test]
 fn the_head_rounds_its_three_products() -> Result<()> {
     let [rows, dim, vocabulary] = [65, 36, 260];
-    // Logits with a spread: most probabilities are far below 2⁻¹⁴, a half's least normal number.
+    // Spread-out logits: most probabilities are far below 2⁻¹⁴, the smallest normal f16.
     let [x, weight] = random_arrays(2008, [&[rows, dim], &[vocabulary, dim]]);
     let targets: Vec<u32> = (0..rows as u32).map(|row| row * 31 % 260).collect();
     let dy = Array::scalar(0.37);
@@ -274,13 +274,13 @@ fn a_deep_product_is_cut_at_every_precision() {
     }
 }
 
-/// Three products of halves lose about what one of f32 loses: the operands 2⁻²⁴ each, the product of the lows 2⁻²⁴, the sum as
-/// f32 does but over three times the terms.
+/// f16x3 is about as accurate as f32: a relative error of 2⁻²⁴ per operand, 2⁻²⁴ for the omitted low·low product, and f32 accumulation
+/// of three times as many terms.
 #[test]
-fn two_halves_are_about_as_exact_as_f32_and_one_is_not() {
+fn f16x3_is_about_as_accurate_as_f32_and_f16_is_not() {
     for [rows, inner, columns] in [[37, 64, 101], [65, 257, 129], [33, 1024, 65]] {
         let [a, b] = random_arrays(2005, [&[rows, inner], &[inner, columns]]);
-        // Operands of any size within the range: what counts is relative.
+        // Operands of any magnitude in range: the error is relative.
         let (a, b) = (a.times(100.0), b.times(0.01));
         let (a, b) = (Array::from_f32(&a.shape, &a.to_f32()), Array::from_f32(&b.shape, &b.to_f32()));
         let exact = a.matmul(&b);

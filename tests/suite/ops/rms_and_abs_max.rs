@@ -1,4 +1,4 @@
-//! Root mean square and largest absolute value of whole tensors.
+//! RMS and maximum absolute value of whole tensors.
 
 use polytape::{Tensor, rms_and_abs_max};
 
@@ -8,7 +8,7 @@ use crate::reference::array::seeded;
 use crate::tolerance::{assert_close_scalar, reduction};
 
 #[test]
-fn magnitudes_are_the_rms_and_the_largest_value_of_each_tensor() {
+fn the_rms_and_the_maximum_of_each_tensor_match() {
     let mut rng = seeded(4401);
     // One element, a prime, one chunk exactly, several chunks with a tail.
     let arrays: Vec<Array> = [&[1][..], &[101], &[128, 128], &[211, 313]].map(|shape| Array::random(shape, &mut rng)).to_vec();

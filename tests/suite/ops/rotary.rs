@@ -8,14 +8,14 @@ use crate::tolerance;
 
 #[test]
 fn rotary_matches() {
-    // [batch, seq, heads, head_dim]: halves that are and are not multiples of four, more positions than a workgroup has lanes.
+    // [batch, seq, heads, head_dim]: half of head_dim is and is not a multiple of four; more positions than invocations in a workgroup.
     for [batch, seq, heads, head_dim] in [[1, 1, 1, 2], [2, 7, 3, 14], [2, 37, 2, 8], [1, 101, 4, 64]] {
         let settings = Rotary { seq, head_dim, offset: 0, theta: 10_000.0 };
         check(
             "rotary",
             random_arrays(2001, [&[batch * seq, heads * head_dim]]),
             move |x| {
-                // Longer than the sequence, as a model's table is.
+                // Longer than the sequence, as a model's table usually is.
                 let table = RotaryTable::new(x[0].value().gpu(), seq + 5, head_dim, 10_000.0)?;
                 x[0].rotary(&table, seq)
             },
@@ -36,9 +36,9 @@ fn shapes_that_are_no_positions_are_refused() {
     assert_refused(&[&[6, 10]], |x| turn(&x[0], 3), heads);
     let sequences = "rotary: [7, 8]: whole sequences of 3 and heads of 4 expected";
     assert_refused(&[&[7, 8]], |x| turn(&x[0], 3), sequences);
-    let positions = "rotary: positions 0..9 asked for, the table holds 8";
+    let positions = "rotary: positions 0..9, the table has 8";
     assert_refused(&[&[9, 8]], |x| turn(&x[0], 9), positions);
     assert_refused(&[&[2, 3, 8]], |x| turn(&x[0], 3), "rotary: shape [2, 3, 8]: 2 dimensions expected");
     let error = RotaryTable::new(device::default(), 8, 7, 100.0).expect_err("an odd head");
-    assert_eq!(error.to_string(), "rotary: head_dim 7: an even number expected");
+    assert_eq!(error.to_string(), "rotary: head_dim 7: an even number above 0 expected");
 }

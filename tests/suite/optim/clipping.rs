@@ -14,7 +14,7 @@ fn clips(gradients: &[Array], max: f32) -> Vec<[f32; 2]> {
     clips_of_scaled(gradients, max, 1.0)
 }
 
-/// [norm, factor] of gradients that are multiplied by `scale` on every device.
+/// [norm, factor] of gradients scaled by `scale`, on every device.
 fn clips_of_scaled(gradients: &[Array], max: f32, scale: f32) -> Vec<[f32; 2]> {
     let gradients: Vec<Array> = gradients.iter().map(|gradient| gradient.times(f64::from(scale))).collect();
     let of_device = |gpu| {

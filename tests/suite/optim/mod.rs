@@ -14,10 +14,10 @@ use crate::reference::Array;
 use crate::reference::newton_schulz::Coefficients;
 use crate::reference::optimizer::{self, Adam, Moments, Ratio, adamw, auxiliary_adam};
 
-/// An update rule with its settings, for both sides.
+/// An update rule with its settings, for device and reference.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Muon's coefficients and ratio; AdamW without them.
+    /// Muon's coefficients and ratio; `None` is AdamW.
     pub muon: Option<(Coefficients, Ratio)>,
     /// Whether it is NorMuon.
     pub normuon: bool,
@@ -75,7 +75,7 @@ impl Parameter {
         Self { name, role, w, moments, momentum, row_moments }
     }
 
-    /// The role alone decides which rule it is.
+    /// The role alone selects the rule.
     pub fn step(&mut self, rule: &Rule, g: &Array, lr: f64) {
         let decays = rule.decay == WeightDecayScope::All || self.role != Role::Vector;
         let decay = if decays { rule.weight_decay } else { 0.0 };
@@ -104,7 +104,7 @@ pub fn params_of(gpu: &Gpu, parameters: &[Parameter]) -> Result<Params> {
     Ok(params)
 }
 
-/// One step on the device without clipping; the gradients are in the order of the parameters.
+/// One device step without clipping; gradients in the order of the parameters.
 pub fn step(params: &mut Params, optimizer: &mut dyn Optimizer, gradients: &[Array], lr: f64) -> Result<()> {
     let gradients = gradients_of(params, gradients)?;
     let clip = Clip::new(params.gpu(), &gradients, f32::INFINITY)?;

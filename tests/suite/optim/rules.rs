@@ -66,7 +66,7 @@ fn golden_steps_are_reproduced() {
     }
 }
 
-/// Parameters of every role and of shapes at the edges of a workgroup; the matrices are tall, wide and square.
+/// Parameters of every role, with shapes around a workgroup's size; tall, wide and square matrices.
 fn parameters(seed: u64) -> Vec<Parameter> {
     let mut rng = seeded(seed);
     let mut random = |name, role, shape: &[usize]| Parameter::new(name, role, Array::random(shape, &mut rng));
@@ -171,7 +171,7 @@ fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
 
 #[test]
 fn moments_keep_their_digits_where_beta_is_close_to_1() {
-    // 1 - 0.999 taken in float32 is off by 1e-5.
+    // 1 - 0.999 in float32 has a relative error of 1e-5.
     let adam = Adam { beta1: 0.99, beta2: 0.999, eps: 1e-8 };
     let rule = Rule { adam, ..Rule::new(None) };
     for gpu in device::all() {

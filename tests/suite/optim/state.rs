@@ -1,4 +1,4 @@
-//! The state of an optimizer through a checkpoint, and what a step may touch.
+//! Optimizer state through a checkpoint, and which parameters a step may change.
 
 use std::collections::HashMap;
 
@@ -39,7 +39,7 @@ fn steps(params: &mut Params, optimizer: &mut dyn Optimizer, seeds: std::ops::Ra
     }
 }
 
-/// A copy by way of the host, as a checkpoint makes it.
+/// A copy through the host, as in a checkpoint.
 fn copied(gpu: &Gpu, tensor: &Tensor) -> Tensor {
     Tensor::from_slice(gpu, &tensor.to_vec().expect("read-back"), tensor.shape()).expect("an upload")
 }
@@ -66,7 +66,7 @@ fn a_restored_state_continues_with_the_same_bits() {
             steps(&mut resumed_params, &mut *resumed, 3..6);
             assert_eq!(values(&params), values(&resumed_params));
             assert_eq!((optimizer.state().steps(), resumed.state().steps()), (6, 6));
-            // The steps count: an optimizer that forgot them corrects its bias anew.
+            // The step count matters: an optimizer that lost it would restart the bias correction.
             let mut forgetful = rule.optimizer();
             let mut first = params_of(gpu, &parameters()).expect("parameters");
             steps(&mut first, &mut *forgetful, 3..6);

@@ -23,8 +23,8 @@ fn a_zero_matrix_gives_zeros_and_a_finite_gradient() {
                 let got = layer.on(gpu).and_then(|device| device.run(&dy)).expect("a layer");
                 assert_eq!(got.effective, vec![0.0; 240], "{norm:?} level {level}");
                 assert_eq!(got.dgamma.expect("γ is trained"), [0.0]);
-                // N is 0, so nothing is pulled and M = γ·a0·E; where the norm is recovered, s cancels. ‖W‖_F has no gradient
-                // at 0, where the reference divides 0 by 0; the device takes 0.
+                // N is 0, so the norm's gradient vanishes and M = γ·a0·E; with norm recovery s cancels. ‖W‖_F has no gradient at
+                // 0, where the reference divides 0 by 0; the device uses 0.
                 let gain = layer.gamma[0] * layer.pc.coefficients[0];
                 assert_close("dW", &got.dw, &dy.times(gain), pc(&layer.pc.coefficients, 12, 20));
             }
@@ -34,7 +34,7 @@ fn a_zero_matrix_gives_zeros_and_a_finite_gradient() {
 
 #[test]
 fn a_matrix_that_starts_at_zero_finds_its_vectors_later() {
-    // The formulas alone would make u and v zero, and keep them so: s would be eps and N = W/eps for ever after.
+    // By the formulas alone u and v would become zero and stay zero: s = eps and N = W/eps forever.
     for gpu in device::all() {
         for (shape, heads) in [([20, 12], 1), ([24, 36], 2)] {
             let trained = Layer::random(2211, shape, heads, Pc::of_level(2));
@@ -81,7 +81,7 @@ fn huge_weights_match() {
 
 #[test]
 fn tiny_weights_match() {
-    // eps is 1e-7: against it these weights are nothing, and N is 1e-13.
+    // These weights are negligible against eps = 1e-7, and N is 1e-13.
     for gpu in device::all() {
         for norm in [Norm::Spectral, Norm::Frobenius] {
             for level in [0, 2, 4] {
@@ -100,7 +100,7 @@ fn tiny_weights_match() {
 
 #[test]
 fn weights_of_the_size_of_eps_match() {
-    // ‖W‖ is a fraction of eps, so that s - eps has lost its digits in float32.
+    // ‖W‖ is a fraction of eps, so s - eps cancels in float32.
     for gpu in device::all() {
         for norm in [Norm::Spectral, Norm::Frobenius] {
             for size in [1e-8, 1e-10, 1e-12] {

@@ -48,7 +48,7 @@ fn a_refresh_gives_the_golden_vectors_and_sigma() {
             let tolerance = power_iteration(case.rows, case.cols);
             assert_close(&name(&case, "u"), &u, &f32_array(&[case.rows], &case.u), tolerance);
             assert_close(&name(&case, "v"), &v, &f32_array(&[case.cols], &case.v), tolerance);
-            // The device keeps σ = uᵀWv + eps to itself: this is the σ of the vectors that it found.
+            // σ = uᵀWv + eps is not exposed by the device: this is σ computed from its u and v.
             let w = f32_array(&[case.rows, case.cols], &case.w);
             let column = Array::from_f32(&[case.cols, 1], &v);
             let sigma = Array::from_f32(&[1, case.rows], &u).matmul(&w.matmul(&column)).item() + case.eps;

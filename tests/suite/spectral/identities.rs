@@ -1,4 +1,4 @@
-//! What a PC layer must satisfy whatever its numbers are.
+//! Identities that every PC layer must satisfy.
 
 use super::Layer;
 use crate::check::upload;

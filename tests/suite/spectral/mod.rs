@@ -82,7 +82,7 @@ impl Layer {
         }
     }
 
-    /// The layer on a device. u, v and γ stand beside the weight beforehand, as after loading a checkpoint.
+    /// The layer on a device, with u, v and γ already present, as after loading a checkpoint.
     pub fn on(&self, gpu: &Gpu) -> Result<OnDevice> {
         let heads = self.vectors.len();
         let stacked = |part: fn(&PowerVectors) -> &Array| {
@@ -104,7 +104,7 @@ impl Layer {
     }
 }
 
-/// A preconditioned matrix on a device, with what its layer computes.
+/// A preconditioned matrix on a device, and its layer's results.
 pub struct OnDevice {
     pub params: Params,
     pub preconditioner: Preconditioner,
@@ -143,7 +143,7 @@ impl OnDevice {
     }
 }
 
-/// What an array is after its way to the device.
+/// An array after rounding to the device's f32.
 pub fn round(x: &Array) -> Array {
     x.map(|x| f64::from(x as f32))
 }

@@ -1,4 +1,4 @@
-//! Newton–Schulz against the golden numbers and the reference, and what it is for: singular values near 1.
+//! Newton–Schulz against the golden numbers and the reference, and its purpose: singular values near 1.
 
 use polytape::spectral::{NewtonSchulz, newton_schulz};
 use polytape::{Gpu, Tensor};
@@ -29,7 +29,7 @@ fn run(gpu: &Gpu, x: &Array, set: NewtonSchulz, steps: usize) -> Vec<f32> {
     values.expect("newton_schulz")
 }
 
-/// d/(‖d‖ + 1e-7), as the optimizer hands it over.
+/// d/(‖d‖ + 1e-7), as the optimizer passes it.
 fn normalised(d: &Array) -> Array {
     round(&d.times(1.0 / (d.norm() + 1e-7)))
 }
@@ -55,7 +55,7 @@ fn every_set_matches_for_tall_and_wide_matrices() {
         let [d] = random_arrays(2301, [&shape]);
         let x = normalised(&d);
         for (set, coefficients) in SETS {
-            // Up to twice the table's length: it is cycled, or its last row repeats.
+            // Up to twice the table's length: it cycles, or its last row repeats.
             for steps in [1, coefficients.default_steps(), 10] {
                 let want = iterate(&x, coefficients, steps);
                 for gpu in device::all() {

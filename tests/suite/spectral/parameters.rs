@@ -1,4 +1,4 @@
-//! Preconditioners and the parameters around them: attaching, merging, and gradients that go back once for many micro-batches.
+//! Preconditioners and their parameters: attaching, merging, and pulling accumulated gradients back once per step.
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
@@ -78,10 +78,10 @@ fn gradients_sent_back_once_are_the_sum_of_those_sent_back_per_micro_batch() {
                 dw_sum = dw_sum.plus(&Array::from_f32(&[48, 80], &got.dw));
                 dgamma_sum = dgamma_sum.plus(&Array::from_f32(&[2], &got.dgamma.expect("γ is trained")));
             }
-            // Both sides have their errors.
+            // Both sides have errors.
             let tolerance = pc(&layer.pc.coefficients, 24, 80).times(2.0);
             assert_close("dW", &dw, &dw_sum, tolerance);
-            // dγ cancels: held against what its terms would add up to with random signs.
+            // dγ cancels: the tolerance is relative to a sum of its terms with random signs.
             let scale = batches[0].norm() * layer.forward().norm() / (24.0 * 80.0f64).sqrt();
             for (head, got) in dgamma.iter().enumerate() {
                 let error = (f64::from(*got) - dgamma_sum.data[head]).abs();
@@ -161,7 +161,7 @@ fn what_cannot_be_preconditioned_is_refused_by_name() {
     assert_eq!(text(attach(&[6, 4], 0, &[1.0], None)), "pc: `q.weight` [6, 4]: 0 blocks of rows expected");
     assert_eq!(text(attach(&[6], 1, &[1.0], None)), "pc: shape [6]: 2 dimensions expected");
     assert_eq!(text(attach(&[6, 4], 1, &[1.0], Some(5))), "pc: `q.pc_u` has shape [5], [6] expected");
-    assert_eq!(text(attach(&[6, 4], 1, &[], None)), "PC layer: one coefficient or more expected, found none");
+    assert_eq!(text(attach(&[6, 4], 1, &[], None)), "PC layer: no coefficients, at least one expected");
     assert!(matches!(level_coefficients(5), Err(Error::Value(text)) if text == "PC level 5: 0 to 4 expected"));
 }
 

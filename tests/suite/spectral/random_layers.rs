@@ -12,8 +12,8 @@ const SHAPES: [[usize; 2]; 11] =
 
 const NORMS: [Norm; 3] = [Norm::Spectral, Norm::Frobenius, Norm::None];
 
-/// Odd polynomials that are no level: longer ones, with alternating signs that cancel as those of the levels do; a highest
-/// coefficient that is too small to divide by; coefficients of 0 at the end, and nothing else.
+/// Polynomials beyond the levels: longer, with alternating signs that cancel like those of the levels; a leading coefficient too small
+/// to divide by; trailing zeros; only zeros after a₀.
 const OTHERS: [&[f64]; 7] = [
     &[1.0, 0.5, -0.25, 0.75, 0.0009765625],
     &[2.0, -1.0, 0.5, 0.0, 0.0],
@@ -28,7 +28,7 @@ fn of_coefficients(coefficients: &[f64]) -> Pc {
     Pc { coefficients: coefficients.to_vec(), ..Pc::of_level(0) }
 }
 
-/// Without a norm the polynomial meets the singular values as they are: below 1 they stay where it is made for.
+/// Without a norm the polynomial sees the raw singular values: kept below 1, its intended range.
 fn tamed(layer: Layer) -> Layer {
     if layer.pc.norm != Norm::None {
         return layer;
@@ -54,7 +54,7 @@ fn check(layer: &Layer) {
         assert_eq!(got.dgamma.is_some(), layer.learnable_gamma);
         for (head, got) in got.dgamma.iter().flatten().enumerate() {
             let block = |x: &Array| crate::reference::layout::slice(x, 0, head * rows..(head + 1) * rows);
-            // W_eff at γ = 1: what dγ is the inner product with.
+            // W_eff at γ = 1: dγ is the inner product with it.
             let unit = Layer { gamma: vec![1.0; heads], ..layer.clone() }.forward();
             let scale = block(&dy).norm() * block(&unit).norm() / ((rows * columns) as f64).sqrt();
             assert_close_scalar(&name("dγ"), *got, dgamma.data[head], scale, tolerance);
@@ -62,7 +62,7 @@ fn check(layer: &Layer) {
     }
 }
 
-/// dW = M − ⟨M, N⟩·u·vᵀ vanishes where W has one row or column: what is left of M's size is its error.
+/// dW = M − ⟨M, N⟩·u·vᵀ vanishes for one row or column: the error is relative to M.
 fn of_gradient(layer: &Layer, dw: &Array, dy: &Array, tolerance: Tolerance) -> Tolerance {
     let gain = layer.gamma[0].abs() * layer.pc.coefficients[0];
     let cancelled = gain * dy.norm() / dw.norm().max(f64::MIN_POSITIVE);
@@ -152,7 +152,7 @@ fn a_head_gives_the_bits_of_the_same_block_alone() {
 
 #[test]
 fn a_refresh_follows_the_reference() {
-    // The last shapes are about as wide as what an invocation holds of a row, 24 vectors or floats: of 8 invocations, of 256.
+    // The last shapes are around the maximum row length kept in registers, 24 Elements per invocation: of 8 and of 256 invocations.
     let shapes = [
         ([1, 1], 1),
         ([1, 7], 1),
@@ -170,7 +170,7 @@ fn a_refresh_follows_the_reference() {
     let cases = shapes.into_iter().flat_map(|case| [(case, 1), (case, 2)]);
     for (seed, ((shape, heads), iterations)) in (2091..).zip(cases) {
         let mut layer = Layer::random(seed, shape, heads, Pc::of_level(2));
-        // One iteration or two from random vectors: nothing has converged that could hide an error.
+        // One or two iterations from random vectors: convergence cannot hide an error.
         layer.vectors = Layer::random(seed + 50, shape, heads, Pc { power_iterations: 0, ..Pc::of_level(2) }).vectors;
         layer.pc.power_iterations = iterations;
         let mut want = layer.clone();

@@ -1,4 +1,4 @@
-//! Reader files: every bit comes back, and what is wrong with a file is said with its name.
+//! safetensors files: bit-exact round trips, and errors that name the file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn text<T>(result: polytape::Result<T>) -> String {
     result.map(|_| ()).expect_err("an error").to_string()
 }
 
-/// Values with every kind of bit pattern that a float32 has.
+/// Values of every class of float32.
 fn values() -> Vec<f32> {
     let bits = [0, 1, 0x8000_0000, 0x8000_0001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x3f80_0001, 0x0080_0000];
     bits.map(f32::from_bits).to_vec()
@@ -40,7 +40,7 @@ fn what_was_saved_comes_back_bit_for_bit() {
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         assert_eq!(bits(tensor.to_vec().expect("read-back")), bits(values()));
     }
-    // Writing again replaces the file and leaves nothing beside it.
+    // Writing again replaces the file and leaves no temporary file.
     written(&path);
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1);
 }
@@ -88,7 +88,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one() {
     let path = folder.path().join("model.safetensors");
     written(&path);
     let before = std::fs::read(&path).expect("the file");
-    // The temporary name is taken by a folder, so that nothing can be written.
+    // The temporary name is a folder, so writing fails.
     std::fs::create_dir(folder.path().join("model.safetensors.partial")).expect("a folder");
     assert!(save(&path, &[("a".into(), tensor)], HashMap::new()).is_err());
     assert_eq!(std::fs::read(&path).expect("the file"), before);

@@ -1,4 +1,4 @@
-//! Llama on the device against the float64 reference: logits and every gradient, and generating token by token.
+//! Llama on the device against the float64 reference: logits, every gradient, and incremental decoding.
 
 use polytape::llama::{KvCache, Llama, LlamaConfig};
 use polytape::{Gpu, Gradients, Indices, Params, Precision, Tape};
@@ -14,7 +14,7 @@ use crate::reference::half::Operands;
 use crate::reference::llama::{self, Batch, Weights};
 use crate::tolerance::{Tolerance, assert_close};
 
-/// Two blocks of attention, norms and SwiGLU, each off by some roundings of sums of at most 50 terms.
+/// Two blocks of attention, norms and SwiGLU, each with a few rounding errors of sums of at most 50 terms.
 const MODEL: Tolerance = Tolerance { relative: 2e-5, reason: "errors of all layers, relative to the rms of the result" };
 
 fn reference_config(config: &LlamaConfig) -> llama::LlamaConfig {
@@ -43,7 +43,7 @@ fn weights(config: &llama::LlamaConfig, params: &Params) -> (Weights, Vec<(Strin
     (names.iter().map(array).collect(), names)
 }
 
-/// Initial weights scaled up, so that attention is not almost uniform and every gradient has a say.
+/// Initial weights scaled up, so that attention is far from uniform and every gradient matters.
 fn sharpened(gpu: &Gpu, config: LlamaConfig) -> (Llama, Params) {
     let (model, mut params) = Llama::init(gpu, config, 9).expect("a model");
     let matrices: Vec<_> = params.iter().filter(|(_, param)| param.role == polytape::Role::Matrix).map(|(id, _)| id).collect();
@@ -94,13 +94,13 @@ fn a_tied_embedding_gets_the_gradients_of_both_its_uses() {
     check_gradients(LlamaConfig { tied: true, ..config() });
 }
 
-/// How far two sets of gradients are from each other, relative to the second.
+/// Distance of two sets of gradients, relative to the second.
 fn distance(found: &Array, want: &Array) -> f64 {
     found.minus(want).norm() / want.norm()
 }
 
-/// Against the reference that rounds where the device must, and only there: an activation that is off by an f32 rounding goes to
-/// another half now and then, so that the device is not as close to it as at f32, but much closer than to the exact model.
+/// Against a reference that rounds where the device does: an activation off by an f32 rounding error sometimes rounds to another
+/// f16, so the device is not as close as at f32, but much closer than to the exact model.
 #[test]
 fn gradients_at_lower_precision_are_those_of_rounded_linear_layers() {
     let config = config();

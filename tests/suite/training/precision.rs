@@ -1,4 +1,4 @@
-//! Training at lower precision: loss scaling, and that as much is learned.
+//! Training at lower precision: loss scaling, and losses close to those of f32.
 
 use polytape::optim::LossScale;
 use polytape::{Error, Gpu, Precision, Tensor};
@@ -11,7 +11,7 @@ use crate::tolerance::{TRAINING, Tolerance, assert_close_scalar};
 
 const HALVES: [Precision; 2] = [Precision::F16x3, Precision::F16];
 
-/// Every bit that a step changes: parameters with u, v and γ, the optimizer's state and its count of steps.
+/// All state that a step changes: parameters including u, v and γ, optimizer state and step count.
 fn everything(small: &Small) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, u64) {
     let trainer = &small.trainer;
     let of = |tensor: &Tensor| tensor.to_vec().expect("read-back").into_iter().map(f32::to_bits).collect();
@@ -31,7 +31,7 @@ fn a_step_that_overflows_changes_nothing_but_the_scale() {
             let mut small = Small::at(precision, gpu, config(), precision == Precision::F16x3).expect("a model");
             small.step(0).expect("a step");
             let before = everything(&small);
-            // The loss is finite, its gradient beyond a half.
+            // The loss is finite, its gradient overflows f16.
             let outcome = small.step_of(1e10, 1).expect("a step");
             let (loss, norm) = (outcome.loss, outcome.grad_norm);
             assert!(outcome.skipped.is_some() && loss.is_finite() && !norm.is_finite(), "{precision}: {loss}, {norm}");
@@ -78,7 +78,7 @@ fn an_overflow_at_a_scale_of_1_is_an_error() {
     assert!(everything(&small) == before);
 }
 
-/// 2⁻²² of an operand, amplified by 20 steps as an f32 rounding is; and 2⁻¹², of which most cancels in a mean.
+/// f16x3: 2⁻²² per operand, amplified over 20 steps like f32 rounding; f16: 2⁻¹², most of which averages out.
 #[test]
 fn golden_runs_are_followed_as_closely_as_the_precision_allows() {
     let half = Tolerance { relative: 2e-3, reason: "20 steps of products of operands with 11 bits" };
@@ -107,7 +107,7 @@ fn a_model_learns_as_much_at_every_precision() {
     let gpu = device::default();
     let last = |precision| {
         let mut small = Small::at(precision, gpu, config(), false).expect("a model");
-        // A scale that does not grow into overflows, each of which would be a step less to learn from.
+        // A scale that does not grow into overflows, each of which would skip a step.
         small.trainer.loss_scale.iter_mut().for_each(|loss_scale| loss_scale.interval = 1000);
         let losses = (0..40).map(|step| small.step(step % 2).expect("a step").loss);
         losses.last().expect("a loss")

@@ -1,4 +1,4 @@
-//! What a run must be whatever it learns: repeatable, resumable, and of constant memory.
+//! Properties of every run: reproducible, resumable, constant memory.
 
 use std::collections::HashMap;
 
@@ -47,7 +47,7 @@ fn a_model_learns() {
 
 #[test]
 fn memory_does_not_grow_with_the_steps() {
-    // A device of its own, as other tests use the shared ones at the same time.
+    // A separate device, because other tests use the shared ones concurrently.
     let gpu = device::open(&GpuOptions::default()).expect("an adapter");
     let mut small = Small::new(&gpu, LlamaConfig { layers: 1, ..config() }, false).expect("a model");
     let mut measure = |steps: std::ops::Range<usize>| {
@@ -84,7 +84,7 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             let file = Reader::open(&path).expect("a checkpoint");
             let (model, mut params) =
                 Llama::load(gpu, config(), |name, shape| file.tensor_of(gpu, name, shape)).expect("a model");
-            // Attached as in a fresh run, so that the parameters, and with them the sums over all, keep their order.
+            // Attached as in a new run, so that the order of the parameters, and of the reductions over them, is the same.
             let preconditioner = Some(precondition(&mut params, 2).expect("PC layers"));
             let extra: Vec<_> = params.iter().filter(|(_, param)| param.name.contains(".pc_")).map(|(id, _)| id).collect();
             for id in extra {
@@ -137,7 +137,7 @@ fn an_observed_loss_is_the_loss_and_shows_the_stream_after_every_block() {
             let plain = model.loss(&tape, &inputs, &targets, SEQ).expect("a loss");
             assert_eq!(observed.value().item().expect("a number"), plain.value().item().expect("a number"));
             assert_eq!(seen.len(), 3);
-            // What comes after the last block is the final norm: its output has the last stream's direction.
+            // The last block is followed by the final norm, whose output has the direction of the residual stream.
             let norm = params.id("model.norm.weight").expect("a norm");
             let last = tape
                 .constant(seen[2].clone())
@@ -200,7 +200,7 @@ fn a_hook_sees_changes_and_refuses_a_step() {
 #[test]
 fn a_step_that_is_not_finite_names_its_parameter_and_is_not_applied() {
     for gpu in device::all() {
-        // A plain matrix, and one below PC layers; in the last of two micro-batches only.
+        // A plain matrix and a preconditioned one; only in the last of two micro-batches.
         for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"] {
             let mut small = Small::new(gpu, config(), false).expect("a model");
             let (inputs, targets) = batch(gpu, 0).expect("a batch");
@@ -209,7 +209,7 @@ fn a_step_that_is_not_finite_names_its_parameter_and_is_not_applied() {
             let stepped = small.trainer.step(2, 1e-2, |tape, i| {
                 let loss = small.model.loss(tape, &inputs, &targets, SEQ)?;
                 let w = tape.param(id)?;
-                // Finite itself, with a gradient whose square is not.
+                // A finite gradient whose square overflows.
                 if i == 1 { loss.add(&w.mul(&w)?.sum()?.scale(1e30)?) } else { Ok(loss) }
             });
             let error = stepped.expect_err("an infinite norm");

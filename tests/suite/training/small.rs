@@ -41,7 +41,7 @@ impl Small {
         Ok(Self { model, trainer: Trainer::new(params, Some(preconditioner), optimizer(muon), 1.0)? })
     }
 
-    /// [`Small::new`] at a precision. What scales the loss grows after three good steps.
+    /// [`Small::new`] at a precision, with a loss scale that grows after three finite steps.
     pub fn at(precision: Precision, gpu: &Gpu, config: LlamaConfig, muon: bool) -> Result<Self> {
         let Self { model, trainer } = Self::new(gpu, config, muon)?;
         let mut trainer = trainer.with_precision(precision);
@@ -62,14 +62,14 @@ impl Small {
         self.trainer.step(2, 1e-2, |tape, i| model.loss(tape, &batches[i].0, &batches[i].1, SEQ)?.scale(factor))
     }
 
-    /// Losses of some steps, and the bits of every parameter, u and v included, after them.
+    /// Losses of N steps, and the bits of every parameter afterwards, u and v included.
     pub fn run(&mut self, steps: std::ops::Range<usize>) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
         let losses = steps.map(|step| Ok(self.step(step)?.loss.to_bits())).collect::<Result<_>>()?;
         Ok((losses, bits(&self.trainer.params)?))
     }
 }
 
-/// Inputs and targets: some rule that a model can learn, different in every batch.
+/// Inputs and targets of a learnable rule, different in every batch.
 pub fn batch(gpu: &Gpu, number: usize) -> Result<(Indices, Indices)> {
     let token = |i: usize| ((7 * i + i * i / 3 + 11 * number) % VOCAB) as u32;
     let tokens = |first: usize| Indices::from_slice(gpu, &(first..first + BATCH * SEQ).map(token).collect::<Vec<_>>());

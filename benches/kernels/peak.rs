@@ -1,11 +1,11 @@
-//! What the adapter can compute at most, measured with the simplest kernel there is.
+//! The adapter's peak FLOP/s, measured with a synthetic kernel.
 
 use polytape::gpu::{Access, Gpu, Kernel, Launch, grid};
 use polytape::{Result, Tensor};
 
 use crate::fastest;
 
-/// Eight independent chains of vec4 multiply-adds, so that neither latency nor memory holds any back.
+/// Eight independent chains of vec4 multiply-adds: bound by neither latency nor memory.
 static MULTIPLY_ADD: Kernel = Kernel::new(
     "multiply-add",
     "@group(0) @binding(0) var<storage, read_write> out: array<vec4f>;
@@ -28,7 +28,7 @@ static MULTIPLY_ADD: Kernel = Kernel::new(
     &[Access::ReadWrite],
 );
 
-/// Floating-point operations a second of multiply-adds in registers.
+/// FLOP/s of multiply-adds in registers.
 pub fn measure(gpu: &Gpu) -> Result<f64> {
     let invocations = if gpu.adapter().is_software() { 1 << 10 } else { 1 << 18 };
     let steps = 4000_u32;
