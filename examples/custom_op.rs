@@ -59,7 +59,8 @@ fn run(kernel: &Kernel, tensors: &[&Tensor]) -> Result<()> {
 fn snake<'t>(x: &Var<'t>, alpha: &Var<'t>) -> Result<Var<'t>> {
     let [_, columns] = x.value().dims("snake")?;
     if alpha.shape() != [columns] {
-        return Err(Error::shape("snake", format!("{:?} with α {:?}: [{columns}] expected", x.shape(), alpha.shape())));
+        let problem = format!("{:?} with α {:?}: [{columns}] expected", x.shape(), alpha.shape());
+        return Err(Error::shape("snake", &[x.shape(), alpha.shape()], problem));
     }
     let (x_value, alpha_value) = (x.value().clone(), alpha.value().clone());
     let y = Tensor::uninitialized(x_value.gpu(), x_value.shape())?;

@@ -11,6 +11,8 @@ pub enum Error {
     Shape {
         /// The operation's name.
         op: &'static str,
+        /// The shapes of its inputs.
+        shapes: Vec<Vec<usize>>,
         /// All shapes and what does not fit.
         problem: String,
     },
@@ -90,8 +92,8 @@ fn budget_text(budget: Option<u64>) -> String {
 }
 
 impl Error {
-    /// Shapes that the operation `op` cannot combine: all of them, and the equation that fails.
-    pub fn shape(op: &'static str, problem: impl Into<String>) -> Self {
-        Self::Shape { op, problem: problem.into() }
+    /// Shapes that the operation `op` cannot combine, and in words all of them and the equation that fails.
+    pub fn shape(op: &'static str, shapes: &[&[usize]], problem: impl Into<String>) -> Self {
+        Self::Shape { op, shapes: shapes.iter().map(|shape| shape.to_vec()).collect(), problem: problem.into() }
     }
 }

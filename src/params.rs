@@ -117,7 +117,7 @@ impl Params {
         let param = self.get_mut(id)?;
         if param.tensor.shape() != tensor.shape() {
             let problem = format!("`{}` has shape {:?}, found {:?}", param.name, param.tensor.shape(), tensor.shape());
-            return Err(Error::shape("set parameter", problem));
+            return Err(Error::shape("set parameter", &[param.tensor.shape(), tensor.shape()], problem));
         }
         param.tensor = tensor;
         Ok(())
@@ -211,7 +211,7 @@ impl Gradients {
             if gradient.shape() != param.tensor.shape() {
                 let (found, expected) = (gradient.shape(), param.tensor.shape());
                 let problem = format!("the gradient of `{}` has shape {found:?}, {expected:?} expected", param.name);
-                return Err(Error::shape("optimizer", problem));
+                return Err(Error::shape("optimizer", &[found, expected], problem));
             }
         }
         let is_trainable: Vec<bool> = params.list.iter().map(|param| param.role != Role::State).collect();

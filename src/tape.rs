@@ -291,7 +291,7 @@ impl<'p> Tape<'p> {
     pub fn backward_scaled(&self, loss: &Var<'_>, factor: f32, gradients: &mut Gradients) -> Result<Leaves> {
         if loss.value.len() != 1 {
             let problem = format!("shape {:?}: a scalar expected; backward_from takes any shape", loss.shape());
-            return Err(Error::shape("backward", problem));
+            return Err(Error::shape("backward", &[loss.shape()], problem));
         }
         let seed = Tensor::from_slice(loss.value.gpu(), &[factor], loss.shape())?;
         self.backward_from(&[(loss, seed)], gradients)
@@ -305,7 +305,7 @@ impl<'p> Tape<'p> {
             }
             if var.shape() != gradient.shape() {
                 let problem = format!("a variable of shape {:?} and a gradient of shape {:?}", var.shape(), gradient.shape());
-                return Err(Error::shape("backward_from", problem));
+                return Err(Error::shape("backward_from", &[var.shape(), gradient.shape()], problem));
             }
         }
         let seeds = seeds.iter().map(|(var, gradient)| (var.node, gradient.clone())).collect();
@@ -352,13 +352,14 @@ fn check_gradients(op: &'static str, parents: &[Parent], gradients: &[Option<Gra
     if gradients.len() != parents.len() {
         let problem =
             format!("its backward returned {} gradients, one for each of {} inputs expected", gradients.len(), parents.len());
-        return Err(Error::shape(op, problem));
+        return Err(Error::shape(op, &[], problem));
     }
     for (at, (parent, gradient)) in parents.iter().zip(gradients).enumerate() {
         let Some(Gradient::Tensor(gradient)) = gradient else { continue };
         if gradient.shape() != parent.shape() {
             let (found, expected) = (gradient.shape(), parent.shape());
-            return Err(Error::shape(op, format!("its gradient for input {at} has shape {found:?}, {expected:?} expected")));
+            let problem = format!("its gradient for input {at} has shape {found:?}, {expected:?} expected");
+            return Err(Error::shape(op, &[found, expected], problem));
         }
     }
     Ok(())

@@ -42,7 +42,13 @@ impl<'a> Matrix<'a> {
         let (count, rows, columns, batch_stride) = match *tensor.shape() {
             [rows, columns] => (1, rows, columns, 0),
             [count, rows, columns] => (count, rows, columns, rows * columns),
-            _ => return Err(Error::shape("matmul", format!("shape {:?}: 2 or 3 dimensions expected", tensor.shape()))),
+            _ => {
+                return Err(Error::shape(
+                    "matmul",
+                    &[tensor.shape()],
+                    format!("shape {:?}: 2 or 3 dimensions expected", tensor.shape()),
+                ));
+            }
         };
         Ok(Self { tensor, offset: 0, rows, columns, stride: columns, count, batch_stride, transposed: false })
     }
@@ -91,7 +97,7 @@ fn check_window(what: &str, first: usize, count: usize, size: usize) -> Result<(
         return Ok(());
     }
     let problem = format!("{count} {what} from {first} of a matrix of {size} {what}: a window within it expected");
-    Err(Error::shape("matmul", problem))
+    Err(Error::shape("matmul", &[&[size]], problem))
 }
 
 /// A scalar on the device: element `index + i·batch_stride` of `tensor` for matrix i of a batch.
@@ -186,7 +192,9 @@ impl<'a> Gemm<'a> {
     /// Checks the shapes.
     fn check(&self, out: &Matrix<'_>) -> Result<()> {
         let ((rows, inner), (inner_b, columns)) = (self.a.size(), self.b.size());
-        let fail = |problem: String| Err(Error::shape("matmul", problem));
+        let fail = |problem: String| {
+            Err(Error::shape("matmul", &[self.a.tensor.shape(), self.b.tensor.shape(), out.tensor.shape()], problem))
+        };
         if inner != inner_b {
             return fail(format!("[{rows}, {inner}] × [{inner_b}, {columns}]: inner dimensions {inner} and {inner_b} differ"));
         }
@@ -449,6 +457,6 @@ impl<'a> Gemm<'a> {
         let limit = 4 * cut.limit;
         let problem =
             format!("[{rows}, {inner}] × [{inner}, {columns}]: a binding of {bytes} bytes, the limit is {limit}; {why}");
-        Error::shape("matmul", problem)
+        Error::shape("matmul", &[&[rows, inner], &[inner, columns]], problem)
     }
 }

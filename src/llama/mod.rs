@@ -222,7 +222,11 @@ impl Llama {
         for ParameterShape { name, role, shape, .. } in config.parameters() {
             let loaded = tensor(&name, &shape)?;
             if loaded.shape() != shape {
-                return Err(Error::shape("load", format!("`{name}` has shape {:?}, {shape:?} expected", loaded.shape())));
+                return Err(Error::shape(
+                    "load",
+                    &[loaded.shape(), &shape],
+                    format!("`{name}` has shape {:?}, {shape:?} expected", loaded.shape()),
+                ));
             }
             params.add(name, role, loaded)?;
         }
@@ -297,7 +301,7 @@ impl Llama {
     ) -> Result<Var<'t>> {
         if seq_len == 0 || !inputs.len().is_multiple_of(seq_len) {
             let problem = format!("{} tokens: whole sequences of {seq_len} expected", inputs.len());
-            return Err(Error::shape("llama", problem));
+            return Err(Error::shape("llama", &[&[inputs.len()]], problem));
         }
         let x = self.residual(tape, inputs, seq_len, None, observe)?;
         x.rms_norm(&tape.param(self.norm)?, self.config.norm_eps)

@@ -76,7 +76,7 @@ impl AttentionShape {
         let Self { batch, heads, kv_heads, head_dim } = *self;
         let fail = |what: String| {
             let problem = format!("q {:?}, k {:?}, v {:?} as {self:?}: {what}", q.shape(), k.shape(), v.shape());
-            Err(Error::shape("attention", problem))
+            Err(Error::shape("attention", &[q.shape(), k.shape(), v.shape()], problem))
         };
         if [batch, heads, kv_heads, head_dim].contains(&0) || head_dim > MAX_HEAD_DIM {
             return fail(format!("sizes above 0 and a head_dim up to {MAX_HEAD_DIM} expected"));

@@ -99,7 +99,7 @@ impl Tensor {
         let (rows, columns) = self.rows_and_columns();
         if row.shape() != [columns] {
             let problem = format!("{:?} and {:?}: a row of {columns} expected", self.shape(), row.shape());
-            return Err(Error::shape(op, problem));
+            return Err(Error::shape(op, &[self.shape(), row.shape()], problem));
         }
         let y = Tensor::uninitialized(self.gpu(), self.shape())?;
         let width = if columns.is_multiple_of(4) { 4 } else { 1 };

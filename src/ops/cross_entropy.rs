@@ -54,7 +54,7 @@ impl<'t> Var<'t> {
                 w.shape(),
                 targets.len()
             );
-            return Err(Error::shape("cross_entropy", problem));
+            return Err(Error::shape("cross_entropy", &[x.shape(), w.shape(), &[targets.len()]], problem));
         }
         check_ids("cross_entropy", targets, vocabulary)?;
         let wanted = [self, weight].map(Var::wants_gradient);

@@ -59,7 +59,11 @@ impl<'t> Var<'t> {
 /// Every id is a row of the vocabulary, or an error that names the first that is not.
 pub(super) fn check_ids(op: &'static str, ids: &Indices, vocabulary: usize) -> Result<()> {
     match ids.values().iter().position(|&id| id as usize >= vocabulary) {
-        Some(at) => Err(Error::shape(op, format!("index {} at position {at}: below {vocabulary} expected", ids.values()[at]))),
+        Some(at) => Err(Error::shape(
+            op,
+            &[&[ids.len()]],
+            format!("index {} at position {at}: below {vocabulary} expected", ids.values()[at]),
+        )),
         None => Ok(()),
     }
 }

@@ -125,7 +125,11 @@ impl Tensor {
     pub fn transpose(&self) -> Result<Tensor> {
         let rank = self.shape().len();
         if rank < 2 {
-            return Err(Error::shape("transpose", format!("shape {:?}: 2 or more dimensions expected", self.shape())));
+            return Err(Error::shape(
+                "transpose",
+                &[self.shape()],
+                format!("shape {:?}: 2 or more dimensions expected", self.shape()),
+            ));
         }
         let mut shape = self.shape().to_vec();
         shape.swap(rank - 1, rank - 2);
@@ -148,7 +152,7 @@ impl Tensor {
         let rank = self.shape().len();
         if dim >= rank || range.is_empty() || range.end > self.shape()[dim] {
             let problem = format!("{range:?} of dimension {dim} of {:?}: a non-empty range within it expected", self.shape());
-            return Err(Error::shape("slice", problem));
+            return Err(Error::shape("slice", &[self.shape()], problem));
         }
         let mut shape = self.shape().to_vec();
         shape[dim] = range.len();
@@ -166,14 +170,15 @@ impl Tensor {
 
 fn concat(tensors: &[Tensor], dim: usize) -> Result<(Tensor, Vec<Range<usize>>)> {
     let Some(first) = tensors.first() else {
-        return Err(Error::shape("concat", "no tensors given"));
+        return Err(Error::shape("concat", &[], "no tensors given"));
     };
     let rank = first.shape().len();
     let fits =
         |tensor: &Tensor| tensor.shape().len() == rank && (0..rank).all(|d| d == dim || tensor.shape()[d] == first.shape()[d]);
     if dim >= rank || !tensors.iter().all(fits) {
         let shapes: Vec<_> = tensors.iter().map(Tensor::shape).collect();
-        return Err(Error::shape("concat", format!("{shapes:?} along dimension {dim}: the other dimensions differ")));
+        let problem = format!("{shapes:?} along dimension {dim}: the other dimensions differ");
+        return Err(Error::shape("concat", &shapes, problem));
     }
     let mut ranges = Vec::with_capacity(tensors.len());
     let mut end = 0;

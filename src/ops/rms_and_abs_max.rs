@@ -25,7 +25,7 @@ static FINAL: Kernel = Kernel::trusted("rms_and_abs_max final", SOURCE, "final_p
 /// ```
 pub fn rms_and_abs_max(tensors: &[&Tensor]) -> Result<Tensor> {
     let Some(gpu) = tensors.first().map(|tensor| tensor.gpu()) else {
-        return Err(Error::shape("rms_and_abs_max", "no tensors given"));
+        return Err(Error::shape("rms_and_abs_max", &[], "no tensors given"));
     };
     let chunks: usize = tensors.iter().map(|tensor| partial_count(tensor)).sum();
     let pairs = Tensor::uninitialized(gpu, &[chunks, 2])?;

@@ -39,7 +39,7 @@ impl<'t> Var<'t> {
         let (rows, columns) = x.rows_and_columns();
         if w.shape() != [columns] {
             let problem = format!("{:?} with weight {:?}: a weight of {columns} expected", x.shape(), w.shape());
-            return Err(Error::shape("rms_norm", problem));
+            return Err(Error::shape("rms_norm", &[x.shape(), w.shape()], problem));
         }
         let r = Tensor::uninitialized(x.gpu(), &[rows])?;
         let y = Tensor::uninitialized(x.gpu(), x.shape())?;

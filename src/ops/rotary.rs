@@ -33,7 +33,11 @@ impl RotaryTable {
     /// ```
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(Error::shape("rotary", format!("head_dim {head_dim}: an even number above 0 expected")));
+            return Err(Error::shape(
+                "rotary",
+                &[&[positions, head_dim]],
+                format!("head_dim {head_dim}: an even number above 0 expected"),
+            ));
         }
         let half = head_dim / 2;
         let mut values = Vec::with_capacity(positions * head_dim);
@@ -56,11 +60,11 @@ impl RotaryTable {
         let [positions, head_dim] = self.angles.dims("rotary")?;
         if !columns.is_multiple_of(head_dim) || sequence == 0 || !rows.is_multiple_of(sequence) {
             let problem = format!("[{rows}, {columns}]: whole sequences of {sequence} and heads of {head_dim} expected");
-            return Err(Error::shape("rotary", problem));
+            return Err(Error::shape("rotary", &[x.shape(), self.angles.shape()], problem));
         }
         if first + sequence > positions {
             let problem = format!("positions {first}..{}, the table has {positions}", first + sequence);
-            return Err(Error::shape("rotary", problem));
+            return Err(Error::shape("rotary", &[x.shape(), self.angles.shape()], problem));
         }
         let half = head_dim / 2;
         let width = if half.is_multiple_of(4) { 4 } else { 1 };

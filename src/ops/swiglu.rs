@@ -37,7 +37,7 @@ impl<'t> Var<'t> {
         let (gate, up_value) = (self.value().clone(), up.value().clone());
         if gate.shape() != up_value.shape() {
             let problem = format!("{:?} and {:?}: the shapes differ", gate.shape(), up_value.shape());
-            return Err(Error::shape("swiglu", problem));
+            return Err(Error::shape("swiglu", &[gate.shape(), up_value.shape()], problem));
         }
         let y = Tensor::uninitialized(gate.gpu(), gate.shape())?;
         map(&FORWARD, &[], &[&gate, &up_value, &y], None, &[])?;

@@ -80,7 +80,7 @@ impl OptimizerState {
                 let tensor = load(&full)?;
                 if tensor.shape() != shape {
                     let problem = format!("`{full}` has shape {:?}, {shape:?} expected", tensor.shape());
-                    return Err(Error::shape("load state", problem));
+                    return Err(Error::shape("load state", &[tensor.shape(), &shape], problem));
                 }
                 tensors.insert((id, name), tensor);
             }

@@ -94,7 +94,7 @@ impl Layer {
             return Ok(());
         }
         let problem = format!("[{heads}, {rows}, {columns}] is bound whole: {bytes} bytes, the limit of a binding is {limit}");
-        Err(Error::shape("pc", problem))
+        Err(Error::shape("pc", &[&[heads, rows, columns]], problem))
     }
 
     /// The new (u, v): `power_iterations` times v ← Wᵀu/(‖Wᵀu‖ + eps), u ← Wv/(‖Wv‖ + eps). A zero matrix keeps both.

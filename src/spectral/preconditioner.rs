@@ -189,7 +189,7 @@ impl Entry {
         let [rows, columns] = param.tensor.dims("pc")?;
         if heads == 0 || !rows.is_multiple_of(heads) {
             let problem = format!("`{}` {:?}: {heads} blocks of rows expected", param.name, param.tensor.shape());
-            return Err(Error::shape("pc", problem));
+            return Err(Error::shape("pc", &[param.tensor.shape()], problem));
         }
         let stem = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_string();
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
@@ -230,7 +230,7 @@ fn find_or_add(params: &mut Params, name: String, role: Role, values: &[f32], sh
         Some(id) if params.get(id)?.tensor.shape() == shape => Ok(id),
         Some(id) => {
             let problem = format!("`{name}` has shape {:?}, {shape:?} expected", params.get(id)?.tensor.shape());
-            Err(Error::shape("pc", problem))
+            Err(Error::shape("pc", &[params.get(id)?.tensor.shape(), shape], problem))
         }
         None => {
             let tensor = Tensor::from_slice(params.gpu(), values, shape)?;

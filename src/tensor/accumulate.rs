@@ -15,7 +15,7 @@ pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()>
     if a.shape() == b.shape() {
         return Ok(());
     }
-    Err(Error::shape(op, format!("{:?} and {:?}: the shapes differ", a.shape(), b.shape())))
+    Err(Error::shape(op, &[a.shape(), b.shape()], format!("{:?} and {:?}: the shapes differ", a.shape(), b.shape())))
 }
 
 impl Tensor {

@@ -80,12 +80,12 @@ fn window_around(buffer: &Buffer, first: usize, count: usize) -> (Slice<'_>, usi
 fn check_shape(shape: &[usize]) -> Result<usize> {
     if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
         let problem = format!("shape {shape:?}: a tensor has 1 to {MAX_RANK} dimensions, none of them 0");
-        return Err(Error::shape("tensor", problem));
+        return Err(Error::shape("tensor", &[shape], problem));
     }
     let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     // Kernels count elements in u32.
     let fits = elements.filter(|&count| count <= u32::MAX as usize);
-    fits.ok_or_else(|| Error::shape("tensor", format!("shape {shape:?}: more than {} elements", u32::MAX)))
+    fits.ok_or_else(|| Error::shape("tensor", &[shape], format!("shape {shape:?}: more than {} elements", u32::MAX)))
 }
 
 impl Tensor {
@@ -108,7 +108,7 @@ impl Tensor {
         let elements = check_shape(shape)?;
         if values.len() != elements {
             let problem = format!("{} values for shape {shape:?}, which has {elements} elements", values.len());
-            return Err(Error::shape("from_slice", problem));
+            return Err(Error::shape("from_slice", &[shape], problem));
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
         if values.len() >= FLUSH_NUMEL {
@@ -140,7 +140,11 @@ impl Tensor {
     /// [`Tensor::to_vec`] of a range of the values. An error unless the range is within the tensor.
     pub fn read(&self, range: Range<usize>) -> Result<Vec<f32>> {
         if range.start > range.end || range.end > self.len() {
-            return Err(Error::shape("read", format!("values {range:?} of shape {:?}: a range within it expected", self.shape)));
+            return Err(Error::shape(
+                "read",
+                &[&self.shape],
+                format!("values {range:?} of shape {:?}: a range within it expected", self.shape),
+            ));
         }
         let part = Slice { buffer: &self.buffer, offset: 4 * range.start as u64, size: 4 * range.len() as u64 };
         let bytes = self.gpu.read(&[part])?;
@@ -151,7 +155,7 @@ impl Tensor {
     pub fn item(&self) -> Result<f32> {
         match self.to_vec()?.as_slice() {
             [value] => Ok(*value),
-            _ => Err(Error::shape("item", format!("shape {:?}: one element expected", self.shape))),
+            _ => Err(Error::shape("item", &[&self.shape], format!("shape {:?}: one element expected", self.shape))),
         }
     }
 
@@ -183,7 +187,7 @@ impl Tensor {
     /// The shape as exactly `N` sizes, or an error in the name of the operation `op`.
     pub fn dims<const N: usize>(&self, op: &'static str) -> Result<[usize; N]> {
         let found = self.shape.as_slice();
-        found.try_into().map_err(|_| Error::shape(op, format!("shape {found:?}: {N} dimensions expected")))
+        found.try_into().map_err(|_| Error::shape(op, &[found], format!("shape {found:?}: {N} dimensions expected")))
     }
 
     /// The shape as (rows, columns): columns is the last dimension, rows the product of the others.
@@ -195,7 +199,11 @@ impl Tensor {
     /// The same elements in another shape, shared, not copied. An error unless the numels are equal.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         if check_shape(shape)? != self.len() {
-            return Err(Error::shape("reshape", format!("{:?} → {shape:?}: the numels differ", self.shape)));
+            return Err(Error::shape(
+                "reshape",
+                &[&self.shape, shape],
+                format!("{:?} → {shape:?}: the numels differ", self.shape),
+            ));
         }
         Ok(Self { shape: shape.to_vec(), ..self.clone() })
     }
@@ -257,7 +265,7 @@ impl Indices {
     /// Uploads `values`; an error if there are none.
     pub fn from_slice(gpu: &Gpu, values: &[u32]) -> Result<Self> {
         if values.is_empty() {
-            return Err(Error::shape("indices", "no values given"));
+            return Err(Error::shape("indices", &[], "no values given"));
         }
         let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
         Ok(Self { gpu: gpu.clone(), buffer, host: values.into() })

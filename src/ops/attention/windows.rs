@@ -58,7 +58,7 @@ impl AttentionShape {
                 "k and v [{keys}, {key_row}] of one sequence are bound whole: {} bytes each, the limit of a binding is {limit}",
                 4 * one_key_side
             );
-            return Err(Error::shape("attention", problem));
+            return Err(Error::shape("attention", &[&[keys, key_row]], problem));
         }
         let sequences = most(one_query_side, slack(query_row)).min(most_by_keys);
         if sequences > 0 {
@@ -68,7 +68,7 @@ impl AttentionShape {
             0 => {
                 let bytes = 4 * query_row;
                 let problem = format!("one query of [{query_row}]: {bytes} bytes, the limit of a binding is {limit}");
-                Err(Error::shape("attention", problem))
+                Err(Error::shape("attention", &[&[query_row]], problem))
             }
             // Whole workgroups, where there are several.
             most => {

@@ -1,4 +1,4 @@
-use polytape::Tensor;
+use polytape::{Error, Tensor};
 
 use super::SHAPES;
 use crate::check::{assert_refused, check, upload};
@@ -63,6 +63,11 @@ fn shapes_that_differ_are_refused() {
     assert_refused(&shapes, |x| x[0].add(&x[1]), "add: [2, 3] and [3, 2]: the shapes differ");
     assert_refused(&shapes, |x| x[0].sub(&x[1]), "sub: [2, 3] and [3, 2]: the shapes differ");
     assert_refused(&shapes, |x| x[0].mul(&x[1]), "mul: [2, 3] and [3, 2]: the shapes differ");
+    let [a, b] = shapes.map(|shape| Tensor::zeros(device::default(), shape).expect("a tensor"));
+    match a.hadamard(&b) {
+        Err(Error::Shape { op: "mul", shapes: found, .. }) => assert_eq!(found, shapes.map(|shape| shape.to_vec())),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
