@@ -102,7 +102,7 @@ pub fn muon(w: &mut Array, g: &Array, m: &mut Array, muon: Muon, lr: f64, decay:
     descend(w, &x, lr * muon.ratio.of(w.shape[0], w.shape[1]), lr * decay);
 }
 
-/// Muon's direction o, its rows divided by the root of their second moment v [rows]: v ← β2·v + (1 − β2)·mean_c(o²),
+/// Muon's direction o, its rows divided by the root of their second moment v `[rows]`: v ← β2·v + (1 − β2)·mean_c(o²),
 /// ô = o/(√v + eps), w ← w·(1 − lr·decay) − lr·ratio·√min(r, c)/‖ô‖·ô (arXiv 2510.05491).
 pub fn normuon(w: &mut Array, g: &Array, [m, v]: [&mut Array; 2], muon: Muon, adam: Adam, lr: f64, decay: f64) {
     *m = m.zip(g, |m, g| muon.momentum * m + g);

@@ -15,7 +15,7 @@ static SECOND_MOMENT: Kernel =
 static UPDATE: Kernel =
     Kernel::trusted("normuon update", SOURCE, "update", &[Access::Read, Access::Read, Access::Read, Access::ReadWrite]);
 
-/// NorMuon (arXiv 2510.05491): with the orthogonal direction o [r, c] of [`Muon`](super::Muon) and a second moment v [r] of its
+/// NorMuon (arXiv 2510.05491): with the orthogonal direction o [r, c] of [`Muon`](super::Muon) and a second moment v `[r]` of its
 /// rows, v ← β2·v + (1−β2)·mean_c(o²), ô = o / (√v + eps), w ← w·(1 − lr·λ) − lr·s·√min(r, c)/‖ô‖·ô. β2 and eps are those of the
 /// auxiliary Adam rule; s is the [`LrScale`](super::LrScale). An exactly orthogonal o has the norm √min(r, c), so that s means what
 /// it means for Muon; with `Moonlight` the factor is the paper's 0.2·√(r·c)/‖ô‖.
