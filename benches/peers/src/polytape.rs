@@ -23,7 +23,7 @@ impl Run {
             .iter()
             .map(|(_, param)| Ok((param.name.clone(), (param.tensor.shape().to_vec(), param.tensor.to_vec()?))))
             .collect::<Result<_>>()?;
-        let adam = AdamConfig { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, decay: WeightDecayScope::All };
+        let adam = AdamConfig { betas: BETAS, eps: EPS, weight_decay: WEIGHT_DECAY, weight_decay_scope: WeightDecayScope::All };
         let run = Self {
             model,
             // No clipping: the peers' optimizers have none.
