@@ -111,7 +111,7 @@ impl KvCache {
         CachedLayer { keys, values, tokens: self.tokens }
     }
 
-    /// How many tokens each sequence gets of `fed` new ones for a model of so many blocks and columns; an error where they do not fit.
+    /// Number of tokens per sequence among `fed` new ones. An error where the cache is of another model shape or has no room.
     pub(super) fn check(&self, layers: usize, columns: usize, fed: usize) -> Result<usize> {
         let [batch, capacity, found] = self.shape;
         let problem = if (self.layers.len(), found) != (layers, columns) {

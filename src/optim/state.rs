@@ -42,8 +42,13 @@ impl OptimizerState {
         self.steps
     }
 
-    /// A slot's tensor for updating in place: zeros at first, copied where a snapshot shares it.
+    /// A slot's tensor for updating in place: zeros at first, copied where a snapshot shares it. An error
+    /// where it has another shape.
     pub fn slot(&mut self, gpu: &Gpu, id: ParamId, name: &'static str, shape: &[usize]) -> Result<&Tensor> {
+        if let Some(found) = self.tensors.get(&(id, name)).filter(|tensor| tensor.shape() != shape) {
+            let problem = format!("`{name}` has shape {:?}, {shape:?} asked for", found.shape());
+            return Err(Error::shape("optimizer state", &[found.shape(), shape], problem));
+        }
         let tensor = match self.tensors.remove(&(id, name)) {
             None => Tensor::zeros(gpu, shape)?,
             Some(tensor) => tensor.into_unique()?,

@@ -1,7 +1,7 @@
 //! Launches of row kernels and elementwise maps, windowed where a tensor exceeds the binding limit.
 
 use super::{ALIGNMENT, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Kernel, Launch, Slice, grid};
 
 /// A kernel over the rows of several tensors, in windows of rows where a tensor exceeds the binding limit.
@@ -72,7 +72,7 @@ impl Rows<'_> {
 /// limit.
 ///
 /// `tensors` are inputs and outputs in binding order, all of one shape except the one at index `whole`, which is bound whole in every
-/// window. The kernel's arguments are the number of elements in the window, the index of its first element, and `numbers`.
+/// window; other numels are an error. The kernel's arguments are the number of elements in the window, the index of its first element, and `numbers`.
 pub fn map(
     kernel: &Kernel,
     constants: &[(&'static str, u32)],
@@ -80,7 +80,13 @@ pub fn map(
     whole: Option<usize>,
     numbers: &[f32],
 ) -> Result<()> {
-    let last = tensors.last().expect("bug: a map has an output");
+    let Some(last) = tensors.last() else {
+        return Err(Error::shape("map", &[], "no tensors given"));
+    };
+    if tensors.iter().enumerate().any(|(at, tensor)| whole != Some(at) && tensor.len() != last.len()) {
+        let shapes: Vec<&[usize]> = tensors.iter().map(|tensor| tensor.shape()).collect();
+        return Err(Error::shape("map", &shapes, format!("{shapes:?}: the numels differ")));
+    }
     let bound: Vec<(&Tensor, usize)> =
         tensors.iter().enumerate().map(|(at, tensor)| (*tensor, usize::from(whole != Some(at)))).collect();
     let arguments: Vec<u32> = numbers.iter().map(|number| number.to_bits()).collect();

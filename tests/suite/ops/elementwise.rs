@@ -1,4 +1,5 @@
-use polytape::{Error, Tensor};
+use polytape::gpu::Kernel;
+use polytape::{Error, Tensor, map};
 
 use super::SHAPES;
 use crate::check::{assert_refused, check, upload};
@@ -68,6 +69,16 @@ fn shapes_that_differ_are_refused() {
         Err(Error::Shape { op: "mul", shapes: found, .. }) => assert_eq!(found, shapes.map(|shape| shape.to_vec())),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn an_elementwise_kernel_over_other_numels_is_refused() {
+    static NONE: Kernel = Kernel::new("none", "", "main", &[]);
+    let [a, b] = [2, 3].map(|size| Tensor::zeros(device::default(), &[size]).expect("a tensor"));
+    let text = |tensors: &[&Tensor], whole| map(&NONE, &[], tensors, whole, &[]).expect_err("a refusal").to_string();
+    assert_eq!(text(&[], None), "map: no tensors given");
+    assert_eq!(text(&[&a, &b], None), "map: [[2], [3]]: the numels differ");
+    assert_eq!(text(&[&a, &b], Some(0)), "kernel none: 2 buffers given, 0 bindings declared");
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub struct Args {
     device: Device,
 }
 
-/// Samples that are written together; every product of so few rows is computed with one tile of rows.
+/// Maximum number of sequences per batch: a product of up to this many rows takes one tile of rows.
 const MOST_ROWS: usize = 32;
 
 /// Runs the command.

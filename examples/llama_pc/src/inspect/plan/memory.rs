@@ -5,12 +5,11 @@
 //! (6d), k and v (2k), gate, up and their product (3h), and a root per norm and a log-sum-exp per head (2 + heads). All else is
 //! workspace: what only exists while one operation runs.
 
-use polytape::gpu::GRANULE;
 use polytape::llama::names;
 use polytape::{Role, logit_rows};
 use serde::Serialize;
 
-use super::model::Model;
+use super::model::{Model, bytes};
 
 /// Live bytes in one phase of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,11 +50,6 @@ pub fn largest_buffer(model: &Model) -> (String, u64) {
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
     let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
     parameters.chain([logits, stream, inner]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
-}
-
-/// Bytes of a float32 buffer.
-pub fn bytes(elements: usize) -> u64 {
-    (4 * elements as u64).next_multiple_of(GRANULE)
 }
 
 /// Elements of the logits that exist at a time.

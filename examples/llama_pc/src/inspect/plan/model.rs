@@ -2,13 +2,18 @@
 
 use std::fmt;
 
+use polytape::gpu::GRANULE;
 use polytape::llama::{LlamaConfig, ParameterShape, names};
 use polytape::{Precision, Role};
 
-use super::memory::bytes;
 use crate::config::{Config, OptimizerKind};
 use crate::model::engine;
 use crate::terminal::failure::Failure;
+
+/// Bytes of a float32 buffer.
+pub fn bytes(elements: usize) -> u64 {
+    (4 * elements as u64).next_multiple_of(GRANULE)
+}
 
 /// A preconditioned matrix: `heads` blocks [rows, columns].
 #[derive(Clone, Copy, Debug)]
