@@ -188,7 +188,7 @@ impl Reader {
             let values = self.part(name, begin..tensor.len().min(begin + CHUNK))?;
             let chunk = gpu.upload(bytemuck::cast_slice(&values))?;
             let from = Slice { buffer: &chunk, offset: 0, size: 4 * values.len() as u64 };
-            gpu.copy(from, tensor.slice().buffer, 4 * begin as u64);
+            gpu.copy(from, tensor.slice().buffer, 4 * begin as u64)?;
             // Start the copy, so that the driver can free its staging memory.
             gpu.flush()?;
         }

@@ -36,6 +36,9 @@ impl FromStr for AdapterChoice {
 /// The set of kernels that a device runs. Results agree within the test tolerances across tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KernelTier {
+    /// Software adapters, whose memory is the host's own: native code on the host's threads, with the feature `host`. Kernels that
+    /// have none, such as a user's own, run on the adapter as fallback kernels.
+    Host,
     /// Software adapters with subgroups: one subgroup per workgroup, shuffles instead of shared memory.
     Fallback,
     /// WebGPU's default limits: 256 invocations and 16 KiB of shared memory per workgroup.
@@ -49,12 +52,13 @@ pub enum KernelTier {
 
 impl KernelTier {
     /// All tiers.
-    pub const ALL: [Self; 4] = [Self::Fallback, Self::Portable, Self::Subgroup, Self::Matrix];
+    pub const ALL: [Self; 5] = [Self::Host, Self::Fallback, Self::Portable, Self::Subgroup, Self::Matrix];
 }
 
 impl fmt::Display for KernelTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Host => "host",
             Self::Fallback => "fallback",
             Self::Portable => "portable",
             Self::Subgroup => "subgroup",
@@ -115,7 +119,7 @@ impl AdapterSummary {
             kernel_tier: None,
         };
         let preferred: &[KernelTier] = match summary.is_software() {
-            true => &[KernelTier::Fallback, KernelTier::Portable],
+            true => &[KernelTier::Host, KernelTier::Fallback, KernelTier::Portable],
             false => &[KernelTier::Matrix, KernelTier::Subgroup, KernelTier::Portable],
         };
         summary.kernel_tier = preferred.iter().copied().find(|tier| summary.lacks(*tier).is_none());
@@ -127,6 +131,7 @@ impl AdapterSummary {
         let (least, most) = self.subgroup_lanes;
         self.missing().or_else(|| match tier {
             KernelTier::Portable => None,
+            KernelTier::Host => self.lacks_host(),
             _ if !self.features.contains(wgpu::Features::SUBGROUP) => Some("subgroups are not supported".into()),
             KernelTier::Fallback if self.lanes().is_none() => {
                 Some(format!("subgroup size {least} to {most}, a fixed size of 4, 8, 16 or 32 needed"))
@@ -134,6 +139,17 @@ impl AdapterSummary {
             KernelTier::Fallback | KernelTier::Subgroup => None,
             KernelTier::Matrix => self.lacks_matrices(),
         })
+    }
+
+    fn lacks_host(&self) -> Option<String> {
+        if !cfg!(feature = "host") {
+            return Some("polytape was built without the feature `host`".into());
+        }
+        if !self.is_software() {
+            return Some("its memory is not the host's: not a software adapter".into());
+        }
+        let maps = self.features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+        (!maps).then(|| "it cannot map storage buffers".into())
     }
 
     fn lacks_matrices(&self) -> Option<String> {

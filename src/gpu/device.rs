@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, AdapterSummary, KernelTier, choose, enumerate};
+#[cfg(feature = "host")]
+use super::host::Executor;
 use super::kernel::PipelineCache;
 use super::matrix;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
@@ -33,6 +35,8 @@ pub struct GpuOptions {
     pub checked_shaders: bool,
     /// Time every kernel with timestamp queries, which slows execution down; see [`Gpu::profile`].
     pub profile: bool,
+    /// Threads of the [`KernelTier::Host`] kernels; `None` takes one per core. Results are the same bits for any number.
+    pub threads: Option<usize>,
     /// Called with a one-line warning, such as that the adapter is a software one.
     pub warn: fn(&str),
 }
@@ -48,6 +52,7 @@ impl Default for GpuOptions {
             tuning: Tuning::Off,
             checked_shaders: cfg!(debug_assertions),
             profile: false,
+            threads: None,
             warn: |line| eprintln!("warning: {line}"),
         }
     }
@@ -71,9 +76,13 @@ pub(super) struct Inner {
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
     pub(super) tier: KernelTier,
+    pub(super) shader_tier: KernelTier,
     pub(super) checked_shaders: bool,
     pub(super) binding_limit: u64,
     pub(super) work_limit: u64,
+    /// On the host tier.
+    #[cfg(feature = "host")]
+    pub(super) executor: Option<Executor>,
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: PipelineCache,
     pub(super) recorder: Mutex<Recorder>,
@@ -99,7 +108,7 @@ impl Gpu {
         let mut tier = Self::choose_tier(&summary, options.kernels)?;
         if summary.is_software() {
             (options.warn)(&format!(
-                "`{}` is a software adapter: kernels run on the CPU, tens to hundreds of times slower than on a GPU",
+                "`{}` is a software adapter: the {tier} kernels run on the CPU, tens to hundreds of times slower than on a GPU",
                 summary.name
             ));
         }
@@ -134,11 +143,18 @@ impl Gpu {
         let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
         let work_limit = options.work_limit.unwrap_or(usual).max(1);
         let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
+        let shader_tier = match tier {
+            KernelTier::Host if summary.lacks(KernelTier::Fallback).is_none() => KernelTier::Fallback,
+            KernelTier::Host => KernelTier::Portable,
+            tier => tier,
+        };
         let tuned_for = format!("{} {}, {tier} kernels", summary.name, summary.driver);
         Ok(Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
-                pool: Arc::new(Pool::new(device.clone(), options.memory_budget)),
+                pool: Arc::new(Pool::new(device.clone(), options.memory_budget, tier == KernelTier::Host)),
+                #[cfg(feature = "host")]
+                executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
                 pipelines: PipelineCache::default(),
                 recorder: Mutex::new(recorder),
                 checked_shaders: options.checked_shaders,
@@ -148,6 +164,7 @@ impl Gpu {
                 queue,
                 summary: summary.clone(),
                 tier,
+                shader_tier,
                 failure,
             }),
         })
@@ -180,6 +197,9 @@ impl Gpu {
         let optional = wgpu::Features::SUBGROUP | if timed { timestamps } else { wgpu::Features::empty() };
         let mut needed = wgpu::Features::IMMEDIATES;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if tier == KernelTier::Host {
+            needed |= wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        }
         if tier == KernelTier::Matrix {
             needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: experimental features may have bugs that break memory safety. Only cooperative matrices are requested, for
@@ -205,6 +225,11 @@ impl Gpu {
     /// The kernel tier in use.
     pub fn kernels(&self) -> KernelTier {
         self.inner.tier
+    }
+
+    /// The tier of the kernels that run on the adapter: on the host tier, those without a twin.
+    pub(crate) fn shader_tier(&self) -> KernelTier {
+        self.inner.shader_tier
     }
 
     /// Subgroup size for [`KernelTier::Fallback`].

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter::{IMMEDIATE_BYTES, KernelTier};
 use super::device::Gpu;
+#[cfg(feature = "host")]
+use super::host::Twin;
 use super::pool::{BindGroupKey, Buffer};
 use super::wgsl::compose;
 use crate::error::{Error, Result};
@@ -35,7 +37,22 @@ pub struct Kernel {
     trusted: bool,
     /// How a long dispatch is split; see [`Kernel::cut_along`].
     split: Option<Split>,
+    /// What the host tier runs instead.
+    #[cfg(feature = "host")]
+    twin: Option<Twin>,
 }
+
+/// Names the twin of a kernel of this crate, with the feature `host`.
+macro_rules! with_twin {
+    ($kernel:expr, $twin:path) => {{
+        #[cfg(feature = "host")]
+        let kernel = $kernel.with_twin($twin);
+        #[cfg(not(feature = "host"))]
+        let kernel = $kernel;
+        kernel
+    }};
+}
+pub(crate) use with_twin;
 
 /// The workgroup axis to split along, and the argument that receives the first workgroup.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +131,16 @@ impl Kernel {
     /// A kernel from WGSL source, an entry point and its bindings in order; `name` appears in errors and profiles. Compiled
     /// with bounds checks.
     pub const fn new(name: &'static str, source: &'static str, entry: &'static str, bindings: &'static [Access]) -> Self {
-        Self { name, source, entry, bindings, trusted: false, split: None }
+        Self {
+            name,
+            source,
+            entry,
+            bindings,
+            trusted: false,
+            split: None,
+            #[cfg(feature = "host")]
+            twin: None,
+        }
     }
 
     /// A kernel of this crate: every index is guarded and every loop bounded, so checks are compiled out.
@@ -124,7 +150,14 @@ impl Kernel {
         entry: &'static str,
         bindings: &'static [Access],
     ) -> Self {
-        Self { name, source, entry, bindings, trusted: true, split: None }
+        Self { trusted: true, ..Self::new(name, source, entry, bindings) }
+    }
+
+    /// The same kernel with a twin for the host tier: a function that computes the same from the same bindings, constants and
+    /// arguments.
+    #[cfg(feature = "host")]
+    pub(crate) const fn with_twin(self, twin: Twin) -> Self {
+        Self { twin: Some(twin), ..self }
     }
 
     /// Allows a dispatch long enough to trip the driver's watchdog to be split along a workgroup axis, 0 to 2. The shader adds
@@ -135,6 +168,11 @@ impl Kernel {
 
     pub(super) fn name(&self) -> &'static str {
         self.name
+    }
+
+    #[cfg(feature = "host")]
+    pub(super) fn bindings(&self) -> &'static [Access] {
+        self.bindings
     }
 
     /// The complete WGSL text for these constants and this tier.
@@ -171,6 +209,24 @@ impl Gpu {
             return Err(kernel.error(problem));
         }
         self.check_buffers(launch)?;
+        #[cfg(feature = "host")]
+        let _turn = match &self.inner.executor {
+            Some(executor) => {
+                let turn = executor.turn();
+                if let Some(twin) = kernel.twin {
+                    return self.launch_host(executor, twin, launch);
+                }
+                self.hand_over(launch.buffers);
+                Some(turn)
+            }
+            None => None,
+        };
+        self.dispatch(launch)
+    }
+
+    /// Records the dispatches of a launch.
+    fn dispatch(&self, launch: &Launch<'_>) -> Result<()> {
+        let kernel = launch.kernel;
         self.check_limits(launch)?;
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
@@ -213,10 +269,13 @@ impl Gpu {
                 return Err(kernel.error(format!("the buffer of binding {at} belongs to another device")));
             }
             let clashes = |&other: &usize| {
-                std::ptr::eq(slice.buffer, launch.buffers[other].buffer) && kernel.bindings[at] != kernel.bindings[other]
+                let (slice, other_slice) = (&launch.buffers[at], &launch.buffers[other]);
+                let are_read = [at, other].map(|binding| kernel.bindings[binding] == Access::Read);
+                std::ptr::eq(slice.buffer, other_slice.buffer)
+                    && (are_read[0] != are_read[1] || !are_read[0] && slice.overlaps(other_slice))
             };
             if let Some(other) = (0..at).find(clashes) {
-                let problem = format!("bindings {other} and {at} are the same buffer, once read-only and once read-write");
+                let problem = format!("bindings {other} and {at} are the same buffer, and one of them is written");
                 return Err(kernel.error(problem));
             }
         }
@@ -263,7 +322,7 @@ impl Gpu {
         if argument_bytes > IMMEDIATE_BYTES {
             return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
         }
-        let text = kernel.text(self.kernels(), constants)?;
+        let text = kernel.text(self.shader_tier(), constants)?;
         let is_checked = self.inner.checked_shaders || !kernel.trusted;
         if is_checked {
             check_arguments(&text, argument_bytes).map_err(|problem| kernel.error(problem))?;
@@ -339,6 +398,11 @@ fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
 }
 
 impl<'a> Slice<'a> {
+    /// Whether two slices of one buffer have bytes in common.
+    fn overlaps(&self, other: &Self) -> bool {
+        self.offset < other.offset + other.size && other.offset < self.offset + self.size
+    }
+
     fn binding(&self) -> wgpu::BufferBinding<'a> {
         let size = std::num::NonZeroU64::new(self.size.next_multiple_of(16));
         wgpu::BufferBinding { buffer: self.buffer.raw(), offset: self.offset, size }

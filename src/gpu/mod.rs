@@ -2,6 +2,8 @@
 
 mod adapter;
 mod device;
+#[cfg(feature = "host")]
+pub(crate) mod host;
 mod kernel;
 mod matrix;
 mod pool;
@@ -13,6 +15,7 @@ mod workgroup;
 
 pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
+pub(crate) use kernel::with_twin;
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
 pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};

@@ -9,6 +9,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+#[cfg(feature = "host")]
+use super::host::Mapping;
 use crate::error::{Error, Result};
 
 /// Buffer sizes are rounded up to this many bytes, so that vec4 kernels may touch the tail of the last vector.
@@ -56,6 +58,8 @@ const MOST_BIND_GROUPS: usize = 16_384;
 struct Raw {
     buffer: wgpu::Buffer,
     number: u64,
+    #[cfg(feature = "host")]
+    mapping: Mapping,
 }
 
 struct Idle {
@@ -97,6 +101,7 @@ impl State {
 pub(super) struct Pool {
     device: wgpu::Device,
     budget: Option<u64>,
+    usage: wgpu::BufferUsages,
     state: Mutex<State>,
 }
 
@@ -107,8 +112,11 @@ pub struct Buffer {
 }
 
 impl Pool {
-    pub(super) fn new(device: wgpu::Device, budget: Option<u64>) -> Self {
-        Self { device, budget, state: Mutex::default() }
+    /// With `mapped`, for the host tier, buffers are mapped as long as the adapter does not use them.
+    pub(super) fn new(device: wgpu::Device, budget: Option<u64>, mapped: bool) -> Self {
+        let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
+        Self { device, budget, usage, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -171,13 +179,20 @@ impl Pool {
         let descriptor = wgpu::BufferDescriptor {
             label: None,
             size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
+            usage: self.usage,
+            mapped_at_creation: self.usage.contains(wgpu::BufferUsages::MAP_WRITE),
         };
         let buffer = self.create_or_release(state, &descriptor)?;
+        #[cfg(feature = "host")]
+        let mapping = if descriptor.mapped_at_creation { Mapping::created(&buffer)? } else { Mapping::default() };
         state.usage.allocated += size;
         state.created += 1;
-        Ok(Raw { buffer, number: state.created })
+        Ok(Raw {
+            buffer,
+            number: state.created,
+            #[cfg(feature = "host")]
+            mapping,
+        })
     }
 
     /// A new buffer, for which idle ones make room if they must.
@@ -211,6 +226,11 @@ impl Buffer {
     /// A number that no other buffer of the device has or had.
     pub(super) fn number(&self) -> u64 {
         self.held().number
+    }
+
+    #[cfg(feature = "host")]
+    pub(super) fn mapping(&self) -> &Mapping {
+        &self.held().mapping
     }
 
     fn held(&self) -> &Raw {

@@ -86,18 +86,30 @@ impl Timer {
             let view = self.readable.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
             let ticks: &[u64] = bytemuck::cast_slice(&view);
             for ((kernel, work), pair) in self.pending.drain(..).zip(ticks.chunks_exact(2)) {
-                let total = self.table.kernels.entry(kernel).or_default();
-                total.dispatches += 1;
-                total.work += work;
-                total.seconds += pair[1].saturating_sub(pair[0]) as f64 * self.nanoseconds_per_tick * 1e-9;
+                self.table.add(kernel, work, pair[1].saturating_sub(pair[0]) as f64 * self.nanoseconds_per_tick * 1e-9);
             }
         }
         self.readable.unmap();
         Ok(())
     }
 
+    /// Adds one dispatch that was timed elsewhere.
+    #[cfg(feature = "host")]
+    pub(super) fn add(&mut self, kernel: &'static str, work: u64, seconds: f64) {
+        self.table.add(kernel, work, seconds);
+    }
+
     pub(super) fn table(&self) -> ProfileTable {
         self.table.clone()
+    }
+}
+
+impl ProfileTable {
+    fn add(&mut self, kernel: &'static str, work: u64, seconds: f64) {
+        let total = self.kernels.entry(kernel).or_default();
+        total.dispatches += 1;
+        total.work += work;
+        total.seconds += seconds;
     }
 }
 

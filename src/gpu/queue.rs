@@ -108,6 +108,15 @@ impl Recorder {
         self.counters.dispatches += 1;
     }
 
+    /// Counts the run of a twin, and its time if kernels are timed.
+    #[cfg(feature = "host")]
+    pub(super) fn count_host(&mut self, launch: &Launch<'_>, time: Duration) {
+        self.counters.dispatches += 1;
+        if let Some(timer) = &mut self.timer {
+            timer.add(launch.kernel.name(), launch.work, time.as_secs_f64());
+        }
+    }
+
     fn is_due(&self) -> bool {
         let timer_full = self.timer.as_ref().is_some_and(Timer::is_full);
         self.open.dispatches >= DISPATCHES_PER_SUBMIT || self.open.work >= self.work_per_submit || timer_full
@@ -175,6 +184,11 @@ impl Gpu {
         if padded == 0 {
             return Ok(buffer);
         }
+        #[cfg(feature = "host")]
+        if self.host_write(bytes, &buffer)? {
+            self.recorder().counters.bytes_uploaded += padded;
+            return Ok(buffer);
+        }
         // A buffer mapped at creation keeps its place in the recording; `Queue::write_buffer` would run before everything
         // recorded so far.
         let staging = self.inner.pool.staging(padded, wgpu::BufferUsages::COPY_SRC)?;
@@ -190,14 +204,24 @@ impl Gpu {
     }
 
     /// Records filling a buffer with zeros.
-    pub fn clear(&self, buffer: &Buffer) {
+    pub fn clear(&self, buffer: &Buffer) -> Result<()> {
+        #[cfg(feature = "host")]
+        if self.host_clear(buffer)? {
+            return Ok(());
+        }
         self.recorder().encoder().clear_buffer(buffer.raw(), 0, None);
+        Ok(())
     }
 
     /// Records copying `size` bytes (a multiple of 4) from one buffer to another.
-    pub fn copy(&self, from: Slice<'_>, to: &Buffer, to_offset: u64) {
+    pub fn copy(&self, from: Slice<'_>, to: &Buffer, to_offset: u64) -> Result<()> {
+        #[cfg(feature = "host")]
+        if self.host_copy(&from, to, to_offset)? {
+            return Ok(());
+        }
         let mut recorder = self.recorder();
         recorder.encoder().copy_buffer_to_buffer(from.buffer.raw(), from.offset, to.raw(), to_offset, from.size);
+        Ok(())
     }
 
     /// Runs everything recorded and returns the bytes of each slice, whose sizes are multiples of 4.
@@ -211,6 +235,11 @@ impl Gpu {
         if total == 0 {
             return Ok(vec![Vec::new(); slices.len()]);
         }
+        #[cfg(feature = "host")]
+        if let Some(bytes) = self.host_read(slices)? {
+            self.recorder().counters.bytes_read += total;
+            return Ok(bytes);
+        }
         let staging = self.inner.pool.staging(total, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?;
         let mut at = 0;
         for slice in slices {
@@ -219,7 +248,7 @@ impl Gpu {
         }
         self.recorder().counters.bytes_read += total;
         self.flush()?;
-        self.map(&staging).await?;
+        self.map(&staging, wgpu::MapMode::Read).await?;
         let view = staging.get_mapped_range(..).map_err(|error| Error::Device(format!("read-back: {error}")))?;
         let mut at = 0;
         let cut = |slice: &Slice<'_>| {
@@ -230,9 +259,10 @@ impl Gpu {
         Ok(slices.iter().map(cut).collect())
     }
 
-    async fn map(&self, staging: &wgpu::Buffer) -> Result<()> {
+    /// Maps a buffer, after what has been submitted.
+    pub(super) async fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<()> {
         let (sender, receiver) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        buffer.map_async(mode, .., move |result| drop(sender.send(result)));
         self.wait(None)?;
         // Another thread's poll may have taken the callback and be about to call it, after this thread's poll has returned.
         match receiver.recv_timeout(CALLBACK_TIMEOUT) {

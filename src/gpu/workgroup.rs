@@ -16,7 +16,7 @@ pub(crate) fn strides(columns: usize, workgroup: u32) -> usize {
 
 /// The workgroup size of a reduction, and whether that is one subgroup: (`WORKGROUP`, `ONE_SUBGROUP`).
 pub(crate) fn workgroup(gpu: &Gpu) -> (u32, u32) {
-    match gpu.kernels() {
+    match gpu.shader_tier() {
         KernelTier::Fallback => (gpu.lanes(), 1),
         _ => (256, 0),
     }

@@ -86,8 +86,8 @@ impl KvCache {
         let mut row = 0;
         for cache in caches {
             for (from, to) in cache.layers.iter().zip(&stacked.layers) {
-                cache.copy_sequences(&from.0, &to.0, row);
-                cache.copy_sequences(&from.1, &to.1, row);
+                cache.copy_sequences(&from.0, &to.0, row)?;
+                cache.copy_sequences(&from.1, &to.1, row)?;
             }
             row += cache.batch();
         }
@@ -95,14 +95,15 @@ impl KvCache {
     }
 
     /// Copies the tokens of every sequence of a block's `from` to `to`, there from sequence `row`.
-    fn copy_sequences(&self, from: &Tensor, to: &Tensor, row: usize) {
+    fn copy_sequences(&self, from: &Tensor, to: &Tensor, row: usize) -> Result<()> {
         let [batch, capacity, columns] = self.shape;
         let size = 4 * (self.tokens * columns) as u64;
         for sequence in 0..batch {
             let offset = 4 * (sequence * capacity * columns) as u64;
             let to_offset = to.bytes() / to.shape()[0] as u64 * (row + sequence) as u64;
-            from.gpu().copy(Slice { offset, size, ..from.slice() }, to.slice().buffer, to_offset);
+            from.gpu().copy(Slice { offset, size, ..from.slice() }, to.slice().buffer, to_offset)?;
         }
+        Ok(())
     }
 
     /// A block's part.

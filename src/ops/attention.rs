@@ -152,7 +152,7 @@ impl Sizes {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (batch, queries) = (step.window.sequences.len(), step.window.queries.len());
         let quarters = head_dim.div_ceil(4);
-        let (lanes, one_subgroup, block) = match gpu.kernels() {
+        let (lanes, one_subgroup, block) = match gpu.shader_tier() {
             KernelTier::Fallback => (gpu.lanes() as usize, 1, 4),
             _ => (64, 0, 8),
         };
@@ -208,7 +208,7 @@ impl Sizes {
     fn launch_step(&self, gpu: &Gpu, buffers: &[Slice<'_>]) -> Result<()> {
         let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
         let quarters = head_dim.div_ceil(4);
-        let (lanes, one_subgroup) = match gpu.kernels() {
+        let (lanes, one_subgroup) = match gpu.shader_tier() {
             KernelTier::Fallback => (gpu.lanes() as usize, true),
             _ => (64, false),
         };

@@ -1,18 +1,22 @@
 //! SwiGLU: y = silu(gate)·up. Saves gate and up. dgate = dy·up·silu'(gate), dup = dy·silu(gate), in one pass.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
 
-static FORWARD: Kernel = Kernel::trusted("swiglu", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite]);
-static BACKWARD: Kernel = Kernel::trusted(
-    "swiglu backward",
-    SOURCE,
-    "backward",
-    &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
+static FORWARD: Kernel =
+    with_twin!(Kernel::trusted("swiglu", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite]), twins::forward);
+static BACKWARD: Kernel = with_twin!(
+    Kernel::trusted(
+        "swiglu backward",
+        SOURCE,
+        "backward",
+        &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
+    ),
+    twins::backward
 );
 
 impl<'t> Var<'t> {
@@ -47,5 +51,32 @@ impl<'t> Var<'t> {
             map(&BACKWARD, &[], &[&gate, &up_value, &dy, &dgate, &dup], None, &[])?;
             Ok([Some(dgate), Some(dup)])
         })
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+    use crate::gpu::host::simd::sigmoid;
+
+    pub(super) fn forward(host: &Host<'_>) {
+        let (gate, up, [y]) = (host.input(0), host.input(1), host.outputs());
+        host.map(8, [y], |range, [y]| {
+            for ((y, gate), up) in y.iter_mut().zip(&gate[range.clone()]).zip(&up[range]) {
+                *y = gate * sigmoid(*gate) * up;
+            }
+        });
+    }
+
+    pub(super) fn backward(host: &Host<'_>) {
+        let (gate, up, dy, [dgate, dup]) = (host.input(0), host.input(1), host.input(2), host.outputs());
+        host.map(8, [dgate, dup], |range, [dgate, dup]| {
+            let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&dy[range]);
+            for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+                let s = sigmoid(*gate);
+                *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+                *dup = dy * gate * s;
+            }
+        });
     }
 }

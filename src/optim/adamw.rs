@@ -160,7 +160,7 @@ impl<'a> Adam<'a> {
 /// How many parameters share a dispatch: as many as the adapter has bindings for. On the CPU a dispatch costs next to nothing.
 fn most_joined(gpu: &Gpu) -> usize {
     let bindings = gpu.adapter().limits.max_storage_buffers_per_shader_stage as usize;
-    match gpu.kernels() {
+    match gpu.shader_tier() {
         KernelTier::Fallback => 1,
         _ => ((bindings - 1) / 4).clamp(1, MOST_JOINED),
     }

@@ -99,7 +99,7 @@ impl Tensor {
     /// All zeros.
     pub fn zeros(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
         let tensor = Self::uninitialized(gpu, shape)?;
-        gpu.clear(&tensor.buffer);
+        gpu.clear(&tensor.buffer)?;
         Ok(tensor)
     }
 
@@ -211,7 +211,7 @@ impl Tensor {
     /// A copy in a buffer of its own.
     pub fn duplicate(&self) -> Result<Self> {
         let copy = Self::uninitialized(&self.gpu, &self.shape)?;
-        self.gpu.copy(Slice { size: self.bytes(), ..self.slice() }, &copy.buffer, 0);
+        self.gpu.copy(Slice { size: self.bytes(), ..self.slice() }, &copy.buffer, 0)?;
         Ok(copy)
     }
 

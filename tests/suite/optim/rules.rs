@@ -159,8 +159,8 @@ fn small_parameters_share_dispatches_and_keep_the_bits_they_have_alone() {
             assert!(together == alone, "other bits with {} kernels", gpu.kernels());
             // Ten small parameters in groups of seven, and the large one; or three in windows of 16,384 values.
             let want = match (gpu.kernels(), binding_limit) {
-                (KernelTier::Fallback, None) => 11,
-                (KernelTier::Fallback, Some(_)) => 8 + 16 + 17 + 2,
+                (KernelTier::Host | KernelTier::Fallback, None) => 11,
+                (KernelTier::Host | KernelTier::Fallback, Some(_)) => 8 + 16 + 17 + 2,
                 (_, None) => 2 + 1,
                 (_, Some(_)) => 2 + 16 + 17 + 2,
             };

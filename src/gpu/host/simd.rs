@@ -1,0 +1,171 @@
+//! Vectors for twins: code compiled for the processor's widest vectors, sums of fixed order, exponentials.
+//!
+//! Sums go over [`LANES`] partial sums whatever the processor's width, and products are fused into them (FMA) everywhere, so that every processor
+//! gets the same bits.
+
+/// Partial sums per reduction.
+pub(crate) const LANES: usize = 16;
+
+/// Runs `f` compiled for the processor's vector instructions: plain loops in it, and in what is inlined into it, use them.
+#[inline(always)]
+pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// Σ f(i) over 0..count, in [`LANES`] interleaved partial sums.
+#[inline(always)]
+pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    for chunk in 0..count / LANES {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += f(chunk * LANES + lane);
+        }
+    }
+    for (lane, sum) in sums.iter_mut().enumerate().take(count % LANES) {
+        *sum += f(count / LANES * LANES + lane);
+    }
+    total(sums)
+}
+
+/// Σ a·b.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = a.mul_add(*b, *sum);
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum = a.mul_add(*b, *sum);
+    }
+    total(sums)
+}
+
+/// The largest value; -∞ of none. NaNs are passed over.
+#[inline(always)]
+pub(crate) fn maximum(values: &[f32]) -> f32 {
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (most, value) in most.iter_mut().zip(chunk) {
+            *most = if *value > *most { *value } else { *most };
+        }
+    }
+    most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The sum of partial sums, by halves.
+#[inline(always)]
+pub(crate) fn total(mut sums: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// eˣ to 1.5 ulp: 0 below −103.97, infinite above 88.72, NaN of NaN. eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 and a polynomial of degree 7 for eʳ.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN_2_HIGH: f32 = 0.693_359_4; // 10 bits: its product with n is exact
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer, which stands in the low bits
+    // Beyond these the result is 0 or infinite; NaN stays.
+    let clamped = if x > 89.0 { 89.0 } else { x };
+    let clamped = if clamped < -104.0 { -104.0 } else { clamped };
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut p = 1.0 / 5040.0;
+    p = r.mul_add(p, 1.0 / 720.0);
+    p = r.mul_add(p, 1.0 / 120.0);
+    p = r.mul_add(p, 1.0 / 24.0);
+    p = r.mul_add(p, 1.0 / 6.0);
+    p = r.mul_add(p, 0.5);
+    p = (r * r).mul_add(p, r) + 1.0;
+    // 2ⁿ in two factors, each a normal number.
+    let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+    p * power(half) * power(n - half)
+}
+
+/// The logistic function 1 / (1 + e⁻ˣ).
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Rounds to f16, ties to even, as an f32; infinite from 65,520. The values of `to_half` in `matmul_common.wgsl`.
+#[inline(always)]
+pub(crate) fn to_half(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // f16 has 13 mantissa bits less, and below 2⁻¹⁴ (subnormal) one less per power of two.
+    let shift = 126 - (magnitude >> 23).clamp(103, 113);
+    let unit = 1 << shift;
+    let rounded = (magnitude + (unit >> 1) - 1 + ((magnitude >> shift) & 1)) & !(unit - 1);
+    // Below the smallest subnormal, 2⁻²⁴: more than half of it rounds up, the rest to zero.
+    let rounded = if magnitude < 0x3380_0000 { 0x3380_0000 } else { rounded };
+    let rounded = if magnitude <= 0x3300_0000 { 0 } else { rounded };
+    // Overflow to infinity; max keeps a NaN.
+    let rounded = if rounded >= 0x4780_0000 { magnitude.max(0x7f80_0000) } else { rounded };
+    f32::from_bits(rounded | (bits & 0x8000_0000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_right_to_one_and_a_half_ulp() {
+        let mut worst = 0.0f64;
+        for i in -1_100_000..=900_000 {
+            let x = i as f32 * 1e-4;
+            let (found, want) = (exp(x), f64::from(x).exp());
+            if want > f64::from(f32::MAX) {
+                assert_eq!(found, f32::INFINITY, "exp({x})");
+                continue;
+            }
+            let ulp = f64::from((want as f32).next_up() - want as f32);
+            worst = worst.max((f64::from(found) - want).abs() / ulp);
+        }
+        assert!(worst < 1.5, "{worst} ulp");
+        assert_eq!([exp(0.0), exp(f32::NEG_INFINITY), exp(f32::INFINITY)], [1.0, 0.0, f32::INFINITY]);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sums_of_any_length_are_complete() {
+        for count in 0..70 {
+            let values: Vec<f32> = (1..=count).map(|value| value as f32).collect();
+            let want = (count * (count + 1) / 2) as f32;
+            assert_eq!(sum(values.len(), |i| values[i]), want);
+            assert_eq!(dot(&values, &vec![1.0; values.len()]), want);
+            assert_eq!(maximum(&values), if count == 0 { f32::NEG_INFINITY } else { count as f32 });
+        }
+    }
+
+    #[test]
+    fn halves_are_those_of_ieee_754() {
+        for (x, want) in [
+            (1.0, 1.0),
+            (2049.0, 2048.0),
+            (2051.0, 2052.0),
+            (65_519.0, 65_504.0),
+            (65_520.0, f32::INFINITY),
+            (-1e-8, -0.0),
+            (4e-8, 2f32.powi(-24)),
+            (2f32.powi(-25), 0.0),
+        ] {
+            assert_eq!(to_half(x).to_bits(), f32::to_bits(want), "{x}");
+        }
+        assert!(to_half(f32::NAN).is_nan());
+    }
+}
