@@ -1,7 +1,11 @@
 //! The general matrix product, [`Gemm`], on strided views, [`Matrix`]. Products too large for the bindings are split along the
 //! batch, rows, columns or inner dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
 
+#[cfg(feature = "host")]
+pub(crate) mod native;
 mod plan;
+#[cfg(feature = "host")]
+mod twin;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Slice};
@@ -182,7 +186,7 @@ impl<'a> Gemm<'a> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
         let depth = self.problem(&out, self.a.size().1).split_k_depth(DeviceCaps::of(gpu));
-        let cut = Cut { limit: (gpu.binding_limit() / 4) as usize, depth };
+        let cut = Cut { limit: (gpu.twin_limit() / 4) as usize, depth };
         for (part, out) in split(self, out, cut)? {
             part.launch(gpu, out, depth)?;
         }

@@ -1,17 +1,22 @@
 //! Kernel selection for a product: tile size, split-K, compile-time constants.
 
 use super::FIRST_GROUP;
-use crate::gpu::{Access, Gpu, Kernel, KernelTier};
+#[cfg(feature = "host")]
+use super::twin;
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, with_twin};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite];
 
-static LANES: Kernel = Kernel::trusted(
-    "matmul",
-    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
-    "main",
-    BINDINGS,
-)
-.cut_along(1, FIRST_GROUP);
+static LANES: Kernel = with_twin!(
+    Kernel::trusted(
+        "matmul",
+        concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_lanes.wgsl")),
+        "main",
+        BINDINGS,
+    )
+    .cut_along(1, FIRST_GROUP),
+    twin::product
+);
 
 static MATRIX: Kernel = Kernel::trusted(
     "matmul",
@@ -21,13 +26,16 @@ static MATRIX: Kernel = Kernel::trusted(
 )
 .cut_along(1, FIRST_GROUP);
 
-static TILED: Kernel = Kernel::trusted(
-    "matmul",
-    concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
-    "main",
-    BINDINGS,
-)
-.cut_along(1, FIRST_GROUP);
+static TILED: Kernel = with_twin!(
+    Kernel::trusted(
+        "matmul",
+        concat!(include_str!("../../shaders/matmul_common.wgsl"), include_str!("../../shaders/matmul_tiled.wgsl")),
+        "main",
+        BINDINGS,
+    )
+    .cut_along(1, FIRST_GROUP),
+    twin::product
+);
 
 static SUM: Kernel = Kernel::trusted(
     "matmul sum",
@@ -59,6 +67,8 @@ pub(super) struct Problem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeviceCaps {
     tier: KernelTier,
+    /// The tier of the kernel whose twin the host tier runs.
+    shader_tier: KernelTier,
     /// Fixed subgroup size, for the fallback tier.
     lanes: u32,
     /// (Maximum subgroup size, side of a cooperative matrix), for the matrix tier.
@@ -67,7 +77,7 @@ pub(super) struct DeviceCaps {
 
 impl DeviceCaps {
     pub(super) fn of(gpu: &Gpu) -> Self {
-        Self { tier: gpu.kernels(), lanes: gpu.lanes(), matrices: gpu.matrices() }
+        Self { tier: gpu.kernels(), shader_tier: gpu.shader_tier(), lanes: gpu.lanes(), matrices: gpu.matrices() }
     }
 }
 
@@ -95,6 +105,7 @@ impl Problem {
     /// shape and tier, because every split rounds differently.
     pub(super) fn split_k_depth(&self, caps: DeviceCaps) -> usize {
         let (plan, groups) = match caps.tier {
+            KernelTier::Host => return self.inner,
             KernelTier::Fallback => (Plan::lanes(caps.lanes, self.fallback_tile_rows(caps.lanes)[0], self), FULL_OCCUPANCY[0]),
             _ => (Plan::tiled(64, self), FULL_OCCUPANCY[1]),
         };
@@ -169,7 +180,7 @@ impl Plan {
 
     /// All plans, which give the same bits, the heuristic's choice first.
     pub(super) fn of(caps: DeviceCaps, problem: &Problem) -> Vec<Self> {
-        let mut plans: Vec<Self> = match (caps.tier, caps.matrices) {
+        let mut plans: Vec<Self> = match (caps.shader_tier, caps.matrices) {
             (KernelTier::Fallback, _) => {
                 problem.fallback_tile_rows(caps.lanes).iter().map(|&rows| Self::lanes(caps.lanes, rows, problem)).collect()
             }
@@ -178,6 +189,9 @@ impl Plan {
             }
             _ => problem.tiles().iter().map(|&tile| Self::tiled(tile, problem)).collect(),
         };
+        if caps.tier == KernelTier::Host {
+            plans.truncate(1); // all have the same twin
+        }
         for plan in &mut plans {
             plan.constants.extend(problem.constants());
         }
@@ -270,10 +284,20 @@ mod tests {
 
     /// All device capabilities that `Plan` distinguishes.
     fn all_caps() -> Vec<DeviceCaps> {
-        let fallback = [4, 8, 16, 32].map(|lanes| DeviceCaps { tier: KernelTier::Fallback, lanes, matrices: None });
-        let tiled = DeviceCaps { tier: KernelTier::Portable, lanes: 8, matrices: None };
+        let fallback = [4, 8, 16, 32].map(|lanes| DeviceCaps {
+            tier: KernelTier::Fallback,
+            shader_tier: KernelTier::Fallback,
+            lanes,
+            matrices: None,
+        });
+        let tiled = DeviceCaps { tier: KernelTier::Portable, shader_tier: KernelTier::Portable, lanes: 8, matrices: None };
         let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
-        let matrix = matrices.map(|matrices| DeviceCaps { tier: KernelTier::Matrix, lanes: 8, matrices: Some(matrices) });
+        let matrix = matrices.map(|matrices| DeviceCaps {
+            tier: KernelTier::Matrix,
+            shader_tier: KernelTier::Matrix,
+            lanes: 8,
+            matrices: Some(matrices),
+        });
         fallback.into_iter().chain([tiled]).chain(matrix).collect()
     }
 
@@ -332,8 +356,8 @@ mod tests {
 
     #[test]
     fn split_k_is_used_where_few_tiles_would_leave_the_device_idle() {
-        let fallback = DeviceCaps { tier: KernelTier::Fallback, lanes: 8, matrices: None };
-        let portable = DeviceCaps { tier: KernelTier::Portable, ..fallback };
+        let fallback = DeviceCaps { tier: KernelTier::Fallback, shader_tier: KernelTier::Fallback, lanes: 8, matrices: None };
+        let portable = DeviceCaps { tier: KernelTier::Portable, shader_tier: KernelTier::Portable, ..fallback };
         let depth = |caps, [rows, inner, columns]: [usize; 3], batch, symmetric| {
             Problem { rows, inner, columns, batch, symmetric, ..Default::default() }.split_k_depth(caps)
         };
@@ -367,7 +391,7 @@ mod tests {
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
         let tile = |rows, columns, batch, symmetric| {
-            let caps = DeviceCaps { tier: KernelTier::Portable, lanes: 8, matrices: None };
+            let caps = DeviceCaps { tier: KernelTier::Portable, shader_tier: KernelTier::Portable, lanes: 8, matrices: None };
             Plan::of(caps, &Problem { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);

@@ -248,6 +248,11 @@ impl Gpu {
         self.inner.binding_limit
     }
 
+    /// Maximum size of a binding of a kernel that has a twin: on the host tier there is none.
+    pub(crate) fn twin_limit(&self) -> u64 {
+        if self.inner.tier == KernelTier::Host { u64::MAX } else { self.inner.binding_limit }
+    }
+
     /// Device memory in use.
     pub fn memory(&self) -> MemoryUse {
         self.inner.pool.usage()

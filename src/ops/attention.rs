@@ -3,6 +3,8 @@
 //! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists. What exceeds the
 //! binding limit is cut by sequences, or by the queries of one.
 
+#[cfg(feature = "host")]
+mod twins;
 mod windows;
 
 use std::ops::Range;
@@ -10,7 +12,7 @@ use std::ops::Range;
 pub use windows::AttentionWindows;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 use windows::{Side, Window};
@@ -20,19 +22,32 @@ const W: Access = Access::ReadWrite;
 const BACKWARD_SOURCE: &str =
     concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_backward.wgsl"));
 
-static FORWARD: Kernel = Kernel::trusted(
-    "attention",
-    concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_forward.wgsl")),
-    "main",
-    &[R, R, R, W, W],
-)
-.cut_along(0, FIRST_GROUP);
-static DELTA: Kernel = Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]);
-static QUERY_BACKWARD: Kernel =
-    Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]).cut_along(0, FIRST_GROUP);
-static KEY_BACKWARD: Kernel =
-    Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]).cut_along(0, FIRST_GROUP);
-static STEP: Kernel = Kernel::trusted("attention step", include_str!("../../shaders/attention_step.wgsl"), "main", &[R, R, R, W]);
+static FORWARD: Kernel = with_twin!(
+    Kernel::trusted(
+        "attention",
+        concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_forward.wgsl")),
+        "main",
+        &[R, R, R, W, W],
+    )
+    .cut_along(0, FIRST_GROUP),
+    twins::forward
+);
+static DELTA: Kernel = with_twin!(
+    Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]),
+    twins::delta
+);
+static QUERY_BACKWARD: Kernel = with_twin!(
+    Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]).cut_along(0, FIRST_GROUP),
+    twins::query_backward
+);
+static KEY_BACKWARD: Kernel = with_twin!(
+    Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]).cut_along(0, FIRST_GROUP),
+    twins::key_backward
+);
+static STEP: Kernel = with_twin!(
+    Kernel::trusted("attention step", include_str!("../../shaders/attention_step.wgsl"), "main", &[R, R, R, W]),
+    twins::step
+);
 /// Place of `first_group` in the arguments.
 const FIRST_GROUP: usize = 6;
 
@@ -127,7 +142,7 @@ impl Sizes {
 
     /// Runs a pass over tensors in binding order.
     fn launch(&self, gpu: &Gpu, kernel: &Kernel, tensors: &[(&Tensor, Side)], pass: Pass) -> Result<()> {
-        for step in self.steps(gpu.binding_limit(), pass)? {
+        for step in self.steps(gpu.twin_limit(), pass)? {
             let bound: Vec<(Slice<'_>, usize)> =
                 tensors.iter().map(|(tensor, side)| self.bind(&step.window, tensor, *side)).collect();
             let start = |side: Side| {
@@ -245,7 +260,7 @@ impl Tensor {
         assert!((sizes.queries..=sizes.keys).contains(&keys), "bug: {keys} keys of {k:?} for {} queries", sizes.queries);
         let sizes = Sizes { keys, ..sizes };
         // The kernel for one query binds its tensors whole; the general one cuts them.
-        let is_bound_whole = [self, k].iter().all(|tensor| tensor.bytes() <= self.gpu().binding_limit());
+        let is_bound_whole = [self, k].iter().all(|tensor| tensor.bytes() <= self.gpu().twin_limit());
         if sizes.queries > 1 || !is_bound_whole {
             return Ok(self.attend(k, v, sizes)?.0);
         }

@@ -120,6 +120,11 @@ impl<'a> Host<'a> {
         outputs
     }
 
+    /// Number of workgroups in x, y and z.
+    pub(crate) fn workgroups(&self) -> [u32; 3] {
+        self.launch.workgroups
+    }
+
     /// The threads.
     pub(crate) fn threads(&self) -> &'a Threads {
         self.threads

@@ -264,7 +264,7 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
-    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, once read-only and once read-write");
+    assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, and one of them is written");
 }
 
 /// Bits of β·out + A·B.

@@ -1,0 +1,274 @@
+//! Products on the host: operands packed into panels, a microkernel whose sums stay in registers (Goto and van de Geijn, "Anatomy of
+//! High-Performance Matrix Multiplication", 2008), and dot products where there are few rows.
+//!
+//! An output's sum runs over the inner index in order, in one chain of fused multiply-adds, whatever the width of the registers and
+//! wherever the output stands in a block: all processors and all numbers of threads give the same bits.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::gpu::host::simd::to_half;
+
+/// Inner indices per pass of the microkernel: the panels of a pass fit the first-level caches.
+const PASS: usize = 384;
+/// The most rows and columns of a tile.
+const MOST_TILE: usize = 8 * 32;
+
+/// A strided view of an operand, as rows of A or as columns of B: element (i, k) is at `offset + i·stride + k·inner_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) offset: usize,
+    pub(crate) stride: usize,
+    pub(crate) inner_stride: usize,
+}
+
+/// What an operand's elements are rounded to when they are packed.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Term {
+    Exact,
+    High,
+    Low,
+}
+
+impl Term {
+    /// The terms of A and B whose products are summed, for the number of f16 values per element.
+    pub(super) fn pairs(f16_terms: u32) -> &'static [[Term; 2]] {
+        match f16_terms {
+            0 => &[[Term::Exact; 2]],
+            1 => &[[Term::High; 2]],
+            _ => &[[Term::High; 2], [Term::High, Term::Low], [Term::Low, Term::High]],
+        }
+    }
+
+    fn of(self, x: f32) -> f32 {
+        match self {
+            Self::Exact => x,
+            Self::High => to_half(x),
+            // The residual at a scale of 2¹¹, so that it does not underflow.
+            Self::Low => to_half((x - to_half(x)) * 2048.0) * (1.0 / 2048.0),
+        }
+    }
+}
+
+/// The microkernel's tile: as much as the registers hold.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Tile {
+    pub(super) fn new() -> Self {
+        struct Measure;
+        impl WithSimd for Measure {
+            type Output = Tile;
+            fn with_simd<S: Simd>(self, _: S) -> Tile {
+                Tile { rows: if S::REGISTER_COUNT >= 32 { 8 } else { 6 }, columns: 2 * S::F32_LANES }
+            }
+        }
+        Arch::new().dispatch(Measure)
+    }
+}
+
+impl Operand<'_> {
+    fn at(&self, i: usize, k: usize) -> usize {
+        self.offset + i * self.stride + k * self.inner_stride
+    }
+
+    /// The view from row (or column) `first` on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        Self { offset: self.offset + first * self.stride, ..self }
+    }
+
+    /// Packs rows (or columns) 0..`count` in panels of `width`, in which they alternate, with zeros after the last; `inner` inner
+    /// indices of each term, one term after the other.
+    pub(super) fn pack(
+        &self,
+        count: usize,
+        inner: usize,
+        width: usize,
+        terms: impl Iterator<Item = Term> + Clone,
+        to: &mut [f32],
+    ) {
+        let per_panel = width * inner * terms.clone().count();
+        for (panel, to) in to.chunks_exact_mut(per_panel).enumerate().take(count.div_ceil(width)) {
+            let valid = width.min(count - panel * width);
+            for (term, to) in terms.clone().zip(to.chunks_exact_mut(width * inner)) {
+                match width {
+                    6 => self.pack_panel::<6>(panel * width, valid, to),
+                    8 => self.pack_panel::<8>(panel * width, valid, to),
+                    16 => self.pack_panel::<16>(panel * width, valid, to),
+                    32 => self.pack_panel::<32>(panel * width, valid, to),
+                    _ => self.pack_any(panel * width, valid, width, to),
+                }
+                if term != Term::Exact {
+                    to.iter_mut().for_each(|x| *x = term.of(*x));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pack_panel<const WIDTH: usize>(&self, first: usize, valid: usize, to: &mut [f32]) {
+        if valid < WIDTH {
+            return self.pack_any(first, valid, WIDTH, to);
+        }
+        let (rows, _) = to.as_chunks_mut::<WIDTH>();
+        if self.stride == 1 {
+            for (k, row) in rows.iter_mut().enumerate() {
+                row.copy_from_slice(&self.values[self.at(first, k)..][..WIDTH]);
+            }
+            return;
+        }
+        if self.inner_stride != 1 {
+            return self.pack_any(first, valid, WIDTH, to);
+        }
+        let (blocks, rest) = rows.as_chunks_mut::<8>();
+        let done = 8 * blocks.len();
+        for (block, rows) in blocks.iter_mut().enumerate() {
+            for i in 0..WIDTH {
+                let from = &self.values[self.at(first + i, 8 * block)..][..8];
+                for (row, x) in rows.iter_mut().zip(from) {
+                    row[i] = *x;
+                }
+            }
+        }
+        for (k, row) in rest.iter_mut().enumerate() {
+            for (i, x) in row.iter_mut().enumerate() {
+                *x = self.values[self.at(first + i, done + k)];
+            }
+        }
+    }
+
+    fn pack_any(&self, first: usize, valid: usize, width: usize, to: &mut [f32]) {
+        for (k, row) in to.chunks_exact_mut(width).enumerate() {
+            for (i, x) in row.iter_mut().enumerate() {
+                *x = if i < valid { self.values[self.at(first + i, k)] } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// A block of a product: whole panels of A against whole panels of B.
+pub(super) struct Block<'a, F> {
+    /// Packed panels.
+    pub(super) a: &'a [f32],
+    pub(super) b: &'a [f32],
+    /// Length of a row of packed A or a column of packed B: the inner size times the number of terms.
+    pub(super) inner: usize,
+    /// Whether only tiles with elements on or below the diagonal are wanted; rows and columns of the block begin at these.
+    pub(super) lower_from: Option<[usize; 2]>,
+    /// Takes (first row, first column, sums) of a tile within the block.
+    pub(super) store: F,
+    /// Room for the sums.
+    pub(super) sums: &'a mut Vec<f32>,
+}
+
+impl<F: FnMut(usize, usize, &mut [f32])> Block<'_, F> {
+    pub(super) fn compute(self) {
+        Arch::new().dispatch(self);
+    }
+}
+
+impl<F: FnMut(usize, usize, &mut [f32])> WithSimd for Block<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 { self.run::<S, 8>(simd) } else { self.run::<S, 6>(simd) }
+    }
+}
+
+impl<F: FnMut(usize, usize, &mut [f32])> Block<'_, F> {
+    #[inline(always)]
+    fn run<S: Simd, const ROWS: usize>(mut self, simd: S) {
+        let columns = 2 * S::F32_LANES;
+        let size = ROWS * columns;
+        let wanted = |row: usize, column: usize| {
+            self.lower_from.is_none_or(|[first_row, first_column]| first_row + row + ROWS > first_column + column)
+        };
+        let a_panels = self.a.chunks_exact(ROWS * self.inner);
+        let b_panels = self.b.chunks_exact(columns * self.inner);
+        if self.inner <= PASS {
+            let mut sums = [0.0; MOST_TILE];
+            for (j, b) in b_panels.enumerate() {
+                for (i, a) in a_panels.clone().enumerate() {
+                    if wanted(i * ROWS, j * columns) {
+                        microkernel::<S, ROWS>(simd, a, b, &mut sums[..size], false);
+                        (self.store)(i * ROWS, j * columns, &mut sums[..size]);
+                    }
+                }
+            }
+            return;
+        }
+        let tiles = a_panels.len() * b_panels.len();
+        self.sums.resize(tiles * size, 0.0);
+        for first in (0..self.inner).step_by(PASS) {
+            let end = self.inner.min(first + PASS);
+            let mut sums = self.sums.chunks_exact_mut(size);
+            for (j, b) in b_panels.clone().enumerate() {
+                for (i, (a, sums)) in a_panels.clone().zip(&mut sums).enumerate() {
+                    if wanted(i * ROWS, j * columns) {
+                        let (a, b) = (&a[first * ROWS..end * ROWS], &b[first * columns..end * columns]);
+                        microkernel::<S, ROWS>(simd, a, b, sums, first > 0);
+                        if end == self.inner {
+                            (self.store)(i * ROWS, j * columns, sums);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// sums ← [sums +] A·B for a panel of A with `ROWS` rows and one of B with two vectors of columns.
+#[inline(always)]
+fn microkernel<S: Simd, const ROWS: usize>(simd: S, a: &[f32], b: &[f32], sums: &mut [f32], continued: bool) {
+    let (sums, _) = S::as_mut_simd_f32s(sums);
+    let (sums, _) = sums.as_chunks_mut::<2>();
+    let sums = &mut sums[..ROWS];
+    let mut own = [[simd.splat_f32s(0.0); 2]; ROWS];
+    if continued {
+        own.copy_from_slice(sums);
+    }
+    let (b, _) = S::as_simd_f32s(b);
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<2>().0) {
+        for (own, a) in own.iter_mut().zip(a) {
+            let a = simd.splat_f32s(*a);
+            own[0] = simd.mul_add_f32s(a, b[0], own[0]);
+            own[1] = simd.mul_add_f32s(a, b[1], own[1]);
+        }
+    }
+    sums.copy_from_slice(&own);
+}
+
+/// Packed operands of [`multiply`], and its sums.
+#[derive(Default)]
+pub(crate) struct Panels {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+/// A·B for a task that runs on one thread: [rows, columns, inner] of A's rows and B's columns. `store` takes (row, first column, sums)
+/// of a part of a row.
+#[inline(always)]
+pub(crate) fn multiply(
+    panels: &mut Panels,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    [rows, columns, inner]: [usize; 3],
+    mut store: impl FnMut(usize, usize, &[f32]),
+) {
+    let tile = Tile::new();
+    panels.a.resize(rows.next_multiple_of(tile.rows) * inner, 0.0);
+    panels.b.resize(columns.next_multiple_of(tile.columns) * inner, 0.0);
+    a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), &mut panels.a);
+    b.pack(columns, inner, tile.columns, std::iter::once(Term::Exact), &mut panels.b);
+    let store = |first_row: usize, column: usize, sums: &mut [f32]| {
+        for (row, sums) in sums.chunks_exact(tile.columns).enumerate().take(rows - first_row) {
+            store(first_row + row, column, &sums[..tile.columns.min(columns - column)]);
+        }
+    };
+    Block { a: &panels.a, b: &panels.b, inner, lower_from: None, store, sums: &mut panels.sums }.compute();
+}

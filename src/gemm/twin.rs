@@ -1,0 +1,297 @@
+//! The twin of the product kernels.
+
+use std::cell::RefCell;
+
+use super::Arguments;
+use super::native::{Block, Operand, Term, Tile};
+use crate::gpu::host::simd::{LANES, dispatch, total};
+use crate::gpu::host::{Host, Shared};
+
+/// Floats that are packed at a time of each operand.
+const PACKED: usize = 4 << 20;
+/// Most rows and columns of a task, before they are rounded to whole panels.
+const TASK: [usize; 2] = [64, 256];
+/// Tasks that even a small product is divided into, if it has so many tiles.
+const FEWEST_TASKS: usize = 16;
+/// Products with at most so many rows are computed by dot products with rows of B, where these are contiguous.
+const FEW_ROWS: usize = 8;
+/// Columns of a task of dot products.
+const DOT_COLUMNS: usize = 64;
+
+thread_local! {
+    /// Packed A and B, kept by the thread that launches.
+    static PANELS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// The sums of a task, kept by each thread.
+    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Product<'a> {
+    arguments: Arguments,
+    host: &'a Host<'a>,
+    a: &'a [f32],
+    b: &'a [f32],
+    c: &'a [f32],
+    factor: &'a [f32],
+    out: Shared,
+    has_addend: bool,
+    symmetric: bool,
+}
+
+pub(super) fn product(host: &Host<'_>) {
+    let arguments: Arguments = host.arguments();
+    assert!(arguments.split_k[0] == 1, "bug: the host tier splits no inner dimension");
+    let [out] = host.outputs();
+    let [a, b, c, factor] = [0, 1, 2, 3].map(|binding| host.input(binding));
+    let product = Product {
+        arguments,
+        host,
+        a,
+        b,
+        c,
+        factor,
+        out: Shared(out.as_mut_ptr()),
+        has_addend: host.flag("ADDEND"),
+        symmetric: host.flag("SYMMETRIC"),
+    };
+    product.check(out.len());
+    let [rows, ..] = product.sizes();
+    let by_dots = rows <= FEW_ROWS && host.flag("TRANSPOSE_B") && !host.flag("TRANSPOSE_A") && host.constant("F16_TERMS") == 0;
+    if by_dots && !product.symmetric {
+        product.by_dots();
+    } else {
+        PANELS.with_borrow_mut(|panels| product.by_panels(panels));
+    }
+}
+
+/// A part of the product: matrices of the batch, rows and columns.
+#[derive(Clone, Copy)]
+struct Part {
+    batch: [usize; 2],
+    rows: [usize; 2],
+    columns: [usize; 2],
+}
+
+impl<'a> Product<'a> {
+    /// [rows, columns, inner]
+    fn sizes(&self) -> [usize; 3] {
+        self.arguments.sizes.map(|size| size as usize)
+    }
+
+    fn batch(&self) -> usize {
+        self.host.workgroups()[2] as usize
+    }
+
+    /// The output's elements are within its binding: they are written through a pointer.
+    fn check(&self, numel: usize) {
+        let ([rows, columns, _], at) = (self.sizes(), self.out_at(self.batch() - 1));
+        let stride = self.arguments.strides[3] as usize;
+        assert!(at + (rows - 1) * stride + columns <= numel, "bug: an output beyond its binding");
+    }
+
+    fn out_at(&self, matrix: usize) -> usize {
+        self.arguments.offsets[3] as usize + matrix * self.arguments.batches[3] as usize
+    }
+
+    fn operand_a(&self, matrix: usize) -> Operand<'a> {
+        let Arguments { offsets, batches, strides, .. } = self.arguments;
+        let (stride, inner_stride) = orient(self.host.flag("TRANSPOSE_A"), strides[0]);
+        Operand { values: self.a, offset: offsets[0] as usize + matrix * batches[0] as usize, stride, inner_stride }
+    }
+
+    fn operand_b(&self, matrix: usize) -> Operand<'a> {
+        let Arguments { offsets, batches, strides, .. } = self.arguments;
+        let (stride, inner_stride) = orient(!self.host.flag("TRANSPOSE_B"), strides[1]);
+        Operand { values: self.b, offset: offsets[1] as usize + matrix * batches[1] as usize, stride, inner_stride }
+    }
+
+    fn by_panels(&self, panels: &mut [Vec<f32>; 2]) {
+        let [rows, columns, inner] = self.sizes();
+        let terms = Term::pairs(self.host.constant("F16_TERMS"));
+        let most = |size: usize| (PACKED / (inner * terms.len())).max(64).next_multiple_of(64).min(size);
+        let (row_step, column_step) = (most(rows), most(columns));
+        let whole = row_step == rows && column_step == columns;
+        let batch_step = if whole { (PACKED / (inner * terms.len() * rows.max(columns))).max(1) } else { 1 };
+        for matrix in (0..self.batch()).step_by(batch_step) {
+            let batch = [matrix, batch_step.min(self.batch() - matrix)];
+            for row in (0..rows).step_by(row_step) {
+                for column in (0..columns).step_by(column_step) {
+                    let part = Part {
+                        batch,
+                        rows: [row, row_step.min(rows - row)],
+                        columns: [column, column_step.min(columns - column)],
+                    };
+                    if !self.symmetric || row + part.rows[1] > column {
+                        self.part(part, terms, panels);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Packs the operands of a part and computes it.
+    fn part(&self, part: Part, terms: &'static [[Term; 2]], [a, b]: &mut [Vec<f32>; 2]) {
+        let tile = Tile::new();
+        let inner = self.sizes()[2] * terms.len();
+        // Operands that the batch shares are packed once.
+        let matrices = |stride: u32| if stride == 0 { 1 } else { part.batch[1] };
+        let (a_matrices, b_matrices) = (matrices(self.arguments.batches[0]), matrices(self.arguments.batches[1]));
+        let (a_panels, b_panels) = (part.rows[1].div_ceil(tile.rows), part.columns[1].div_ceil(tile.columns));
+        a.resize(a_matrices * a_panels * tile.rows * inner, 0.0);
+        b.resize(b_matrices * b_panels * tile.columns * inner, 0.0);
+        let pack = |operand: Operand<'_>, panel: usize, width: usize, count: usize, at: usize, to: &mut [f32]| {
+            let first = panel * width;
+            let terms = terms.iter().map(|pair| pair[at]);
+            operand.from(first).pack(width.min(count - first), self.sizes()[2], width, terms, to);
+        };
+        let a_outputs = [(a.as_mut_slice(), tile.rows * inner)];
+        self.host.rows(a_matrices * a_panels, 2 * tile.rows * inner, a_outputs, |range, [to]| {
+            for (at, to) in range.zip(to.chunks_exact_mut(tile.rows * inner)) {
+                let operand = self.operand_a(part.batch[0] + at / a_panels).from(part.rows[0]);
+                pack(operand, at % a_panels, tile.rows, part.rows[1], 0, to);
+            }
+        });
+        let b_outputs = [(b.as_mut_slice(), tile.columns * inner)];
+        self.host.rows(b_matrices * b_panels, 2 * tile.columns * inner, b_outputs, |range, [to]| {
+            for (at, to) in range.zip(to.chunks_exact_mut(tile.columns * inner)) {
+                let operand = self.operand_b(part.batch[0] + at / b_panels).from(part.columns[0]);
+                pack(operand, at % b_panels, tile.columns, part.columns[1], 1, to);
+            }
+        });
+        let [row_step, column_step] = task_panels(part.batch[1], [a_panels, b_panels], tile);
+        let (row_tasks, column_tasks) = (a_panels.div_ceil(row_step), b_panels.div_ceil(column_step));
+        self.host.threads().run(part.batch[1] * row_tasks * column_tasks, &|task| {
+            let (matrix, task) = (task / (row_tasks * column_tasks), task % (row_tasks * column_tasks));
+            let (i, j) = (task / column_tasks * row_step, task % column_tasks * column_step);
+            let range = |matrices: usize, panels: usize, width: usize, first: usize, step: usize| {
+                let before = if matrices == 1 { 0 } else { matrix * panels };
+                (before + first) * width * inner..(before + panels.min(first + step)) * width * inner
+            };
+            let first = [part.rows[0] + i * tile.rows, part.columns[0] + j * tile.columns];
+            SUMS.with_borrow_mut(|sums| {
+                let block = Block {
+                    a: &a[range(a_matrices, a_panels, tile.rows, i, row_step)],
+                    b: &b[range(b_matrices, b_panels, tile.columns, j, column_step)],
+                    inner,
+                    lower_from: self.symmetric.then_some(first),
+                    store: |row, column, sums: &mut [f32]| {
+                        let [row, column] = [first[0] + row, first[1] + column];
+                        let rows = tile.rows.min(part.rows[0] + part.rows[1] - row);
+                        let columns = tile.columns.min(part.columns[0] + part.columns[1] - column);
+                        for (at, sums) in sums.chunks_exact_mut(tile.columns).enumerate().take(rows) {
+                            self.store(part.batch[0] + matrix, row + at, column, &mut sums[..columns]);
+                        }
+                    },
+                    sums,
+                };
+                block.compute();
+            });
+        });
+    }
+
+    /// Few rows: every column is a dot product with each of them, so that B is read once and not packed.
+    fn by_dots(&self) {
+        let [rows, columns, inner] = self.sizes();
+        let tasks = columns.div_ceil(DOT_COLUMNS);
+        let step = (32_768 / (rows * DOT_COLUMNS * inner)).clamp(1, tasks);
+        self.host.threads().run((self.batch() * tasks).div_ceil(step), &|task| {
+            for task in task * step..(self.batch() * tasks).min((task + 1) * step) {
+                let (matrix, first) = (task / tasks, task % tasks * DOT_COLUMNS);
+                let count = DOT_COLUMNS.min(columns - first);
+                let (a, b) = (self.operand_a(matrix), self.operand_b(matrix).from(first));
+                let mut sums = [[0.0; DOT_COLUMNS]; FEW_ROWS];
+                dispatch(|| dots(a, b, [rows, count, inner], &mut sums));
+                for (row, sums) in sums.iter_mut().enumerate().take(rows) {
+                    self.store(matrix, row, first, &mut sums[..count]);
+                }
+            }
+        });
+    }
+
+    /// The epilogue of part of a row: α·f·sum + β·out + σ·C + δ·I.
+    #[inline(always)]
+    fn store(&self, matrix: usize, row: usize, column: usize, sums: &mut [f32]) {
+        let Arguments { strides, offsets, batches, factor, epilogue: [mut alpha, scale, delta, beta], .. } = self.arguments;
+        if factor[0] == 1 {
+            alpha *= self.factor[factor[1] as usize + matrix * factor[2] as usize];
+        }
+        sums.iter_mut().for_each(|sum| *sum *= alpha);
+        if self.has_addend {
+            let at = offsets[2] as usize + matrix * batches[2] as usize + row * strides[2] as usize + column;
+            for (sum, c) in sums.iter_mut().zip(&self.c[at..]) {
+                *sum = scale.mul_add(*c, *sum);
+            }
+        }
+        if delta != 0.0 && (column..column + sums.len()).contains(&row) {
+            sums[row - column] += delta;
+        }
+        let base = self.out_at(matrix);
+        let stride = strides[3] as usize;
+        let count = if self.symmetric { sums.len().min((row + 1).saturating_sub(column)) } else { sums.len() };
+        // SAFETY: within the output, as `check` has asserted, and of this tile alone: in a symmetric product the elements on and
+        // below the diagonal and their mirror images.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(base + row * stride + column), count) };
+        if beta != 0.0 {
+            for (sum, out) in sums.iter_mut().zip(out.iter()) {
+                *sum = beta.mul_add(*out, *sum);
+            }
+        }
+        out.copy_from_slice(&sums[..count]);
+        if self.symmetric {
+            for (at, sum) in sums[..count].iter().enumerate().filter(|(at, _)| column + at < row) {
+                // SAFETY: as above.
+                unsafe { *self.out.at(base + (column + at) * stride + row) = *sum };
+            }
+        }
+    }
+}
+
+/// (stride, inner stride) of an operand stored with rows of `stride`; transposed, its rows run along the inner dimension.
+fn orient(transposed: bool, stride: u32) -> (usize, usize) {
+    if transposed { (1, stride as usize) } else { (stride as usize, 1) }
+}
+
+/// Panels of A and of B per task.
+fn task_panels(batch: usize, panels: [usize; 2], tile: Tile) -> [usize; 2] {
+    let mut step = [(TASK[0] / tile.rows).max(1), (TASK[1] / tile.columns).max(1)];
+    let tasks = |step: [usize; 2]| batch * panels[0].div_ceil(step[0]) * panels[1].div_ceil(step[1]);
+    while tasks(step) < FEWEST_TASKS && step != [1, 1] {
+        let at = usize::from(step[1] > 1);
+        step[at] = step[at].div_ceil(2);
+    }
+    step
+}
+
+/// sums[i][j] ← row i of A · column j of B, both contiguous. Four columns at a time, each with its own chain of sums.
+#[inline(always)]
+fn dots(a: Operand<'_>, b: Operand<'_>, [rows, columns, inner]: [usize; 3], sums: &mut [[f32; DOT_COLUMNS]; FEW_ROWS]) {
+    let row = |operand: &Operand<'_>, i: usize| operand.offset + i * operand.stride;
+    for first in (0..columns).step_by(4) {
+        let columns = 4.min(columns - first);
+        let b: [&[f32]; 4] = std::array::from_fn(|j| &b.values[row(&b, first + j.min(columns - 1))..][..inner]);
+        for (i, sums) in sums.iter_mut().enumerate().take(rows) {
+            let a = &a.values[row(&a, i)..][..inner];
+            let found = four_dots(a, b);
+            sums[first..first + columns].copy_from_slice(&found[..columns]);
+        }
+    }
+}
+
+#[inline(always)]
+fn four_dots(a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
+    let mut sums = [[0.0; LANES]; 4];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let b_chunks = b.map(|b| b.as_chunks::<LANES>());
+    for (k, a) in a_chunks.iter().enumerate() {
+        for (sums, (b, _)) in sums.iter_mut().zip(&b_chunks) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(&b[k]) {
+                *sum = a.mul_add(*b, *sum);
+            }
+        }
+    }
+    for (sums, (_, b_rest)) in sums.iter_mut().zip(&b_chunks) {
+        for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(*b_rest) {
+            *sum = a.mul_add(*b, *sum);
+        }
+    }
+    sums.map(total)
+}
