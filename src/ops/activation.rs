@@ -1,15 +1,18 @@
 //! silu x·σ(x), gelu x·Φ(x), relu, tanh, exp, log: y = f(x), dx = dy·f'(x). Saves x.
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/activation.wgsl");
 
-static FORWARD: Kernel = Kernel::trusted("activation", SOURCE, "forward", &[Access::Read, Access::ReadWrite]);
-static BACKWARD: Kernel =
-    Kernel::trusted("activation backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]);
+static FORWARD: Kernel =
+    with_twin!(Kernel::trusted("activation", SOURCE, "forward", &[Access::Read, Access::ReadWrite]), twins::forward);
+static BACKWARD: Kernel = with_twin!(
+    Kernel::trusted("activation backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]),
+    twins::backward
+);
 
 /// Values of the shader's FUNCTION constant.
 #[derive(Clone, Copy)]
@@ -144,5 +147,87 @@ impl<'t> Var<'t> {
             map(&BACKWARD, &constants, &[&x, &dy, &dx], None, &[])?;
             Ok([Some(dx)])
         })
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use super::Function;
+    use crate::gpu::host::Host;
+    use crate::gpu::host::simd::{exp, sigmoid};
+
+    impl Function {
+        fn of(host: &Host<'_>) -> Self {
+            let all = [Self::Silu, Self::Gelu, Self::Relu, Self::Tanh, Self::Exp, Self::Log];
+            all[host.constant("FUNCTION") as usize]
+        }
+    }
+
+    pub(super) fn forward(host: &Host<'_>) {
+        match Function::of(host) {
+            Function::Silu => map_values(host, |v| v * sigmoid(v)),
+            Function::Gelu => map_values(host, |v| v * normal_cdf(v)),
+            Function::Relu => map_values(host, |v| v.max(0.0)),
+            Function::Tanh => map_values(host, tanh),
+            Function::Exp => map_values(host, exp),
+            Function::Log => map_values(host, f32::ln),
+        }
+    }
+
+    pub(super) fn backward(host: &Host<'_>) {
+        match Function::of(host) {
+            Function::Silu => map_gradient(host, |v| {
+                let s = sigmoid(v);
+                s * (1.0 + v * (1.0 - s))
+            }),
+            Function::Gelu => map_gradient(host, |v| normal_cdf(v) + v * 0.398_942_3 * exp(-0.5 * v * v)),
+            Function::Relu => map_gradient(host, |v| if v > 0.0 { 1.0 } else { 0.0 }),
+            Function::Tanh => map_gradient(host, |v| {
+                let e = exp(-2.0 * v.abs());
+                4.0 * e / ((1.0 + e) * (1.0 + e))
+            }),
+            Function::Exp => map_gradient(host, exp),
+            Function::Log => map_gradient(host, f32::recip),
+        }
+    }
+
+    fn map_values(host: &Host<'_>, f: impl Fn(f32) -> f32 + Sync) {
+        let (x, [y]) = (host.input(0), host.outputs());
+        host.map(8, [y], |range, [y]| {
+            for (y, x) in y.iter_mut().zip(&x[range]) {
+                *y = f(*x);
+            }
+        });
+    }
+
+    fn map_gradient(host: &Host<'_>, derivative: impl Fn(f32) -> f32 + Sync) {
+        let (x, dy, [dx]) = (host.input(0), host.input(1), host.outputs());
+        host.map(8, [dx], |range, [dx]| {
+            for ((dx, x), dy) in dx.iter_mut().zip(&x[range.clone()]).zip(&dy[range]) {
+                *dx = dy * derivative(*x);
+            }
+        });
+    }
+
+    /// As the shader: a series near 0, where (1 - e)/(1 + e) cancels.
+    #[inline(always)]
+    fn tanh(v: f32) -> f32 {
+        let e = exp(-2.0 * v.abs());
+        let large = ((1.0 - e) / (1.0 + e)).copysign(v);
+        let square = v * v;
+        let series = -0.333_333_34 + square * (0.133_333_34 + square * (-0.053_968_25 + square * 0.021_869_49));
+        let small = v * (1.0 + square * series);
+        if v.abs() < 0.3 { small } else { large }
+    }
+
+    /// Φ by the shader's approximation.
+    #[inline(always)]
+    fn normal_cdf(v: f32) -> f32 {
+        let z = v.abs() * std::f32::consts::FRAC_1_SQRT_2;
+        let t = 1.0 / (1.0 + 0.327_591_1 * z);
+        let series = 1.421_413_8 + t * (-1.453_152_1 + t * 1.061_405_4);
+        let series = t * (0.254_829_6 + t * (-0.284_496_74 + t * series));
+        let tail = 0.5 * series * exp(-z * z);
+        if v < 0.0 { tail } else { 1.0 - tail }
     }
 }

@@ -4,22 +4,28 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, grid, vectors};
+use crate::gpu::{Access, Kernel, Launch, grid, vectors, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor, rows_per_window};
 
-static BROADCAST: Kernel = Kernel::trusted(
-    "broadcast",
-    include_str!("../../shaders/broadcast.wgsl"),
-    "main",
-    &[Access::Read, Access::Read, Access::ReadWrite],
+static BROADCAST: Kernel = with_twin!(
+    Kernel::trusted(
+        "broadcast",
+        include_str!("../../shaders/broadcast.wgsl"),
+        "main",
+        &[Access::Read, Access::Read, Access::ReadWrite],
+    ),
+    twins::broadcast
 );
 
-static COLUMN_SUM: Kernel = Kernel::trusted(
-    "column sum",
-    include_str!("../../shaders/column_sum.wgsl"),
-    "main",
-    &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+static COLUMN_SUM: Kernel = with_twin!(
+    Kernel::trusted(
+        "column sum",
+        include_str!("../../shaders/column_sum.wgsl"),
+        "main",
+        &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    ),
+    twins::column_sum
 );
 
 /// Rows per partial sum of a column sum: one invocation sums these, a further pass the partial sums.
@@ -167,5 +173,62 @@ impl<'t> Var<'t> {
             let drow = wants_row.then(|| dy.add_column_sum(Some(&x), None, None)).transpose()?;
             Ok([dx, drow])
         })
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn broadcast(host: &Host<'_>) {
+        let (x, row, [y]) = (host.input(0), host.input(1), host.outputs());
+        let (rows, columns, multiply) = (host.size(0), host.size(2), host.flag("MULTIPLY"));
+        host.rows(rows, 2 * columns, [(y, columns)], |range, [y]| {
+            for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
+                for ((y, x), value) in y.iter_mut().zip(x).zip(row) {
+                    *y = if multiply { x * value } else { x + value };
+                }
+            }
+        });
+    }
+
+    pub(super) fn column_sum(host: &Host<'_>) {
+        match (host.flag("WITH_FACTOR"), host.flag("WITH_SCALE")) {
+            (false, false) => sum_terms(host, |x, _, _| x),
+            (false, true) => sum_terms(host, |x, _, scale| x * scale),
+            (true, false) => sum_terms(host, |x, factor, _| x * factor),
+            (true, true) => sum_terms(host, |x, factor, scale| x * factor * scale),
+        }
+    }
+
+    /// The columns of all chunks are one row of sums, which the threads divide: there may be few chunks, or few columns.
+    fn sum_terms(host: &Host<'_>, term: impl Fn(f32, f32, f32) -> f32 + Sync) {
+        let (x, factor, scale, [sums]) = (host.input(0), host.input(1), host.input(2), host.outputs());
+        let [rows, columns, chunk, start] = [0, 1, 2, 3].map(|at| host.size(at));
+        let (continued, accumulate) = (host.flag("CONTINUED"), host.flag("ACCUMULATE"));
+        let count = rows.div_ceil(chunk) * columns;
+        host.rows(count, rows.min(chunk), [(&mut sums[start..], 1)], |range, [sums]| {
+            let before = accumulate.then(|| sums.to_vec());
+            if !continued {
+                sums.fill(0.0);
+            }
+            let mut at = range.start;
+            while at < range.end {
+                let (first_row, column) = (at / columns * chunk, at % columns);
+                let width = (columns - column).min(range.end - at);
+                let sums = &mut sums[at - range.start..][..width];
+                for row in first_row..rows.min(first_row + chunk) {
+                    let first = row * columns + column;
+                    let (x, factor, scale) = (&x[first..][..width], &factor[first..][..width], scale[row]);
+                    for ((sum, x), factor) in sums.iter_mut().zip(x).zip(factor) {
+                        *sum += term(*x, *factor, scale);
+                    }
+                }
+                at += width;
+            }
+            for (sum, before) in sums.iter_mut().zip(before.iter().flatten()) {
+                *sum += before;
+            }
+        });
     }
 }

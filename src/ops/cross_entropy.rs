@@ -5,7 +5,7 @@
 use super::embedding::check_ids;
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
-use crate::gpu::{Access, Kernel, Launch, strides, vectors, workgroup};
+use crate::gpu::{Access, Kernel, Launch, strides, vectors, with_twin, workgroup};
 use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
@@ -13,11 +13,14 @@ use crate::tensor::{ALIGNMENT, Indices, Tensor};
 
 use super::reduce::Term;
 
-static CROSS_ENTROPY: Kernel = Kernel::trusted(
-    "cross_entropy",
-    include_str!("../../shaders/cross_entropy.wgsl"),
-    "main",
-    &[Access::Read, Access::ReadWrite, Access::ReadWrite],
+static CROSS_ENTROPY: Kernel = with_twin!(
+    Kernel::trusted(
+        "cross_entropy",
+        include_str!("../../shaders/cross_entropy.wgsl"),
+        "main",
+        &[Access::Read, Access::ReadWrite, Access::ReadWrite],
+    ),
+    twins::cross_entropy
 );
 
 /// Size of a chunk of logits, in bytes; at least 64 rows.
@@ -144,4 +147,29 @@ fn softmax_gradient(logits: &Tensor, targets: &Indices, losses: &Tensor, first: 
         })?;
     }
     Ok(())
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::{Host, simd};
+    use crate::ops::softmax::twins::exponentials;
+
+    pub(super) fn cross_entropy(host: &Host<'_>) {
+        let (columns, scale, gradient) = (host.size(0), host.number(1), host.flag("GRADIENT"));
+        let (targets, [logits, losses]) = (&host.indices(0)[host.size(2)..], host.outputs());
+        let (logits, losses) = (&mut logits[host.size(3)..], &mut losses[host.size(4)..]);
+        host.rows(losses.len(), 12 * columns, [(logits, columns), (losses, 1)], |range, [logits, losses]| {
+            let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
+            for ((x, &target), loss) in rows.zip(losses) {
+                let (logit, top) = (x[target as usize], simd::maximum(x));
+                let sum = if gradient { exponentials(x, top) } else { simd::sum_of([&*x], |[x]| simd::exp(x - top)) };
+                *loss = top + sum.ln() - logit;
+                if gradient {
+                    let factor = scale / sum;
+                    x.iter_mut().for_each(|x| *x *= factor);
+                    x[target as usize] -= scale;
+                }
+            }
+        });
+    }
 }

@@ -1,7 +1,7 @@
 //! add, sub, mul, scale: elementwise, equal shapes. mul saves both operands, the others nothing.
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Tensor, map, same_shape};
 
@@ -9,11 +9,12 @@ const SOURCE: &str = include_str!("../../shaders/elementwise.wgsl");
 const ONE: &[Access] = &[Access::Read, Access::ReadWrite];
 const TWO: &[Access] = &[Access::Read, Access::Read, Access::ReadWrite];
 
-static PRODUCT: Kernel = Kernel::trusted("product", SOURCE, "product", TWO);
-static SCALED: Kernel = Kernel::trusted("scaled", SOURCE, "scaled", ONE);
-static SCALED_BY: Kernel = Kernel::trusted("scaled_by", SOURCE, "scaled_by", TWO);
-static ACCUMULATE_SCALED: Kernel = Kernel::trusted("accumulate scaled", SOURCE, "accumulate_scaled", TWO);
-static FILLED_BY: Kernel = Kernel::trusted("filled_by", SOURCE, "filled_by", ONE);
+static PRODUCT: Kernel = with_twin!(Kernel::trusted("product", SOURCE, "product", TWO), twins::product);
+static SCALED: Kernel = with_twin!(Kernel::trusted("scaled", SOURCE, "scaled", ONE), twins::scaled);
+static SCALED_BY: Kernel = with_twin!(Kernel::trusted("scaled_by", SOURCE, "scaled_by", TWO), twins::scaled_by);
+static ACCUMULATE_SCALED: Kernel =
+    with_twin!(Kernel::trusted("accumulate scaled", SOURCE, "accumulate_scaled", TWO), twins::accumulate_scaled);
+static FILLED_BY: Kernel = with_twin!(Kernel::trusted("filled_by", SOURCE, "filled_by", ONE), twins::filled_by);
 
 impl Tensor {
     /// `y = self·rhs`, elementwise. An error unless the shapes are equal.
@@ -182,5 +183,53 @@ impl<'t> Var<'t> {
     /// ```
     pub fn stop_gradient(&self) -> Var<'t> {
         self.tape().constant(self.value().clone())
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn product(host: &Host<'_>) {
+        let (a, b, [y]) = (host.input(0), host.input(1), host.outputs());
+        host.map(2, [y], |range, [y]| {
+            for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+                *y = a * b;
+            }
+        });
+    }
+
+    pub(super) fn scaled(host: &Host<'_>) {
+        let [y] = host.outputs();
+        multiply(host, host.number(2), y);
+    }
+
+    pub(super) fn scaled_by(host: &Host<'_>) {
+        let [y] = host.outputs();
+        multiply(host, host.number(2) * host.input(1)[0], y);
+    }
+
+    fn multiply(host: &Host<'_>, factor: f32, y: &mut [f32]) {
+        let a = host.input(0);
+        host.map(2, [y], |range, [y]| {
+            for (y, a) in y.iter_mut().zip(&a[range]) {
+                *y = factor * a;
+            }
+        });
+    }
+
+    /// The product is rounded first, as in [`scaled_by`].
+    pub(super) fn accumulate_scaled(host: &Host<'_>) {
+        let (a, factor, [sum]) = (host.input(0), host.input(1)[0], host.outputs());
+        host.map(2, [sum], |range, [sum]| {
+            for (sum, a) in sum.iter_mut().zip(&a[range]) {
+                *sum += factor * a;
+            }
+        });
+    }
+
+    pub(super) fn filled_by(host: &Host<'_>) {
+        let (value, [y]) = (host.number(2) * host.input(0)[0], host.outputs());
+        host.map(1, [y], |_, [y]| y.fill(value));
     }
 }

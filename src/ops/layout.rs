@@ -4,12 +4,14 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, Launch, grid};
+use crate::gpu::{Access, Kernel, Launch, grid, with_twin};
 use crate::tape::Var;
 use crate::tensor::{ALIGNMENT, MAX_RANK, Tensor};
 
-static COPY: Kernel =
-    Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
+static COPY: Kernel = with_twin!(
+    Kernel::trusted("copy", include_str!("../../shaders/copy.wgsl"), "main", &[Access::Read, Access::ReadWrite]),
+    twins::copy
+);
 
 /// A strided view of a tensor, padded to MAX_RANK with leading dimensions of size 1.
 #[derive(Clone, Copy)]
@@ -284,5 +286,95 @@ impl<'t> Var<'t> {
             let part = |(range, &wanted): (Range<usize>, &bool)| wanted.then(|| dy.slice_dim(dim, range)).transpose();
             ranges.into_iter().zip(wanted).map(part).collect()
         })
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::{Arguments, MAX_RANK};
+    use crate::gpu::host::Host;
+
+    /// Elements per task.
+    const TASK: usize = 16_384;
+    /// Side of a block of a transposition: a cache line.
+    const BLOCK: usize = 16;
+
+    /// A size, and the strides in x and y.
+    type Dimension = [usize; 3];
+
+    /// Divides the outermost dimension; in y, whose dimensions are never swapped, its stride is no shorter than what it encloses.
+    pub(super) fn copy(host: &Host<'_>) {
+        let (x, [y]) = (host.input(0), host.outputs());
+        let arguments: Arguments = host.arguments();
+        let [x_offset, y_offset] = arguments.offsets.map(|offset| offset as usize);
+        let (x, dimensions) = (&x[x_offset..], merged(&arguments));
+        let ([size, x_stride, y_stride], inner) = (dimensions[0], &dimensions[1..]);
+        let grain = if matches!(inner, [columns] if columns[1..] != [1, 1]) { BLOCK } else { 1 };
+        let enclosed: usize = inner.iter().map(|[size, ..]| size).product();
+        let step = (TASK / enclosed).max(1).next_multiple_of(grain).min(size);
+        let parts: Vec<_> = y[y_offset..].chunks_mut(step * y_stride).map(Mutex::new).collect();
+        host.threads().run(parts.len(), &|task| {
+            let first = task * step;
+            let mut dimensions = dimensions.clone();
+            dimensions[0][0] = step.min(size - first);
+            let mut y = parts[task].lock().unwrap_or_else(PoisonError::into_inner);
+            copy_block(&x[first * x_stride..], &mut y, &dimensions);
+        });
+    }
+
+    /// The dimensions of more than one element, outermost first, those that are contiguous in both x and y made one. At least one.
+    fn merged(arguments: &Arguments) -> Vec<Dimension> {
+        let Arguments { sizes, x_strides, y_strides, .. } = arguments;
+        let dimension = |at: usize| [sizes[at], x_strides[at], y_strides[at]].map(|number| number as usize);
+        let mut merged: Vec<Dimension> = Vec::new();
+        for inner in (0..MAX_RANK).map(dimension).filter(|[size, ..]| *size > 1) {
+            let [size, x_stride, y_stride] = inner;
+            match merged.last_mut() {
+                Some(outer) if outer[1..] == [size * x_stride, size * y_stride] => {
+                    *outer = [outer[0] * size, x_stride, y_stride];
+                }
+                _ => merged.push(inner),
+            }
+        }
+        if merged.is_empty() {
+            merged.push([1, 1, 1]);
+        }
+        merged
+    }
+
+    fn copy_block(x: &[f32], y: &mut [f32], dimensions: &[Dimension]) {
+        match dimensions {
+            &[[size, 1, 1]] => y[..size].copy_from_slice(&x[..size]),
+            &[[size, x_stride, y_stride]] => (0..size).for_each(|i| y[i * y_stride] = x[i * x_stride]),
+            &[rows, columns] if columns[1..] != [1, 1] => copy_plane(x, y, rows, columns),
+            [[size, x_stride, y_stride], inner @ ..] => {
+                (0..*size).for_each(|i| copy_block(&x[i * x_stride..], &mut y[i * y_stride..], inner));
+            }
+            [] => {}
+        }
+    }
+
+    /// Copies by blocks that pass through a tile, so that x is read and y is written in whole cache lines.
+    fn copy_plane(x: &[f32], y: &mut [f32], [rows, x_row, y_row]: Dimension, [columns, x_column, y_column]: Dimension) {
+        let mut tile = [[0.0; BLOCK]; BLOCK];
+        for first_row in (0..rows).step_by(BLOCK) {
+            for first_column in (0..columns).step_by(BLOCK) {
+                let (height, width) = (BLOCK.min(rows - first_row), BLOCK.min(columns - first_column));
+                let x = &x[first_row * x_row + first_column * x_column..];
+                let y = &mut y[first_row * y_row + first_column * y_column..];
+                for (column, tile) in tile[..width].iter_mut().enumerate() {
+                    for (row, value) in tile[..height].iter_mut().enumerate() {
+                        *value = x[row * x_row + column * x_column];
+                    }
+                }
+                for row in 0..height {
+                    for (column, tile) in tile[..width].iter().enumerate() {
+                        y[row * y_row + column * y_column] = tile[row];
+                    }
+                }
+            }
+        }
     }
 }

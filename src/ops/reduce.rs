@@ -1,19 +1,21 @@
 //! sum and mean over all elements → [1]. Save nothing; dx is dy, or dy/numel, broadcast.
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, workgroup};
+use crate::gpu::{Access, Kernel, Launch, with_twin, workgroup};
 use crate::tape::Var;
 use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 
-static PARTIAL: Kernel = Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
-static FINAL: Kernel = Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]);
+static PARTIAL: Kernel =
+    with_twin!(Kernel::trusted("reduce", SOURCE, "partial", &[Access::Read, Access::ReadWrite]), twins::partial);
+static FINAL: Kernel =
+    with_twin!(Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]), twins::final_sum);
 
 /// Elements per workgroup, reduced to one partial sum.
 pub(super) const CHUNK: usize = 16_384;
 
-/// The summand.
+/// The summand: values of the shader's TERM constant.
 #[derive(Clone, Copy)]
 pub(crate) enum Term {
     /// x
@@ -33,16 +35,17 @@ pub(crate) fn partial_sums(x: &Tensor, term: Term, partials: &Tensor, first: usi
     let (workgroup, one_subgroup) = workgroup(gpu);
     // A window is a whole number of chunks, at most one workgroup dimension.
     let step = ((gpu.binding_limit() / 4) as usize / CHUNK).clamp(1, 65_535) * CHUNK;
-    let code = match term {
-        Term::Plain => 0,
-        Term::Square => 1,
-    };
     for begin in (0..x.len()).step_by(step) {
         let count = step.min(x.len() - begin);
         let window = x.window(begin, count);
         gpu.launch(&Launch {
             kernel: &PARTIAL,
-            constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("CHUNK", CHUNK as u32), ("TERM", code)],
+            constants: &[
+                ("WORKGROUP", workgroup),
+                ("ONE_SUBGROUP", one_subgroup),
+                ("CHUNK", CHUNK as u32),
+                ("TERM", term as u32),
+            ],
             buffers: &[window, partials.slice()],
             arguments: bytemuck::cast_slice(&[count as u32, (first + begin / CHUNK) as u32, 0]),
             workgroups: [count.div_ceil(CHUNK) as u32, 1, 1],
@@ -59,7 +62,12 @@ pub(crate) fn final_sum(partials: &Tensor, alpha: f32, out: &Tensor, index: usiz
     let (workgroup, one_subgroup) = workgroup(gpu);
     gpu.launch(&Launch {
         kernel: &FINAL,
-        constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("CHUNK", CHUNK as u32), ("TERM", 0)],
+        constants: &[
+            ("WORKGROUP", workgroup),
+            ("ONE_SUBGROUP", one_subgroup),
+            ("CHUNK", CHUNK as u32),
+            ("TERM", Term::Plain as u32),
+        ],
         buffers: &[partials.slice(), out.slice()],
         arguments: bytemuck::cast_slice(&[partials.len() as u32, index as u32, alpha.to_bits()]),
         workgroups: [1, 1, 1],
@@ -120,5 +128,27 @@ impl<'t> Var<'t> {
         let y = self.value().total(Term::Plain, alpha)?;
         let shape = self.shape().to_vec();
         self.tape().record(op, y, [self], move |dy, _| Ok([Some(dy.spread(&shape, alpha)?)]))
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use super::{CHUNK, Term};
+    use crate::gpu::host::{Host, simd};
+
+    pub(super) fn partial(host: &Host<'_>) {
+        let (x, [partials]) = (&host.input(0)[..host.size(0)], host.outputs());
+        let squared = host.constant("TERM") == Term::Square as u32;
+        let partials = &mut partials[host.size(1)..];
+        host.rows(x.len().div_ceil(CHUNK), CHUNK, [(partials, 1)], |range, [partials]| {
+            for (partial, x) in partials.iter_mut().zip(x[range.start * CHUNK..].chunks(CHUNK)) {
+                *partial = if squared { simd::dot(x, x) } else { simd::sum_of([x], |[x]| x) };
+            }
+        });
+    }
+
+    pub(super) fn final_sum(host: &Host<'_>) {
+        let (partials, [sums]) = (&host.input(0)[..host.size(0)], host.outputs());
+        sums[host.size(1)] = host.number(2) * simd::sum_of([partials], |[partial]| partial);
     }
 }

@@ -2,13 +2,17 @@
 
 use super::reduce::{CHUNK, partial_count};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, workgroup};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, with_twin, workgroup};
 use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/rms_and_abs_max.wgsl");
 
-static PARTIAL: Kernel = Kernel::trusted("rms_and_abs_max", SOURCE, "partial", &[Access::Read, Access::ReadWrite]);
-static FINAL: Kernel = Kernel::trusted("rms_and_abs_max final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]);
+static PARTIAL: Kernel =
+    with_twin!(Kernel::trusted("rms_and_abs_max", SOURCE, "partial", &[Access::Read, Access::ReadWrite]), twins::partial);
+static FINAL: Kernel = with_twin!(
+    Kernel::trusted("rms_and_abs_max final", SOURCE, "final_pair", &[Access::Read, Access::ReadWrite]),
+    twins::final_pair
+);
 
 /// `[√mean(x²), max |x|]` of each tensor x → `[tensors, 2]`, on the device. Not differentiable: for metrics of weights,
 /// gradients and activations without reading them back. A NaN shows in the RMS. An error without tensors.
@@ -74,4 +78,40 @@ fn launch(
         iterations: iterations as u64,
         work: 0,
     })
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use super::CHUNK;
+    use crate::gpu::host::{Host, simd};
+
+    pub(super) fn partial(host: &Host<'_>) {
+        let (x, [out]) = (&host.input(0)[..host.size(0)], host.outputs());
+        let pairs = &mut out[2 * host.size(1)..];
+        host.rows(x.len().div_ceil(CHUNK), 2 * CHUNK, [(pairs, 2)], |range, [pairs]| {
+            let chunks = x[range.start * CHUNK..].chunks(CHUNK);
+            for (pair, x) in pairs.as_chunks_mut().0.iter_mut().zip(chunks) {
+                *pair = [simd::dot(x, x), abs_max(x)];
+            }
+        });
+    }
+
+    pub(super) fn final_pair(host: &Host<'_>) {
+        let (pairs, [out]) = (host.input(0), host.outputs());
+        let [count, first, index, chunks] = [0, 1, 2, 3].map(|at| host.size(at));
+        let pairs = &pairs.as_chunks::<2>().0[first..][..chunks];
+        let squares: f32 = pairs.iter().map(|[sum, _]| sum).sum();
+        let most = pairs.iter().fold(0.0f32, |most, [_, top]| most.max(*top));
+        out[2 * index..][..2].copy_from_slice(&[(squares / count as f32).sqrt(), most]);
+    }
+
+    /// The largest magnitude, NaNs passed over: magnitudes are in the order of their bits, and a maximum of integers is vectorised.
+    #[inline(always)]
+    fn abs_max(values: &[f32]) -> f32 {
+        let magnitude = |value: &f32| match value.abs().to_bits() {
+            nan if nan > f32::INFINITY.to_bits() => 0,
+            bits => bits,
+        };
+        f32::from_bits(values.iter().map(magnitude).fold(0, u32::max))
+    }
 }

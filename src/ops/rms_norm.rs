@@ -1,20 +1,25 @@
 //! RMSNorm: y = w·x·r, r = 1/√(mean(x²) + eps). x [.., columns], w [columns]. Saves x, w, r [rows]; dw is the column sum of dy·x·r.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
+use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
 use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 
 const SOURCE: &str = include_str!("../../shaders/rms_norm.wgsl");
 
-static FORWARD: Kernel =
-    Kernel::trusted("rms_norm", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]);
-static BACKWARD: Kernel = Kernel::trusted(
-    "rms_norm backward",
-    SOURCE,
-    "backward",
-    &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+static FORWARD: Kernel = with_twin!(
+    Kernel::trusted("rms_norm", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]),
+    twins::forward
+);
+static BACKWARD: Kernel = with_twin!(
+    Kernel::trusted(
+        "rms_norm backward",
+        SOURCE,
+        "backward",
+        &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    ),
+    twins::backward
 );
 
 impl<'t> Var<'t> {
@@ -82,4 +87,41 @@ fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], accumulate: bo
         iterations: 2 * strides(columns, workgroup),
     };
     launch.launch(x.gpu())
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::{Host, simd};
+
+    pub(super) fn forward(host: &Host<'_>) {
+        let (x, w, [r, y]) = (host.input(0), host.input(1), host.outputs());
+        let (rows, columns, eps) = (host.size(0), host.size(2), host.number(3));
+        host.rows(rows, 3 * columns, [(r, 1), (y, columns)], |range, [r, y]| {
+            let x = x[range.start * columns..].chunks_exact(columns);
+            for ((r, y), x) in r.iter_mut().zip(y.chunks_exact_mut(columns)).zip(x) {
+                let scale = 1.0 / (simd::dot(x, x) / columns as f32 + eps).sqrt();
+                *r = scale;
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = w * x * scale;
+                }
+            }
+        });
+    }
+
+    pub(super) fn backward(host: &Host<'_>) {
+        let [x, w, r, dy] = [0, 1, 2, 3].map(|binding| host.input(binding));
+        let [dx] = host.outputs();
+        let (rows, columns, accumulate) = (host.size(0), host.size(2), host.flag("ACCUMULATE"));
+        host.rows(rows, 6 * columns, [(dx, columns)], |range, [dx]| {
+            for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
+                let (x, dy, scale) = (&x[row * columns..][..columns], &dy[row * columns..][..columns], r[row]);
+                let inner = simd::sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
+                let pull = scale * scale * scale * inner / columns as f32;
+                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                    let value = scale * w * dy - pull * x;
+                    *dx = if accumulate { *dx + value } else { value };
+                }
+            }
+        });
+    }
 }

@@ -2,15 +2,18 @@
 //! nothing; the backward rotates by the negative angle.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Gpu, Kernel, vectors};
+use crate::gpu::{Access, Gpu, Kernel, vectors, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 
-static ROTARY: Kernel = Kernel::trusted(
-    "rotary",
-    include_str!("../../shaders/rotary.wgsl"),
-    "main",
-    &[Access::Read, Access::Read, Access::ReadWrite],
+static ROTARY: Kernel = with_twin!(
+    Kernel::trusted(
+        "rotary",
+        include_str!("../../shaders/rotary.wgsl"),
+        "main",
+        &[Access::Read, Access::Read, Access::ReadWrite],
+    ),
+    twins::rotary
 );
 
 /// The cosines and sines of all positions, computed once in float64: a shader's `sin` loses all accuracy at large angles.
@@ -111,5 +114,37 @@ impl<'t> Var<'t> {
         let y = table.apply(self.value(), sequence, first, false)?;
         let table = table.clone();
         self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(&dy, sequence, first, true)?)]))
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn rotary(host: &Host<'_>) {
+        let (x, angles, [y]) = (host.input(0), host.input(1), host.outputs());
+        let [rows, first, columns, half, sequence, position] = [0, 1, 2, 3, 4, 5].map(|at| host.size(at));
+        let sign = if host.flag("BACKWARD") { -1.0 } else { 1.0 };
+        host.rows(rows, 3 * columns, [(y, columns)], |range, [y]| {
+            for (row, y) in range.zip(y.chunks_exact_mut(columns)) {
+                let angle = (position + (first + row) % sequence) * 2 * half;
+                let angles = angles[angle..][..2 * half].split_at(half);
+                let heads = x[row * columns..][..columns].chunks_exact(2 * half);
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(heads) {
+                    rotate(x.split_at(half), angles, sign, y.split_at_mut(half));
+                }
+            }
+        });
+    }
+
+    /// Rotates the pairs of a head by the angles whose cosines and sines are given.
+    #[inline(always)]
+    fn rotate(x: (&[f32], &[f32]), (cosines, sines): (&[f32], &[f32]), sign: f32, y: (&mut [f32], &mut [f32])) {
+        let inputs = x.0.iter().zip(x.1).zip(cosines.iter().zip(sines));
+        for ((y_left, y_right), ((left, right), (c, s))) in y.0.iter_mut().zip(y.1).zip(inputs) {
+            let s = sign * s;
+            *y_left = left * c - right * s;
+            *y_right = right * c + left * s;
+        }
     }
 }

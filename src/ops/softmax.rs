@@ -1,15 +1,18 @@
 //! Softmax over the last dimension: y = exp(x - max) / Σ exp(x - max). Saves y; dx = y·(dy - Σ y·dy).
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
+use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 
 const SOURCE: &str = include_str!("../../shaders/softmax.wgsl");
 
-static FORWARD: Kernel = Kernel::trusted("softmax", SOURCE, "forward", &[Access::Read, Access::ReadWrite]);
-static BACKWARD: Kernel =
-    Kernel::trusted("softmax backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]);
+static FORWARD: Kernel =
+    with_twin!(Kernel::trusted("softmax", SOURCE, "forward", &[Access::Read, Access::ReadWrite]), twins::forward);
+static BACKWARD: Kernel = with_twin!(
+    Kernel::trusted("softmax backward", SOURCE, "backward", &[Access::Read, Access::Read, Access::ReadWrite]),
+    twins::backward
+);
 
 impl Tensor {
     /// Softmax over the last dimension: `y[r, c] = exp(x[r, c] - max_r) / Σ_c exp(x[r, c] - max_r)`. self `[.., columns]` → like
@@ -67,5 +70,55 @@ impl<'t> Var<'t> {
         let y = self.value().softmax()?;
         let saved = y.clone();
         self.tape().record("softmax", y, [self], move |dy, _| Ok([Some(run(&BACKWARD, &[&saved, &dy])?)]))
+    }
+}
+
+#[cfg(feature = "host")]
+pub(super) mod twins {
+    use crate::gpu::host::Host;
+    use crate::gpu::host::simd::{LANES, dot, exp, maximum, total};
+
+    pub(super) fn forward(host: &Host<'_>) {
+        let (x, [y]) = (host.input(0), host.outputs());
+        let (rows, columns) = (host.size(0), host.size(2));
+        host.rows(rows, 10 * columns, [(y, columns)], |range, [y]| {
+            for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
+                y.copy_from_slice(x);
+                let sum = exponentials(y, maximum(x));
+                y.iter_mut().for_each(|y| *y /= sum);
+            }
+        });
+    }
+
+    pub(super) fn backward(host: &Host<'_>) {
+        let (y, dy, [dx]) = (host.input(0), host.input(1), host.outputs());
+        let (rows, columns) = (host.size(0), host.size(2));
+        host.rows(rows, 4 * columns, [(dx, columns)], |range, [dx]| {
+            for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
+                let (y, dy) = (&y[row * columns..][..columns], &dy[row * columns..][..columns]);
+                let inner = dot(y, dy);
+                for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
+                    *dx = y * (dy - inner);
+                }
+            }
+        });
+    }
+
+    /// Overwrites the values by exp(x - top) → their sum.
+    #[inline(always)]
+    pub(in crate::ops) fn exponentials(values: &mut [f32], top: f32) -> f32 {
+        let mut sums = [0.0; LANES];
+        let (chunks, rest) = values.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (sum, value) in sums.iter_mut().zip(chunk) {
+                *value = exp(*value - top);
+                *sum += *value;
+            }
+        }
+        for (sum, value) in sums.iter_mut().zip(rest) {
+            *value = exp(*value - top);
+            *sum += *value;
+        }
+        total(sums)
     }
 }

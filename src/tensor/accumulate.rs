@@ -2,13 +2,16 @@
 
 use super::{Tensor, map};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, with_twin};
 
 const SOURCE: &str = include_str!("../../shaders/elementwise.wgsl");
 
-static WEIGHTED_SUM: Kernel =
-    Kernel::trusted("weighted_sum", SOURCE, "weighted_sum", &[Access::Read, Access::Read, Access::ReadWrite]);
-static ACCUMULATE: Kernel = Kernel::trusted("accumulate", SOURCE, "accumulate", &[Access::Read, Access::ReadWrite]);
+static WEIGHTED_SUM: Kernel = with_twin!(
+    Kernel::trusted("weighted_sum", SOURCE, "weighted_sum", &[Access::Read, Access::Read, Access::ReadWrite]),
+    twins::weighted_sum
+);
+static ACCUMULATE: Kernel =
+    with_twin!(Kernel::trusted("accumulate", SOURCE, "accumulate", &[Access::Read, Access::ReadWrite]), twins::accumulate);
 
 /// A shape error of `op` unless the shapes are equal.
 pub(crate) fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
@@ -49,5 +52,29 @@ impl Tensor {
         }
         map(&ACCUMULATE, &[], &[&term, &sum], None, &[1.0, 1.0])?;
         Ok(sum)
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn weighted_sum(host: &Host<'_>) {
+        let (a, b, [y]) = (host.input(0), host.input(1), host.outputs());
+        let (alpha, beta) = (host.number(2), host.number(3));
+        host.map(2, [y], |range, [y]| {
+            for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+                *y = alpha * a + beta * b;
+            }
+        });
+    }
+
+    pub(super) fn accumulate(host: &Host<'_>) {
+        let (term, [sum]) = (host.input(0), host.outputs());
+        host.map(2, [sum], |range, [sum]| {
+            for (sum, term) in sum.iter_mut().zip(&term[range]) {
+                *sum += term;
+            }
+        });
     }
 }

@@ -27,6 +27,24 @@ pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
     total(sums)
 }
 
+/// Σ f over the values at each place of slices of one length, in [`LANES`] interleaved partial sums.
+#[inline(always)]
+pub(crate) fn sum_of<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let mut sums = [0.0; LANES];
+    let parts = inputs.map(|input| input.as_chunks::<LANES>());
+    for chunk in 0..inputs[0].len() / LANES {
+        let chunks = parts.map(|(chunks, _)| &chunks[chunk]);
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += f(chunks.map(|chunk| chunk[lane]));
+        }
+    }
+    let rests = parts.map(|(_, rest)| rest);
+    for (lane, sum) in sums.iter_mut().enumerate().take(rests[0].len()) {
+        *sum += f(rests.map(|rest| rest[lane]));
+    }
+    total(sums)
+}
+
 /// Σ a·b.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -147,6 +165,7 @@ mod tests {
             let values: Vec<f32> = (1..=count).map(|value| value as f32).collect();
             let want = (count * (count + 1) / 2) as f32;
             assert_eq!(sum(values.len(), |i| values[i]), want);
+            assert_eq!(sum_of([&values, &values], |[a, b]| 3.0 * a - 2.0 * b), want);
             assert_eq!(dot(&values, &vec![1.0; values.len()]), want);
             assert_eq!(maximum(&values), if count == 0 { f32::NEG_INFINITY } else { count as f32 });
         }
