@@ -3,7 +3,7 @@
 
 use super::{Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, grid};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, grid, with_twin};
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::tensor::Tensor;
 
@@ -26,7 +26,7 @@ static ADAM: [Kernel; MOST_JOINED] = [joining(1), joining(2), joining(3), joinin
 
 const fn joining(parameters: usize) -> Kernel {
     let bindings: &'static [Access] = BINDINGS.split_at(1 + 4 * parameters).0;
-    Kernel::trusted("adam", include_str!("../../shaders/adam.wgsl"), "main", bindings)
+    with_twin!(Kernel::trusted("adam", include_str!("../../shaders/adam.wgsl"), "main", bindings), twins::adam)
 }
 
 /// Which parameters weight decay pulls towards zero.
@@ -157,11 +157,12 @@ impl<'a> Adam<'a> {
     }
 }
 
-/// How many parameters share a dispatch: as many as the adapter has bindings for. On the CPU a dispatch costs next to nothing.
+/// How many parameters share a dispatch: as many as the adapter has bindings for. On the CPU a dispatch costs next to nothing, and the
+/// twin takes one.
 fn most_joined(gpu: &Gpu) -> usize {
     let bindings = gpu.adapter().limits.max_storage_buffers_per_shader_stage as usize;
-    match gpu.shader_tier() {
-        KernelTier::Fallback => 1,
+    match gpu.kernels() {
+        KernelTier::Fallback | KernelTier::Host => 1,
         _ => ((bindings - 1) / 4).clamp(1, MOST_JOINED),
     }
 }
@@ -228,5 +229,31 @@ impl Optimizer for AdamW {
 
     fn state_mut(&mut self) -> &mut OptimizerState {
         &mut self.state
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn adam(host: &Host<'_>) {
+        assert_eq!(host.constant("JOINED"), 1, "bug: the twin takes one parameter");
+        let (clip, g, [w, m, v]) = (host.input(0)[1], host.input(1), host.outputs());
+        let [lr, weight1, weight2, eps, correction1, correction2] = [0, 1, 2, 3, 4, 5].map(|at| host.number(at));
+        let keep = 1.0 - lr * host.number(7);
+        // Both rules are w·keep − scale·m / (√(v·inverse) + eps).
+        let (scale, inverse) = if host.flag("AUXILIARY") {
+            (lr * correction2.sqrt() / correction1, 1.0)
+        } else {
+            (lr / correction1, 1.0 / correction2)
+        };
+        host.rows(w.len(), 8, [(w, 1), (m, 1), (v, 1)], |range, [w, m, v]| {
+            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(&g[range]) {
+                let gradient = g * clip;
+                *m = weight1.mul_add(gradient - *m, *m);
+                *v = weight2.mul_add(gradient.mul_add(gradient, -*v), *v);
+                *w = w.mul_add(keep, -(scale * *m / ((*v * inverse).sqrt() + eps)));
+            }
+        });
     }
 }

@@ -2,15 +2,16 @@
 //! the way.
 
 use crate::error::Result;
-use crate::gpu::{Access, Gpu, Kernel, Launch};
+use crate::gpu::{Access, Gpu, Kernel, Launch, with_twin};
 use crate::ops::{Term, final_sum, partial_count, partial_sums};
 use crate::params::{Gradients, ParamId};
 use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/norm.wgsl");
 
-static CLIP: Kernel = Kernel::trusted("clip", SOURCE, "clip", &[Access::Read, Access::ReadWrite]);
-static INVERSE: Kernel = Kernel::trusted("inverse norm", SOURCE, "inverse", &[Access::Read, Access::ReadWrite]);
+static CLIP: Kernel = with_twin!(Kernel::trusted("clip", SOURCE, "clip", &[Access::Read, Access::ReadWrite]), twins::clip);
+static INVERSE: Kernel =
+    with_twin!(Kernel::trusted("inverse norm", SOURCE, "inverse", &[Access::Read, Access::ReadWrite]), twins::inverse);
 
 /// The norm of all gradients and the factor that clips it, on the device: optimizers read the factor there.
 #[derive(Debug, Clone)]
@@ -92,4 +93,22 @@ fn scalar(gpu: &Gpu, kernel: &Kernel, partials: &Tensor, out: &Tensor, arguments
         iterations: 0,
         work: 0,
     })
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn clip(host: &Host<'_>) {
+        let (squares, [out]) = (host.input(0), host.outputs());
+        let (most, unscale) = (host.number(0), host.number(1));
+        let norm = unscale * squares[0].sqrt();
+        out[0] = norm;
+        out[1] = if norm.is_finite() { unscale * (most / (norm + 1e-6)).min(1.0) } else { norm };
+    }
+
+    pub(super) fn inverse(host: &Host<'_>) {
+        let (squares, [out]) = (host.input(0), host.outputs());
+        out[0] = 1.0 / (squares[0].sqrt() + 1e-7);
+    }
 }

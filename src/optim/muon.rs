@@ -4,16 +4,19 @@ use super::adamw::{Adam, moments};
 use super::clip::inverse_norm;
 use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel};
+use crate::gpu::{Access, Kernel, with_twin};
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};
 use crate::tensor::{Tensor, map};
 
 const SOURCE: &str = include_str!("../../shaders/muon.wgsl");
 
-static MOMENTUM: Kernel =
-    Kernel::trusted("muon momentum", SOURCE, "momentum", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]);
-static UPDATE: Kernel = Kernel::trusted("muon update", SOURCE, "update", &[Access::Read, Access::ReadWrite]);
+static MOMENTUM: Kernel = with_twin!(
+    Kernel::trusted("muon momentum", SOURCE, "momentum", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]),
+    twins::momentum
+);
+static UPDATE: Kernel =
+    with_twin!(Kernel::trusted("muon update", SOURCE, "update", &[Access::Read, Access::ReadWrite]), twins::update);
 
 /// How the update of a matrix [r, c] scales the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -162,5 +165,33 @@ impl Optimizer for Muon {
 
     fn state_mut(&mut self) -> &mut OptimizerState {
         &mut self.state
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    pub(super) fn momentum(host: &Host<'_>) {
+        let (g, clip, [m, d]) = (host.input(0), host.input(1)[1], host.outputs());
+        let momentum = host.number(2);
+        host.map(5, [m, d], |range, [m, d]| {
+            for ((m, d), g) in m.iter_mut().zip(d).zip(&g[range]) {
+                let gradient = g * clip;
+                *m = momentum.mul_add(*m, gradient);
+                *d = momentum.mul_add(*m, gradient);
+            }
+        });
+    }
+
+    pub(super) fn update(host: &Host<'_>) {
+        let (x, [w]) = (host.input(0), host.outputs());
+        let [lr, weight_decay, lr_scale] = [3, 4, 5].map(|at| host.number(at));
+        let (keep, scale) = (1.0 - lr * weight_decay, lr * lr_scale);
+        host.map(3, [w], |range, [w]| {
+            for (w, x) in w.iter_mut().zip(&x[range]) {
+                *w = w.mul_add(keep, -(scale * x));
+            }
+        });
     }
 }

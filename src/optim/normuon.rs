@@ -3,17 +3,21 @@
 use super::adamw::moments;
 use super::{Clip, MuonConfig, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, strides, vectors, workgroup};
+use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
 use crate::ops::final_sum;
 use crate::params::{Gradients, Params, Role};
 use crate::tensor::{Rows, Tensor};
 
 const SOURCE: &str = include_str!("../../shaders/normuon.wgsl");
 
-static SECOND_MOMENT: Kernel =
-    Kernel::trusted("normuon second moment", SOURCE, "second_moment", &[Access::Read, Access::ReadWrite, Access::ReadWrite]);
-static UPDATE: Kernel =
-    Kernel::trusted("normuon update", SOURCE, "update", &[Access::Read, Access::Read, Access::Read, Access::ReadWrite]);
+static SECOND_MOMENT: Kernel = with_twin!(
+    Kernel::trusted("normuon second moment", SOURCE, "second_moment", &[Access::Read, Access::ReadWrite, Access::ReadWrite]),
+    twins::second_moment
+);
+static UPDATE: Kernel = with_twin!(
+    Kernel::trusted("normuon update", SOURCE, "update", &[Access::Read, Access::Read, Access::Read, Access::ReadWrite]),
+    twins::update
+);
 
 /// NorMuon (arXiv 2510.05491): with the orthogonal direction o [r, c] of [`Muon`](super::Muon) and a second moment v `[r]` of its
 /// rows, v ← β2·v + (1−β2)·mean_c(o²), ô = o / (√v + eps), w ← w·(1 − lr·λ) − lr·s·√min(r, c)/‖ô‖·ô. β2 and eps are those of the
@@ -116,5 +120,42 @@ impl Optimizer for NorMuon {
 
     fn state_mut(&mut self) -> &mut OptimizerState {
         &mut self.state
+    }
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+    use crate::gpu::host::simd::dot;
+
+    pub(super) fn second_moment(host: &Host<'_>) {
+        let (o, [v, squares]) = (host.input(0), host.outputs());
+        let (rows, columns, weight2, eps) = (host.size(0), host.size(2), host.number(3), host.number(4));
+        host.rows(rows, columns, [(v, 1), (squares, 1)], |range, [v, squares]| {
+            let o = &o[range.start * columns..range.end * columns];
+            for ((v, squares), o) in v.iter_mut().zip(squares).zip(o.chunks_exact(columns)) {
+                let square = dot(o, o);
+                *v += weight2 * (square / columns as f32 - *v);
+                let divisor = v.sqrt() + eps;
+                *squares = square / (divisor * divisor);
+            }
+        });
+    }
+
+    pub(super) fn update(host: &Host<'_>) {
+        let (o, v, total, [w]) = (host.input(0), host.input(1), host.input(2)[0], host.outputs());
+        let (rows, columns) = (host.size(0), host.size(2));
+        let [scale, shrink, eps] = [3, 4, 5].map(|at| host.number(at));
+        // A zero direction has no norm, and stays zero.
+        let scale = if total == 0.0 { 0.0 } else { scale / total.sqrt() };
+        host.rows(rows, 3 * columns, [(w, columns)], |range, [w]| {
+            let o = &o[range.start * columns..range.end * columns];
+            for ((w, o), v) in w.chunks_exact_mut(columns).zip(o.chunks_exact(columns)).zip(&v[range]) {
+                let scale = scale / (v.sqrt() + eps);
+                for (w, o) in w.iter_mut().zip(o) {
+                    *w = w.mul_add(1.0 - shrink, -(scale * o));
+                }
+            }
+        });
     }
 }

@@ -8,14 +8,17 @@
 
 use crate::error::Result;
 use crate::gemm::{Factor, Gemm, Matrix};
-use crate::gpu::{Access, Kernel, Launch, grid, vectors};
+use crate::gpu::{Access, Kernel, Launch, grid, vectors, with_twin};
 use crate::tensor::Tensor;
 
-static PLUS_TRANSPOSED: Kernel = Kernel::trusted(
-    "plus_transposed",
-    include_str!("../../shaders/plus_transposed.wgsl"),
-    "main",
-    &[Access::Read, Access::ReadWrite],
+static PLUS_TRANSPOSED: Kernel = with_twin!(
+    Kernel::trusted(
+        "plus_transposed",
+        include_str!("../../shaders/plus_transposed.wgsl"),
+        "main",
+        &[Access::Read, Access::ReadWrite],
+    ),
+    twins::plus_transposed
 );
 
 /// a + aᵀ for a batch [batch, n, n].
@@ -298,6 +301,41 @@ pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<
     let [_, rows, columns] = x.dims("matrix polynomial")?;
     let (x, y) = (Matrix::new(x)?, Matrix::new(y)?);
     Ok(if rows >= columns { (x.t(), y) } else { (y, x.t()) })
+}
+
+#[cfg(feature = "host")]
+mod twins {
+    use crate::gpu::host::Host;
+
+    /// By square blocks of whole cache lines, where the size allows.
+    pub(super) fn plus_transposed(host: &Host<'_>) {
+        match host.size(0) {
+            size if size.is_multiple_of(16) => plus_transposed_by::<16>(host, size),
+            size if size.is_multiple_of(4) => plus_transposed_by::<4>(host, size),
+            size => plus_transposed_by::<1>(host, size),
+        }
+    }
+
+    fn plus_transposed_by<const SIDE: usize>(host: &Host<'_>, size: usize) {
+        let (a, [out]) = (host.input(0), host.outputs());
+        let strips = size / SIDE;
+        host.rows(host.size(1) * strips, 2 * SIDE * size, [(out, SIDE * size)], |range, [out]| {
+            for (strip, out) in range.zip(out.chunks_exact_mut(SIDE * size)) {
+                let a = &a[strip / strips * size * size..][..size * size];
+                let row = strip % strips * SIDE;
+                out.copy_from_slice(&a[row * size..][..SIDE * size]);
+                for column in (0..size).step_by(SIDE) {
+                    let block: [[f32; SIDE]; SIDE] =
+                        std::array::from_fn(|i| std::array::from_fn(|k| a[(column + i) * size + row + k]));
+                    for (k, out) in out.chunks_exact_mut(size).enumerate() {
+                        for (i, out) in out[column..][..SIDE].iter_mut().enumerate() {
+                            *out += block[i][k];
+                        }
+                    }
+                }
+            }
+        });
+    }
 }
 
 #[cfg(test)]
