@@ -10,9 +10,6 @@ use crate::gpu::host::simd::to_half;
 
 /// Inner indices per pass of the microkernel: the panels of a pass fit the first-level caches.
 const PASS: usize = 384;
-/// The most rows and columns of a tile.
-const MOST_TILE: usize = 8 * 32;
-
 /// A strided view of an operand, as rows of A or as columns of B: element (i, k) is at `offset + i·stride + k·inner_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
@@ -40,6 +37,7 @@ impl Term {
         }
     }
 
+    #[inline(always)]
     fn of(self, x: f32) -> f32 {
         match self {
             Self::Exact => x,
@@ -71,6 +69,7 @@ impl Tile {
 }
 
 impl Operand<'_> {
+    #[inline(always)]
     fn at(&self, i: usize, k: usize) -> usize {
         self.offset + i * self.stride + k * self.inner_stride
     }
@@ -140,6 +139,7 @@ impl Operand<'_> {
         }
     }
 
+    #[inline(always)]
     fn pack_any(&self, first: usize, valid: usize, width: usize, to: &mut [f32]) {
         for (k, row) in to.chunks_exact_mut(width).enumerate() {
             for (i, x) in row.iter_mut().enumerate() {
@@ -150,27 +150,32 @@ impl Operand<'_> {
 }
 
 /// A block of a product: whole panels of A against whole panels of B.
-pub(super) struct Block<'a, F> {
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
     /// Packed panels.
     pub(super) a: &'a [f32],
     pub(super) b: &'a [f32],
     /// Length of a row of packed A or a column of packed B: the inner size times the number of terms.
     pub(super) inner: usize,
-    /// Whether only tiles with elements on or below the diagonal are wanted; rows and columns of the block begin at these.
+    /// The first row and column of the block, if only tiles with elements on or below the diagonal are wanted.
     pub(super) lower_from: Option<[usize; 2]>,
-    /// Takes (first row, first column, sums) of a tile within the block.
-    pub(super) store: F,
-    /// Room for the sums.
-    pub(super) sums: &'a mut Vec<f32>,
 }
 
-impl<F: FnMut(usize, usize, &mut [f32])> Block<'_, F> {
-    pub(super) fn compute(self) {
-        Arch::new().dispatch(self);
+impl Block<'_> {
+    /// `store` takes (first row, first column, sums) of each tile, counted from the block's first; `scratch` holds the sums of large
+    /// inner sizes.
+    pub(super) fn compute(self, scratch: &mut Vec<f32>, store: impl FnMut(usize, usize, &mut [f32])) {
+        Arch::new().dispatch(Computation { block: self, scratch, store });
     }
 }
 
-impl<F: FnMut(usize, usize, &mut [f32])> WithSimd for Block<'_, F> {
+struct Computation<'a, F> {
+    block: Block<'a>,
+    scratch: &'a mut Vec<f32>,
+    store: F,
+}
+
+impl<F: FnMut(usize, usize, &mut [f32])> WithSimd for Computation<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -179,41 +184,30 @@ impl<F: FnMut(usize, usize, &mut [f32])> WithSimd for Block<'_, F> {
     }
 }
 
-impl<F: FnMut(usize, usize, &mut [f32])> Block<'_, F> {
+impl<F: FnMut(usize, usize, &mut [f32])> Computation<'_, F> {
     #[inline(always)]
-    fn run<S: Simd, const ROWS: usize>(mut self, simd: S) {
+    fn run<S: Simd, const ROWS: usize>(self, simd: S) {
+        let Self { block: Block { a, b, inner, lower_from }, scratch, mut store } = self;
         let columns = 2 * S::F32_LANES;
         let size = ROWS * columns;
-        let wanted = |row: usize, column: usize| {
-            self.lower_from.is_none_or(|[first_row, first_column]| first_row + row + ROWS > first_column + column)
+        let is_wanted = |row: usize, column: usize| {
+            lower_from.is_none_or(|[first_row, first_column]| first_row + row + ROWS > first_column + column)
         };
-        let a_panels = self.a.chunks_exact(ROWS * self.inner);
-        let b_panels = self.b.chunks_exact(columns * self.inner);
-        if self.inner <= PASS {
-            let mut sums = [0.0; MOST_TILE];
-            for (j, b) in b_panels.enumerate() {
-                for (i, a) in a_panels.clone().enumerate() {
-                    if wanted(i * ROWS, j * columns) {
-                        microkernel::<S, ROWS>(simd, a, b, &mut sums[..size], false);
-                        (self.store)(i * ROWS, j * columns, &mut sums[..size]);
-                    }
-                }
-            }
-            return;
-        }
-        let tiles = a_panels.len() * b_panels.len();
-        self.sums.resize(tiles * size, 0.0);
-        for first in (0..self.inner).step_by(PASS) {
-            let end = self.inner.min(first + PASS);
-            let mut sums = self.sums.chunks_exact_mut(size);
+        let (a_panels, b_panels) = (a.chunks_exact(ROWS * inner), b.chunks_exact(columns * inner));
+        let passes = inner.div_ceil(PASS);
+        // One pass needs no more room than a tile.
+        scratch.resize(if passes == 1 { size } else { a_panels.len() * b_panels.len() * size }, 0.0);
+        for pass in 0..passes {
+            let range = pass * PASS..inner.min((pass + 1) * PASS);
             for (j, b) in b_panels.clone().enumerate() {
-                for (i, (a, sums)) in a_panels.clone().zip(&mut sums).enumerate() {
-                    if wanted(i * ROWS, j * columns) {
-                        let (a, b) = (&a[first * ROWS..end * ROWS], &b[first * columns..end * columns]);
-                        microkernel::<S, ROWS>(simd, a, b, sums, first > 0);
-                        if end == self.inner {
-                            (self.store)(i * ROWS, j * columns, sums);
-                        }
+                let b = &b[range.start * columns..range.end * columns];
+                for (i, a) in a_panels.clone().enumerate().filter(|(i, _)| is_wanted(i * ROWS, j * columns)) {
+                    let a = &a[range.start * ROWS..range.end * ROWS];
+                    let at = if passes == 1 { 0 } else { j * a_panels.len() + i };
+                    let sums = &mut scratch[at * size..][..size];
+                    microkernel::<S, ROWS>(simd, a, b, sums, pass > 0);
+                    if pass + 1 == passes {
+                        store(i * ROWS, j * columns, sums);
                     }
                 }
             }
@@ -265,10 +259,14 @@ pub(crate) fn multiply(
     panels.b.resize(columns.next_multiple_of(tile.columns) * inner, 0.0);
     a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), &mut panels.a);
     b.pack(columns, inner, tile.columns, std::iter::once(Term::Exact), &mut panels.b);
-    let store = |first_row: usize, column: usize, sums: &mut [f32]| {
-        for (row, sums) in sums.chunks_exact(tile.columns).enumerate().take(rows - first_row) {
-            store(first_row + row, column, &sums[..tile.columns.min(columns - column)]);
-        }
-    };
-    Block { a: &panels.a, b: &panels.b, inner, lower_from: None, store, sums: &mut panels.sums }.compute();
+    let block = Block { a: &panels.a, b: &panels.b, inner, lower_from: None };
+    block.compute(
+        &mut panels.sums,
+        #[inline(always)]
+        |first_row, column, sums| {
+            for (row, sums) in sums.chunks_exact(tile.columns).enumerate().take(rows - first_row) {
+                store(first_row + row, column, &sums[..tile.columns.min(columns - column)]);
+            }
+        },
+    );
 }

@@ -92,16 +92,14 @@ impl<'a> Product<'a> {
         self.arguments.offsets[3] as usize + matrix * self.arguments.batches[3] as usize
     }
 
-    fn operand_a(&self, matrix: usize) -> Operand<'a> {
+    /// A matrix of A (side 0), by rows, or of B (side 1), by columns.
+    fn operand(&self, side: usize, matrix: usize) -> Operand<'a> {
         let Arguments { offsets, batches, strides, .. } = self.arguments;
-        let (stride, inner_stride) = orient(self.host.flag("TRANSPOSE_A"), strides[0]);
-        Operand { values: self.a, offset: offsets[0] as usize + matrix * batches[0] as usize, stride, inner_stride }
-    }
-
-    fn operand_b(&self, matrix: usize) -> Operand<'a> {
-        let Arguments { offsets, batches, strides, .. } = self.arguments;
-        let (stride, inner_stride) = orient(!self.host.flag("TRANSPOSE_B"), strides[1]);
-        Operand { values: self.b, offset: offsets[1] as usize + matrix * batches[1] as usize, stride, inner_stride }
+        let along_inner = [!self.host.flag("TRANSPOSE_A"), self.host.flag("TRANSPOSE_B")][side];
+        let stored = strides[side] as usize;
+        let (stride, inner_stride) = if along_inner { (stored, 1) } else { (1, stored) };
+        let offset = offsets[side] as usize + matrix * batches[side] as usize;
+        Operand { values: [self.a, self.b][side], offset, stride, inner_stride }
     }
 
     fn by_panels(&self, panels: &mut [Vec<f32>; 2]) {
@@ -131,49 +129,25 @@ impl<'a> Product<'a> {
     /// Packs the operands of a part and computes it.
     fn part(&self, part: Part, terms: &'static [[Term; 2]], [a, b]: &mut [Vec<f32>; 2]) {
         let tile = Tile::new();
-        let inner = self.sizes()[2] * terms.len();
-        // Operands that the batch shares are packed once.
-        let matrices = |stride: u32| if stride == 0 { 1 } else { part.batch[1] };
-        let (a_matrices, b_matrices) = (matrices(self.arguments.batches[0]), matrices(self.arguments.batches[1]));
-        let (a_panels, b_panels) = (part.rows[1].div_ceil(tile.rows), part.columns[1].div_ceil(tile.columns));
-        a.resize(a_matrices * a_panels * tile.rows * inner, 0.0);
-        b.resize(b_matrices * b_panels * tile.columns * inner, 0.0);
-        let pack = |operand: Operand<'_>, panel: usize, width: usize, count: usize, at: usize, to: &mut [f32]| {
-            let first = panel * width;
-            let terms = terms.iter().map(|pair| pair[at]);
-            operand.from(first).pack(width.min(count - first), self.sizes()[2], width, terms, to);
-        };
-        let a_outputs = [(a.as_mut_slice(), tile.rows * inner)];
-        self.host.rows(a_matrices * a_panels, 2 * tile.rows * inner, a_outputs, |range, [to]| {
-            for (at, to) in range.zip(to.chunks_exact_mut(tile.rows * inner)) {
-                let operand = self.operand_a(part.batch[0] + at / a_panels).from(part.rows[0]);
-                pack(operand, at % a_panels, tile.rows, part.rows[1], 0, to);
-            }
-        });
-        let b_outputs = [(b.as_mut_slice(), tile.columns * inner)];
-        self.host.rows(b_matrices * b_panels, 2 * tile.columns * inner, b_outputs, |range, [to]| {
-            for (at, to) in range.zip(to.chunks_exact_mut(tile.columns * inner)) {
-                let operand = self.operand_b(part.batch[0] + at / b_panels).from(part.columns[0]);
-                pack(operand, at % b_panels, tile.columns, part.columns[1], 1, to);
-            }
-        });
-        let [row_step, column_step] = task_panels(part.batch[1], [a_panels, b_panels], tile);
-        let (row_tasks, column_tasks) = (a_panels.div_ceil(row_step), b_panels.div_ceil(column_step));
+        let a = self.pack(part.batch, part.rows, tile.rows, 0, terms, a);
+        let b = self.pack(part.batch, part.columns, tile.columns, 1, terms, b);
+        let [row_step, column_step] = task_panels(part.batch[1], [a.count, b.count], tile);
+        let (row_tasks, column_tasks) = (a.count.div_ceil(row_step), b.count.div_ceil(column_step));
         self.host.threads().run(part.batch[1] * row_tasks * column_tasks, &|task| {
             let (matrix, task) = (task / (row_tasks * column_tasks), task % (row_tasks * column_tasks));
             let (i, j) = (task / column_tasks * row_step, task % column_tasks * column_step);
-            let range = |matrices: usize, panels: usize, width: usize, first: usize, step: usize| {
-                let before = if matrices == 1 { 0 } else { matrix * panels };
-                (before + first) * width * inner..(before + panels.min(first + step)) * width * inner
-            };
             let first = [part.rows[0] + i * tile.rows, part.columns[0] + j * tile.columns];
-            SUMS.with_borrow_mut(|sums| {
-                let block = Block {
-                    a: &a[range(a_matrices, a_panels, tile.rows, i, row_step)],
-                    b: &b[range(b_matrices, b_panels, tile.columns, j, column_step)],
-                    inner,
-                    lower_from: self.symmetric.then_some(first),
-                    store: |row, column, sums: &mut [f32]| {
+            let block = Block {
+                a: a.range(matrix, i, row_step),
+                b: b.range(matrix, j, column_step),
+                inner: self.sizes()[2] * terms.len(),
+                lower_from: self.symmetric.then_some(first),
+            };
+            SUMS.with_borrow_mut(|scratch| {
+                block.compute(
+                    scratch,
+                    #[inline(always)]
+                    |row, column, sums| {
                         let [row, column] = [first[0] + row, first[1] + column];
                         let rows = tile.rows.min(part.rows[0] + part.rows[1] - row);
                         let columns = tile.columns.min(part.columns[0] + part.columns[1] - column);
@@ -181,11 +155,40 @@ impl<'a> Product<'a> {
                             self.store(part.batch[0] + matrix, row + at, column, &mut sums[..columns]);
                         }
                     },
-                    sums,
-                };
-                block.compute();
+                );
             });
         });
+    }
+
+    /// Packs the rows of A (side 0) or the columns of B (side 1) of the matrices `batch`, once if they share one, in panels of
+    /// `width`.
+    fn pack<'p>(
+        &self,
+        batch: [usize; 2],
+        [first, count]: [usize; 2],
+        width: usize,
+        side: usize,
+        terms: &'static [[Term; 2]],
+        to: &'p mut Vec<f32>,
+    ) -> Packed<'p> {
+        let matrices = if self.arguments.batches[side] == 0 { 1 } else { batch[1] };
+        let (inner, panels) = (self.sizes()[2], count.div_ceil(width));
+        let size = width * inner * terms.len();
+        to.resize(matrices * panels * size, 0.0);
+        self.host.rows(
+            matrices * panels,
+            2 * size,
+            [(to.as_mut_slice(), size)],
+            #[inline(always)]
+            |range, [to]| {
+                for (at, to) in range.zip(to.chunks_exact_mut(size)) {
+                    let panel = at % panels * width;
+                    let operand = self.operand(side, batch[0] + at / panels).from(first + panel);
+                    operand.pack(width.min(count - panel), inner, width, terms.iter().map(|pair| pair[side]), to);
+                }
+            },
+        );
+        Packed { values: to, count: panels, size, is_shared: matrices == 1 }
     }
 
     /// Few rows: every column is a dot product with each of them, so that B is read once and not packed.
@@ -197,9 +200,12 @@ impl<'a> Product<'a> {
             for task in task * step..(self.batch() * tasks).min((task + 1) * step) {
                 let (matrix, first) = (task / tasks, task % tasks * DOT_COLUMNS);
                 let count = DOT_COLUMNS.min(columns - first);
-                let (a, b) = (self.operand_a(matrix), self.operand_b(matrix).from(first));
+                let (a, b) = (self.operand(0, matrix), self.operand(1, matrix).from(first));
                 let mut sums = [[0.0; DOT_COLUMNS]; FEW_ROWS];
-                dispatch(|| dots(a, b, [rows, count, inner], &mut sums));
+                dispatch(
+                    #[inline(always)]
+                    || dots(a, b, [rows, count, inner], &mut sums),
+                );
                 for (row, sums) in sums.iter_mut().enumerate().take(rows) {
                     self.store(matrix, row, first, &mut sums[..count]);
                 }
@@ -245,9 +251,20 @@ impl<'a> Product<'a> {
     }
 }
 
-/// (stride, inner stride) of an operand stored with rows of `stride`; transposed, its rows run along the inner dimension.
-fn orient(transposed: bool, stride: u32) -> (usize, usize) {
-    if transposed { (1, stride as usize) } else { (stride as usize, 1) }
+/// The panels of an operand: `count` per matrix, each of `size` floats.
+struct Packed<'a> {
+    values: &'a [f32],
+    count: usize,
+    size: usize,
+    is_shared: bool,
+}
+
+impl Packed<'_> {
+    /// `step` panels of a matrix from `first` on, or as many as there are.
+    fn range(&self, matrix: usize, first: usize, step: usize) -> &[f32] {
+        let before = if self.is_shared { 0 } else { matrix * self.count };
+        &self.values[(before + first) * self.size..(before + self.count.min(first + step)) * self.size]
+    }
 }
 
 /// Panels of A and of B per task.

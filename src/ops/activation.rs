@@ -193,20 +193,30 @@ mod twins {
 
     fn map_values(host: &Host<'_>, f: impl Fn(f32) -> f32 + Sync) {
         let (x, [y]) = (host.input(0), host.outputs());
-        host.map(8, [y], |range, [y]| {
-            for (y, x) in y.iter_mut().zip(&x[range]) {
-                *y = f(*x);
-            }
-        });
+        host.map(
+            8,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                for (y, x) in y.iter_mut().zip(&x[range]) {
+                    *y = f(*x);
+                }
+            },
+        );
     }
 
     fn map_gradient(host: &Host<'_>, derivative: impl Fn(f32) -> f32 + Sync) {
         let (x, dy, [dx]) = (host.input(0), host.input(1), host.outputs());
-        host.map(8, [dx], |range, [dx]| {
-            for ((dx, x), dy) in dx.iter_mut().zip(&x[range.clone()]).zip(&dy[range]) {
-                *dx = dy * derivative(*x);
-            }
-        });
+        host.map(
+            8,
+            [dx],
+            #[inline(always)]
+            |range, [dx]| {
+                for ((dx, x), dy) in dx.iter_mut().zip(&x[range.clone()]).zip(&dy[range]) {
+                    *dx = dy * derivative(*x);
+                }
+            },
+        );
     }
 
     /// As the shader: a series near 0, where (1 - e)/(1 + e) cancels.

@@ -88,12 +88,18 @@ mod twins {
     pub(super) fn partial(host: &Host<'_>) {
         let (x, [out]) = (&host.input(0)[..host.size(0)], host.outputs());
         let pairs = &mut out[2 * host.size(1)..];
-        host.rows(x.len().div_ceil(CHUNK), 2 * CHUNK, [(pairs, 2)], |range, [pairs]| {
-            let chunks = x[range.start * CHUNK..].chunks(CHUNK);
-            for (pair, x) in pairs.as_chunks_mut().0.iter_mut().zip(chunks) {
-                *pair = [simd::dot(x, x), abs_max(x)];
-            }
-        });
+        host.rows(
+            x.len().div_ceil(CHUNK),
+            2 * CHUNK,
+            [(pairs, 2)],
+            #[inline(always)]
+            |range, [pairs]| {
+                let chunks = x[range.start * CHUNK..].chunks(CHUNK);
+                for (pair, x) in pairs.as_chunks_mut().0.iter_mut().zip(chunks) {
+                    *pair = [simd::dot(x, x), abs_max(x)];
+                }
+            },
+        );
     }
 
     pub(super) fn final_pair(host: &Host<'_>) {

@@ -61,22 +61,32 @@ mod twins {
 
     pub(super) fn forward(host: &Host<'_>) {
         let (gate, up, [y]) = (host.input(0), host.input(1), host.outputs());
-        host.map(8, [y], |range, [y]| {
-            for ((y, gate), up) in y.iter_mut().zip(&gate[range.clone()]).zip(&up[range]) {
-                *y = gate * sigmoid(*gate) * up;
-            }
-        });
+        host.map(
+            8,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                for ((y, gate), up) in y.iter_mut().zip(&gate[range.clone()]).zip(&up[range]) {
+                    *y = gate * sigmoid(*gate) * up;
+                }
+            },
+        );
     }
 
     pub(super) fn backward(host: &Host<'_>) {
         let (gate, up, dy, [dgate, dup]) = (host.input(0), host.input(1), host.input(2), host.outputs());
-        host.map(8, [dgate, dup], |range, [dgate, dup]| {
-            let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&dy[range]);
-            for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                let s = sigmoid(*gate);
-                *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
-                *dup = dy * gate * s;
-            }
-        });
+        host.map(
+            8,
+            [dgate, dup],
+            #[inline(always)]
+            |range, [dgate, dup]| {
+                let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&dy[range]);
+                for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
+                    let s = sigmoid(*gate);
+                    *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
+                    *dup = dy * gate * s;
+                }
+            },
+        );
     }
 }

@@ -319,22 +319,28 @@ mod twins {
     fn plus_transposed_by<const SIDE: usize>(host: &Host<'_>, size: usize) {
         let (a, [out]) = (host.input(0), host.outputs());
         let strips = size / SIDE;
-        host.rows(host.size(1) * strips, 2 * SIDE * size, [(out, SIDE * size)], |range, [out]| {
-            for (strip, out) in range.zip(out.chunks_exact_mut(SIDE * size)) {
-                let a = &a[strip / strips * size * size..][..size * size];
-                let row = strip % strips * SIDE;
-                out.copy_from_slice(&a[row * size..][..SIDE * size]);
-                for column in (0..size).step_by(SIDE) {
-                    let block: [[f32; SIDE]; SIDE] =
-                        std::array::from_fn(|i| std::array::from_fn(|k| a[(column + i) * size + row + k]));
-                    for (k, out) in out.chunks_exact_mut(size).enumerate() {
-                        for (i, out) in out[column..][..SIDE].iter_mut().enumerate() {
-                            *out += block[i][k];
+        host.rows(
+            host.size(1) * strips,
+            2 * SIDE * size,
+            [(out, SIDE * size)],
+            #[inline(always)]
+            |range, [out]| {
+                for (strip, out) in range.zip(out.chunks_exact_mut(SIDE * size)) {
+                    let a = &a[strip / strips * size * size..][..size * size];
+                    let row = strip % strips * SIDE;
+                    out.copy_from_slice(&a[row * size..][..SIDE * size]);
+                    for column in (0..size).step_by(SIDE) {
+                        let block: [[f32; SIDE]; SIDE] =
+                            std::array::from_fn(|i| std::array::from_fn(|k| a[(column + i) * size + row + k]));
+                        for (k, out) in out.chunks_exact_mut(size).enumerate() {
+                            for (i, out) in out[column..][..SIDE].iter_mut().enumerate() {
+                                *out += block[i][k];
+                            }
                         }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 }
 

@@ -141,7 +141,7 @@ impl<'a> Host<'a> {
     }
 
     /// Calls `f` with ranges that together make `rows` rows, and with their part of each output, given with its elements per row.
-    /// A row takes about as long as adding `cost` elements of an array in the cache. The ranges depend on `rows` and `cost` alone.
+    /// `f` is compiled for the processor's vectors if it is marked `#[inline(always)]`. A row takes about as long as adding `cost` elements of an array in the cache. The ranges depend on `rows` and `cost` alone.
     pub(crate) fn rows<const N: usize>(
         &self,
         rows: usize,
@@ -161,7 +161,10 @@ impl<'a> Host<'a> {
                 std::slice::from_raw_parts_mut(values.at(range.start * width), range.len() * width)
             };
             let parts = outputs.map(part);
-            simd::dispatch(|| f(range.clone(), parts));
+            simd::dispatch(
+                #[inline(always)]
+                || f(range.clone(), parts),
+            );
         });
     }
 }

@@ -6,7 +6,8 @@
 /// Partial sums per reduction.
 pub(crate) const LANES: usize = 16;
 
-/// Runs `f` compiled for the processor's vector instructions: plain loops in it, and in what is inlined into it, use them.
+/// Runs `f` compiled for the processor's vector instructions: plain loops in it use them, and in what is inlined into it. It has to be
+/// marked `#[inline(always)]` itself.
 #[inline(always)]
 pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

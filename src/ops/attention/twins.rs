@@ -112,21 +112,37 @@ fn by_key(scores: &[f32]) -> Operand<'_> {
 }
 
 /// scores[query, key] ← left·rightᵀ.
+#[inline(always)]
 fn score(panels: &mut Panels, left: Operand<'_>, right: Operand<'_>, sizes: [usize; 3], scores: &mut Vec<f32>) {
     scores.resize(QUERIES * KEYS, 0.0);
-    multiply(panels, left, right, sizes, |row, column, sums| {
-        scores[row * KEYS + column..][..sums.len()].copy_from_slice(sums);
-    });
+    multiply(
+        panels,
+        left,
+        right,
+        sizes,
+        #[inline(always)]
+        |row, column, sums| {
+            scores[row * KEYS + column..][..sums.len()].copy_from_slice(sums);
+        },
+    );
 }
 
 /// sums[row, ·] += left·right.
+#[inline(always)]
 fn accumulate(panels: &mut Panels, left: Operand<'_>, right: Operand<'_>, sizes: [usize; 3], sums: &mut [f32]) {
     let dim = sizes[1];
-    multiply(panels, left, right, sizes, |row, column, new| {
-        for (sum, new) in sums[row * dim + column..].iter_mut().zip(new) {
-            *sum += *new;
-        }
-    });
+    multiply(
+        panels,
+        left,
+        right,
+        sizes,
+        #[inline(always)]
+        |row, column, new| {
+            for (sum, new) in sums[row * dim + column..].iter_mut().zip(new) {
+                *sum += *new;
+            }
+        },
+    );
 }
 
 /// Writes rows of `sums` to rows of a head in `out`.
@@ -146,7 +162,12 @@ fn for_each_block(host: &Host<'_>, heads: usize, blocks: usize, task: impl Fn(us
     host.threads().run(batch * heads * blocks, &|at| {
         // The last blocks see the most keys: they come first, so that none is left for the end.
         let (block, at) = (blocks - 1 - at / (batch * heads), at % (batch * heads));
-        SCRATCH.with_borrow_mut(|scratch| dispatch(|| task(at / heads, at % heads, block, scratch)));
+        SCRATCH.with_borrow_mut(|scratch| {
+            dispatch(
+                #[inline(always)]
+                || task(at / heads, at % heads, block, scratch),
+            )
+        });
     });
 }
 
@@ -157,17 +178,23 @@ pub(super) fn forward(host: &Host<'_>) {
     assert!(sizes.statistic(sizes.batch - 1, sizes.heads - 1, sizes.queries - 1) < lse.len(), "bug: lse beyond its binding");
     let (o, lse) = (Shared(o.as_mut_ptr()), Shared(lse.as_mut_ptr()));
     let blocks = sizes.queries.div_ceil(QUERIES);
-    for_each_block(host, sizes.heads, blocks, |sequence, head, block, scratch| {
-        let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
-        let statistics = sizes.forward([q, k, v], sequence, head, queries.clone(), scratch);
-        // SAFETY: within the outputs, as asserted above; the queries and the head are this task's alone.
-        unsafe {
-            write_rows(o, sizes.query(sequence, head, queries.start), sizes.heads * sizes.dim, sizes.dim, &scratch.sums[0]);
-            for (query, value) in queries.zip(statistics) {
-                *lse.at(sizes.statistic(sequence, head, query)) = value;
+    for_each_block(
+        host,
+        sizes.heads,
+        blocks,
+        #[inline(always)]
+        |sequence, head, block, scratch| {
+            let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
+            let statistics = sizes.forward([q, k, v], sequence, head, queries.clone(), scratch);
+            // SAFETY: within the outputs, as asserted above; the queries and the head are this task's alone.
+            unsafe {
+                write_rows(o, sizes.query(sequence, head, queries.start), sizes.heads * sizes.dim, sizes.dim, &scratch.sums[0]);
+                for (query, value) in queries.zip(statistics) {
+                    *lse.at(sizes.statistic(sequence, head, query)) = value;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 impl Sizes {
@@ -276,19 +303,25 @@ pub(super) fn query_backward(host: &Host<'_>) {
     sizes.check(dq.len(), usize::MAX);
     let dq = Shared(dq.as_mut_ptr());
     let dim = sizes.dim;
-    for_each_block(host, sizes.heads, sizes.queries.div_ceil(QUERIES), |sequence, head, block, scratch| {
-        let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
-        scratch.sums[0].clear();
-        scratch.sums[0].resize(queries.len() * dim, 0.0);
-        for keys in Sizes::blocks(sizes.visible(queries.end - 1, 0, sizes.keys), KEYS) {
-            sizes.scores(&inputs, sequence, head, [queries.clone(), keys.clone()], scratch);
-            let k = sizes.columns(inputs.k, sizes.key(sequence, head / sizes.group, keys.start), sizes.kv_heads());
-            let Scratch { panels, dscores, sums: [sums, _], .. } = scratch;
-            accumulate(panels, by_query(dscores), k, [queries.len(), dim, keys.len()], sums);
-        }
-        // SAFETY: within dq, as asserted above; the queries and the head are this task's alone.
-        unsafe { write_rows(dq, sizes.query(sequence, head, queries.start), sizes.heads * dim, dim, &scratch.sums[0]) };
-    });
+    for_each_block(
+        host,
+        sizes.heads,
+        sizes.queries.div_ceil(QUERIES),
+        #[inline(always)]
+        |sequence, head, block, scratch| {
+            let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
+            scratch.sums[0].clear();
+            scratch.sums[0].resize(queries.len() * dim, 0.0);
+            for keys in Sizes::blocks(sizes.visible(queries.end - 1, 0, sizes.keys), KEYS) {
+                sizes.scores(&inputs, sequence, head, [queries.clone(), keys.clone()], scratch);
+                let k = sizes.columns(inputs.k, sizes.key(sequence, head / sizes.group, keys.start), sizes.kv_heads());
+                let Scratch { panels, dscores, sums: [sums, _], .. } = scratch;
+                accumulate(panels, by_query(dscores), k, [queries.len(), dim, keys.len()], sums);
+            }
+            // SAFETY: within dq, as asserted above; the queries and the head are this task's alone.
+            unsafe { write_rows(dq, sizes.query(sequence, head, queries.start), sizes.heads * dim, dim, &scratch.sums[0]) };
+        },
+    );
 }
 
 pub(super) fn key_backward(host: &Host<'_>) {
@@ -297,40 +330,52 @@ pub(super) fn key_backward(host: &Host<'_>) {
     sizes.check(usize::MAX, dk.len().min(dv.len()));
     let outputs = [Shared(dk.as_mut_ptr()), Shared(dv.as_mut_ptr())];
     let (dim, heads, kv_heads) = (sizes.dim, sizes.heads, sizes.kv_heads());
-    for_each_block(host, kv_heads, sizes.keys.div_ceil(KEYS), |sequence, kv_head, block, scratch| {
-        let keys = block * KEYS..sizes.keys.min((block + 1) * KEYS);
-        for sums in &mut scratch.sums {
-            sums.clear();
-            sums.resize(keys.len() * dim, 0.0);
-        }
-        let [first_head, end_head] = sizes.group_range.map(|head| kv_head * sizes.group + head);
-        for head in first_head..end_head {
-            // The first query that sees a key of the block.
-            let first = keys.start.saturating_sub(sizes.offset);
-            for queries in Sizes::blocks(sizes.queries, QUERIES).skip(first / QUERIES) {
-                sizes.scores(&inputs, sequence, head, [queries.clone(), keys.clone()], scratch);
-                let at = sizes.query(sequence, head, queries.start);
-                let Scratch { panels, scores, dscores, sums: [dk, dv], .. } = scratch;
-                let block = [keys.len(), dim, queries.len()];
-                accumulate(panels, by_key(dscores), sizes.columns(inputs.q, at, heads), block, dk);
-                accumulate(panels, by_key(scores), sizes.columns(inputs.dy, at, heads), block, dv);
+    for_each_block(
+        host,
+        kv_heads,
+        sizes.keys.div_ceil(KEYS),
+        #[inline(always)]
+        |sequence, kv_head, block, scratch| {
+            let keys = block * KEYS..sizes.keys.min((block + 1) * KEYS);
+            for sums in &mut scratch.sums {
+                sums.clear();
+                sums.resize(keys.len() * dim, 0.0);
             }
-        }
-        for (out, sums) in outputs.into_iter().zip(&scratch.sums) {
-            // SAFETY: within dk and dv, as asserted above; the keys and the head are this task's alone.
-            unsafe { write_rows(out, sizes.key(sequence, kv_head, keys.start), kv_heads * dim, dim, sums) };
-        }
-    });
+            let [first_head, end_head] = sizes.group_range.map(|head| kv_head * sizes.group + head);
+            for head in first_head..end_head {
+                // The first query that sees a key of the block.
+                let first = keys.start.saturating_sub(sizes.offset);
+                for queries in Sizes::blocks(sizes.queries, QUERIES).skip(first / QUERIES) {
+                    sizes.scores(&inputs, sequence, head, [queries.clone(), keys.clone()], scratch);
+                    let at = sizes.query(sequence, head, queries.start);
+                    let Scratch { panels, scores, dscores, sums: [dk, dv], .. } = scratch;
+                    let block = [keys.len(), dim, queries.len()];
+                    accumulate(panels, by_key(dscores), sizes.columns(inputs.q, at, heads), block, dk);
+                    accumulate(panels, by_key(scores), sizes.columns(inputs.dy, at, heads), block, dv);
+                }
+            }
+            for (out, sums) in outputs.into_iter().zip(&scratch.sums) {
+                // SAFETY: within dk and dv, as asserted above; the keys and the head are this task's alone.
+                unsafe { write_rows(out, sizes.key(sequence, kv_head, keys.start), kv_heads * dim, dim, sums) };
+            }
+        },
+    );
 }
 
 pub(super) fn delta(host: &Host<'_>) {
     let (count, dim) = (host.size(0), host.size(2));
     let (o, dy, [delta]) = (host.input(0), host.input(1), host.outputs());
-    host.rows(count, 2 * dim, [(delta, 1)], |range, [delta]| {
-        for (row, delta) in range.zip(delta) {
-            *delta = dot(&o[row * dim..][..dim], &dy[row * dim..][..dim]);
-        }
-    });
+    host.rows(
+        count,
+        2 * dim,
+        [(delta, 1)],
+        #[inline(always)]
+        |range, [delta]| {
+            for (row, delta) in range.zip(delta) {
+                *delta = dot(&o[row * dim..][..dim], &dy[row * dim..][..dim]);
+            }
+        },
+    );
 }
 
 pub(super) fn step(host: &Host<'_>) {
@@ -338,22 +383,28 @@ pub(super) fn step(host: &Host<'_>) {
     let (scale, dim) = (host.number(4), host.constant("DIM") as usize);
     let ([q, k, v], [o]) = ([0, 1, 2].map(|binding| host.input(binding)), host.outputs());
     let (batch, kv_heads) = (host.workgroups()[1] as usize, heads / group);
-    host.rows(batch * heads, 4 * keys * dim, [(o, dim)], |range, [o]| {
-        for (row, o) in range.zip(o.chunks_exact_mut(dim)) {
-            let (sequence, head) = (row / heads, row % heads);
-            let key = |key: usize| ((sequence * key_stride + key) * kv_heads + head / group) * dim;
-            let q = &q[row * dim..][..dim];
-            let mut weights: Vec<f32> = (0..keys).map(|at| scale * dot(q, &k[key(at)..][..dim])).collect();
-            let highest = maximum(&weights);
-            weights.iter_mut().for_each(|weight| *weight = exp(*weight - highest));
-            let mass = sum(keys, |at| weights[at]);
-            o.fill(0.0);
-            for (at, weight) in weights.iter().enumerate() {
-                for (o, v) in o.iter_mut().zip(&v[key(at)..][..dim]) {
-                    *o = weight.mul_add(*v, *o);
+    host.rows(
+        batch * heads,
+        4 * keys * dim,
+        [(o, dim)],
+        #[inline(always)]
+        |range, [o]| {
+            for (row, o) in range.zip(o.chunks_exact_mut(dim)) {
+                let (sequence, head) = (row / heads, row % heads);
+                let key = |key: usize| ((sequence * key_stride + key) * kv_heads + head / group) * dim;
+                let q = &q[row * dim..][..dim];
+                let mut weights: Vec<f32> = (0..keys).map(|at| scale * dot(q, &k[key(at)..][..dim])).collect();
+                let highest = maximum(&weights);
+                weights.iter_mut().for_each(|weight| *weight = exp(*weight - highest));
+                let mass = sum(keys, |at| weights[at]);
+                o.fill(0.0);
+                for (at, weight) in weights.iter().enumerate() {
+                    for (o, v) in o.iter_mut().zip(&v[key(at)..][..dim]) {
+                        *o = weight.mul_add(*v, *o);
+                    }
                 }
+                o.iter_mut().for_each(|o| *o /= mass);
             }
-            o.iter_mut().for_each(|o| *o /= mass);
-        }
-    });
+        },
+    );
 }
