@@ -93,12 +93,14 @@ impl Operand<'_> {
         for (panel, to) in to.chunks_exact_mut(per_panel).enumerate().take(count.div_ceil(width)) {
             let valid = width.min(count - panel * width);
             for (term, to) in terms.clone().zip(to.chunks_exact_mut(width * inner)) {
-                match width {
-                    6 => self.pack_panel::<6>(panel * width, valid, to),
-                    8 => self.pack_panel::<8>(panel * width, valid, to),
-                    16 => self.pack_panel::<16>(panel * width, valid, to),
-                    32 => self.pack_panel::<32>(panel * width, valid, to),
-                    _ => self.pack_any(panel * width, valid, width, to),
+                let first = panel * width;
+                match (self.stride, width) {
+                    _ if valid < width || (self.stride != 1 && self.inner_stride != 1) => self.pack_any(first, valid, width, to),
+                    (1, 6) => self.pack_rows::<6>(first, to),
+                    (1, 8) => self.pack_rows::<8>(first, to),
+                    (1, 16) => self.pack_rows::<16>(first, to),
+                    (1, 32) => self.pack_rows::<32>(first, to),
+                    _ => self.pack_transposed(first, width, to),
                 }
                 if term != Term::Exact {
                     to.iter_mut().for_each(|x| *x = term.of(*x));
@@ -107,34 +109,31 @@ impl Operand<'_> {
         }
     }
 
+    /// Where the rows of a panel alternate in memory already.
     #[inline(always)]
-    fn pack_panel<const WIDTH: usize>(&self, first: usize, valid: usize, to: &mut [f32]) {
-        if valid < WIDTH {
-            return self.pack_any(first, valid, WIDTH, to);
+    fn pack_rows<const WIDTH: usize>(&self, first: usize, to: &mut [f32]) {
+        for (k, row) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+            row.copy_from_slice(&self.values[self.at(first, k)..][..WIDTH]);
         }
-        let (rows, _) = to.as_chunks_mut::<WIDTH>();
-        if self.stride == 1 {
-            for (k, row) in rows.iter_mut().enumerate() {
-                row.copy_from_slice(&self.values[self.at(first, k)..][..WIDTH]);
-            }
-            return;
-        }
-        if self.inner_stride != 1 {
-            return self.pack_any(first, valid, WIDTH, to);
-        }
-        let (blocks, rest) = rows.as_chunks_mut::<8>();
-        let done = 8 * blocks.len();
-        for (block, rows) in blocks.iter_mut().enumerate() {
-            for i in 0..WIDTH {
-                let from = &self.values[self.at(first + i, 8 * block)..][..8];
-                for (row, x) in rows.iter_mut().zip(from) {
-                    row[i] = *x;
+    }
+
+    /// Where they are contiguous. Eight inner indices at a time, so that whole cache lines are written; the width is a variable
+    /// because the compiler would turn a constant one into scatters, which are slower.
+    #[inline(always)]
+    fn pack_transposed(&self, first: usize, width: usize, to: &mut [f32]) {
+        let inner = to.len() / width;
+        for k in (0..inner / 8 * 8).step_by(8) {
+            let to = &mut to[k * width..][..8 * width];
+            for i in 0..width {
+                let from = &self.values[self.at(first + i, k)..][..8];
+                for (q, x) in from.iter().enumerate() {
+                    to[q * width + i] = *x;
                 }
             }
         }
-        for (k, row) in rest.iter_mut().enumerate() {
-            for (i, x) in row.iter_mut().enumerate() {
-                *x = self.values[self.at(first + i, done + k)];
+        for k in inner / 8 * 8..inner {
+            for i in 0..width {
+                to[k * width + i] = self.values[self.at(first + i, k)];
             }
         }
     }

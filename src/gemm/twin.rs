@@ -7,10 +7,11 @@ use super::native::{Block, Operand, Term, Tile};
 use crate::gpu::host::simd::{LANES, dispatch, total};
 use crate::gpu::host::{Host, Shared};
 
-/// Floats that are packed at a time of each operand.
+/// Floats of B that are packed at a time.
 const PACKED: usize = 4 << 20;
-/// Most rows and columns of a task, before they are rounded to whole panels.
-const TASK: [usize; 2] = [64, 256];
+/// Most rows and columns of a task: its sums stay in the second-level cache.
+const MOST_ROWS: usize = 64;
+const MOST_COLUMNS: usize = 1024;
 /// Tasks that even a small product is divided into, if it has so many tiles.
 const FEWEST_TASKS: usize = 16;
 /// Products with at most so many rows are computed by dot products with rows of B, where these are contiguous.
@@ -19,10 +20,10 @@ const FEW_ROWS: usize = 8;
 const DOT_COLUMNS: usize = 64;
 
 thread_local! {
-    /// Packed A and B, kept by the thread that launches.
-    static PANELS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-    /// The sums of a task, kept by each thread.
-    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Packed B, kept by the thread that launches.
+    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Packed A and the sums of a task, kept by each thread.
+    static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 
 struct Product<'a> {
@@ -59,7 +60,7 @@ pub(super) fn product(host: &Host<'_>) {
     if by_dots && !product.symmetric {
         product.by_dots();
     } else {
-        PANELS.with_borrow_mut(|panels| product.by_panels(panels));
+        COLUMNS.with_borrow_mut(|panels| product.by_panels(panels));
     }
 }
 
@@ -102,54 +103,54 @@ impl<'a> Product<'a> {
         Operand { values: [self.a, self.b][side], offset, stride, inner_stride }
     }
 
-    fn by_panels(&self, panels: &mut [Vec<f32>; 2]) {
+    fn by_panels(&self, panels: &mut Vec<f32>) {
         let [rows, columns, inner] = self.sizes();
         let terms = Term::pairs(self.host.constant("F16_TERMS"));
-        let most = |size: usize| (PACKED / (inner * terms.len())).max(64).next_multiple_of(64).min(size);
-        let (row_step, column_step) = (most(rows), most(columns));
-        let whole = row_step == rows && column_step == columns;
-        let batch_step = if whole { (PACKED / (inner * terms.len() * rows.max(columns))).max(1) } else { 1 };
+        let size = inner * terms.len();
+        let step = (PACKED / size).max(64).next_multiple_of(64).min(columns);
+        let batch_step = if step == columns { (PACKED / (size * columns)).max(1) } else { 1 };
         for matrix in (0..self.batch()).step_by(batch_step) {
             let batch = [matrix, batch_step.min(self.batch() - matrix)];
-            for row in (0..rows).step_by(row_step) {
-                for column in (0..columns).step_by(column_step) {
-                    let part = Part {
-                        batch,
-                        rows: [row, row_step.min(rows - row)],
-                        columns: [column, column_step.min(columns - column)],
-                    };
-                    if !self.symmetric || row + part.rows[1] > column {
-                        self.part(part, terms, panels);
-                    }
-                }
+            for column in (0..columns).step_by(step) {
+                let first_row = if self.symmetric { column } else { 0 };
+                let part = Part { batch, rows: [first_row, rows - first_row], columns: [column, step.min(columns - column)] };
+                self.part(part, terms, panels);
             }
         }
     }
 
-    /// Packs the operands of a part and computes it.
-    fn part(&self, part: Part, terms: &'static [[Term; 2]], [a, b]: &mut [Vec<f32>; 2]) {
+    /// Packs the columns of a part for all threads and computes it; a task packs the rows that it needs, so that little is moved
+    /// from one core's cache to another's.
+    fn part(&self, part: Part, terms: &'static [[Term; 2]], panels: &mut Vec<f32>) {
         let tile = Tile::new();
-        let a = self.pack(part.batch, part.rows, tile.rows, 0, terms, a);
-        let b = self.pack(part.batch, part.columns, tile.columns, 1, terms, b);
-        let [row_step, column_step] = task_panels(part.batch[1], [a.count, b.count], tile);
-        let (row_tasks, column_tasks) = (a.count.div_ceil(row_step), b.count.div_ceil(column_step));
+        let b = self.pack_columns(part, tile.columns, terms, panels);
+        let [row_step, column_step] = task_panels(part.batch[1], [part.rows[1].div_ceil(tile.rows), b.count], tile);
+        let rows_per_task = row_step * tile.rows;
+        let (row_tasks, column_tasks) = (part.rows[1].div_ceil(rows_per_task), b.count.div_ceil(column_step));
         self.host.threads().run(part.batch[1] * row_tasks * column_tasks, &|task| {
             let (matrix, task) = (task / (row_tasks * column_tasks), task % (row_tasks * column_tasks));
-            let (i, j) = (task / column_tasks * row_step, task % column_tasks * column_step);
-            let first = [part.rows[0] + i * tile.rows, part.columns[0] + j * tile.columns];
-            let block = Block {
-                a: a.range(matrix, i, row_step),
-                b: b.range(matrix, j, column_step),
-                inner: self.sizes()[2] * terms.len(),
-                lower_from: self.symmetric.then_some(first),
-            };
-            SUMS.with_borrow_mut(|scratch| {
+            let (i, j) = (task / column_tasks * rows_per_task, task % column_tasks * column_step);
+            let rows = rows_per_task.min(part.rows[1] - i);
+            let first = [part.rows[0] + i, part.columns[0] + j * tile.columns];
+            if self.symmetric && first[0] + rows <= first[1] {
+                return;
+            }
+            SCRATCH.with_borrow_mut(|[a, sums]| {
+                let inner = self.sizes()[2];
+                a.resize(rows.next_multiple_of(tile.rows) * inner * terms.len(), 0.0);
+                let operand = self.operand(0, part.batch[0] + matrix).from(first[0]);
+                dispatch(
+                    #[inline(always)]
+                    || operand.pack(rows, inner, tile.rows, terms.iter().map(|pair| pair[0]), a),
+                );
+                let lower_from = self.symmetric.then_some(first);
+                let block = Block { a, b: b.range(matrix, j, column_step), inner: inner * terms.len(), lower_from };
                 block.compute(
-                    scratch,
+                    sums,
                     #[inline(always)]
                     |row, column, sums| {
+                        let rows = tile.rows.min(rows - row);
                         let [row, column] = [first[0] + row, first[1] + column];
-                        let rows = tile.rows.min(part.rows[0] + part.rows[1] - row);
                         let columns = tile.columns.min(part.columns[0] + part.columns[1] - column);
                         for (at, sums) in sums.chunks_exact_mut(tile.columns).enumerate().take(rows) {
                             self.store(part.batch[0] + matrix, row + at, column, &mut sums[..columns]);
@@ -160,18 +161,10 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Packs the rows of A (side 0) or the columns of B (side 1) of the matrices `batch`, once if they share one, in panels of
-    /// `width`.
-    fn pack<'p>(
-        &self,
-        batch: [usize; 2],
-        [first, count]: [usize; 2],
-        width: usize,
-        side: usize,
-        terms: &'static [[Term; 2]],
-        to: &'p mut Vec<f32>,
-    ) -> Packed<'p> {
-        let matrices = if self.arguments.batches[side] == 0 { 1 } else { batch[1] };
+    /// Packs the columns of a part's B in panels of `width`; once, if the matrices of the batch share it.
+    fn pack_columns<'p>(&self, part: Part, width: usize, terms: &'static [[Term; 2]], to: &'p mut Vec<f32>) -> Packed<'p> {
+        let [first, count] = part.columns;
+        let matrices = if self.arguments.batches[1] == 0 { 1 } else { part.batch[1] };
         let (inner, panels) = (self.sizes()[2], count.div_ceil(width));
         let size = width * inner * terms.len();
         to.resize(matrices * panels * size, 0.0);
@@ -183,8 +176,8 @@ impl<'a> Product<'a> {
             |range, [to]| {
                 for (at, to) in range.zip(to.chunks_exact_mut(size)) {
                     let panel = at % panels * width;
-                    let operand = self.operand(side, batch[0] + at / panels).from(first + panel);
-                    operand.pack(width.min(count - panel), inner, width, terms.iter().map(|pair| pair[side]), to);
+                    let operand = self.operand(1, part.batch[0] + at / panels).from(first + panel);
+                    operand.pack(width.min(count - panel), inner, width, terms.iter().map(|pair| pair[1]), to);
                 }
             },
         );
@@ -220,32 +213,38 @@ impl<'a> Product<'a> {
         if factor[0] == 1 {
             alpha *= self.factor[factor[1] as usize + matrix * factor[2] as usize];
         }
-        sums.iter_mut().for_each(|sum| *sum *= alpha);
+        let (base, stride) = (self.out_at(matrix), strides[3] as usize);
+        let count = if self.symmetric { sums.len().min((row + 1).saturating_sub(column)) } else { sums.len() };
+        let sums = &mut sums[..count];
+        // SAFETY: within the output, as `check` has asserted, and of this tile alone: in a symmetric product the elements on and
+        // below the diagonal and their mirror images.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(base + row * stride + column), count) };
+        if self.has_addend || delta != 0.0 {
+            sums.iter_mut().for_each(|sum| *sum *= alpha);
+            alpha = 1.0;
+        }
         if self.has_addend {
             let at = offsets[2] as usize + matrix * batches[2] as usize + row * strides[2] as usize + column;
             for (sum, c) in sums.iter_mut().zip(&self.c[at..]) {
                 *sum = scale.mul_add(*c, *sum);
             }
         }
-        if delta != 0.0 && (column..column + sums.len()).contains(&row) {
+        if delta != 0.0 && (column..column + count).contains(&row) {
             sums[row - column] += delta;
         }
-        let base = self.out_at(matrix);
-        let stride = strides[3] as usize;
-        let count = if self.symmetric { sums.len().min((row + 1).saturating_sub(column)) } else { sums.len() };
-        // SAFETY: within the output, as `check` has asserted, and of this tile alone: in a symmetric product the elements on and
-        // below the diagonal and their mirror images.
-        let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(base + row * stride + column), count) };
-        if beta != 0.0 {
-            for (sum, out) in sums.iter_mut().zip(out.iter()) {
-                *sum = beta.mul_add(*out, *sum);
+        if beta == 0.0 {
+            for (out, sum) in out.iter_mut().zip(sums.iter()) {
+                *out = alpha * sum;
+            }
+        } else {
+            for (out, sum) in out.iter_mut().zip(sums.iter()) {
+                *out = beta.mul_add(*out, alpha * sum);
             }
         }
-        out.copy_from_slice(&sums[..count]);
         if self.symmetric {
-            for (at, sum) in sums[..count].iter().enumerate().filter(|(at, _)| column + at < row) {
+            for (at, value) in out.iter().enumerate().filter(|(at, _)| column + at < row) {
                 // SAFETY: as above.
-                unsafe { *self.out.at(base + (column + at) * stride + row) = *sum };
+                unsafe { *self.out.at(base + (column + at) * stride + row) = *value };
             }
         }
     }
@@ -267,15 +266,13 @@ impl Packed<'_> {
     }
 }
 
-/// Panels of A and of B per task.
-fn task_panels(batch: usize, panels: [usize; 2], tile: Tile) -> [usize; 2] {
-    let mut step = [(TASK[0] / tile.rows).max(1), (TASK[1] / tile.columns).max(1)];
-    let tasks = |step: [usize; 2]| batch * panels[0].div_ceil(step[0]) * panels[1].div_ceil(step[1]);
-    while tasks(step) < FEWEST_TASKS && step != [1, 1] {
-        let at = usize::from(step[1] > 1);
-        step[at] = step[at].div_ceil(2);
-    }
-    step
+/// Panels of A and of B per task: all columns, so that its rows are packed once, unless that makes too few tasks.
+fn task_panels(batch: usize, [a_panels, b_panels]: [usize; 2], tile: Tile) -> [usize; 2] {
+    let most = [MOST_ROWS / tile.rows, MOST_COLUMNS / tile.columns];
+    let rows = (batch * a_panels / FEWEST_TASKS).clamp(most[0].min(4), most[0]);
+    let row_tasks = batch * a_panels.div_ceil(rows);
+    let column_tasks = FEWEST_TASKS.div_ceil(row_tasks).min(b_panels);
+    [rows, b_panels.div_ceil(column_tasks).min(most[1])]
 }
 
 /// sums[i][j] ← row i of A · column j of B, both contiguous. Four columns at a time, each with its own chain of sums.

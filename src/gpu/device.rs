@@ -248,7 +248,7 @@ impl Gpu {
         self.inner.binding_limit
     }
 
-    /// Maximum size of a binding of a kernel that has a twin: on the host tier there is none.
+    /// Maximum size of a binding of a kernel that has a twin: none on the host tier, which binds nothing.
     pub(crate) fn twin_limit(&self) -> u64 {
         if self.inner.tier == KernelTier::Host { u64::MAX } else { self.inner.binding_limit }
     }

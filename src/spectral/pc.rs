@@ -89,7 +89,7 @@ impl Layer {
     /// Checks that the matrices fit one binding.
     fn check_binding(&self) -> Result<()> {
         let shape @ [heads, rows, columns] = self.w.dims("pc")?;
-        let (bytes, limit) = (pc_binding(shape), self.w.gpu().binding_limit());
+        let (bytes, limit) = (pc_binding(shape), self.w.gpu().twin_limit());
         if bytes <= limit {
             return Ok(());
         }

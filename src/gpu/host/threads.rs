@@ -9,11 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// Polls before a waiting thread goes to sleep: some 30 µs, about the time between two forks.
-const POLLS: u32 = 2_000;
+/// Polls before a waiting thread leaves its core to others between polls: some 20 µs, about the time between two forks.
+const POLLS: u32 = 1_000;
+/// Time before a waiting thread goes to sleep. Waking it may take 100 µs on a virtual machine.
+const AWAKE: Duration = Duration::from_millis(2);
 
 /// A number of threads, one of which is the caller of [`Threads::run`].
 pub(crate) struct Threads {
@@ -108,7 +111,7 @@ impl Threads {
 
 /// Waits a moment: leaves the core to others if it has been long.
 fn pause(polls: &mut u32) {
-    *polls += 1;
+    *polls = polls.saturating_add(1);
     if *polls < POLLS { std::hint::spin_loop() } else { std::thread::yield_now() }
 }
 
@@ -134,6 +137,7 @@ impl Shared {
     fn wait(&self) {
         let mut seen = 0;
         let mut polls = 0;
+        let mut since = Instant::now();
         while !self.ended.load(Ordering::Acquire) {
             let gate = self.gate.load(Ordering::Acquire);
             let number = gate & !(OPEN | INSIDE);
@@ -147,14 +151,13 @@ impl Shared {
                         self.take(tasks, unsafe { &*task });
                     }
                     self.gate.fetch_sub(1, Ordering::AcqRel);
-                    polls = 0;
+                    (polls, since) = (0, Instant::now());
                 }
-            } else if polls < POLLS {
-                polls += 1;
-                std::hint::spin_loop();
+            } else if polls < POLLS || since.elapsed() < AWAKE {
+                pause(&mut polls);
             } else {
                 self.sleep(seen);
-                polls = 0;
+                (polls, since) = (0, Instant::now());
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The flags that choose an adapter and its kernels, shared by most commands.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use polytape::gpu::{KernelTier, Tuning};
@@ -14,9 +15,12 @@ pub struct Device {
     /// Adapter to run on: an index listed by `devices`, part of a name, or `cpu`
     #[arg(long, value_name = "X")]
     pub adapter: Option<String>,
-    /// Use these kernels instead of those chosen for the adapter: fallback, portable, subgroup or matrix
+    /// Use these kernels instead of those chosen for the adapter: host, fallback, portable, subgroup or matrix
     #[arg(long, alias = "profile-kernels", value_name = "TIER")]
     pub kernels: Option<KernelTier>,
+    /// Threads of the host kernels, instead of one per core. Results are the same for any number
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
     /// Choose kernels by rule instead of timing them on first use. Timings are kept in the user's cache folder; they affect speed,
     /// never results
     #[arg(long)]
@@ -30,7 +34,8 @@ impl Device {
             self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
         let warn = |line: &str| output::note(&format!("warning: {line}"));
         let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
-        let options = GpuOptions { adapter, kernels: self.kernels, profile, tuning, warn, ..Default::default() };
+        let threads = self.threads.map(NonZeroUsize::get);
+        let options = GpuOptions { adapter, kernels: self.kernels, profile, tuning, threads, warn, ..Default::default() };
         Gpu::open(&options).map_err(|error| match (&error, &self.adapter, self.kernels) {
             (Error::Adapter(_), Some(name), None) => {
                 Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")

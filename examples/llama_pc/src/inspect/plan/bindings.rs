@@ -1,10 +1,16 @@
 //! What a step binds at once where an adapter limits that: by the library's own rules, so that a plan that fits does run.
 
+use polytape::gpu::KernelTier;
 use polytape::spectral::{newton_schulz_binding, pc_binding};
-use polytape::{AttentionWindows, Role};
+use polytape::{AttentionWindows, Gpu, Role};
 
 use super::model::Model;
 use crate::terminal::format::binary;
+
+/// The most bytes of one binding; none on the host tier, which binds nothing.
+pub fn limit(gpu: &Gpu) -> Option<u64> {
+    (gpu.kernels() != KernelTier::Host).then(|| gpu.binding_limit())
+}
 
 /// How attention is bound, or the library's reason why it cannot be.
 pub fn attention(model: &Model, limit: u64) -> polytape::Result<AttentionWindows> {

@@ -37,7 +37,7 @@ impl Limits {
         Self {
             memory: given.or_else(|| if software { available_memory() } else { None }),
             buffer: gpu.map(|gpu| gpu.adapter().limits.max_buffer_size),
-            binding: gpu.map(Gpu::binding_limit),
+            binding: gpu.and_then(bindings::limit),
         }
     }
 

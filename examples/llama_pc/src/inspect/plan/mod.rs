@@ -65,7 +65,9 @@ struct LargestBuffer {
 struct Adapter {
     name: String,
     kernels: String,
-    binding_limit: u64,
+    /// Absent on the host tier, which binds nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    binding_limit: Option<u64>,
     buffer_limit: u64,
     /// Absent where it cannot be bound.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,8 +92,9 @@ struct Attention {
 
 impl Adapter {
     fn new(gpu: &Gpu, model: &Model) -> Self {
-        let binding_limit = gpu.binding_limit();
-        let attention = bindings::attention(model, binding_limit).ok().map(|windows| Attention {
+        let binding_limit = bindings::limit(gpu);
+        let windows = binding_limit.and_then(|limit| bindings::attention(model, limit).ok());
+        let attention = windows.map(|windows| Attention {
             sequences: windows.sequences,
             of_sequences: model.batch,
             queries: windows.queries,
@@ -104,7 +107,7 @@ impl Adapter {
             binding_limit,
             buffer_limit: gpu.adapter().limits.max_buffer_size,
             attention,
-            binding_problem: bindings::problem(model, binding_limit),
+            binding_problem: binding_limit.and_then(|limit| bindings::problem(model, limit)),
         }
     }
 }
@@ -203,14 +206,12 @@ impl Report {
     }
 
     fn windows(&self) -> String {
-        match &self.adapter {
-            None => String::new(),
-            Some(adapter) => {
-                let windows = self.largest_buffer.bytes.div_ceil(adapter.binding_limit);
-                let how = if windows == 1 { "whole".to_owned() } else { format!("in {windows} windows") };
-                format!("; bound {how}, as {} binds {} at a time", adapter.name, binary(adapter.binding_limit))
-            }
-        }
+        let Some((adapter, limit)) = self.adapter.as_ref().and_then(|adapter| Some((adapter, adapter.binding_limit?))) else {
+            return String::new();
+        };
+        let windows = self.largest_buffer.bytes.div_ceil(limit);
+        let how = if windows == 1 { "whole".to_owned() } else { format!("in {windows} windows") };
+        format!("; bound {how}, as {} binds {} at a time", adapter.name, binary(limit))
     }
 
     fn arithmetic(&self) -> [String; 2] {
