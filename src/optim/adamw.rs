@@ -247,13 +247,19 @@ mod twins {
         } else {
             (lr / correction1, 1.0 / correction2)
         };
-        host.rows(w.len(), 8, [(w, 1), (m, 1), (v, 1)], |range, [w, m, v]| {
-            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(&g[range]) {
-                let gradient = g * clip;
-                *m = weight1.mul_add(gradient - *m, *m);
-                *v = weight2.mul_add(gradient.mul_add(gradient, -*v), *v);
-                *w = w.mul_add(keep, -(scale * *m / ((*v * inverse).sqrt() + eps)));
-            }
-        });
+        host.rows(
+            w.len(),
+            8,
+            [(w, 1), (m, 1), (v, 1)],
+            #[inline(always)]
+            |range, [w, m, v]| {
+                for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(&g[range]) {
+                    let gradient = g * clip;
+                    *m = weight1.mul_add(gradient - *m, *m);
+                    *v = weight2.mul_add(gradient.mul_add(gradient, -*v), *v);
+                    *w = w.mul_add(keep, -(scale * *m / ((*v * inverse).sqrt() + eps)));
+                }
+            },
+        );
     }
 }

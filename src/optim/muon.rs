@@ -175,23 +175,33 @@ mod twins {
     pub(super) fn momentum(host: &Host<'_>) {
         let (g, clip, [m, d]) = (host.input(0), host.input(1)[1], host.outputs());
         let momentum = host.number(2);
-        host.map(5, [m, d], |range, [m, d]| {
-            for ((m, d), g) in m.iter_mut().zip(d).zip(&g[range]) {
-                let gradient = g * clip;
-                *m = momentum.mul_add(*m, gradient);
-                *d = momentum.mul_add(*m, gradient);
-            }
-        });
+        host.map(
+            5,
+            [m, d],
+            #[inline(always)]
+            |range, [m, d]| {
+                for ((m, d), g) in m.iter_mut().zip(d).zip(&g[range]) {
+                    let gradient = g * clip;
+                    *m = momentum.mul_add(*m, gradient);
+                    *d = momentum.mul_add(*m, gradient);
+                }
+            },
+        );
     }
 
     pub(super) fn update(host: &Host<'_>) {
         let (x, [w]) = (host.input(0), host.outputs());
         let [lr, weight_decay, lr_scale] = [3, 4, 5].map(|at| host.number(at));
         let (keep, scale) = (1.0 - lr * weight_decay, lr * lr_scale);
-        host.map(3, [w], |range, [w]| {
-            for (w, x) in w.iter_mut().zip(&x[range]) {
-                *w = w.mul_add(keep, -(scale * x));
-            }
-        });
+        host.map(
+            3,
+            [w],
+            #[inline(always)]
+            |range, [w]| {
+                for (w, x) in w.iter_mut().zip(&x[range]) {
+                    *w = w.mul_add(keep, -(scale * x));
+                }
+            },
+        );
     }
 }

@@ -131,15 +131,21 @@ mod twins {
     pub(super) fn second_moment(host: &Host<'_>) {
         let (o, [v, squares]) = (host.input(0), host.outputs());
         let (rows, columns, weight2, eps) = (host.size(0), host.size(2), host.number(3), host.number(4));
-        host.rows(rows, columns, [(v, 1), (squares, 1)], |range, [v, squares]| {
-            let o = &o[range.start * columns..range.end * columns];
-            for ((v, squares), o) in v.iter_mut().zip(squares).zip(o.chunks_exact(columns)) {
-                let square = dot(o, o);
-                *v += weight2 * (square / columns as f32 - *v);
-                let divisor = v.sqrt() + eps;
-                *squares = square / (divisor * divisor);
-            }
-        });
+        host.rows(
+            rows,
+            columns,
+            [(v, 1), (squares, 1)],
+            #[inline(always)]
+            |range, [v, squares]| {
+                let o = &o[range.start * columns..range.end * columns];
+                for ((v, squares), o) in v.iter_mut().zip(squares).zip(o.chunks_exact(columns)) {
+                    let square = dot(o, o);
+                    *v += weight2 * (square / columns as f32 - *v);
+                    let divisor = v.sqrt() + eps;
+                    *squares = square / (divisor * divisor);
+                }
+            },
+        );
     }
 
     pub(super) fn update(host: &Host<'_>) {
@@ -148,14 +154,20 @@ mod twins {
         let [scale, shrink, eps] = [3, 4, 5].map(|at| host.number(at));
         // A zero direction has no norm, and stays zero.
         let scale = if total == 0.0 { 0.0 } else { scale / total.sqrt() };
-        host.rows(rows, 3 * columns, [(w, columns)], |range, [w]| {
-            let o = &o[range.start * columns..range.end * columns];
-            for ((w, o), v) in w.chunks_exact_mut(columns).zip(o.chunks_exact(columns)).zip(&v[range]) {
-                let scale = scale / (v.sqrt() + eps);
-                for (w, o) in w.iter_mut().zip(o) {
-                    *w = w.mul_add(1.0 - shrink, -(scale * o));
+        host.rows(
+            rows,
+            3 * columns,
+            [(w, columns)],
+            #[inline(always)]
+            |range, [w]| {
+                let o = &o[range.start * columns..range.end * columns];
+                for ((w, o), v) in w.chunks_exact_mut(columns).zip(o.chunks_exact(columns)).zip(&v[range]) {
+                    let scale = scale / (v.sqrt() + eps);
+                    for (w, o) in w.iter_mut().zip(o) {
+                        *w = w.mul_add(1.0 - shrink, -(scale * o));
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }

@@ -137,6 +137,9 @@ impl<'a> Host<'a> {
 
     /// Calls `f` with ranges that together make `rows` rows, and with their part of each output, given with its elements per row.
     /// A row takes about as long as adding `cost` elements of an array in the cache. The ranges depend on `rows` and `cost` alone.
+    ///
+    /// Write `#[inline(always)]` before the closure, unless it is tiny: code that is not inlined into [`simd::dispatch`] uses no wide vectors,
+    /// and calls a function for every `mul_add`.
     pub(crate) fn rows<const N: usize>(
         &self,
         rows: usize,
@@ -156,7 +159,10 @@ impl<'a> Host<'a> {
                 std::slice::from_raw_parts_mut(values.at(range.start * width), range.len() * width)
             };
             let parts = outputs.map(part);
-            simd::dispatch(|| f(range.clone(), parts));
+            simd::dispatch(
+                #[inline(always)]
+                || f(range.clone(), parts),
+            );
         });
     }
 }
