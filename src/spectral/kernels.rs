@@ -278,10 +278,9 @@ mod twins {
         let (w, x, inverses, [squares, parts]) = (host.input(0), host.input(1), host.input(2), host.outputs());
         let [rows, columns, chunks] = [0, 1, 2].map(|at| host.size(at));
         let (chunk, product) = (host.constant("CHUNK") as usize, host.flag("PRODUCT"));
-        let cost = 2 * chunk.min(rows) * columns;
         host.rows(
             squares.len(),
-            cost,
+            2 * chunk.min(rows) * columns,
             [(squares, 1), (parts, columns)],
             #[inline(always)]
             |range, [squares, parts]| {
@@ -330,9 +329,8 @@ mod twins {
                         scale = 1.0 / (y.sqrt() + *inverse * eps);
                     }
                     *inverse = 1.0 / (scale * norm + eps);
-                    for x in vector {
-                        *x *= scale * *inverse;
-                    }
+                    scale *= *inverse;
+                    vector.iter_mut().for_each(|x| *x *= scale);
                 }
             },
         );
@@ -363,36 +361,23 @@ mod twins {
     pub(super) fn gamma_gradient(host: &Host<'_>) {
         let (numbers, scalars, [dgamma]) = (host.input(0), host.input(1), host.outputs());
         let rows = host.size(0);
-        dispatch(
-            #[inline(always)]
-            || {
-                for ((dgamma, numbers), scalars) in
-                    dgamma.iter_mut().zip(numbers.chunks_exact(rows)).zip(scalars.chunks_exact(SCALARS))
-                {
-                    *dgamma = scalars[GAMMA_SCALE] * sum_of(numbers);
-                }
-            },
-        );
+        for ((dgamma, numbers), scalars) in dgamma.iter_mut().zip(numbers.chunks_exact(rows)).zip(scalars.chunks_exact(SCALARS)) {
+            *dgamma = scalars[GAMMA_SCALE] * sum_of(numbers);
+        }
     }
 
     pub(super) fn pull(host: &Host<'_>) {
         let (numbers, old, [new]) = (host.input(0), host.input(1), host.outputs());
         let (rows, norm) = (host.size(0), host.argument(4));
-        dispatch(
-            #[inline(always)]
-            || {
-                let matrices = numbers.chunks_exact(rows).zip(old.chunks_exact(SCALARS));
-                for ((numbers, old), new) in matrices.zip(new.chunks_exact_mut(SCALARS)) {
-                    let sum = sum_of(numbers);
-                    new[PULL] = sum / old[S];
-                    if norm == FROBENIUS {
-                        // As in the shader: the subgradient 0 of ‖w‖ at 0.
-                        new[PULL] = if old[NORM] > 0.0 { new[PULL] / old[NORM] } else { 0.0 };
-                    }
-                    new[OUTPUT] = old[OUTPUT];
-                }
-            },
-        );
+        let matrices = numbers.chunks_exact(rows).zip(old.chunks_exact(SCALARS));
+        for ((numbers, old), new) in matrices.zip(new.chunks_exact_mut(SCALARS)) {
+            new[PULL] = sum_of(numbers) / old[S];
+            if norm == FROBENIUS {
+                // The subgradient 0 of ‖w‖ at 0.
+                new[PULL] = if old[NORM] > 0.0 { new[PULL] / old[NORM] } else { 0.0 };
+            }
+            new[OUTPUT] = old[OUTPUT];
+        }
     }
 
     pub(super) fn finish(host: &Host<'_>) {

@@ -307,34 +307,33 @@ pub(super) fn gram_operands<'a>(x: &'a Tensor, y: &'a Tensor) -> Result<(Matrix<
 mod twins {
     use crate::gpu::host::Host;
 
-    /// By square blocks of whole cache lines, where the size allows.
     pub(super) fn plus_transposed(host: &Host<'_>) {
-        match host.size(0) {
-            size if size.is_multiple_of(16) => plus_transposed_by::<16>(host, size),
-            size if size.is_multiple_of(4) => plus_transposed_by::<4>(host, size),
-            size => plus_transposed_by::<1>(host, size),
-        }
+        let size = host.size(0);
+        if size.is_multiple_of(4) { by_blocks::<4>(host, size) } else { by_blocks::<1>(host, size) }
     }
 
-    fn plus_transposed_by<const SIDE: usize>(host: &Host<'_>, size: usize) {
+    /// In strips of `SIDE` rows. Blocks larger than 4 × 4 no longer fit the registers and are slower.
+    fn by_blocks<const SIDE: usize>(host: &Host<'_>, size: usize) {
         let (a, [out]) = (host.input(0), host.outputs());
         let strips = size / SIDE;
         host.rows(
             host.size(1) * strips,
-            2 * SIDE * size,
+            4 * SIDE * size,
             [(out, SIDE * size)],
             #[inline(always)]
             |range, [out]| {
                 for (strip, out) in range.zip(out.chunks_exact_mut(SIDE * size)) {
                     let a = &a[strip / strips * size * size..][..size * size];
                     let row = strip % strips * SIDE;
-                    out.copy_from_slice(&a[row * size..][..SIDE * size]);
                     for column in (0..size).step_by(SIDE) {
-                        let block: [[f32; SIDE]; SIDE] =
-                            std::array::from_fn(|i| std::array::from_fn(|k| a[(column + i) * size + row + k]));
-                        for (k, out) in out.chunks_exact_mut(size).enumerate() {
-                            for (i, out) in out[column..][..SIDE].iter_mut().enumerate() {
-                                *out += block[i][k];
+                        let mut block = [[0.0; SIDE]; SIDE];
+                        for (i, line) in block.iter_mut().enumerate() {
+                            line.copy_from_slice(&a[(column + i) * size + row..][..SIDE]);
+                        }
+                        for k in 0..SIDE {
+                            let own = &a[(row + k) * size + column..][..SIDE];
+                            for ((out, own), line) in out[k * size + column..][..SIDE].iter_mut().zip(own).zip(&block) {
+                                *out = own + line[k];
                             }
                         }
                     }
