@@ -183,13 +183,19 @@ mod twins {
     pub(super) fn broadcast(host: &Host<'_>) {
         let (x, row, [y]) = (host.input(0), host.input(1), host.outputs());
         let (rows, columns, multiply) = (host.size(0), host.size(2), host.flag("MULTIPLY"));
-        host.rows(rows, 2 * columns, [(y, columns)], |range, [y]| {
-            for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
-                for ((y, x), value) in y.iter_mut().zip(x).zip(row) {
-                    *y = if multiply { x * value } else { x + value };
+        host.rows(
+            rows,
+            2 * columns,
+            [(y, columns)],
+            #[inline(always)]
+            |range, [y]| {
+                for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
+                    for ((y, x), value) in y.iter_mut().zip(x).zip(row) {
+                        *y = if multiply { x * value } else { x + value };
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     pub(super) fn column_sum(host: &Host<'_>) {
@@ -207,28 +213,34 @@ mod twins {
         let [rows, columns, chunk, start] = [0, 1, 2, 3].map(|at| host.size(at));
         let (continued, accumulate) = (host.flag("CONTINUED"), host.flag("ACCUMULATE"));
         let count = rows.div_ceil(chunk) * columns;
-        host.rows(count, rows.min(chunk), [(&mut sums[start..], 1)], |range, [sums]| {
-            let before = accumulate.then(|| sums.to_vec());
-            if !continued {
-                sums.fill(0.0);
-            }
-            let mut at = range.start;
-            while at < range.end {
-                let (first_row, column) = (at / columns * chunk, at % columns);
-                let width = (columns - column).min(range.end - at);
-                let sums = &mut sums[at - range.start..][..width];
-                for row in first_row..rows.min(first_row + chunk) {
-                    let first = row * columns + column;
-                    let (x, factor, scale) = (&x[first..][..width], &factor[first..][..width], scale[row]);
-                    for ((sum, x), factor) in sums.iter_mut().zip(x).zip(factor) {
-                        *sum += term(*x, *factor, scale);
-                    }
+        host.rows(
+            count,
+            rows.min(chunk) / 4,
+            [(&mut sums[start..], 1)],
+            #[inline(always)]
+            |range, [sums]| {
+                let before = accumulate.then(|| sums.to_vec());
+                if !continued {
+                    sums.fill(0.0);
                 }
-                at += width;
-            }
-            for (sum, before) in sums.iter_mut().zip(before.iter().flatten()) {
-                *sum += before;
-            }
-        });
+                let mut at = range.start;
+                while at < range.end {
+                    let (first_row, column) = (at / columns * chunk, at % columns);
+                    let width = (columns - column).min(range.end - at);
+                    let sums = &mut sums[at - range.start..][..width];
+                    for row in first_row..rows.min(first_row + chunk) {
+                        let first = row * columns + column;
+                        let (x, factor, scale) = (&x[first..][..width], &factor[first..][..width], scale[row]);
+                        for ((sum, x), factor) in sums.iter_mut().zip(x).zip(factor) {
+                            *sum += term(*x, *factor, scale);
+                        }
+                    }
+                    at += width;
+                }
+                for (sum, before) in sums.iter_mut().zip(before.iter().flatten()) {
+                    *sum += before;
+                }
+            },
+        );
     }
 }

@@ -158,18 +158,36 @@ mod twins {
         let (columns, scale, gradient) = (host.size(0), host.number(1), host.flag("GRADIENT"));
         let (targets, [logits, losses]) = (&host.indices(0)[host.size(2)..], host.outputs());
         let (logits, losses) = (&mut logits[host.size(3)..], &mut losses[host.size(4)..]);
-        host.rows(losses.len(), 12 * columns, [(logits, columns), (losses, 1)], |range, [logits, losses]| {
-            let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
-            for ((x, &target), loss) in rows.zip(losses) {
-                let (logit, top) = (x[target as usize], simd::maximum(x));
-                let sum = if gradient { exponentials(x, top) } else { simd::sum_of([&*x], |[x]| simd::exp(x - top)) };
-                *loss = top + sum.ln() - logit;
-                if gradient {
-                    let factor = scale / sum;
-                    x.iter_mut().for_each(|x| *x *= factor);
-                    x[target as usize] -= scale;
+        host.rows(
+            losses.len(),
+            12 * columns,
+            [(logits, columns), (losses, 1)],
+            #[inline(always)]
+            |range, [logits, losses]| {
+                let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
+                for ((x, &target), loss) in rows.zip(losses) {
+                    let (logit, top) = (x[target as usize], simd::maximum(x));
+                    let sum = if gradient { exponentials(x, top) } else { sum_of_exponentials(x, top) };
+                    *loss = top + sum.ln() - logit;
+                    if gradient {
+                        let factor = scale / sum;
+                        for x in x.iter_mut() {
+                            *x *= factor;
+                        }
+                        x[target as usize] -= scale;
+                    }
                 }
-            }
-        });
+            },
+        );
+    }
+
+    /// Σ exp(x - top).
+    #[inline(always)]
+    fn sum_of_exponentials(values: &[f32], top: f32) -> f32 {
+        simd::sum_of(
+            [values],
+            #[inline(always)]
+            |[x]| simd::exp(x - top),
+        )
     }
 }

@@ -192,11 +192,16 @@ mod twins {
 
     pub(super) fn product(host: &Host<'_>) {
         let (a, b, [y]) = (host.input(0), host.input(1), host.outputs());
-        host.map(2, [y], |range, [y]| {
-            for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
-                *y = a * b;
-            }
-        });
+        host.map(
+            2,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+                    *y = a * b;
+                }
+            },
+        );
     }
 
     pub(super) fn scaled(host: &Host<'_>) {
@@ -211,25 +216,40 @@ mod twins {
 
     fn multiply(host: &Host<'_>, factor: f32, y: &mut [f32]) {
         let a = host.input(0);
-        host.map(2, [y], |range, [y]| {
-            for (y, a) in y.iter_mut().zip(&a[range]) {
-                *y = factor * a;
-            }
-        });
+        host.map(
+            2,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                for (y, a) in y.iter_mut().zip(&a[range]) {
+                    *y = factor * a;
+                }
+            },
+        );
     }
 
     /// The product is rounded first, as in [`scaled_by`].
     pub(super) fn accumulate_scaled(host: &Host<'_>) {
         let (a, factor, [sum]) = (host.input(0), host.input(1)[0], host.outputs());
-        host.map(2, [sum], |range, [sum]| {
-            for (sum, a) in sum.iter_mut().zip(&a[range]) {
-                *sum += factor * a;
-            }
-        });
+        host.map(
+            2,
+            [sum],
+            #[inline(always)]
+            |range, [sum]| {
+                for (sum, a) in sum.iter_mut().zip(&a[range]) {
+                    *sum += factor * a;
+                }
+            },
+        );
     }
 
     pub(super) fn filled_by(host: &Host<'_>) {
         let (value, [y]) = (host.number(2) * host.input(0)[0], host.outputs());
-        host.map(1, [y], |_, [y]| y.fill(value));
+        host.map(
+            1,
+            [y],
+            #[inline(always)]
+            |_, [y]| y.fill(value),
+        );
     }
 }

@@ -163,14 +163,20 @@ mod twins {
     pub(super) fn forward(host: &Host<'_>) {
         let (ids, table, [y]) = (host.indices(0), host.input(1), host.outputs());
         let [count, columns, first_row, table_rows] = [0, 1, 2, 3].map(|at| host.size(at));
-        host.rows(count, 2 * columns, [(y, columns)], |range, [y]| {
-            for (y, &id) in y.chunks_exact_mut(columns).zip(&ids[range]) {
-                let row = (id as usize).wrapping_sub(first_row); // wraps around below the window
-                if row < table_rows {
-                    y.copy_from_slice(&table[row * columns..][..columns]);
+        host.rows(
+            count,
+            2 * columns,
+            [(y, columns)],
+            #[inline(always)]
+            |range, [y]| {
+                for (y, &id) in y.chunks_exact_mut(columns).zip(&ids[range]) {
+                    let row = (id as usize).wrapping_sub(first_row); // wraps around below the window
+                    if row < table_rows {
+                        y.copy_from_slice(&table[row * columns..][..columns]);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// The ids are in their order, so that those of a range of the table's rows are a range of theirs.
@@ -180,17 +186,23 @@ mod twins {
         let [count, columns, first_row, table_rows] = [0, 1, 2, 3].map(|at| host.size(at));
         let number_from = |row: usize| ids[..count].partition_point(|&id| (id as usize) < first_row + row);
         let cost = positions.len() * columns / table_rows;
-        host.rows(table_rows, cost, [(dtable, columns)], |range, [dtable]| {
-            for number in number_from(range.start)..number_from(range.end) {
-                let row = ids[number] as usize - first_row - range.start;
-                let sums = &mut dtable[row * columns..][..columns];
-                for &position in &positions[starts[number] as usize..starts[number + 1] as usize] {
-                    let dy = &dy[position as usize * columns..][..columns];
-                    for (sum, dy) in sums.iter_mut().zip(dy) {
-                        *sum += dy;
+        host.rows(
+            table_rows,
+            cost,
+            [(dtable, columns)],
+            #[inline(always)]
+            |range, [dtable]| {
+                for number in number_from(range.start)..number_from(range.end) {
+                    let row = ids[number] as usize - first_row - range.start;
+                    let sums = &mut dtable[row * columns..][..columns];
+                    for &position in &positions[starts[number] as usize..starts[number + 1] as usize] {
+                        let dy = &dy[position as usize * columns..][..columns];
+                        for (sum, dy) in sums.iter_mut().zip(dy) {
+                            *sum += dy;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 }

@@ -140,11 +140,17 @@ mod twins {
         let (x, [partials]) = (&host.input(0)[..host.size(0)], host.outputs());
         let squared = host.constant("TERM") == Term::Square as u32;
         let partials = &mut partials[host.size(1)..];
-        host.rows(x.len().div_ceil(CHUNK), CHUNK, [(partials, 1)], |range, [partials]| {
-            for (partial, x) in partials.iter_mut().zip(x[range.start * CHUNK..].chunks(CHUNK)) {
-                *partial = if squared { simd::dot(x, x) } else { simd::sum_of([x], |[x]| x) };
-            }
-        });
+        host.rows(
+            x.len().div_ceil(CHUNK),
+            CHUNK,
+            [(partials, 1)],
+            #[inline(always)]
+            |range, [partials]| {
+                for (partial, x) in partials.iter_mut().zip(x[range.start * CHUNK..].chunks(CHUNK)) {
+                    *partial = if squared { simd::dot(x, x) } else { simd::sum_of([x], |[x]| x) };
+                }
+            },
+        );
     }
 
     pub(super) fn final_sum(host: &Host<'_>) {

@@ -88,12 +88,18 @@ mod twins {
     pub(super) fn partial(host: &Host<'_>) {
         let (x, [out]) = (&host.input(0)[..host.size(0)], host.outputs());
         let pairs = &mut out[2 * host.size(1)..];
-        host.rows(x.len().div_ceil(CHUNK), 2 * CHUNK, [(pairs, 2)], |range, [pairs]| {
-            let chunks = x[range.start * CHUNK..].chunks(CHUNK);
-            for (pair, x) in pairs.as_chunks_mut().0.iter_mut().zip(chunks) {
-                *pair = [simd::dot(x, x), abs_max(x)];
-            }
-        });
+        host.rows(
+            x.len().div_ceil(CHUNK),
+            2 * CHUNK,
+            [(pairs, 2)],
+            #[inline(always)]
+            |range, [pairs]| {
+                let chunks = x[range.start * CHUNK..].chunks(CHUNK);
+                for (pair, x) in pairs.as_chunks_mut().0.iter_mut().zip(chunks) {
+                    *pair = [simd::dot(x, x), abs_max(x)];
+                }
+            },
+        );
     }
 
     pub(super) fn final_pair(host: &Host<'_>) {
@@ -108,10 +114,12 @@ mod twins {
     /// The largest magnitude, NaNs passed over: magnitudes are in the order of their bits, and a maximum of integers is vectorised.
     #[inline(always)]
     fn abs_max(values: &[f32]) -> f32 {
-        let magnitude = |value: &f32| match value.abs().to_bits() {
-            nan if nan > f32::INFINITY.to_bits() => 0,
-            bits => bits,
-        };
-        f32::from_bits(values.iter().map(magnitude).fold(0, u32::max))
+        let mut most = 0;
+        for value in values {
+            let bits = value.abs().to_bits();
+            let bits = if bits > f32::INFINITY.to_bits() { 0 } else { bits };
+            most = if bits > most { bits } else { most };
+        }
+        f32::from_bits(most)
     }
 }

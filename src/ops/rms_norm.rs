@@ -96,32 +96,44 @@ mod twins {
     pub(super) fn forward(host: &Host<'_>) {
         let (x, w, [r, y]) = (host.input(0), host.input(1), host.outputs());
         let (rows, columns, eps) = (host.size(0), host.size(2), host.number(3));
-        host.rows(rows, 3 * columns, [(r, 1), (y, columns)], |range, [r, y]| {
-            let x = x[range.start * columns..].chunks_exact(columns);
-            for ((r, y), x) in r.iter_mut().zip(y.chunks_exact_mut(columns)).zip(x) {
-                let scale = 1.0 / (simd::dot(x, x) / columns as f32 + eps).sqrt();
-                *r = scale;
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    *y = w * x * scale;
+        host.rows(
+            rows,
+            3 * columns,
+            [(r, 1), (y, columns)],
+            #[inline(always)]
+            |range, [r, y]| {
+                let x = x[range.start * columns..].chunks_exact(columns);
+                for ((r, y), x) in r.iter_mut().zip(y.chunks_exact_mut(columns)).zip(x) {
+                    let scale = 1.0 / (simd::dot(x, x) / columns as f32 + eps).sqrt();
+                    *r = scale;
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        *y = w * x * scale;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     pub(super) fn backward(host: &Host<'_>) {
         let [x, w, r, dy] = [0, 1, 2, 3].map(|binding| host.input(binding));
         let [dx] = host.outputs();
         let (rows, columns, accumulate) = (host.size(0), host.size(2), host.flag("ACCUMULATE"));
-        host.rows(rows, 6 * columns, [(dx, columns)], |range, [dx]| {
-            for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
-                let (x, dy, scale) = (&x[row * columns..][..columns], &dy[row * columns..][..columns], r[row]);
-                let inner = simd::sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
-                let pull = scale * scale * scale * inner / columns as f32;
-                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                    let value = scale * w * dy - pull * x;
-                    *dx = if accumulate { *dx + value } else { value };
+        host.rows(
+            rows,
+            6 * columns,
+            [(dx, columns)],
+            #[inline(always)]
+            |range, [dx]| {
+                for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
+                    let (x, dy, scale) = (&x[row * columns..][..columns], &dy[row * columns..][..columns], r[row]);
+                    let inner = simd::sum_of([w, dy, x], |[w, dy, x]| w * dy * x);
+                    let pull = scale * scale * scale * inner / columns as f32;
+                    for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                        let value = scale * w * dy - pull * x;
+                        *dx = if accumulate { *dx + value } else { value };
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }

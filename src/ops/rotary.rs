@@ -125,16 +125,22 @@ mod twins {
         let (x, angles, [y]) = (host.input(0), host.input(1), host.outputs());
         let [rows, first, columns, half, sequence, position] = [0, 1, 2, 3, 4, 5].map(|at| host.size(at));
         let sign = if host.flag("BACKWARD") { -1.0 } else { 1.0 };
-        host.rows(rows, 3 * columns, [(y, columns)], |range, [y]| {
-            for (row, y) in range.zip(y.chunks_exact_mut(columns)) {
-                let angle = (position + (first + row) % sequence) * 2 * half;
-                let angles = angles[angle..][..2 * half].split_at(half);
-                let heads = x[row * columns..][..columns].chunks_exact(2 * half);
-                for (y, x) in y.chunks_exact_mut(2 * half).zip(heads) {
-                    rotate(x.split_at(half), angles, sign, y.split_at_mut(half));
+        host.rows(
+            rows,
+            3 * columns,
+            [(y, columns)],
+            #[inline(always)]
+            |range, [y]| {
+                for (row, y) in range.zip(y.chunks_exact_mut(columns)) {
+                    let angle = (position + (first + row) % sequence) * 2 * half;
+                    let angles = angles[angle..][..2 * half].split_at(half);
+                    let heads = x[row * columns..][..columns].chunks_exact(2 * half);
+                    for (y, x) in y.chunks_exact_mut(2 * half).zip(heads) {
+                        rotate(x.split_at(half), angles, sign, y.split_at_mut(half));
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Rotates the pairs of a head by the angles whose cosines and sines are given.

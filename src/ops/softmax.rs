@@ -81,27 +81,41 @@ pub(super) mod twins {
     pub(super) fn forward(host: &Host<'_>) {
         let (x, [y]) = (host.input(0), host.outputs());
         let (rows, columns) = (host.size(0), host.size(2));
-        host.rows(rows, 10 * columns, [(y, columns)], |range, [y]| {
-            for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
-                y.copy_from_slice(x);
-                let sum = exponentials(y, maximum(x));
-                y.iter_mut().for_each(|y| *y /= sum);
-            }
-        });
+        host.rows(
+            rows,
+            10 * columns,
+            [(y, columns)],
+            #[inline(always)]
+            |range, [y]| {
+                for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
+                    y.copy_from_slice(x);
+                    let factor = 1.0 / exponentials(y, maximum(x));
+                    for y in y {
+                        *y *= factor;
+                    }
+                }
+            },
+        );
     }
 
     pub(super) fn backward(host: &Host<'_>) {
         let (y, dy, [dx]) = (host.input(0), host.input(1), host.outputs());
         let (rows, columns) = (host.size(0), host.size(2));
-        host.rows(rows, 4 * columns, [(dx, columns)], |range, [dx]| {
-            for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
-                let (y, dy) = (&y[row * columns..][..columns], &dy[row * columns..][..columns]);
-                let inner = dot(y, dy);
-                for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
-                    *dx = y * (dy - inner);
+        host.rows(
+            rows,
+            4 * columns,
+            [(dx, columns)],
+            #[inline(always)]
+            |range, [dx]| {
+                for (row, dx) in range.zip(dx.chunks_exact_mut(columns)) {
+                    let (y, dy) = (&y[row * columns..][..columns], &dy[row * columns..][..columns]);
+                    let inner = dot(y, dy);
+                    for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
+                        *dx = y * (dy - inner);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Overwrites the values by exp(x - top) → their sum.

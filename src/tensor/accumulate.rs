@@ -62,19 +62,29 @@ mod twins {
     pub(super) fn weighted_sum(host: &Host<'_>) {
         let (a, b, [y]) = (host.input(0), host.input(1), host.outputs());
         let (alpha, beta) = (host.number(2), host.number(3));
-        host.map(2, [y], |range, [y]| {
-            for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
-                *y = alpha * a + beta * b;
-            }
-        });
+        host.map(
+            2,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                for ((y, a), b) in y.iter_mut().zip(&a[range.clone()]).zip(&b[range]) {
+                    *y = alpha * a + beta * b;
+                }
+            },
+        );
     }
 
     pub(super) fn accumulate(host: &Host<'_>) {
         let (term, [sum]) = (host.input(0), host.outputs());
-        host.map(2, [sum], |range, [sum]| {
-            for (sum, term) in sum.iter_mut().zip(&term[range]) {
-                *sum += term;
-            }
-        });
+        host.map(
+            2,
+            [sum],
+            #[inline(always)]
+            |range, [sum]| {
+                for (sum, term) in sum.iter_mut().zip(&term[range]) {
+                    *sum += term;
+                }
+            },
+        );
     }
 }
