@@ -165,8 +165,8 @@ mod twins {
 
     pub(super) fn forward(host: &Host<'_>) {
         match Function::of(host) {
-            Function::Silu => map_values(host, |v| v * sigmoid(v)),
-            Function::Gelu => map_values(host, |v| v * normal_cdf(v)),
+            Function::Silu => map_values(host, silu),
+            Function::Gelu => map_values(host, gelu),
             Function::Relu => map_values(host, |v| v.max(0.0)),
             Function::Tanh => map_values(host, tanh),
             Function::Exp => map_values(host, exp),
@@ -176,16 +176,10 @@ mod twins {
 
     pub(super) fn backward(host: &Host<'_>) {
         match Function::of(host) {
-            Function::Silu => map_gradient(host, |v| {
-                let s = sigmoid(v);
-                s * (1.0 + v * (1.0 - s))
-            }),
-            Function::Gelu => map_gradient(host, |v| normal_cdf(v) + v * 0.398_942_3 * exp(-0.5 * v * v)),
+            Function::Silu => map_gradient(host, silu_derivative),
+            Function::Gelu => map_gradient(host, gelu_derivative),
             Function::Relu => map_gradient(host, |v| if v > 0.0 { 1.0 } else { 0.0 }),
-            Function::Tanh => map_gradient(host, |v| {
-                let e = exp(-2.0 * v.abs());
-                4.0 * e / ((1.0 + e) * (1.0 + e))
-            }),
+            Function::Tanh => map_gradient(host, tanh_derivative),
             Function::Exp => map_gradient(host, exp),
             Function::Log => map_gradient(host, f32::recip),
         }
@@ -219,6 +213,27 @@ mod twins {
         );
     }
 
+    #[inline(always)]
+    fn silu(v: f32) -> f32 {
+        v * sigmoid(v)
+    }
+
+    #[inline(always)]
+    fn silu_derivative(v: f32) -> f32 {
+        let s = sigmoid(v);
+        s * (1.0 + v * (1.0 - s))
+    }
+
+    #[inline(always)]
+    fn gelu(v: f32) -> f32 {
+        v * normal_cdf(v)
+    }
+
+    #[inline(always)]
+    fn gelu_derivative(v: f32) -> f32 {
+        normal_cdf(v) + v * 0.398_942_3 * exp(-0.5 * v * v)
+    }
+
     /// As the shader: a series near 0, where (1 - e)/(1 + e) cancels.
     #[inline(always)]
     fn tanh(v: f32) -> f32 {
@@ -228,6 +243,12 @@ mod twins {
         let series = -0.333_333_34 + square * (0.133_333_34 + square * (-0.053_968_25 + square * 0.021_869_49));
         let small = v * (1.0 + square * series);
         if v.abs() < 0.3 { small } else { large }
+    }
+
+    #[inline(always)]
+    fn tanh_derivative(v: f32) -> f32 {
+        let e = exp(-2.0 * v.abs());
+        4.0 * e / ((1.0 + e) * (1.0 + e))
     }
 
     /// Φ by the shader's approximation.

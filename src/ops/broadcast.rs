@@ -215,7 +215,7 @@ mod twins {
         let count = rows.div_ceil(chunk) * columns;
         host.rows(
             count,
-            rows.min(chunk),
+            rows.min(chunk) / 4,
             [(&mut sums[start..], 1)],
             #[inline(always)]
             |range, [sums]| {

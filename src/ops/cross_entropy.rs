@@ -167,15 +167,27 @@ mod twins {
                 let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
                 for ((x, &target), loss) in rows.zip(losses) {
                     let (logit, top) = (x[target as usize], simd::maximum(x));
-                    let sum = if gradient { exponentials(x, top) } else { simd::sum_of([&*x], |[x]| simd::exp(x - top)) };
+                    let sum = if gradient { exponentials(x, top) } else { sum_of_exponentials(x, top) };
                     *loss = top + sum.ln() - logit;
                     if gradient {
                         let factor = scale / sum;
-                        x.iter_mut().for_each(|x| *x *= factor);
+                        for x in x.iter_mut() {
+                            *x *= factor;
+                        }
                         x[target as usize] -= scale;
                     }
                 }
             },
         );
+    }
+
+    /// Σ exp(x - top).
+    #[inline(always)]
+    fn sum_of_exponentials(values: &[f32], top: f32) -> f32 {
+        simd::sum_of(
+            [values],
+            #[inline(always)]
+            |[x]| simd::exp(x - top),
+        )
     }
 }

@@ -311,10 +311,10 @@ mod twins {
         let [x_offset, y_offset] = arguments.offsets.map(|offset| offset as usize);
         let (x, dimensions) = (&x[x_offset..], merged(&arguments));
         let ([size, x_stride, y_stride], inner) = (dimensions[0], &dimensions[1..]);
-        let grain = if matches!(inner, [columns] if columns[1..] != [1, 1]) { BLOCK } else { 1 };
+        let grain = if matches!(dimensions[..], [[_, 1, _], [_, _, 1]]) { BLOCK } else { 1 };
         let enclosed: usize = inner.iter().map(|[size, ..]| size).product();
         let step = (TASK / enclosed).max(1).next_multiple_of(grain).min(size);
-        let parts: Vec<_> = y[y_offset..].chunks_mut(step * y_stride).map(Mutex::new).collect();
+        let parts: Vec<_> = y[y_offset..].chunks_mut(step * y_stride).take(size.div_ceil(step)).map(Mutex::new).collect();
         host.threads().run(parts.len(), &|task| {
             let first = task * step;
             let mut dimensions = dimensions.clone();
@@ -348,7 +348,7 @@ mod twins {
         match dimensions {
             &[[size, 1, 1]] => y[..size].copy_from_slice(&x[..size]),
             &[[size, x_stride, y_stride]] => (0..size).for_each(|i| y[i * y_stride] = x[i * x_stride]),
-            &[rows, columns] if columns[1..] != [1, 1] => copy_plane(x, y, rows, columns),
+            &[[rows, 1, y_stride], [columns, x_stride, 1]] => transpose(x, x_stride, y, y_stride, [rows, columns]),
             [[size, x_stride, y_stride], inner @ ..] => {
                 (0..*size).for_each(|i| copy_block(&x[i * x_stride..], &mut y[i * y_stride..], inner));
             }
@@ -356,24 +356,29 @@ mod twins {
         }
     }
 
-    /// Copies by blocks that pass through a tile, so that x is read and y is written in whole cache lines.
-    fn copy_plane(x: &[f32], y: &mut [f32], [rows, x_row, y_row]: Dimension, [columns, x_column, y_column]: Dimension) {
+    /// y [rows, columns] from x [columns, rows], by blocks.
+    fn transpose(x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, [rows, columns]: [usize; 2]) {
+        for row in (0..rows).step_by(BLOCK) {
+            for column in (0..columns).step_by(BLOCK) {
+                let (x, y) = (&x[column * x_stride + row..], &mut y[row * y_stride + column..]);
+                match [BLOCK.min(rows - row), BLOCK.min(columns - column)] {
+                    [BLOCK, BLOCK] => transpose_block(x, x_stride, y, y_stride, [BLOCK, BLOCK]), // compiled for these sizes
+                    sizes => transpose_block(x, x_stride, y, y_stride, sizes),
+                }
+            }
+        }
+    }
+
+    /// Passes through a tile, so that x is read and y is written in whole cache lines.
+    #[inline(always)]
+    fn transpose_block(x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, [rows, columns]: [usize; 2]) {
         let mut tile = [[0.0; BLOCK]; BLOCK];
-        for first_row in (0..rows).step_by(BLOCK) {
-            for first_column in (0..columns).step_by(BLOCK) {
-                let (height, width) = (BLOCK.min(rows - first_row), BLOCK.min(columns - first_column));
-                let x = &x[first_row * x_row + first_column * x_column..];
-                let y = &mut y[first_row * y_row + first_column * y_column..];
-                for (column, tile) in tile[..width].iter_mut().enumerate() {
-                    for (row, value) in tile[..height].iter_mut().enumerate() {
-                        *value = x[row * x_row + column * x_column];
-                    }
-                }
-                for row in 0..height {
-                    for (column, tile) in tile[..width].iter().enumerate() {
-                        y[row * y_row + column * y_column] = tile[row];
-                    }
-                }
+        for (column, tile) in tile[..columns].iter_mut().enumerate() {
+            tile[..rows].copy_from_slice(&x[column * x_stride..][..rows]);
+        }
+        for row in 0..rows {
+            for (y, tile) in y[row * y_stride..][..columns].iter_mut().zip(&tile) {
+                *y = tile[row];
             }
         }
     }

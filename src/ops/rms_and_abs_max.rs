@@ -114,10 +114,12 @@ mod twins {
     /// The largest magnitude, NaNs passed over: magnitudes are in the order of their bits, and a maximum of integers is vectorised.
     #[inline(always)]
     fn abs_max(values: &[f32]) -> f32 {
-        let magnitude = |value: &f32| match value.abs().to_bits() {
-            nan if nan > f32::INFINITY.to_bits() => 0,
-            bits => bits,
-        };
-        f32::from_bits(values.iter().map(magnitude).fold(0, u32::max))
+        let mut most = 0;
+        for value in values {
+            let bits = value.abs().to_bits();
+            let bits = if bits > f32::INFINITY.to_bits() { 0 } else { bits };
+            most = if bits > most { bits } else { most };
+        }
+        f32::from_bits(most)
     }
 }

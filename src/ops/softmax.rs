@@ -89,8 +89,10 @@ pub(super) mod twins {
             |range, [y]| {
                 for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
                     y.copy_from_slice(x);
-                    let sum = exponentials(y, maximum(x));
-                    y.iter_mut().for_each(|y| *y /= sum);
+                    let factor = 1.0 / exponentials(y, maximum(x));
+                    for y in y {
+                        *y *= factor;
+                    }
                 }
             },
         );
