@@ -3,6 +3,7 @@
 mod check;
 mod device;
 mod gpu;
+mod host;
 mod ops;
 mod optim;
 mod spectral;

@@ -1,4 +1,4 @@
-//! The same training step of the same Llama in polytape, burn and candle, in one process on one machine.
+//! The same training step of the same Llama in polytape, burn, candle and, where Python has it, PyTorch, in one run on one machine.
 //!
 //! All start from polytape's initial weights and see the same tokens. The losses of the first two steps must agree before anything
 //! is timed: the first compares the forward passes, the second the backward passes and the optimizers. Then single products, whose
@@ -8,6 +8,7 @@ mod burn;
 mod candle;
 mod polytape;
 mod products;
+mod torch;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -24,8 +25,8 @@ const BETAS: [f64; 2] = [0.9, 0.95];
 const EPS: f64 = 1e-8;
 const WEIGHT_DECAY: f64 = 0.1;
 
-const ROUNDS: usize = 3;
-const STEPS: usize = 2;
+const ROUNDS: usize = 5;
+const STEPS: usize = 4;
 const TOLERANCE: f32 = 1e-3;
 
 /// Shared initial state.
@@ -90,13 +91,15 @@ fn main() -> Result<()> {
     println!("adapter: {}, kernels: {}", ours.adapter(), ours.kernels());
     let mut burn = burn::Run::new(&setup)?;
     let mut candle = candle::Run::new(&setup)?;
+    let mut torch = torch::Run::new(&setup)?;
 
     for step in 1..=2 {
         let mut losses = Vec::new();
-        for peer in [&mut ours as &mut dyn Peer, &mut burn, &mut candle] {
+        let peers = [&mut ours as &mut dyn Peer, &mut burn, &mut candle];
+        for peer in peers.into_iter().chain(torch.as_mut().map(|torch| torch as &mut dyn Peer)) {
             losses.push(peer.step(true)?.ok_or("no loss")?);
         }
-        println!("loss at step {step}: polytape {:.5}, burn {:.5}, candle {:.5}", losses[0], losses[1], losses[2]);
+        println!("loss at step {step}, polytape, burn, candle, PyTorch: {losses:.5?}");
         // Negated so that a NaN fails too.
         if !losses.iter().all(|loss| (loss - losses[0]).abs() <= TOLERANCE) {
             return Err(format!("the losses of step {step} differ by more than {TOLERANCE}").into());
@@ -107,24 +110,30 @@ fn main() -> Result<()> {
     burn.forward_backward(true)?;
     burn.wait()?;
 
-    let mut speeds = [const { Vec::new() }; 4];
+    let mut names = vec![
+        "polytape, full step".to_owned(),
+        "burn (wgpu), forward and backward only".to_owned(),
+        "burn (wgpu), full step".to_owned(),
+        "candle (CPU), full step".to_owned(),
+    ];
+    names.extend(torch.as_ref().map(|torch| format!("PyTorch {} (CPU), full step", torch.version)));
+    let mut speeds = vec![Vec::new(); names.len()];
     for _ in 0..ROUNDS {
         speeds[0].push(full(&mut ours)?);
         speeds[1].push(speed(STEPS, |last| burn.forward_backward(last))?);
         speeds[2].push(full(&mut burn)?);
         speeds[3].push(full(&mut candle)?);
+        if let Some(torch) = &mut torch {
+            speeds[4].push(full(torch)?);
+        }
     }
 
-    let names =
-        ["polytape, full step", "burn (wgpu), forward and backward only", "burn (wgpu), full step", "candle (CPU), full step"];
-    let range = speeds.clone().map(|list| {
-        let fold = |f: fn(f64, f64) -> f64| list.iter().copied().reduce(f).unwrap_or(f64::NAN);
-        (fold(f64::min), fold(f64::max))
-    });
-    let medians = speeds.map(median);
+    let ours = median(speeds[0].clone());
     println!("\n| | tokens/s, median of {ROUNDS} | min to max | polytape / this |\n|---|---:|---:|---:|");
-    for ((name, speed), (low, high)) in names.into_iter().zip(medians).zip(range) {
-        println!("| {name} | {speed:.0} | {low:.0} to {high:.0} | {:.2} |", medians[0] / speed);
+    for (name, speeds) in names.iter().zip(speeds) {
+        let fold = |f: fn(f64, f64) -> f64| speeds.iter().copied().reduce(f).unwrap_or(f64::NAN);
+        let (low, high, middle) = (fold(f64::min), fold(f64::max), median(speeds.clone()));
+        println!("| {name} | {middle:.0} | {low:.0} to {high:.0} | {:.2} |", ours / middle);
     }
-    products::run()
+    products::run(torch)
 }

@@ -1,15 +1,17 @@
-//! Single products in the three libraries, interleaved: cubes, and the largest of a training step.
+//! Single products in the libraries, interleaved: cubes, and the largest of a training step.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use ::burn::tensor::{Device, DeviceKind, TensorData};
 use ::polytape::gpu::Tuning;
 use ::polytape::{Gemm, Gpu, GpuOptions, Matrix};
 
-use crate::{Result, median};
+use crate::{Result, median, torch};
 
 /// Rows, inner size, columns of x·wᵀ.
-const SHAPES: [[usize; 3]; 4] = [[512, 512, 512], [1024, 1024, 1024], [512, 256, 768], [512, 768, 256]];
+const SHAPES: [[usize; 3]; 6] =
+    [[512, 512, 512], [1024, 1024, 1024], [512, 256, 768], [512, 768, 256], [512, 256, 256], [256, 256, 256]];
 const ROUNDS: usize = 5;
 /// Calls per measurement.
 const CALLS: usize = 16;
@@ -17,7 +19,7 @@ const CALLS: usize = 16;
 /// A synchronous product.
 struct Peer<'a> {
     name: &'static str,
-    /// Multiplies N times and waits; returns the first elements of the last result.
+    /// Multiplies N times and waits; of one product, returns all elements, or the first and the last.
     multiply: Box<dyn Fn(usize) -> Result<Vec<f32>> + 'a>,
 }
 
@@ -62,7 +64,25 @@ fn candle<'a>([rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Resul
     Ok(Peer { name: "candle (CPU)", multiply: Box::new(multiply) })
 }
 
-pub fn run() -> Result<()> {
+fn torch(run: &RefCell<torch::Run>, [rows, inner, columns]: [usize; 3]) -> Peer<'_> {
+    let multiply = move |calls: usize| {
+        let answer = run.borrow_mut().ask(&format!("multiply {rows} {inner} {columns} {calls}"))?;
+        Ok(answer.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
+    };
+    Peer { name: "PyTorch (CPU)", multiply: Box::new(multiply) }
+}
+
+/// Whether a result is that of polytape, of which some libraries give only the first and last element.
+fn agrees(result: &[f32], want: &[f32]) -> bool {
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2;
+    match (result, want) {
+        (&[first, last], &[want_first, .., want_last]) => near((&first, &want_first)) && near((&last, &want_last)),
+        _ => result.len() == want.len() && result.iter().zip(want).all(near),
+    }
+}
+
+pub fn run(pytorch: Option<torch::Run>) -> Result<()> {
+    let pytorch = pytorch.map(RefCell::new);
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?; // as burn does
     let device = Device::wgpu(DeviceKind::DefaultDevice);
     println!("\n| x·wᵀ, rows × inner × columns | library | GFLOP/s, median of {ROUNDS} | polytape / this |\n|---|---|---:|---:|");
@@ -71,16 +91,16 @@ pub fn run() -> Result<()> {
             (0..count).map(|i| ((i * 7_919 + seed) % 1_009) as f32 / 504.5 - 1.0).collect()
         };
         let (x, w) = (values(rows * inner, 1), values(columns * inner, 2));
-        let peers = [polytape(&gpu, shape, &x, &w)?, burn(&device, shape, &x, &w)?, candle(shape, &x, &w)?];
+        let mut peers = vec![polytape(&gpu, shape, &x, &w)?, burn(&device, shape, &x, &w)?, candle(shape, &x, &w)?];
+        peers.extend(pytorch.as_ref().map(|run| torch(run, shape)));
         let results = peers.iter().map(|peer| (peer.multiply)(1)).collect::<Result<Vec<_>>>()?;
         for (peer, result) in peers.iter().zip(&results) {
-            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2;
-            if result.len() != rows * columns || !result.iter().zip(&results[0]).all(near) {
+            if results[0].len() != rows * columns || !agrees(result, &results[0]) {
                 return Err(format!("{}: another product of {shape:?}", peer.name).into());
             }
             (peer.multiply)(CALLS)?; // warm-up: burn autotunes
         }
-        let mut rates = [const { Vec::new() }; 3];
+        let mut rates = vec![Vec::new(); peers.len()];
         for _ in 0..ROUNDS {
             for (peer, rates) in peers.iter().zip(&mut rates) {
                 let start = Instant::now();
@@ -88,8 +108,8 @@ pub fn run() -> Result<()> {
                 rates.push(2e-9 * (CALLS * rows * inner * columns) as f64 / start.elapsed().as_secs_f64());
             }
         }
-        let medians = rates.map(median);
-        for (peer, rate) in peers.iter().zip(medians) {
+        let medians: Vec<f64> = rates.into_iter().map(median).collect();
+        for (peer, rate) in peers.iter().zip(&medians) {
             println!("| {rows} × {inner} × {columns} | {} | {rate:.1} | {:.2} |", peer.name, medians[0] / rate);
         }
     }

@@ -312,6 +312,8 @@ fn a_batch_above_the_binding_limit_is_split() -> Result<()> {
         let addend = Some((Matrix::new(&c)?, 0.5));
         Gemm { factor, addend, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?.to_vec()
     };
-    assert_eq!(run(device::narrow())?, run(device::default())?);
+    for (gpu, narrow) in device::all().iter().zip(device::all_narrow()) {
+        assert!(run(narrow)? == run(gpu)?, "{} kernels: other bits", gpu.kernels());
+    }
     Ok(())
 }

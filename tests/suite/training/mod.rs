@@ -5,7 +5,7 @@ mod golden_runs;
 mod models;
 mod precision;
 mod properties;
-mod small;
+pub mod small;
 
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer, Schedule, ScheduleKind};
