@@ -10,6 +10,9 @@ use crate::gpu::host::simd::to_half;
 
 /// Inner indices per pass of the microkernel: the panels of a pass fit the first-level caches.
 const PASS: usize = 384;
+/// Side of the blocks that packing transposes.
+const BLOCK: usize = 8;
+
 /// A strided view of an operand, as rows of A or as columns of B: element (i, k) is at `offset + i·stride + k·inner_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
@@ -117,21 +120,28 @@ impl Operand<'_> {
         }
     }
 
-    /// Where they are contiguous. Eight inner indices at a time, so that whole cache lines are written; the width is a variable
-    /// because the compiler would turn a constant one into scatters, which are slower.
+    /// Where they are contiguous: transposed in blocks of eight.
     #[inline(always)]
     fn pack_transposed(&self, first: usize, width: usize, to: &mut [f32]) {
-        let inner = to.len() / width;
-        for k in (0..inner / 8 * 8).step_by(8) {
-            let to = &mut to[k * width..][..8 * width];
-            for i in 0..width {
-                let from = &self.values[self.at(first + i, k)..][..8];
-                for (q, x) in from.iter().enumerate() {
+        let (inner, blocks) = (to.len() / width, width / BLOCK * BLOCK);
+        for k in (0..inner / BLOCK * BLOCK).step_by(BLOCK) {
+            let to = &mut to[k * width..][..BLOCK * width];
+            let row = |i: usize| {
+                let row = self.values[self.at(first + i, k)..].first_chunk::<BLOCK>();
+                row.expect("bug: a row ends within its panel")
+            };
+            for i in (0..blocks).step_by(BLOCK) {
+                for (q, column) in transpose(std::array::from_fn(|at| row(i + at))).iter().enumerate() {
+                    to[q * width + i..][..BLOCK].copy_from_slice(column);
+                }
+            }
+            for i in blocks..width {
+                for (q, x) in row(i).iter().enumerate() {
                     to[q * width + i] = *x;
                 }
             }
         }
-        for k in inner / 8 * 8..inner {
+        for k in inner / BLOCK * BLOCK..inner {
             for i in 0..width {
                 to[k * width + i] = self.values[self.at(first + i, k)];
             }
@@ -195,7 +205,7 @@ impl<F: FnMut(usize, usize, &mut [f32])> Computation<'_, F> {
         let (a_panels, b_panels) = (a.chunks_exact(ROWS * inner), b.chunks_exact(columns * inner));
         let passes = inner.div_ceil(PASS);
         // One pass needs no more room than a tile.
-        scratch.resize(if passes == 1 { size } else { a_panels.len() * b_panels.len() * size }, 0.0);
+        let scratch = room(scratch, if passes == 1 { size } else { a_panels.len() * b_panels.len() * size });
         for pass in 0..passes {
             let range = pass * PASS..inner.min((pass + 1) * PASS);
             for (j, b) in b_panels.clone().enumerate() {
@@ -235,6 +245,59 @@ fn microkernel<S: Simd, const ROWS: usize>(simd: S, a: &[f32], b: &[f32], sums: 
     sums.copy_from_slice(&own);
 }
 
+/// The columns of a block. The compiler makes single loads and stores of the plain loop, which take four times as long.
+#[inline(always)]
+fn transpose(rows: [&[f32; BLOCK]; BLOCK]) -> [[f32; BLOCK]; BLOCK] {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX.
+        return unsafe { transpose_avx(rows) };
+    }
+    std::array::from_fn(|k| rows.map(|row| row[k]))
+}
+
+/// By pairs of rows, then of pairs, then of halves.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx")]
+fn transpose_avx(rows: [&[f32; BLOCK]; BLOCK]) -> [[f32; BLOCK]; BLOCK] {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    };
+    // SAFETY: a row has eight floats.
+    let r = rows.map(|row| unsafe { _mm256_loadu_ps(row.as_ptr()) });
+    let [mut pairs, mut fours, mut columns] = [r; 3];
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for half in [0, 4] {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| pairs[half + i]);
+        fours[half] = _mm256_shuffle_ps::<0x44>(a, c);
+        fours[half + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+        fours[half + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+        fours[half + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+    }
+    for i in 0..4 {
+        columns[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]);
+        columns[4 + i] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]);
+    }
+    columns.map(|column| {
+        let mut floats = [0.0; BLOCK];
+        // SAFETY: `floats` has room for eight.
+        unsafe { _mm256_storeu_ps(floats.as_mut_ptr(), column) };
+        floats
+    })
+}
+
+/// The first `numel` elements of a buffer that is kept, and grows if it must; their values are whatever they were.
+pub(super) fn room(buffer: &mut Vec<f32>, numel: usize) -> &mut [f32] {
+    if buffer.len() < numel {
+        buffer.resize(numel, 0.0);
+    }
+    &mut buffer[..numel]
+}
+
 /// Packed operands of [`multiply`], and its sums.
 #[derive(Default)]
 pub(crate) struct Panels {
@@ -254,11 +317,11 @@ pub(crate) fn multiply(
     mut store: impl FnMut(usize, usize, &[f32]),
 ) {
     let tile = Tile::new();
-    panels.a.resize(rows.next_multiple_of(tile.rows) * inner, 0.0);
-    panels.b.resize(columns.next_multiple_of(tile.columns) * inner, 0.0);
-    a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), &mut panels.a);
-    b.pack(columns, inner, tile.columns, std::iter::once(Term::Exact), &mut panels.b);
-    let block = Block { a: &panels.a, b: &panels.b, inner, lower_from: None };
+    let packed_a = room(&mut panels.a, rows.next_multiple_of(tile.rows) * inner);
+    let packed_b = room(&mut panels.b, columns.next_multiple_of(tile.columns) * inner);
+    a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), packed_a);
+    b.pack(columns, inner, tile.columns, std::iter::once(Term::Exact), packed_b);
+    let block = Block { a: packed_a, b: packed_b, inner, lower_from: None };
     block.compute(
         &mut panels.sums,
         #[inline(always)]
@@ -268,4 +331,34 @@ pub(crate) fn multiply(
             }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_transposed() {
+        let rows: [[f32; BLOCK]; BLOCK] = std::array::from_fn(|i| std::array::from_fn(|k| (10 * i + k) as f32));
+        let columns = transpose(rows.each_ref());
+        assert!((0..BLOCK).all(|i| (0..BLOCK).all(|k| columns[k][i] == rows[i][k])));
+    }
+
+    /// As both operands, of every orientation, with partial panels.
+    #[test]
+    fn panels_alternate_and_end_with_zeros() {
+        let values: Vec<f32> = (0..40 * 50).map(|i| i as f32).collect();
+        for (stride, inner_stride) in [(50, 1), (1, 50), (2, 50)] {
+            let operand = Operand { values: &values, offset: 3, stride, inner_stride };
+            for (count, inner, width) in [(16, 19, 16), (19, 17, 8), (5, 9, 6), (33, 8, 32)] {
+                let mut to = vec![-1.0; count.div_ceil(width) * width * inner];
+                operand.pack(count, inner, width, std::iter::once(Term::Exact), &mut to);
+                for (at, found) in to.iter().enumerate() {
+                    let (i, k) = (at / (width * inner) * width + at % width, at % (width * inner) / width);
+                    let want = if i < count { values[3 + i * stride + k * inner_stride] } else { 0.0 };
+                    assert_eq!(*found, want, "row {i}, inner {k}, stride {stride}, width {width}");
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::Arguments;
-use super::native::{Block, Operand, Term, Tile};
+use super::native::{Block, Operand, Term, Tile, room};
 use crate::gpu::host::simd::{LANES, dispatch, total};
 use crate::gpu::host::{Host, Shared};
 
@@ -137,7 +137,7 @@ impl<'a> Product<'a> {
             }
             SCRATCH.with_borrow_mut(|[a, sums]| {
                 let inner = self.sizes()[2];
-                a.resize(rows.next_multiple_of(tile.rows) * inner * terms.len(), 0.0);
+                let a = room(a, rows.next_multiple_of(tile.rows) * inner * terms.len());
                 let operand = self.operand(0, part.batch[0] + matrix).from(first[0]);
                 dispatch(
                     #[inline(always)]
@@ -167,11 +167,11 @@ impl<'a> Product<'a> {
         let matrices = if self.arguments.batches[1] == 0 { 1 } else { part.batch[1] };
         let (inner, panels) = (self.sizes()[2], count.div_ceil(width));
         let size = width * inner * terms.len();
-        to.resize(matrices * panels * size, 0.0);
+        let to = room(to, matrices * panels * size);
         self.host.rows(
             matrices * panels,
             2 * size,
-            [(to.as_mut_slice(), size)],
+            [(&mut *to, size)],
             #[inline(always)]
             |range, [to]| {
                 for (at, to) in range.zip(to.chunks_exact_mut(size)) {

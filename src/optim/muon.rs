@@ -70,21 +70,53 @@ impl Default for MuonConfig {
     }
 }
 
+/// Elements of matrices of one shape that are orthogonalized together: small matrices would leave most of the device idle.
+const STACKED: usize = 1 << 20;
+
+/// Matrices of one shape that wait for their orthogonalization, with their normalized directions.
+struct Stack {
+    shape: [usize; 2],
+    waiting: Vec<(ParamId, Tensor)>,
+}
+
+impl Stack {
+    fn numel(&self) -> usize {
+        self.waiting.iter().map(|(_, x)| x.len()).sum()
+    }
+}
+
 impl MuonConfig {
-    /// Updates the momentum with a matrix's gradient and orthogonalizes it: m ← μ·m + g → newton_schulz(d), d = g + μ·m.
-    pub(super) fn direction(&self, state: &mut OptimizerState, id: ParamId, gradient: Tensor, clip: &Clip) -> Result<Tensor> {
+    /// Updates the momentum with a matrix's gradient: m ← μ·m + g → d/‖d‖, d = g + μ·m.
+    fn direction(&self, state: &mut OptimizerState, id: ParamId, gradient: Tensor, clip: &Clip) -> Result<Tensor> {
         let m = state.slot(gradient.gpu(), id, "m", gradient.shape())?;
         let direction = Tensor::uninitialized(gradient.gpu(), gradient.shape())?;
         let momentum = self.momentum as f32;
         map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &[momentum, 0.0, 0.0, 0.0])?;
         drop(gradient);
-        let x = direction.scaled_by(&inverse_norm(&direction)?, 1.0)?;
-        drop(direction);
-        let steps = self.newton_schulz_steps.unwrap_or(self.coefficients.default_steps());
-        newton_schulz(x, self.coefficients, steps)
+        direction.scaled_by(&inverse_norm(&direction)?, 1.0)
     }
 
-    /// A step in which `update` takes the matrices and the auxiliary Adam rule everything else.
+    /// The orthogonal directions of a stack, which it empties.
+    fn orthogonalize(&self, stack: &mut Stack) -> Result<Vec<(ParamId, Tensor)>> {
+        let steps = self.newton_schulz_steps.unwrap_or(self.coefficients.default_steps());
+        let mut waiting = std::mem::take(&mut stack.waiting);
+        if waiting.len() <= 1 {
+            let alone = waiting.pop().map(|(id, x)| Ok((id, newton_schulz(x, self.coefficients, steps)?)));
+            return alone.into_iter().collect();
+        }
+        let [rows, columns] = stack.shape;
+        let together = Tensor::uninitialized(waiting[0].1.gpu(), &[waiting.len(), rows, columns])?;
+        let mut ids = Vec::with_capacity(waiting.len());
+        for (at, (id, x)) in waiting.into_iter().enumerate() {
+            x.reshape(&[1, rows, columns])?.write_to(&together, 0, &(at..at + 1))?;
+            ids.push(id);
+        }
+        let together = newton_schulz(together, self.coefficients, steps)?;
+        let part = |at: usize| together.slice_dim(0, at..at + 1)?.reshape(&[rows, columns]);
+        ids.into_iter().enumerate().map(|(at, id)| Ok((id, part(at)?))).collect()
+    }
+
+    /// A step in which `update` moves the matrices along their orthogonal directions and the auxiliary Adam rule everything else.
     pub(super) fn step(
         &self,
         state: &mut OptimizerState,
@@ -96,11 +128,25 @@ impl MuonConfig {
     ) -> Result<()> {
         let gradients = gradients.into_checked(params)?;
         let mut adam = Adam::new(&self.adam, true, clip, state.count_step(), lr);
+        let mut stacks: Vec<Stack> = Vec::new();
         for (id, gradient) in gradients {
-            match params.get(id)?.role {
-                Role::Matrix => update(state, params, id, gradient)?,
-                _ => adam.update(params, id, state, gradient)?,
+            if params.get(id)?.role != Role::Matrix {
+                adam.update(params, id, state, gradient)?;
+                continue;
             }
+            let shape = gradient.dims("muon")?;
+            let at = stacks.iter().position(|stack| stack.shape == shape).unwrap_or_else(|| {
+                stacks.push(Stack { shape, waiting: Vec::new() });
+                stacks.len() - 1
+            });
+            let stack = &mut stacks[at];
+            stack.waiting.push((id, self.direction(state, id, gradient, clip)?));
+            if stack.numel() + shape[0] * shape[1] > STACKED {
+                self.orthogonalize(stack)?.into_iter().try_for_each(|(id, o)| update(state, params, id, o))?;
+            }
+        }
+        for stack in &mut stacks {
+            self.orthogonalize(stack)?.into_iter().try_for_each(|(id, o)| update(state, params, id, o))?;
         }
         adam.finish()
     }
@@ -147,11 +193,10 @@ impl Optimizer for Muon {
     fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
         let config = self.config;
         let weight_decay = config.adam.weight_decay_of(Role::Matrix);
-        config.step(&mut self.state, params, gradients, clip, lr, |state, params, id, gradient| {
-            let [rows, columns] = gradient.dims("muon")?;
-            let x = config.direction(state, id, gradient, clip)?;
+        config.step(&mut self.state, params, gradients, clip, lr, |_, params, id, o| {
+            let [rows, columns] = o.dims("muon")?;
             let numbers = [0.0, lr, weight_decay, config.lr_scale.of(rows, columns)];
-            map(&UPDATE, &[], &[&x, params.make_mut(id)?], None, &numbers)
+            map(&UPDATE, &[], &[&o, params.make_mut(id)?], None, &numbers)
         })
     }
 

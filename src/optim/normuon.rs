@@ -101,9 +101,8 @@ impl NorMuon {
 impl Optimizer for NorMuon {
     fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
         let mut state = std::mem::take(&mut self.state);
-        let done = self.config.step(&mut state, params, gradients, clip, lr, |state, params, id, gradient| {
-            let [rows, _] = gradient.dims("normuon")?;
-            let o = self.config.direction(state, id, gradient, clip)?;
+        let done = self.config.step(&mut state, params, gradients, clip, lr, |state, params, id, o| {
+            let [rows, _] = o.dims("normuon")?;
             self.update(&o, state.slot(o.gpu(), id, "v", &[rows])?, params.make_mut(id)?, lr)
         });
         self.state = state;

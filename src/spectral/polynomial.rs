@@ -260,8 +260,9 @@ impl NewtonSchulz {
 }
 
 /// Approximate orthogonalization: `steps` steps of `X ← X·(a·I + b·G + c·G²)`, `G = XᵀX` (mirrored for a wide X, so that G is on
-/// the smaller side), drive the singular values of X `[rows, columns]` towards 1. X must have spectral norm at most about 1:
-/// divide by the Frobenius norm. Not differentiable. An error unless X is of rank 2.
+/// the smaller side), drive the singular values of X `[rows, columns]`, or of each matrix of a stack `[count, rows, columns]`, towards
+/// 1. X must have spectral norm at most about 1: divide by the Frobenius norm. Not differentiable. An error unless X is of rank 2 or
+/// 3.
 ///
 /// ```
 /// # use polytape::*;
@@ -273,14 +274,15 @@ impl NewtonSchulz {
 /// # Ok::<(), Error>(())
 /// ```
 pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Result<Tensor> {
-    let [rows, columns] = x.dims("newton_schulz")?;
-    let mut x = x.reshape(&[1, rows, columns])?;
+    let shape = x.shape().to_vec();
+    let mut x = if let [rows, columns] = shape[..] { x.reshape(&[1, rows, columns])? } else { x };
+    x.dims::<3>("newton_schulz")?;
     for step in 0..steps {
         let form = Form::new(&coefficients.at(step)).expect("bug: a quintic has degree 2");
         let polynomial = Polynomial::of_gram(&x, None, &form)?;
         x = multiply_on_smaller_side(&x, polynomial.value())?.compute()?;
     }
-    x.reshape(&[rows, columns])
+    x.reshape(&shape)
 }
 
 /// Maximum binding, in bytes, of [`newton_schulz`] of a matrix `[rows, columns]` that cannot be split: symmetric products with a

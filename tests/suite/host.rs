@@ -84,7 +84,8 @@ fn devices_are_used_from_several_threads() -> Result<()> {
     };
     let alone: Vec<Vec<f32>> = (0..4).map(total).collect::<Result<_>>()?;
     std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..4).map(|seed| scope.spawn(move || (0..10).map(|_| total(seed)).collect::<Result<Vec<_>>>())).collect();
+        let runs: Vec<_> =
+            (0..4).map(|seed| scope.spawn(move || (0..10).map(|_| total(seed)).collect::<Result<Vec<_>>>())).collect();
         for (run, want) in runs.into_iter().zip(&alone) {
             let found = run.join().expect("no panic")?;
             assert!(found.iter().all(|found| found == want));
