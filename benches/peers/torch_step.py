@@ -70,10 +70,13 @@ class Step:
 
     def step(self):
         self.optimizer.zero_grad()
-        loss = self.loss()
-        loss.backward()
+        total = 0.0
+        for _ in range(self.config["micro_batches"]):
+            loss = self.loss() / self.config["micro_batches"]
+            loss.backward()
+            total += loss.item()
         self.optimizer.step()
-        return loss.item()
+        return total
 
 
 def multiply(operands, rows, inner, columns, calls):

@@ -6,7 +6,7 @@
 //! so that degree 4 takes two products and its backward two, where Horner's rule takes three and five. The remaining terms, and
 //! degrees below 4 after a quadratic, use Horner's rule. Identities and scales are applied in the products' epilogues.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gemm::{Factor, Gemm, Matrix};
 use crate::gpu::{Access, Kernel, Launch, grid, vectors, with_twin};
 use crate::tensor::Tensor;
@@ -275,8 +275,11 @@ impl NewtonSchulz {
 /// ```
 pub fn newton_schulz(x: Tensor, coefficients: NewtonSchulz, steps: usize) -> Result<Tensor> {
     let shape = x.shape().to_vec();
-    let mut x = if let [rows, columns] = shape[..] { x.reshape(&[1, rows, columns])? } else { x };
-    x.dims::<3>("newton_schulz")?;
+    let mut x = match shape[..] {
+        [rows, columns] => x.reshape(&[1, rows, columns])?,
+        [_, _, _] => x,
+        _ => return Err(Error::shape("newton_schulz", &[&shape], format!("shape {shape:?}: 2 or 3 dimensions expected"))),
+    };
     for step in 0..steps {
         let form = Form::new(&coefficients.at(step)).expect("bug: a quintic has degree 2");
         let polynomial = Polynomial::of_gram(&x, None, &form)?;

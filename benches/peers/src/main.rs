@@ -31,7 +31,10 @@ const TOLERANCE: f32 = 1e-3;
 
 /// Shared initial state.
 struct Setup {
+    /// `max_seq_len` is the length of each sequence.
     config: LlamaConfig,
+    /// How often the same batch is walked in a step.
+    micro_batches: usize,
     /// Shape and values by Hugging Face name.
     weights: HashMap<String, (Vec<usize>, Vec<f32>)>,
     inputs: Vec<u32>,
@@ -77,17 +80,47 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Inputs and targets of a full-period congruential generator: tokens without a crate, spread over the vocabulary.
+fn tokens(count: usize, vocab: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % vocab as u32
+    };
+    let stream: Vec<u32> = (0..=count).map(|_| next()).collect();
+    (stream[..count].to_vec(), stream[1..].to_vec())
+}
+
+/// The 20M preset, eight micro-batches of two sequences of 256 tokens, in polytape and PyTorch.
+fn preset() -> Result<()> {
+    const MICRO_BATCHES: usize = 8;
+    let config = LlamaConfig { max_seq_len: 256, ..LlamaConfig::preset("20M")? };
+    let (inputs, targets) = tokens(2 * config.max_seq_len, config.vocab);
+    let count = (MICRO_BATCHES * inputs.len()) as f64;
+    let (mut ours, setup) = polytape::Run::new(config, MICRO_BATCHES, inputs, targets)?;
+    let Some(mut torch) = torch::Run::new(&setup)? else { return Ok(()) };
+    let losses = [ours.step(true)?.ok_or("no loss")?, torch.step(true)?.ok_or("no loss")?];
+    println!("\nloss of the 20M preset, polytape and PyTorch: {losses:.5?}");
+    if !((losses[0] - losses[1]).abs() <= TOLERANCE) {
+        return Err(format!("the losses differ by more than {TOLERANCE}").into());
+    }
+    let mut speeds = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (peer, speeds) in [&mut ours as &mut dyn Peer, &mut torch].into_iter().zip(&mut speeds) {
+            let start = Instant::now();
+            peer.step(true)?;
+            speeds.push(count / start.elapsed().as_secs_f64());
+        }
+    }
+    let [ours, torch] = speeds.map(median);
+    println!("20M preset, tokens/s, medians of {ROUNDS}: polytape {ours:.0}, PyTorch {torch:.0}, ratio {:.2}", ours / torch);
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let config = LlamaConfig { intermediate_size: 768, max_seq_len: SEQ_LEN, ..LlamaConfig::new(256, 4, 4, 512) };
-    // Full-period congruential generator: tokens without a crate, spread over the vocabulary.
-    let mut state = 1_u32;
-    let stream: Vec<u32> = (0..=TOKENS)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 16) % config.vocab as u32
-        })
-        .collect();
-    let (mut ours, setup) = polytape::Run::new(config, stream[..TOKENS].to_vec(), stream[1..].to_vec())?;
+    let (inputs, targets) = tokens(TOKENS, config.vocab);
+    let (mut ours, setup) = polytape::Run::new(config, 1, inputs, targets)?;
     println!("adapter: {}, kernels: {}", ours.adapter(), ours.kernels());
     let mut burn = burn::Run::new(&setup)?;
     let mut candle = candle::Run::new(&setup)?;
@@ -135,5 +168,6 @@ fn main() -> Result<()> {
         let (low, high, middle) = (fold(f64::min), fold(f64::max), median(speeds.clone()));
         println!("| {name} | {middle:.0} | {low:.0} to {high:.0} | {:.2} |", ours / middle);
     }
-    products::run(torch)
+    products::run(torch)?;
+    preset()
 }

@@ -5,7 +5,7 @@ use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{AdamConfig, AdamW, WeightDecayScope};
 use polytape::{Gpu, GpuOptions, Indices, Trainer};
 
-use crate::{BETAS, EPS, Peer, RATE, Result, SEQ_LEN, Setup, WEIGHT_DECAY};
+use crate::{BETAS, EPS, Peer, RATE, Result, Setup, WEIGHT_DECAY};
 
 pub struct Run {
     gpu: Gpu,
@@ -13,10 +13,12 @@ pub struct Run {
     trainer: Trainer,
     inputs: Indices,
     targets: Indices,
+    seq_len: usize,
+    micro_batches: usize,
 }
 
 impl Run {
-    pub fn new(config: LlamaConfig, inputs: Vec<u32>, targets: Vec<u32>) -> Result<(Self, Setup)> {
+    pub fn new(config: LlamaConfig, micro_batches: usize, inputs: Vec<u32>, targets: Vec<u32>) -> Result<(Self, Setup)> {
         let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
         let (model, params) = Llama::init(&gpu, config.clone(), 7)?;
         let weights = params
@@ -30,9 +32,11 @@ impl Run {
             trainer: Trainer::new(params, None, Box::new(AdamW::new(adam)), f32::INFINITY)?,
             inputs: Indices::from_slice(&gpu, &inputs)?,
             targets: Indices::from_slice(&gpu, &targets)?,
+            seq_len: config.max_seq_len,
+            micro_batches,
             gpu,
         };
-        Ok((run, Setup { config, weights, inputs, targets }))
+        Ok((run, Setup { config, micro_batches, weights, inputs, targets }))
     }
 
     pub fn adapter(&self) -> String {
@@ -47,8 +51,8 @@ impl Run {
 
 impl Peer for Run {
     fn step(&mut self, read: bool) -> Result<Option<f32>> {
-        let Self { model, trainer, inputs, targets, .. } = self;
-        let output = trainer.step(1, RATE as f32, |tape, _| model.loss(tape, inputs, targets, SEQ_LEN))?;
+        let Self { model, trainer, inputs, targets, seq_len, micro_batches, .. } = self;
+        let output = trainer.step(*micro_batches, RATE as f32, |tape, _| model.loss(tape, inputs, targets, *seq_len))?;
         Ok(read.then_some(output.loss))
     }
 

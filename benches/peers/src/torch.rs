@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::{BETAS, EPS, Peer, RATE, Result, SEQ_LEN, Setup, WEIGHT_DECAY};
+use crate::{BETAS, EPS, Peer, RATE, Result, Setup, WEIGHT_DECAY};
 
 pub struct Run {
     child: Child,
@@ -54,11 +54,13 @@ fn input(setup: &Setup) -> Vec<u8> {
     names.sort();
     let tensors: Vec<String> = names.iter().map(|name| format!("[\"{name}\", {:?}]", setup.weights[*name].0)).collect();
     let mut bytes = format!(
-        "{{\"config\": {{\"dim\": {}, \"layers\": {}, \"heads\": {}, \"seq_len\": {SEQ_LEN}, \"theta\": {}, \"norm_eps\": {}, \
+        "{{\"config\": {{\"dim\": {}, \"layers\": {}, \"heads\": {}, \"seq_len\": {}, \"micro_batches\": {}, \"theta\": {}, \"norm_eps\": {}, \
          \"lr\": {RATE}, \"betas\": {BETAS:?}, \"eps\": {EPS}, \"weight_decay\": {WEIGHT_DECAY}}}, \"tensors\": [{}], \"tokens\": {}}}\n",
         config.dim,
         config.layers,
         config.heads,
+        config.max_seq_len,
+        setup.micro_batches,
         config.rope_theta,
         config.norm_eps,
         tensors.join(", "),

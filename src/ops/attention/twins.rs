@@ -156,12 +156,11 @@ unsafe fn write_rows(out: Shared, at: usize, stride: usize, dim: usize, sums: &[
     }
 }
 
-/// Runs a task for each (sequence, head, block) with the thread's scratch.
+/// Runs a task for each (sequence, head, block) with the thread's scratch, block by block: the first should be the longest.
 fn for_each_block(host: &Host<'_>, heads: usize, blocks: usize, task: impl Fn(usize, usize, usize, &mut Scratch) + Sync) {
     let batch = host.workgroups()[2] as usize;
     host.threads().run(batch * heads * blocks, &|at| {
-        // The last blocks see the most keys: they come first, so that none is left for the end.
-        let (block, at) = (blocks - 1 - at / (batch * heads), at % (batch * heads));
+        let (block, at) = (at / (batch * heads), at % (batch * heads));
         SCRATCH.with_borrow_mut(|scratch| {
             dispatch(
                 #[inline(always)]
@@ -184,6 +183,7 @@ pub(super) fn forward(host: &Host<'_>) {
         blocks,
         #[inline(always)]
         |sequence, head, block, scratch| {
+            let block = blocks - 1 - block; // the last queries see the most keys
             let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
             let statistics = sizes.forward([q, k, v], sequence, head, queries.clone(), scratch);
             // SAFETY: within the outputs, as asserted above; the queries and the head are this task's alone.
@@ -302,13 +302,14 @@ pub(super) fn query_backward(host: &Host<'_>) {
     let (sizes, inputs, [dq]) = (Sizes::of(host), Inputs::of(host), host.outputs());
     sizes.check(dq.len(), usize::MAX);
     let dq = Shared(dq.as_mut_ptr());
-    let dim = sizes.dim;
+    let (dim, blocks) = (sizes.dim, sizes.queries.div_ceil(QUERIES));
     for_each_block(
         host,
         sizes.heads,
-        sizes.queries.div_ceil(QUERIES),
+        blocks,
         #[inline(always)]
         |sequence, head, block, scratch| {
+            let block = blocks - 1 - block; // the last queries see the most keys
             let queries = block * QUERIES..sizes.queries.min((block + 1) * QUERIES);
             scratch.sums[0].clear();
             scratch.sums[0].resize(queries.len() * dim, 0.0);

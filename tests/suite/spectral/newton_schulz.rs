@@ -105,5 +105,5 @@ fn a_matrix_becomes_nearly_orthogonal() {
 fn a_vector_is_refused() {
     let x = Tensor::zeros(device::default(), &[4]).expect("a tensor");
     let error = newton_schulz(x, NewtonSchulz::Simple, 5).expect_err("no matrix");
-    assert_eq!(error.to_string(), "newton_schulz: shape [4]: 2 dimensions expected");
+    assert_eq!(error.to_string(), "newton_schulz: shape [4]: 2 or 3 dimensions expected");
 }
