@@ -1,7 +1,8 @@
 //! Weights on disk, read lazily, so that the host holds only a piece of a tensor at a time.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
 
 use polytape::llama::names;
 use polytape::safetensors::Reader;
@@ -33,23 +34,45 @@ struct Index {
 }
 
 impl Stored {
-    /// Opens a folder; a run's checkpoint is verified first.
+    /// Opens a folder; a run's checkpoint is verified first. A tensor that the configuration does not use is an error.
     pub fn open(config: &Config, path: &Path) -> Result<Self, Failure> {
+        let stored = Self::open_any(config, path)?;
+        stored.refuse_unused(config)?;
+        Ok(stored)
+    }
+
+    /// [`Stored::open`] of any tensors.
+    pub fn open_any(config: &Config, path: &Path) -> Result<Self, Failure> {
         checkpoint::verify_weights(path)?;
         let single = path.join(checkpoint::MODEL);
         let names = if single.is_file() { vec![single] } else { shards(path)? };
         let files: Vec<Reader> = names.iter().map(|name| Reader::open(name)).collect::<polytape::Result<_>>()?;
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
-            place.extend(file.names().into_iter().map(|name| (name, at)));
+            for name in file.names() {
+                if let Some(other) = place.insert(name.clone(), at) {
+                    let (one, other) = (names[other].display(), names[at].display());
+                    return Err(Failure::other(format!("{one} and {other}: found {name} in both, expected it in one of them")));
+                }
+            }
         }
         let pc = config.pc.as_ref().map(engine::pc).transpose()?;
         Ok(Self { path: path.to_owned(), files, place, pc, targets: engine::pc_targets(config).into_iter().collect() })
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The names of its tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)
+    }
+
+    /// Whether it has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.place.contains_key(name)
     }
 
     fn file(&self, name: &str) -> polytape::Result<&Reader> {
@@ -72,6 +95,16 @@ impl Stored {
     /// A tensor's values, without a device.
     pub fn values(&self, name: &str) -> polytape::Result<Vec<f32>> {
         self.file(name)?.values(name)
+    }
+
+    /// Number of a tensor's values.
+    pub fn len(&self, name: &str) -> polytape::Result<usize> {
+        self.file(name)?.len(name)
+    }
+
+    /// Some of a tensor's values, without a device.
+    pub fn part(&self, name: &str, range: Range<usize>) -> polytape::Result<Vec<f32>> {
+        self.file(name)?.part(name, range)
     }
 
     /// The tensor that the model computes with: the effective weight of a preconditioned matrix, else the raw one.
@@ -101,12 +134,24 @@ impl Stored {
 fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let path = folder.join("model.safetensors.index.json");
     if !path.is_file() {
-        let folder = folder.display();
-        return Err(Failure::other(format!("{folder}: found neither model.safetensors nor its index, expected weights")));
+        let shown = folder.display();
+        let failure = Failure::other(format!("{shown}: found neither model.safetensors nor its index, expected weights"));
+        return Err(failure.hint(match folder.join("pytorch_model.bin").exists() {
+            true => "pytorch_model.bin can run code and is not read; save_pretrained of transformers writes safetensors",
+            false => "a run keeps its weights in checkpoints/step-N, an exported folder beside its config.json",
+        }));
     }
     let index: Index = read_json(&path)?;
-    let mut names: Vec<PathBuf> = index.weight_map.values().map(|name| folder.join(name)).collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    names.into_iter().map(|name| within(folder, name, &path)).collect()
+}
+
+/// A file of the folder, or below it: an index must not make the program read anything else.
+fn within(folder: &Path, name: &str, index: &Path) -> Result<PathBuf, Failure> {
+    let is_below = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if is_below {
+        return Ok(folder.join(name));
+    }
+    Err(Failure::other(format!("{}: found the file {name:?}, expected one of its folder", index.display()))
+        .hint("the names in weight_map are relative, without \"..\""))
 }
