@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, schema};
 
 /// `section.key` → its value in TOML.
 pub type Keys = BTreeMap<String, String>;
@@ -51,12 +51,12 @@ impl Config {
     }
 }
 
-/// The keys whose values differ, in alphabetical order. A key that `expected` lacks is one that did not exist when it was
+/// The keys whose values differ, in the order of the reference: what others follow from comes first. A key that `expected` lacks is one that did not exist when it was
 /// recorded, where `found` has its default.
 pub fn differences(found: &Keys, expected: &Keys) -> Vec<Difference> {
     let defaults = Config::default().keys();
     let mut all: Vec<&String> = found.keys().chain(expected.keys()).collect();
-    all.sort();
+    all.sort_by_key(|key| (schema::position(key), *key));
     all.dedup();
     let differs = |key: &String| {
         let (found, expected) = (found.get(key), expected.get(key).or_else(|| defaults.get(key)));
@@ -93,7 +93,7 @@ mod tests {
         assert!(differences(&plain, &plain).is_empty());
         let other = config(&["model.heads=8", "train.steps=7"]).weight_keys();
         let found: Vec<String> = differences(&other, &plain).into_iter().map(|difference| difference.key).collect();
-        assert_eq!(found, ["model.head_dim", "model.heads", "model.kv_heads"]);
+        assert_eq!(found, ["model.heads", "model.kv_heads", "model.head_dim"]);
         let level = differences(&plain, &with_pc).into_iter().find(|difference| difference.key == "pc.level");
         assert_eq!(level, Some(Difference { key: "pc.level".into(), found: None, expected: Some("2".into()) }));
         assert!(differences(&with_pc, &plain).iter().any(|difference| difference.key == "pc.level"));

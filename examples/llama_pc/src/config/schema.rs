@@ -153,6 +153,11 @@ pub fn current_name<'a>(section: &str, name: &'a str) -> &'a str {
     RENAMED.iter().find(|(within, old, _)| (*within, *old) == (section, name)).map_or(name, |(_, _, new)| new)
 }
 
+/// The place of a full name in the list; one that is not there comes last.
+pub fn position(full: &str) -> usize {
+    KEYS.iter().position(|key| full_name(key.section, key.name) == full).unwrap_or(KEYS.len())
+}
+
 /// The full name of a key: `section.name`, or the name alone at the top level.
 pub fn full_name(section: &str, name: &str) -> String {
     if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") }

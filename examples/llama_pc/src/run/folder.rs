@@ -52,7 +52,8 @@ impl Locked {
         match taken {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => {
-                Err(Failure::other(format!("{}: found another process that trains it, expected none", path.display())))
+                Err(Failure::other(format!("{}: found another process that trains it, expected none", path.display()))
+                    .hint("wait until it ends, or begin another run"))
             }
             Err(TryLockError::Error(error)) => Err(Failure::io("lock", &file, &error)),
         }

@@ -120,12 +120,14 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
         return Err(Failure::usage(format!("seed: found {found}, expected the {expected} that the run began with")));
     }
     let data = &config.data.train;
+    let way_out = "data.seq_len must be as it was; --set data.train=PATH says where the data are; `train --init` begins a new run on others";
     if first.windows != state.windows {
         let (found, expected) = (first.windows, state.windows);
-        return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with")));
+        return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with"))
+            .hint(way_out));
     }
     if first.data != state.data {
-        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")));
+        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")).hint(way_out));
     }
     Ok(())
 }

@@ -53,18 +53,19 @@ fn padding(bytes: u64) -> usize {
     (bytes.next_multiple_of(ALIGNMENT) - bytes) as usize
 }
 
-/// What the format cannot say of a model.
+/// What llama.cpp does not read, and would compute otherwise.
 fn refuse_unknown(model: &Merged) -> Result<(), Failure> {
-    let is_llama3 = matches!(model.sizes.rope_scaling, Some(RopeScaling::Llama3 { .. }));
-    if model.sizes.qk_norm && is_llama3 {
-        return Err(Failure::usage(format!(
-            "--format gguf: {} has model.qk_norm and model.rope_scaling = \"llama3\", expected one of them: llama.cpp's qwen3 has no \
-             such frequencies",
-            model.name
-        ))
-        .hint("--format hf has both"));
-    }
-    Ok(())
+    let problem = match model.sizes.rope_scaling {
+        Some(RopeScaling::Llama3 { .. }) if model.sizes.qk_norm => {
+            "model.qk_norm and model.rope_scaling = \"llama3\", expected one of them: llama.cpp's qwen3 has no such frequencies"
+                .to_owned()
+        }
+        Some(RopeScaling::Yarn { beta_fast, beta_slow, .. }) if (beta_fast, beta_slow) != (32.0, 1.0) => format!(
+            "model.rope_beta_fast = {beta_fast} and model.rope_beta_slow = {beta_slow}, expected 32 and 1, which llama.cpp computes with"
+        ),
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format!("--format gguf: {} has {problem}", model.name)).hint("--format hf has no such limit"))
 }
 
 fn general(model: &Merged, dtype: Dtype) -> Vec<(String, Value)> {

@@ -37,7 +37,8 @@ fn scaling(sizes: &LlamaConfig) -> Vec<(&'static str, Value)> {
         // Llama 3's are a tensor.
         None | Some(RopeScaling::Llama3 { .. }) => Vec::new(),
         Some(RopeScaling::Linear { factor: times }) => vec![kind("linear"), factor(times)],
-        Some(RopeScaling::Yarn { factor: times, beta_fast, beta_slow, original_seq_len, attention_factor }) => {
+        // Its betas are llama.cpp's: others are refused.
+        Some(RopeScaling::Yarn { factor: times, original_seq_len, attention_factor, .. }) => {
             // llama.cpp multiplies it by YaRN's own.
             let more = attention_factor / RopeScaling::yarn_attention_factor(times);
             vec![
@@ -45,8 +46,6 @@ fn scaling(sizes: &LlamaConfig) -> Vec<(&'static str, Value)> {
                 factor(times),
                 ("rope.scaling.original_context_length", Value::U32(original_seq_len as u32)),
                 ("rope.scaling.attn_factor", Value::F32(more as f32)),
-                ("rope.scaling.yarn_beta_fast", Value::F32(beta_fast as f32)),
-                ("rope.scaling.yarn_beta_slow", Value::F32(beta_slow as f32)),
             ]
         }
     }

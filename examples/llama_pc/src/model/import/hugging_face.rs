@@ -144,6 +144,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::engine;
 
     fn json_of(change: impl Fn(&mut Value)) -> Value {
         let mut value = json!({
@@ -168,6 +169,26 @@ mod tests {
             value["hidden_act"] = json!("swish");
         });
         assert_eq!(read(&old).expect("a Llama").model.rope_theta, 1e6);
+    }
+
+    /// Tables that transformers computed in float32.
+    #[test]
+    fn rotary_frequencies_are_those_of_transformers() {
+        let cases: Value = serde_json::from_str(include_str!("../../../tests/fixtures/transformers/cases.json")).expect("JSON");
+        let cases = cases["frequencies"].as_array().expect("a list");
+        assert!(cases.len() > 5);
+        for case in cases {
+            let config = read(&case["config"]).unwrap_or_else(|problem| panic!("{}: {problem}", case["name"]));
+            let sizes = engine::model(&config);
+            let factor = sizes.rope_scaling.map_or(1.0, |scaling| scaling.attention_factor());
+            let is_near = |found: f64, wanted: &Value| (found / wanted.as_f64().expect("a number") - 1.0).abs() < 1e-5;
+            assert!(is_near(factor, &case["attention_factor"]), "{}: {factor}", case["name"]);
+            let (found, wanted) = (sizes.rope_frequencies(), case["inv_freq"].as_array().expect("a list"));
+            assert_eq!(found.len(), wanted.len());
+            for (found, wanted) in found.iter().zip(wanted) {
+                assert!(is_near(*found, wanted), "{}: {found}, {wanted}", case["name"]);
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Weights in: a run's checkpoints, and folders of other programs in Hugging Face's layout.
 //!
-//! `source` tells the two apart, `hugging_face` and `rope` read `config.json`, `stored` reads tensors lazily and `unused` refuses
+//! `source` tells the two apart, `hugging_face` and `rope` read `config.json`, `stored` reads tensors lazily, `index` finds their files, and `unused` refuses
 //! those that the model would leave out, `agreement` holds `--init` against the configuration, `resume` restores a trainer.
 
 mod agreement;
 mod hugging_face;
+mod index;
 mod model;
 mod resume;
 mod rope;

@@ -1,19 +1,18 @@
 //! Weights on disk, read lazily, so that the host holds only a piece of a tensor at a time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use polytape::llama::names;
 use polytape::safetensors::Reader;
 use polytape::spectral::{PC_GAMMA, PC_U, PC_V, PcConfig, Preconditioner};
 use polytape::{Gpu, Params, Role, Tensor};
-use serde::Deserialize;
 
+use super::index::Index;
 use crate::config::Config;
 use crate::model::engine;
 use crate::run::checkpoint;
-use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
 /// The safetensors of a folder, `model.safetensors` or the files of `model.safetensors.index.json`, and the PC layers of the
@@ -28,11 +27,6 @@ pub struct Stored {
     targets: HashMap<String, usize>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
-}
-
 impl Stored {
     /// Opens a folder; a run's checkpoint is verified first. A tensor that the configuration does not use is an error.
     pub fn open(config: &Config, path: &Path) -> Result<Self, Failure> {
@@ -45,7 +39,8 @@ impl Stored {
     pub fn open_any(config: &Config, path: &Path) -> Result<Self, Failure> {
         checkpoint::verify_weights(path)?;
         let single = path.join(checkpoint::MODEL);
-        let names = if single.is_file() { vec![single] } else { shards(path)? };
+        let index = if single.is_file() { None } else { Some(Index::read(path)?) };
+        let names = index.as_ref().map_or(Ok(vec![single]), |index| index.files(path))?;
         let files: Vec<Reader> = names.iter().map(|name| Reader::open(name)).collect::<polytape::Result<_>>()?;
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
@@ -55,6 +50,9 @@ impl Stored {
                     return Err(Failure::other(format!("{one} and {other}: found {name} in both, expected it in one of them")));
                 }
             }
+        }
+        if let Some(index) = index {
+            index.check(path, &place, &names)?;
         }
         let pc = config.pc.as_ref().map(engine::pc).transpose()?;
         Ok(Self { path: path.to_owned(), files, place, pc, targets: engine::pc_targets(config).into_iter().collect() })
@@ -129,29 +127,4 @@ impl Stored {
         let layer = Preconditioner::attach(&mut params, pc.clone(), &[(id, blocks)], 0)?;
         Ok(Some(layer.effective(&params)?.params.get(id)?.tensor.clone()))
     }
-}
-
-fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let path = folder.join("model.safetensors.index.json");
-    if !path.is_file() {
-        let shown = folder.display();
-        let failure = Failure::other(format!("{shown}: found neither model.safetensors nor its index, expected weights"));
-        return Err(failure.hint(match folder.join("pytorch_model.bin").exists() {
-            true => "pytorch_model.bin can run code and is not read; save_pretrained of transformers writes safetensors",
-            false => "a run keeps its weights in checkpoints/step-N, an exported folder beside its config.json",
-        }));
-    }
-    let index: Index = read_json(&path)?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
-    names.into_iter().map(|name| within(folder, name, &path)).collect()
-}
-
-/// A file of the folder, or below it: an index must not make the program read anything else.
-fn within(folder: &Path, name: &str, index: &Path) -> Result<PathBuf, Failure> {
-    let is_below = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    if is_below {
-        return Ok(folder.join(name));
-    }
-    Err(Failure::other(format!("{}: found the file {name:?}, expected one of its folder", index.display()))
-        .hint("the names in weight_map are relative, without \"..\""))
 }
