@@ -14,10 +14,18 @@ use crate::model::import::architecture_of;
 use crate::run::checkpoint::MODEL;
 use crate::run::files::{self, Partial};
 use crate::terminal::failure::Failure;
+use crate::terminal::output;
 use crate::terminal::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
 pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
+    let sizes = &model.sizes;
+    if !sizes.qk_norm && !sizes.dim.is_multiple_of(sizes.heads) {
+        output::note(&format!(
+            "note: transformers 5 refuses a Llama whose hidden_size, here {}, is no multiple of num_attention_heads, here {}",
+            sizes.dim, sizes.heads
+        ));
+    }
     let partial = Partial::folder(out)?;
     let folder = partial.path();
     let tensors = model.tensors();

@@ -16,10 +16,12 @@ use crate::terminal::output;
 pub fn initial_weights(path: &Path, config: &Config) -> Result<PathBuf, Failure> {
     let (folder, source, found) = described(path)?;
     let Some(found) = found else {
-        output::note(&format!(
-            "note: {}: found no config.json or config.toml; heads, rotary embedding and norms are taken from the configuration",
-            path.display()
-        ));
+        if path.is_dir() {
+            output::note(&format!(
+                "note: {}: found no config.json or config.toml; heads, rotary embedding and norms are the configuration's",
+                path.display()
+            ));
+        }
         return Ok(folder);
     };
     let wanted = config.model_keys();

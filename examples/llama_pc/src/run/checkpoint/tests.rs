@@ -1,9 +1,12 @@
 //! Checkpoints on disk: what is written is what is read, and a failed save leaves nothing.
 
+use std::path::Path;
+
 use polytape::optim::{AdamConfig, AdamW};
 use polytape::{Gpu, GpuOptions, Params, Role, Tensor};
 
 use super::*;
+use crate::config::Config;
 use crate::run::paths;
 
 fn gpu() -> Gpu {
@@ -33,6 +36,8 @@ fn a_saved_checkpoint_holds_the_values_under_their_names() {
     assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [7], "the older one is removed");
     let saved = Saved::newest(folder.path()).expect("it is whole").expect("it is there");
     assert_eq!(saved.state, state);
+    let file = Path::new("config.toml");
+    check_weights(saved.folder(), &Config::default(), file).expect("an older checkpoint, which recorded no configuration");
     let path = saved.verify(MODEL).expect("it is whole");
     // The library's reader, by way of the safetensors crate.
     let file = polytape::safetensors::Reader::open(&path).expect("safetensors");
