@@ -68,10 +68,13 @@ fn fields_that_change_the_network_are_refused_by_name() {
         let folder = tiny_with("harmless-tensors");
         edit_config(folder.path(), |config| config[key] = value.clone());
         let text = refused(llama_pc(folder.path()).args(EVAL), 1);
-        // A size that the weights do not have is found with a tensor.
-        let named =
-            if matches!(key, "head_dim" | "num_key_value_heads" | "vocab_size" | "hidden_size") { "tensor `" } else { key };
-        let named = if key == "rope_parameters" { "rope_theta" } else { named };
+        let named = match key {
+            "rope_parameters" => "rope_theta",
+            // A size that the weights do not have is found with a tensor.
+            "num_key_value_heads" | "vocab_size" => "tensor `",
+            "head_dim" | "hidden_size" => "rotary_emb.inv_freq",
+            _ => key,
+        };
         assert!(text.contains(named), "{key}: {text}");
     }
     // Qwen3's window.
