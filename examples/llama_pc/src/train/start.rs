@@ -74,8 +74,9 @@ pub fn resume(
     config.resolve_vocab(None)?;
     let locked = Locked::new(path)?;
     let saved = Saved::newest(path)?;
-    if let Some(saved) = &saved {
-        checkpoint::check_weights(saved.folder(), &config, &file)?;
+    match &saved {
+        Some(saved) => checkpoint::check_weights(saved.folder(), &config, &file)?,
+        None => output::note(&format!("note: {}: found no checkpoint, so the run begins again from its seed", path.display())),
     }
     let mut windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
