@@ -22,6 +22,18 @@ fn biases_and_more_layers_are_refused_by_name() {
 }
 
 #[test]
+fn the_inner_model_alone_is_refused_with_what_to_do() {
+    let folder = tiny_with("harmless-tensors");
+    let path = folder.path().join("hf/model.safetensors");
+    let mut weights = Weights::read(&path).without(|name| name.ends_with("inv_freq"));
+    let inner = weights.header.iter().map(|(name, info)| (name.trim_start_matches("model.").to_owned(), info.clone())).collect();
+    weights.header = inner;
+    weights.write(&path);
+    let text = refused(llama_pc(folder.path()).args(EVAL), 1);
+    assert!(text.contains("embed_tokens.weight") && text.contains("their names lack \"model.\""), "{text}");
+}
+
+#[test]
 fn frequencies_that_follow_from_the_configuration_are_accepted() {
     let folder = tiny_with("harmless-tensors");
     let wanted = 3.9590647;

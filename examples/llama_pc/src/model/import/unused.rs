@@ -49,7 +49,7 @@ impl Stored {
         let rest = if unused.len() > LISTED { format!(" and {} more", unused.len() - LISTED) } else { String::new() };
         let (path, list) = (self.path().display(), unused[..unused.len().min(LISTED)].join(", "));
         let message = format!("{path}: found tensors that its configuration does not use: {list}{rest}");
-        Err(Failure::other(message).hint(way_out(&unused, &sizes)))
+        Err(Failure::other(message).hint(way_out(&unused, &used, &sizes)))
     }
 
     /// Older files have them; they must be those that the configuration gives, stretched or not. Halves hold few digits.
@@ -90,12 +90,15 @@ impl Stored {
 }
 
 /// What to do about the tensors.
-fn way_out(unused: &[&str], sizes: &LlamaConfig) -> String {
+fn way_out(unused: &[&str], used: &BTreeSet<String>, sizes: &LlamaConfig) -> String {
     let layer = |name: &&str| names::layer_and_part(name).is_some_and(|(layer, _)| layer >= sizes.layers);
     let is_head_norm = |name: &&str| {
         names::layer_and_part(names::stem(name)).is_some_and(|(_, part)| [names::Q_NORM, names::K_NORM].contains(&part))
     };
-    if unused.iter().any(|name| name.ends_with(".bias")) {
+    if unused.iter().any(|name| used.contains(&format!("model.{name}"))) {
+        "their names lack \"model.\": they are those of the inner model; save the whole model for causal language modelling"
+            .to_owned()
+    } else if unused.iter().any(|name| name.ends_with(".bias")) {
         "models with biases are not supported: their weights alone are another model".to_owned()
     } else if unused.iter().any(layer) {
         format!("the configuration has {} layers (num_hidden_layers, or model.layers)", sizes.layers)
