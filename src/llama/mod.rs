@@ -128,7 +128,7 @@ impl LlamaConfig {
 
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.dim / self.heads)
+        self.head_dim.unwrap_or_else(|| self.dim / self.heads)
     }
 
     /// Width of all query heads.
@@ -392,7 +392,10 @@ impl Llama {
         let h = x.rms_norm(&tape.param(block.attention_norm)?, config.norm_eps)?;
         let turned = |matrix: ParamId, norm: Option<ParamId>| {
             let x = h.matmul_nt(&tape.param(matrix)?)?;
-            let x = norm.map_or(Ok(x.clone()), |norm| self.norm_heads(tape, norm, &x))?;
+            let x = match norm {
+                None => x,
+                Some(norm) => self.norm_heads(tape, norm, &x)?,
+            };
             x.rotary_from(&self.rotary, seq_len, first)
         };
         let (q, k) = (turned(block.q, block.q_norm)?, turned(block.k, block.k_norm)?);
