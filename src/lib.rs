@@ -54,7 +54,7 @@ mod trainer;
 pub use error::{Error, Result};
 pub use gemm::{Factor, Gemm, Matrix};
 pub use gpu::{AdapterChoice, Gpu, GpuOptions};
-pub use ops::{AttentionShape, AttentionWindows, RotaryTable, logit_rows, rms_and_abs_max};
+pub use ops::{AttentionShape, AttentionWindows, MAX_HEAD_DIM, RotaryTable, logit_rows, rms_and_abs_max};
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};

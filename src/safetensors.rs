@@ -197,17 +197,25 @@ impl Reader {
 
     /// The values of a tensor, on the host.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let count = self.info(name)?.shape.iter().product();
-        self.part(name, 0..count)
+        self.part(name, 0..self.len(name)?)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.header.info(name).ok_or_else(|| failed(&self.path, format!("tensor `{name}` is missing")))
     }
 
-    /// A range of a tensor's values.
-    fn part(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+    /// Number of a tensor's values.
+    pub fn len(&self, name: &str) -> Result<usize> {
+        Ok(self.info(name)?.shape.iter().product())
+    }
+
+    /// A range of a tensor's values, on the host.
+    pub fn part(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
         let info = self.info(name)?;
+        let count = self.len(name)?;
+        if range.start > range.end || range.end > count {
+            return Err(failed(&self.path, format!("tensor `{name}`: values {range:?} of {count}")));
+        }
         let offset = self.values + (info.data_offsets.0 + range.start * info.dtype.bitsize() / 8) as u64;
         // Little-endian, as wherever values go to a device.
         let halves = || {

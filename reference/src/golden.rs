@@ -12,6 +12,7 @@ use crate::llama::{Batch, LlamaConfig};
 use crate::newton_schulz::Coefficients;
 use crate::optimizer::{Adam, Muon, Ratio};
 use crate::pc::{Pc, PowerVectors};
+use crate::rotary::Scaling;
 use crate::schedule::{Schedule, Shape, WeightDecayScope};
 use crate::training::{Recipe, Rule, Trainer};
 
@@ -208,8 +209,11 @@ pub fn llama_tiny() -> LlamaTiny {
         layers: config.num_hidden_layers,
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,
+        head_dim: config.hidden_size / config.num_attention_heads,
         norm_eps: config.rms_norm_eps,
         theta: config.rope_theta,
+        scaling: Scaling::None,
+        qk_norm: false,
         tied: config.tie_word_embeddings,
         operands: Operands::Whole,
     };
@@ -252,6 +256,8 @@ pub fn hugging_face_name(name: &str) -> String {
         "w1" => "mlp.gate_proj",
         "w2" => "mlp.down_proj",
         "w3" => "mlp.up_proj",
+        "q_norm" => "self_attn.q_norm",
+        "k_norm" => "self_attn.k_norm",
         "attention_norm" => "input_layernorm",
         "ffn_norm" => "post_attention_layernorm",
         _ => panic!("unknown parameter {name}"),

@@ -1,7 +1,7 @@
 //! Llama in float64: pre-norm blocks, grouped heads, rotary positions, SwiGLU; forward, loss and every gradient.
 //!
 //! Parameters by name: `tok_embeddings` `[vocab, dim]`, per layer l `layers.l.` with `attention_norm` `[dim]`, `wq`, `wk`, `wv`,
-//! `wo`, `ffn_norm` `[dim]`, `w1` (gate), `w3` (up) `[hidden, dim]`, `w2` (down) `[dim, hidden]`; `norm` `[dim]`, `output` `[vocab, dim]`.
+//! `wo`, with `qk_norm` also `q_norm` and `k_norm` `[head_dim]`, `ffn_norm` `[dim]`, `w1` (gate), `w3` (up) `[hidden, dim]`, `w2` (down) `[dim, hidden]`; `norm` `[dim]`, `output` `[vocab, dim]`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::elementwise::{swiglu, swiglu_vjp};
 use super::embedding::{embedding, embedding_vjp};
 use super::half::Operands;
 use super::normalize::{rms_norm, rms_norm_vjp};
-use super::rotary::{Rotary, rotary, rotary_vjp};
+use super::rotary::{Rotary, Scaling, rotary, rotary_vjp};
 
 /// Arrays by parameter name: weights, or their gradients.
 pub type Weights = BTreeMap<String, Array>;
@@ -25,8 +25,13 @@ pub struct LlamaConfig {
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
     pub norm_eps: f64,
     pub theta: f64,
+    pub scaling: Scaling,
+    /// Every query and key head is normed before it is turned.
+    pub qk_norm: bool,
     /// The head is the embedding table; there is no `output`.
     pub tied: bool,
     /// What the linear layers and the head round their operands to, forward and backward; attention rounds nothing.
@@ -41,14 +46,12 @@ pub struct Batch {
 }
 
 const LAYER_PARAMETERS: [&str; 9] = ["wq", "wk", "wv", "wo", "w1", "w2", "w3", "attention_norm", "ffn_norm"];
+const HEAD_NORMS: [&str; 2] = ["q_norm", "k_norm"];
 
 impl LlamaConfig {
-    pub fn head_dim(&self) -> usize {
-        self.dim / self.heads
-    }
-
     pub fn parameter_names(&self) -> Vec<String> {
-        let of_layer = |layer| LAYER_PARAMETERS.map(|part| format!("layers.{layer}.{part}"));
+        let parts = || LAYER_PARAMETERS.iter().chain(HEAD_NORMS.iter().filter(|_| self.qk_norm));
+        let of_layer = |layer| parts().map(move |part| format!("layers.{layer}.{part}"));
         let ends = ["tok_embeddings", "norm", "output"].into_iter().filter(|name| !(self.tied && *name == "output"));
         (0..self.layers).flat_map(of_layer).chain(ends.map(String::from)).collect()
     }
@@ -59,13 +62,15 @@ impl LlamaConfig {
     }
 
     pub fn shape_of(&self, name: &str) -> Vec<usize> {
-        let kv_dim = self.kv_heads * self.head_dim();
+        let (q_dim, kv_dim) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match name.rsplit('.').next().expect("a name") {
-            "wq" | "wo" => vec![self.dim, self.dim],
+            "wq" => vec![q_dim, self.dim],
+            "wo" => vec![self.dim, q_dim],
             "wk" | "wv" => vec![kv_dim, self.dim],
             "w1" | "w3" => vec![self.intermediate_size, self.dim],
             "w2" => vec![self.dim, self.intermediate_size],
             "tok_embeddings" | "output" => vec![self.vocab, self.dim],
+            "q_norm" | "k_norm" => vec![self.head_dim],
             _ => vec![self.dim],
         }
     }
@@ -75,12 +80,12 @@ impl LlamaConfig {
     }
 
     fn attention_shape(&self, rows: usize, seq: usize) -> AttentionShape {
-        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim());
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim);
         AttentionShape { batch: rows / seq, seq, heads, kv_heads, head_dim }
     }
 
     fn rotary(&self, seq: usize) -> Rotary {
-        Rotary { seq, head_dim: self.head_dim(), offset: 0, theta: self.theta }
+        Rotary { seq, head_dim: self.head_dim, offset: 0, theta: self.theta, scaling: self.scaling }
     }
 }
 
@@ -88,6 +93,8 @@ impl LlamaConfig {
 struct Saved {
     x: Array,
     attention_input: Array,
+    /// Of queries and keys before their norms.
+    raw: [Array; 2],
     q: Array,
     k: Array,
     v: Array,
@@ -133,11 +140,32 @@ impl Block<'_> {
         dx
     }
 
+    /// The norm of each head of x `[batch·seq, heads·head_dim]`, where the model has one.
+    fn norm_heads(&self, x: &Array, part: &str) -> Array {
+        if !self.config.qk_norm {
+            return x.clone();
+        }
+        Array::new(&x.shape, rms_norm(&self.heads(x), self.weight(part), self.config.norm_eps).data)
+    }
+
+    fn norm_heads_vjp(&self, x: &Array, part: &str, dy: Array, gradients: &mut Weights) -> Array {
+        if !self.config.qk_norm {
+            return dy;
+        }
+        Array::new(&x.shape, self.norm_vjp(&self.heads(x), part, &self.heads(&dy), gradients).data)
+    }
+
+    /// x `[rows, heads·head_dim]` → `[rows·heads, head_dim]`
+    fn heads(&self, x: &Array) -> Array {
+        let width = self.config.head_dim;
+        Array::new(&[x.data.len() / width, width], x.data.clone())
+    }
+
     fn forward(&self, x: &Array) -> (Array, Saved) {
         let turn = self.config.rotary(self.seq);
         let attention_input = rms_norm(x, self.weight("attention_norm"), self.config.norm_eps);
-        let q = rotary(&self.linear(&attention_input, "wq"), turn);
-        let k = rotary(&self.linear(&attention_input, "wk"), turn);
+        let raw = ["wq", "wk"].map(|part| self.linear(&attention_input, part));
+        let [q, k] = [0, 1].map(|which| rotary(&self.norm_heads(&raw[which], HEAD_NORMS[which]), turn));
         let v = self.linear(&attention_input, "wv");
         let attended = attention(&q, &k, &v, self.config.attention_shape(x.shape[0], self.seq));
         let middle = x.plus(&self.linear(&attended, "wo"));
@@ -147,7 +175,7 @@ impl Block<'_> {
         let hidden = swiglu(&gate, &up);
         let y = middle.plus(&self.linear(&hidden, "w2"));
         let x = x.clone();
-        (y, Saved { x, attention_input, q, k, v, attended, middle, ffn_input, gate, up, hidden })
+        (y, Saved { x, attention_input, raw, q, k, v, attended, middle, ffn_input, gate, up, hidden })
     }
 
     fn backward(&self, saved: &Saved, dy: &Array, gradients: &mut Weights) -> Array {
@@ -168,6 +196,8 @@ impl Block<'_> {
         let dattended = self.linear_vjp(&saved.attended, "wo", dy, gradients);
         let [dq, dk, dv] = attention_vjp(&saved.q, &saved.k, &saved.v, shape, &dattended);
         let ([dq], [dk]) = (rotary_vjp(turn, &dq), rotary_vjp(turn, &dk));
+        let dq = self.norm_heads_vjp(&saved.raw[0], HEAD_NORMS[0], dq, gradients);
+        let dk = self.norm_heads_vjp(&saved.raw[1], HEAD_NORMS[1], dk, gradients);
         let dinput = self.linear_vjp(&saved.attention_input, "wq", &dq, gradients);
         let dinput = dinput.plus(&self.linear_vjp(&saved.attention_input, "wk", &dk, gradients));
         let dinput = dinput.plus(&self.linear_vjp(&saved.attention_input, "wv", &dv, gradients));
@@ -262,12 +292,17 @@ mod tests {
             layers: 2,
             heads: 4,
             kv_heads: 2,
+            head_dim: 2,
             norm_eps: 1e-5,
             theta: 100.0,
+            scaling: Scaling::None,
+            qk_norm: false,
             tied: false,
             operands: Operands::Whole,
         };
         check(&config);
         check(&LlamaConfig { layers: 1, kv_heads: 1, tied: true, ..config });
+        let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64.0 };
+        check(&LlamaConfig { layers: 1, head_dim: 6, scaling, qk_norm: true, ..config });
     }
 }

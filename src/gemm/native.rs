@@ -350,7 +350,7 @@ mod tests {
         let values: Vec<f32> = (0..40 * 50).map(|i| i as f32).collect();
         for (stride, inner_stride) in [(50, 1), (1, 50), (2, 50)] {
             let operand = Operand { values: &values, offset: 3, stride, inner_stride };
-            for (count, inner, width) in [(16, 19, 16), (19, 17, 8), (5, 9, 6), (33, 8, 32)] {
+            for (count, inner, width) in [(16usize, 19, 16), (19, 17, 8), (5, 9, 6), (33, 8, 32)] {
                 let mut to = vec![-1.0; count.div_ceil(width) * width * inner];
                 operand.pack(count, inner, width, std::iter::once(Term::Exact), &mut to);
                 for (at, found) in to.iter().enumerate() {

@@ -1,12 +1,15 @@
 //! Llama: pre-norm blocks without biases, RMSNorm, rotary positions, causal attention with grouped key and value heads, SwiGLU.
+//! With `qk_norm` it is Qwen3's dense model.
 //!
 //! Parameters carry Hugging Face's names and order (rotary in half-split form). The model reads them from the tape it is given,
 //! so the same code runs on raw parameters and on the effective weights of a [`Preconditioner`](crate::spectral::Preconditioner).
 
 mod cache;
 pub mod names;
+mod rope;
 
 pub use cache::KvCache;
+pub use rope::RopeScaling;
 
 use std::sync::Arc;
 
@@ -15,7 +18,7 @@ use rand::rngs::ChaCha12Rng;
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::ops::{AttentionShape, RotaryTable};
+use crate::ops::{AttentionShape, MAX_HEAD_DIM, RotaryTable, frequencies};
 use crate::params::{ParamId, Params, Role};
 use crate::random::normals;
 use crate::tape::{Tape, Var};
@@ -29,10 +32,12 @@ pub struct LlamaConfig {
     pub dim: usize,
     /// Number of blocks.
     pub layers: usize,
-    /// Query heads; dim / heads is the head's width.
+    /// Query heads.
     pub heads: usize,
     /// Key and value heads, a divisor of `heads`.
     pub kv_heads: usize,
+    /// Width of a head; `None` is dim / heads.
+    pub head_dim: Option<usize>,
     /// Width of the SwiGLU's inner side.
     pub intermediate_size: usize,
     /// Number of tokens.
@@ -43,6 +48,10 @@ pub struct LlamaConfig {
     pub norm_eps: f32,
     /// Base of the rotary angles.
     pub rope_theta: f64,
+    /// How they are stretched for long sequences.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Every query and key head has an RMSNorm before the rotary embedding, as in Qwen3.
+    pub qk_norm: bool,
     /// The head is the embedding's matrix.
     pub tied: bool,
     /// Keep only the input of each block for the backward, which then computes the block again.
@@ -90,11 +99,14 @@ impl LlamaConfig {
             layers,
             heads,
             kv_heads: heads,
+            head_dim: None,
             intermediate_size: Self::default_intermediate_size(dim),
             vocab,
             max_seq_len: 8192,
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: None,
+            qk_norm: false,
             tied: false,
             checkpoint_activations: false,
         }
@@ -116,7 +128,26 @@ impl LlamaConfig {
 
     /// Width of a head.
     pub fn head_dim(&self) -> usize {
-        self.dim / self.heads
+        self.head_dim.unwrap_or_else(|| self.dim / self.heads)
+    }
+
+    /// Width of all query heads.
+    pub fn q_dim(&self) -> usize {
+        self.heads * self.head_dim()
+    }
+
+    /// Width of all key heads, and of all value heads.
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim()
+    }
+
+    /// Rotary frequencies, in radians per position, for `i < head_dim / 2`.
+    pub fn rope_frequencies(&self) -> Vec<f64> {
+        let head_dim = self.head_dim();
+        match &self.rope_scaling {
+            None => frequencies(head_dim, self.rope_theta),
+            Some(scaling) => scaling.frequencies(head_dim, self.rope_theta),
+        }
     }
 
     /// How attention sees `batch` sequences.
@@ -129,10 +160,14 @@ impl LlamaConfig {
         let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.intermediate_size, self.vocab, self.max_seq_len];
         let problem = if sizes.contains(&0) {
             "sizes above 0".to_string()
-        } else if !self.dim.is_multiple_of(2 * self.heads) {
+        } else if self.head_dim.is_none() && !self.dim.is_multiple_of(2 * self.heads) {
             format!("a dim of {} divided by {} heads into heads of even width", self.dim, self.heads)
+        } else if !self.head_dim().is_multiple_of(2) || !(2..=MAX_HEAD_DIM).contains(&self.head_dim()) {
+            format!("heads of an even width up to {MAX_HEAD_DIM}")
         } else if !self.heads.is_multiple_of(self.kv_heads) {
             format!("{} heads to be a multiple of {} kv_heads", self.heads, self.kv_heads)
+        } else if let Some(problem) = self.rope_scaling.as_ref().and_then(|scaling| scaling.problem(self.rope_theta)) {
+            problem.to_string()
         } else {
             return Ok(());
         };
@@ -141,7 +176,7 @@ impl LlamaConfig {
 
     /// Every parameter, in the order of [`Llama::init`].
     pub fn parameters(&self) -> Vec<ParameterShape> {
-        let (dim, kv_dim) = (self.dim, self.kv_heads * self.head_dim());
+        let (dim, q_dim, kv_dim) = (self.dim, self.q_dim(), self.kv_dim());
         let mut list = Vec::new();
         let mut add = |name: String, role, shape: &[usize], std| {
             list.push(ParameterShape { name, role, shape: shape.to_vec(), std });
@@ -153,15 +188,18 @@ impl LlamaConfig {
             let small = 0.02 / (2.0 * (layer + 1) as f64).sqrt();
             let name = |part| names::weight(&names::in_layer(layer, part));
             let mut matrix = |part, rows, columns, std| add(name(part), Role::Matrix, &[rows, columns], std);
-            matrix(names::Q, dim, dim, 0.02);
+            matrix(names::Q, q_dim, dim, 0.02);
             matrix(names::K, kv_dim, dim, 0.02);
             matrix(names::V, kv_dim, dim, 0.02);
-            matrix(names::O, dim, dim, small);
+            matrix(names::O, dim, q_dim, small);
             matrix(names::GATE, self.intermediate_size, dim, 0.02);
             matrix(names::UP, self.intermediate_size, dim, small);
             matrix(names::DOWN, dim, self.intermediate_size, small);
             for norm in [names::ATTENTION_NORM, names::MLP_NORM] {
                 add(name(norm), Role::Vector, &[dim], 0.0);
+            }
+            for norm in [names::Q_NORM, names::K_NORM].into_iter().filter(|_| self.qk_norm) {
+                add(name(norm), Role::Vector, &[self.head_dim()], 0.0);
             }
         }
         add(names::weight(names::FINAL_NORM), Role::Vector, &[dim], 0.0);
@@ -179,6 +217,8 @@ struct Block {
     k: ParamId,
     v: ParamId,
     o: ParamId,
+    q_norm: Option<ParamId>,
+    k_norm: Option<ParamId>,
     ffn_norm: ParamId,
     gate: ParamId,
     up: ParamId,
@@ -242,6 +282,8 @@ impl Llama {
                 k: id(names::K)?,
                 v: id(names::V)?,
                 o: id(names::O)?,
+                q_norm: config.qk_norm.then(|| id(names::Q_NORM)).transpose()?,
+                k_norm: config.qk_norm.then(|| id(names::K_NORM)).transpose()?,
                 ffn_norm: id(names::MLP_NORM)?,
                 gate: id(names::GATE)?,
                 up: id(names::UP)?,
@@ -250,13 +292,18 @@ impl Llama {
         };
         let embedding = params.id(&names::weight(names::EMBEDDING))?;
         Ok(Self {
-            rotary: RotaryTable::new(params.gpu(), config.max_seq_len, config.head_dim(), config.rope_theta)?,
+            rotary: Self::rotary(params.gpu(), &config)?,
             embedding,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: params.id(&names::weight(names::FINAL_NORM))?,
             head: if config.tied { embedding } else { params.id(&names::weight(names::HEAD))? },
             config: Arc::new(config),
         })
+    }
+
+    fn rotary(gpu: &Gpu, config: &LlamaConfig) -> Result<RotaryTable> {
+        let factor = config.rope_scaling.map_or(1.0, |scaling| scaling.attention_factor());
+        RotaryTable::with_frequencies(gpu, config.max_seq_len, &config.rope_frequencies(), factor)
     }
 
     /// The sizes.
@@ -343,8 +390,15 @@ impl Llama {
         let shape = config.attention_shape(x.shape()[0] / seq_len);
         let first = cached.map_or(0, |cached| cached.tokens);
         let h = x.rms_norm(&tape.param(block.attention_norm)?, config.norm_eps)?;
-        let q = h.matmul_nt(&tape.param(block.q)?)?.rotary_from(&self.rotary, seq_len, first)?;
-        let k = h.matmul_nt(&tape.param(block.k)?)?.rotary_from(&self.rotary, seq_len, first)?;
+        let turned = |matrix: ParamId, norm: Option<ParamId>| {
+            let x = h.matmul_nt(&tape.param(matrix)?)?;
+            let x = match norm {
+                None => x,
+                Some(norm) => self.norm_heads(tape, norm, &x)?,
+            };
+            x.rotary_from(&self.rotary, seq_len, first)
+        };
+        let (q, k) = (turned(block.q, block.q_norm)?, turned(block.k, block.k_norm)?);
         let v = h.matmul_nt(&tape.param(block.v)?)?;
         let attended = match cached {
             None => q.attention(&k, &v, shape)?,
@@ -352,6 +406,13 @@ impl Llama {
         };
         let x = attended.matmul_nt_add(&tape.param(block.o)?, x)?;
         self.feed_forward(tape, block, &x)
+    }
+
+    /// The norm of each head of x [batch·seq_len, heads·head_dim].
+    fn norm_heads<'t>(&self, tape: &'t Tape<'t>, norm: ParamId, x: &Var<'t>) -> Result<Var<'t>> {
+        let head_dim = self.config.head_dim();
+        let heads = x.reshape(&[x.value().len() / head_dim, head_dim])?;
+        heads.rms_norm(&tape.param(norm)?, self.config.norm_eps)?.reshape(x.shape())
     }
 
     fn feed_forward<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>) -> Result<Var<'t>> {
@@ -364,13 +425,13 @@ impl Llama {
     /// An empty cache for `batch` sequences of up to `capacity` tokens.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
         let config = &*self.config;
-        KvCache::new(self.rotary.gpu(), config.layers, [batch, capacity, config.kv_heads * config.head_dim()])
+        KvCache::new(self.rotary.gpu(), config.layers, [batch, capacity, config.kv_dim()])
     }
 
     /// The logits [batch, vocab] after the last of `tokens` [batch·count], which continue the sequences in `cache` by `count` each.
     pub fn next_logits(&self, params: &Params, tokens: &Indices, cache: &mut KvCache) -> Result<Tensor> {
         let (batch, dim) = (cache.batch(), self.config.dim);
-        let count = cache.check(self.config.layers, self.config.kv_heads * self.config.head_dim(), tokens.len())?;
+        let count = cache.check(self.config.layers, self.config.kv_dim(), tokens.len())?;
         let tape = Tape::inference(params);
         let mut x = self.residual(&tape, tokens, count, Some(cache), |_| Ok(()))?;
         cache.advance(count);

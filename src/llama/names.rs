@@ -15,6 +15,10 @@ pub const K: &str = "self_attn.k_proj";
 pub const V: &str = "self_attn.v_proj";
 /// Output projection of attention.
 pub const O: &str = "self_attn.o_proj";
+/// Norm of every query head.
+pub const Q_NORM: &str = "self_attn.q_norm";
+/// Norm of every key head.
+pub const K_NORM: &str = "self_attn.k_norm";
 /// Gate projection of the MLP.
 pub const GATE: &str = "mlp.gate_proj";
 /// Up projection of the MLP.

@@ -66,7 +66,7 @@ pub struct AttentionShape {
 }
 
 /// The widest head whose rows fit the registers.
-const MAX_HEAD_DIM: usize = 256;
+pub const MAX_HEAD_DIM: usize = 256;
 
 #[derive(Clone, Copy)]
 struct Sizes {

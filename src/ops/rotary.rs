@@ -23,6 +23,12 @@ pub struct RotaryTable {
     angles: Tensor,
 }
 
+/// θ^(-i/half) for `i < half = head_dim/2`.
+pub(crate) fn frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+    let half = head_dim / 2;
+    (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect()
+}
+
 impl RotaryTable {
     /// Angles `position·theta^(-i/half)` for `positions` positions and `i < half = head_dim/2`. An error unless head_dim is even
     /// and above 0.
@@ -42,12 +48,29 @@ impl RotaryTable {
                 format!("head_dim {head_dim}: an even number above 0 expected"),
             ));
         }
-        let half = head_dim / 2;
+        Self::with_frequencies(gpu, positions, &frequencies(head_dim, theta), 1.0)
+    }
+
+    /// Angles `position·frequencies[i]`, whose cosines and sines are multiplied by `factor`. The heads are twice as wide as there
+    /// are frequencies; an error if there are none.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # let gpu = Gpu::open(&Default::default())?;
+    /// assert!(RotaryTable::with_frequencies(&gpu, 128, &[1.0, 0.01], 1.0).is_ok());
+    /// assert!(RotaryTable::with_frequencies(&gpu, 128, &[], 1.0).is_err());
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn with_frequencies(gpu: &Gpu, positions: usize, frequencies: &[f64], factor: f64) -> Result<Self> {
+        let head_dim = 2 * frequencies.len();
+        if head_dim == 0 {
+            return Err(Error::shape("rotary", &[&[positions, 0]], "no frequencies: one or more expected"));
+        }
         let mut values = Vec::with_capacity(positions * head_dim);
         for position in 0..positions {
-            let angle = |i: usize| position as f64 * theta.powf(-(i as f64) / half as f64);
-            values.extend((0..half).map(|i| angle(i).cos() as f32));
-            values.extend((0..half).map(|i| angle(i).sin() as f32));
+            let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
+            values.extend(angles.clone().map(|angle| (factor * angle.cos()) as f32));
+            values.extend(angles.map(|angle| (factor * angle.sin()) as f32));
         }
         Ok(Self { angles: Tensor::from_slice(gpu, &values, &[positions, head_dim])? })
     }

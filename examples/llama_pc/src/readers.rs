@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::data::documents::Corpus;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
+use crate::model::{engine, import};
 use crate::run::checkpoint::{self, Saved};
 use crate::terminal::failure::Failure;
 
@@ -66,6 +67,14 @@ impl Scratch {
         let again = self.file("config.toml", config.to_toml().as_bytes());
         let again = Config::load(Some(&again), &[]);
         assert_eq!(again.expect("what is written is read"), config);
+    }
+
+    /// The `config.json` of a folder in Hugging Face's layout.
+    pub fn config_json(&self, bytes: &[u8]) {
+        self.file("config.json", bytes);
+        if let Some((config, _)) = taken(import::describe(&self.folder)) {
+            engine::model(&config).check().expect("what is read is a model");
+        }
     }
 
     /// The `state.json` of a checkpoint.

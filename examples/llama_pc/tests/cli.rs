@@ -276,7 +276,9 @@ fn settings_that_cannot_be_have_their_sentence() {
         (
             &["--set", "model.heads=5"],
             2,
-            &["error: model.dim: found 256, expected a multiple of 2·heads = 10 (rotary turns pairs within a head)"],
+            &[
+                "error: model.dim: found 256, expected a multiple of 2·heads = 10 (rotary turns pairs within a head), or model.head_dim",
+            ],
         ),
         (
             &["--set", "data.train=src", "model.vocab=300"],

@@ -19,7 +19,7 @@ use crate::reference::layout::{concat, concat_vjp, reshape, reshape_vjp, slice, 
 use crate::reference::matmul::{matmul, matmul_vjp};
 use crate::reference::newton_schulz::{Coefficients, iterate};
 use crate::reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp};
-use crate::reference::rotary::{Rotary, rotary, rotary_vjp};
+use crate::reference::rotary::{Rotary, Scaling, rotary, rotary_vjp};
 use crate::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, assert_close, cross_entropy, normalize, reduction};
 
 /// In vec4 and without; neither's rows are a multiple of 256 bytes.
@@ -105,7 +105,7 @@ fn normalizations_and_rotary() {
         );
     }
     for [seq, heads, head_dim] in [[101, 6, 14], [37, 8, 64]] {
-        let settings = Rotary { seq, head_dim, offset: 0, theta: 10_000.0 };
+        let settings = Rotary { seq, head_dim, offset: 0, theta: 10_000.0, scaling: Scaling::None };
         check_windows(
             "rotary",
             random_arrays(2108, [&[3 * seq, heads * head_dim]]),

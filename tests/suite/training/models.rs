@@ -1,6 +1,6 @@
 //! Llama on the device against the float64 reference: logits, every gradient, and incremental decoding.
 
-use polytape::llama::{KvCache, Llama, LlamaConfig};
+use polytape::llama::{KvCache, Llama, LlamaConfig, RopeScaling};
 use polytape::{Gpu, Gradients, Indices, Params, Precision, Tape};
 use rand::RngExt;
 
@@ -12,6 +12,7 @@ use crate::reference::Array;
 use crate::reference::array::seeded;
 use crate::reference::half::Operands;
 use crate::reference::llama::{self, Batch, Weights};
+use crate::reference::rotary::{Rotary, Scaling};
 use crate::tolerance::{Tolerance, assert_close};
 
 /// Two blocks of attention, norms and SwiGLU, each with a few rounding errors of sums of at most 50 terms.
@@ -25,10 +26,27 @@ fn reference_config(config: &LlamaConfig) -> llama::LlamaConfig {
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
+        head_dim: config.head_dim(),
         norm_eps: f64::from(config.norm_eps),
         theta: config.rope_theta,
+        scaling: reference_scaling(config.rope_scaling),
+        qk_norm: config.qk_norm,
         tied: config.tied,
         operands: Operands::Whole,
+    }
+}
+
+pub fn reference_scaling(scaling: Option<RopeScaling>) -> Scaling {
+    match scaling {
+        None => Scaling::None,
+        Some(RopeScaling::Linear { factor }) => Scaling::Linear { factor },
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_seq_len }) => {
+            Scaling::Llama3 { factor, low: low_freq_factor, high: high_freq_factor, original: original_seq_len as f64 }
+        }
+        Some(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_seq_len, attention_factor }) => {
+            let original = original_seq_len as f64;
+            Scaling::Yarn { factor, fast: beta_fast, slow: beta_slow, original, attention: attention_factor }
+        }
     }
 }
 
@@ -94,6 +112,66 @@ fn a_tied_embedding_gets_the_gradients_of_both_its_uses() {
     check_gradients(LlamaConfig { tied: true, ..config() });
 }
 
+const LLAMA3: RopeScaling =
+    RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_seq_len: 24 };
+const YARN: RopeScaling =
+    RopeScaling::Yarn { factor: 4.0, beta_fast: 8.0, beta_slow: 1.0, original_seq_len: 24, attention_factor: 1.25 };
+
+/// Heads wider and narrower than dim / heads = 8.
+#[test]
+fn gradients_of_other_head_widths_match() {
+    check_gradients(LlamaConfig { head_dim: Some(12), ..config() });
+    check_gradients(LlamaConfig { head_dim: Some(6), tied: true, ..config() });
+}
+
+#[test]
+fn gradients_of_normed_heads_match() {
+    check_gradients(LlamaConfig { qk_norm: true, ..config() });
+    check_gradients(LlamaConfig { qk_norm: true, head_dim: Some(12), checkpoint_activations: true, ..config() });
+}
+
+#[test]
+fn gradients_of_stretched_rotary_frequencies_match() {
+    for scaling in [RopeScaling::Linear { factor: 4.0 }, LLAMA3, YARN] {
+        check_gradients(LlamaConfig { rope_scaling: Some(scaling), rope_theta: 100.0, ..config() });
+    }
+}
+
+/// The library's formulas against the reference's, which are those of the papers, for the published sizes and for odd ones.
+#[test]
+fn rotary_frequencies_match() {
+    let llama31 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_seq_len: 8192 };
+    let yarn = |factor, beta_fast, beta_slow, original_seq_len| {
+        Some(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_seq_len, attention_factor: 1.0 })
+    };
+    let scalings = [
+        None,
+        Some(RopeScaling::Linear { factor: 2.5 }),
+        Some(llama31),
+        Some(LLAMA3),
+        yarn(4.0, 32.0, 1.0, 32_768),
+        yarn(40.0, 16.0, 2.0, 4096),
+        // The ramp begins and ends at the same index, and before the first.
+        yarn(4.0, 1.0, 1.0, 7),
+        yarn(4.0, 32.0, 1.0, 5),
+    ];
+    for (scaling, head_dim) in scalings.iter().flat_map(|scaling| [(scaling, 128), (scaling, 64), (scaling, 6)]) {
+        for rope_theta in [500_000.0, 10_000.0, 2.0] {
+            let sizes = LlamaConfig { rope_scaling: *scaling, head_dim: Some(head_dim), rope_theta, ..config() };
+            let scaling = reference_scaling(*scaling);
+            let reference = Rotary { seq: 1, head_dim, offset: 0, theta: rope_theta, scaling };
+            let found = sizes.rope_frequencies();
+            assert_eq!(found.len(), head_dim / 2);
+            for (i, found) in found.into_iter().enumerate() {
+                let want = reference.frequency(i);
+                assert!((found / want - 1.0).abs() < 1e-12, "{sizes:?}: {i}: {found}, want {want}");
+            }
+        }
+    }
+    assert_eq!(RopeScaling::yarn_attention_factor(1.0), 1.0);
+    assert!((RopeScaling::yarn_attention_factor(4.0) - 1.138_629_436_111_989).abs() < 1e-15);
+}
+
 /// Distance of two sets of gradients, relative to the second.
 fn distance(found: &Array, want: &Array) -> f64 {
     found.minus(want).norm() / want.norm()
@@ -154,29 +232,36 @@ fn a_fresh_model_guesses() {
 #[test]
 fn logits_match_and_a_cache_continues_them() {
     for gpu in device::all() {
-        let (model, params) = sharpened(gpu, config());
-        let reference = reference_config(model.config());
-        let (weights, _) = weights(&reference, &params);
-        let tokens: Vec<u32> = vec![3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32];
-        let want = llama::logits(&reference, &weights, &tokens, tokens.len());
-        let tape = Tape::inference(&params);
-        let all = Indices::from_slice(gpu, &tokens).expect("tokens");
-        let logits = model.logits(&tape, &all, tokens.len()).expect("logits");
-        assert_close("logits", &logits.value().to_vec().expect("read-back"), &want, MODEL);
-        // One by one from the start, and after a prompt of several tokens at once.
-        for prompt in [1, 5, 12] {
-            let mut cache = model.cache(1, tokens.len()).expect("a cache");
-            let mut next = 0;
-            while next < tokens.len() {
-                let count = if next == 0 { prompt } else { 1 };
-                let part = Indices::from_slice(gpu, &tokens[next..next + count]).expect("tokens");
-                let found = model.next_logits(&params, &part, &mut cache).expect("logits");
-                next += count;
-                assert_eq!(cache.tokens(), next);
-                let row = Array::new(&[1, want.shape[1]], want.row(next - 1).to_vec());
-                let name = format!("logits after {next} tokens, prompt of {prompt}, {} kernels", gpu.kernels());
-                assert_close(&name, &found.to_vec().expect("read-back"), &row, MODEL);
-            }
+        let wide = LlamaConfig { head_dim: Some(12), qk_norm: true, rope_scaling: Some(YARN), ..config() };
+        for config in [config(), wide] {
+            logits_match(gpu, config);
+        }
+    }
+}
+
+fn logits_match(gpu: &Gpu, config: LlamaConfig) {
+    let (model, params) = sharpened(gpu, config);
+    let reference = reference_config(model.config());
+    let (weights, _) = weights(&reference, &params);
+    let tokens: Vec<u32> = vec![3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32];
+    let want = llama::logits(&reference, &weights, &tokens, tokens.len());
+    let tape = Tape::inference(&params);
+    let all = Indices::from_slice(gpu, &tokens).expect("tokens");
+    let logits = model.logits(&tape, &all, tokens.len()).expect("logits");
+    assert_close("logits", &logits.value().to_vec().expect("read-back"), &want, MODEL);
+    // One by one from the start, and after a prompt of several tokens at once.
+    for prompt in [1, 5, 12] {
+        let mut cache = model.cache(1, tokens.len()).expect("a cache");
+        let mut next = 0;
+        while next < tokens.len() {
+            let count = if next == 0 { prompt } else { 1 };
+            let part = Indices::from_slice(gpu, &tokens[next..next + count]).expect("tokens");
+            let found = model.next_logits(&params, &part, &mut cache).expect("logits");
+            next += count;
+            assert_eq!(cache.tokens(), next);
+            let row = Array::new(&[1, want.shape[1]], want.row(next - 1).to_vec());
+            let name = format!("logits after {next} tokens, prompt of {prompt}, {} kernels", gpu.kernels());
+            assert_close(&name, &found.to_vec().expect("read-back"), &row, MODEL);
         }
     }
 }
@@ -288,6 +373,13 @@ fn what_is_no_llama_is_refused() {
     assert!(text(LlamaConfig { heads: 5, kv_heads: 5, ..config() }).contains("a dim of 32 divided by 5 heads"));
     assert!(text(LlamaConfig { kv_heads: 3, ..config() }).contains("4 heads to be a multiple of 3 kv_heads"));
     assert!(text(LlamaConfig { vocab: 0, ..config() }).contains("sizes above 0"));
+    for head_dim in [7, 258] {
+        assert!(text(LlamaConfig { head_dim: Some(head_dim), ..config() }).contains("heads of an even width up to 256"));
+    }
+    let scaled = |scaling| text(LlamaConfig { rope_scaling: Some(scaling), ..config() });
+    assert!(scaled(RopeScaling::Linear { factor: 0.5 }).contains("a rope factor from 1 up"));
+    let llama3 = RopeScaling::Llama3 { factor: 2.0, low_freq_factor: 4.0, high_freq_factor: 4.0, original_seq_len: 24 };
+    assert!(scaled(llama3).contains("a high_freq_factor above low_freq_factor"));
     let (model, params) = Llama::init(gpu, config(), 0).expect("a model");
     let tape = Tape::inference(&params);
     let tokens = Indices::from_slice(gpu, &[1, 2, 3]).expect("tokens");

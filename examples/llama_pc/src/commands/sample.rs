@@ -53,7 +53,7 @@ const MOST_ROWS: usize = 32;
 pub fn run(args: &Args) -> Result<(), Failure> {
     let sampler = |seed| Sampler::new(args.temperature, args.top_k, args.top_p, seed);
     sampler(args.seed)?;
-    import::describe(&args.path)?;
+    let vocab = import::describe(&args.path)?.0.model.vocab.unwrap_or(usize::MAX);
     let path = args.path.join("tokenizer.json");
     if !path.is_file() {
         return Err(Failure::other(format!("{}: found no such file, expected the tokenizer to write text with", path.display())));
@@ -62,6 +62,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut samples = Vec::new();
     for (at, prompt) in args.prompt.iter().enumerate() {
         let tokens = encode(&tokenizer, prompt)?;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+            let message = format!(
+                "{}: found token {token} in the prompt, expected one below the model's vocabulary of {vocab}",
+                path.display()
+            );
+            return Err(Failure::other(message).hint("the tokenizer is that of another model"));
+        }
         for i in 0..args.samples.get() as u64 {
             let seed = args.seed.wrapping_add(i);
             let stream = TextStream::after(&tokens);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::device::Device;
 use crate::config::Config;
-use crate::run::paths::next_path;
+use crate::run::paths::NewRun;
 use crate::terminal::failure::Failure;
 use crate::train;
 
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some(path) => train::resume(path, &args.settings(), args.peak_tflops, open)?,
         None => {
             let config = Config::load(args.config.as_deref(), &args.settings())?;
-            let out = args.out.clone().unwrap_or_else(|| next_path(args.config.as_deref()));
+            let out = args.out.clone().map_or_else(|| NewRun::next(args.config.as_deref()), NewRun::At);
             train::begin(train::Request { config, out, init: args.init.clone(), peak_tflops: args.peak_tflops }, open)?
         }
     };

@@ -5,14 +5,16 @@
 
 use std::path::Path;
 
+use polytape::MAX_HEAD_DIM;
 use polytape::llama::{LlamaConfig, PRESET_VOCAB, PRESETS};
 use polytape::optim::ScheduleKind;
 use polytape::spectral::NewtonSchulz;
 use serde::de::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
+use super::rope;
 use super::schema::{self, SECTIONS};
-use super::{Config, Target};
+use super::{Config, Model, Target};
 use crate::terminal::failure::Failure;
 
 impl Config {
@@ -46,13 +48,25 @@ impl Config {
     pub fn resolve_vocab(&mut self, tokenizer: Option<usize>) -> Result<usize, Failure> {
         let preset = self.model.preset.take().map(|_| PRESET_VOCAB);
         let vocab = self.model.vocab.or(tokenizer).or(preset).ok_or_else(|| {
-            Failure::usage("model.vocab is not set and there is no tokenizer.json beside data.train to take it from")
+            let train = &self.data.train;
+            Failure::usage(format!(
+                "model.vocab is not set and data.train = {train:?} has no tokenizer.json beside it to take it from"
+            ))
+            .hint("`prepare` writes one; or give the number of tokens: --set model.vocab=N")
         })?;
         if let Some(tokens) = tokenizer.filter(|tokens| *tokens > vocab) {
             return Err(Failure::usage(format!("model.vocab: found {vocab}, expected at least the tokenizer's {tokens}")));
         }
         self.model.vocab = Some(vocab);
         Ok(vocab)
+    }
+
+    /// Checks a configuration that was not read from TOML as if it had been.
+    pub fn check(&mut self) -> Result<(), String> {
+        let table: Table = self.to_toml().parse().expect("bug: a written configuration is not TOML");
+        check_table(&table).map_err(|error| error.message)?;
+        rope::resolve(&mut self.model)?;
+        check_whole(self)
     }
 
     /// The configuration as TOML, with every key that has a value.
@@ -180,7 +194,8 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
 /// Keys that a `--set` of this one overrides, because they set the same thing.
 fn displaced(section: &str, name: &str) -> &'static [&'static str] {
     match (section, name) {
-        ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "intermediate_size"],
+        ("model", "preset") => &["dim", "layers", "heads", "kv_heads", "head_dim", "intermediate_size"],
+        ("model", "rope_scaling") => &rope::KEYS,
         ("pc", "level") => &["coefficients"],
         ("pc", "coefficients") => &["level"],
         _ => &[],
@@ -191,13 +206,16 @@ fn displaced(section: &str, name: &str) -> &'static [&'static str] {
 fn resolve(mut table: Table) -> Result<Config, String> {
     let has = |section: &str, name: &str| table.get(section).is_some_and(|keys| keys.get(name).is_some());
     let (kv_heads, intermediate_size) = (has("model", "kv_heads"), has("model", "intermediate_size"));
-    let ns_steps = has("optimizer", "ns_steps");
+    let (head_dim, ns_steps) = (has("model", "head_dim"), has("optimizer", "ns_steps"));
     if let Some(Value::Table(model)) = table.get_mut("model") {
         fill_preset(model);
     }
     let mut config = Config::deserialize(table).map_err(|error| error.message().to_owned())?;
     if !kv_heads {
         config.model.kv_heads = config.model.heads;
+    }
+    if !head_dim {
+        config.model.head_dim = head_dim_of(&config.model)?;
     }
     if !intermediate_size {
         config.model.intermediate_size = LlamaConfig::default_intermediate_size(config.model.dim);
@@ -214,8 +232,22 @@ fn resolve(mut table: Table) -> Result<Config, String> {
             _ => {}
         }
     }
+    rope::resolve(&mut config.model)?;
     check_whole(&config)?;
     Ok(config)
+}
+
+/// The width of the heads that share `dim` among them.
+fn head_dim_of(model: &Model) -> Result<usize, String> {
+    let (dim, heads) = (model.dim, model.heads);
+    let problem = match dim / heads {
+        _ if !dim.is_multiple_of(2 * heads) => {
+            format!("a multiple of 2·heads = {} (rotary turns pairs within a head), or model.head_dim", 2 * heads)
+        }
+        width if width > MAX_HEAD_DIM => format!("at most {MAX_HEAD_DIM}·heads = {}, or model.head_dim", MAX_HEAD_DIM * heads),
+        width => return Ok(width),
+    };
+    Err(format!("model.dim: found {dim}, expected {problem}"))
 }
 
 /// Fills in the preset's sizes where the table does not set them.
@@ -230,12 +262,9 @@ fn fill_preset(model: &mut Table) {
 
 fn check_whole(config: &Config) -> Result<(), String> {
     let model = &config.model;
-    let (dim, heads, kv_heads) = (model.dim, model.heads, model.kv_heads);
-    if !dim.is_multiple_of(2 * heads) {
-        return Err(format!(
-            "model.dim: found {dim}, expected a multiple of 2·heads = {} (rotary turns pairs within a head)",
-            2 * heads
-        ));
+    let (heads, kv_heads, head_dim) = (model.heads, model.kv_heads, model.head_dim);
+    if !head_dim.is_multiple_of(2) {
+        return Err(format!("model.head_dim: found {head_dim}, expected an even number (rotary turns pairs within a head)"));
     }
     if !heads.is_multiple_of(kv_heads) {
         return Err(format!("model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"));

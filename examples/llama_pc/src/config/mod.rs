@@ -2,12 +2,15 @@
 //!
 //! `schema` holds the one list of keys with their types and ranges; `load` reads files and `--set` against it.
 
+mod keys;
 mod load;
 mod optimizers;
 #[cfg(test)]
 mod reference;
+mod rope;
 mod schema;
 mod sections;
 
+pub use keys::{Difference, Keys, differences, shown};
 pub use optimizers::OptimizerKind;
 pub use sections::*;

@@ -11,9 +11,17 @@ use super::{Config, Pc};
 const SOURCE: &str = include_str!("sections.rs");
 
 /// Defaults that depend on other keys or files.
-const DEPENDENT: [(&str, &str, &str); 6] = [
+const DEPENDENT: [(&str, &str, &str); 14] = [
     ("model", "preset", "none"),
     ("model", "kv_heads", "`heads`"),
+    ("model", "head_dim", "`dim` / `heads`"),
+    ("model", "rope_factor", "none"),
+    ("model", "rope_original_seq_len", "none"),
+    ("model", "rope_low_freq_factor", "`1.0`"),
+    ("model", "rope_high_freq_factor", "`4.0`"),
+    ("model", "rope_beta_fast", "`32.0`"),
+    ("model", "rope_beta_slow", "`1.0`"),
+    ("model", "rope_attention_factor", "0.1·ln(`rope_factor`) + 1"),
     ("model", "intermediate_size", "8·dim/3, rounded up to a multiple of 256"),
     ("model", "vocab", "the tokenizer's; of a preset without one, 32000"),
     ("pc", "coefficients", "the level's"),

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use toml::Value;
 
+use polytape::MAX_HEAD_DIM;
 use polytape::llama::PRESETS;
 
 /// A key of the configuration. Top-level keys have the section "".
@@ -53,17 +54,27 @@ const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
-pub static KEYS: [Key; 54] = [
+pub static KEYS: [Key; 64] = [
     key("", "seed", COUNT_OR_NEVER),
     key("model", "preset", Kind::Choice(&PRESET_NAMES)),
     key("model", "dim", Kind::Integer(2..=65_536)),
     key("model", "layers", Kind::Integer(1..=1024)),
     key("model", "heads", Kind::Integer(1..=1024)),
     key("model", "kv_heads", Kind::Integer(1..=1024)),
+    key("model", "head_dim", Kind::Integer(2..=MAX_HEAD_DIM as i64)),
     key("model", "intermediate_size", Kind::Integer(1..=1 << 20)),
     key("model", "vocab", Kind::Integer(2..=1 << 24)),
     key("model", "norm_eps", POSITIVE),
     key("model", "rope_theta", POSITIVE),
+    key("model", "rope_scaling", Kind::Choice(&["none", "linear", "llama3", "yarn"])),
+    key("model", "rope_factor", Kind::Number(Range(Included(1.0), Unbounded))),
+    key("model", "rope_original_seq_len", Kind::Integer(1..=1 << 30)),
+    key("model", "rope_low_freq_factor", POSITIVE),
+    key("model", "rope_high_freq_factor", POSITIVE),
+    key("model", "rope_beta_fast", POSITIVE),
+    key("model", "rope_beta_slow", POSITIVE),
+    key("model", "rope_attention_factor", POSITIVE),
+    key("model", "qk_norm", FLAG),
     key("model", "tied", FLAG),
     key("pc", "targets", Kind::Choices(&["q", "k", "v", "o", "gate", "up", "down", "qk", "ffn"])),
     key("pc", "level", Kind::Integer(0..=4)),
@@ -140,6 +151,11 @@ pub fn find(section: &str, name: &str) -> Option<&'static Key> {
 /// The name of a key that may be given by an old one.
 pub fn current_name<'a>(section: &str, name: &'a str) -> &'a str {
     RENAMED.iter().find(|(within, old, _)| (*within, *old) == (section, name)).map_or(name, |(_, _, new)| new)
+}
+
+/// The place of a full name in the list; one that is not there comes last.
+pub fn position(full: &str) -> usize {
+    KEYS.iter().position(|key| full_name(key.section, key.name) == full).unwrap_or(KEYS.len())
 }
 
 /// The full name of a key: `section.name`, or the name alone at the top level.

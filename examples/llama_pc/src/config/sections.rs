@@ -40,10 +40,12 @@ pub struct Model {
     pub dim: usize,
     /// Number of transformer blocks.
     pub layers: usize,
-    /// Number of query heads; each has dim/heads dimensions.
+    /// Number of query heads.
     pub heads: usize,
     /// Number of key and value heads; fewer than `heads` means grouped-query attention. Default: `heads`.
     pub kv_heads: usize,
+    /// Width of a head, an even number. Default: `dim / heads`.
+    pub head_dim: usize,
     /// Width of the MLP. Default: [`LlamaConfig::default_intermediate_size`].
     pub intermediate_size: usize,
     /// Vocabulary size; `None` until [`Config::resolve_vocab`] has taken it from the tokenizer.
@@ -53,8 +55,44 @@ pub struct Model {
     pub norm_eps: f64,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are stretched for sequences longer than those of an earlier training, by the formulas of
+    /// transformers.
+    pub rope_scaling: RopeScaling,
+    /// How much longer, for `linear`, `llama3` and `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_factor: Option<f64>,
+    /// Sequence length of the earlier training, for `llama3` and `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_original_seq_len: Option<usize>,
+    /// Turns within that length up to which a frequency is divided by the factor, for `llama3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_low_freq_factor: Option<f64>,
+    /// Turns from which a frequency stays, for `llama3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_high_freq_factor: Option<f64>,
+    /// Turns within that length down to which frequencies stay, for `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_beta_fast: Option<f64>,
+    /// Turns from which down they are divided by the factor, for `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_beta_slow: Option<f64>,
+    /// Factor of rotated queries and keys, for `yarn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_attention_factor: Option<f64>,
+    /// Normalize every query and key head before its rotary embedding (RMSNorm), as Qwen3 does.
+    pub qk_norm: bool,
     /// Tie the output head to the token embedding.
     pub tied: bool,
+}
+
+/// How rotary frequencies are stretched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScaling {
+    None,
+    Linear,
+    Llama3,
+    Yarn,
 }
 
 /// Polynomial preconditioning (PC layers).
@@ -223,10 +261,20 @@ impl Default for Model {
             layers: 4,
             heads: 4,
             kv_heads: 4,
+            head_dim: 64,
             intermediate_size: LlamaConfig::default_intermediate_size(256),
             vocab: None,
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            rope_factor: None,
+            rope_original_seq_len: None,
+            rope_low_freq_factor: None,
+            rope_high_freq_factor: None,
+            rope_beta_fast: None,
+            rope_beta_slow: None,
+            rope_attention_factor: None,
+            qk_norm: false,
             tied: false,
         }
     }

@@ -41,6 +41,13 @@ fn the_schema_lists_exactly_the_written_keys() {
     let mut config = Config { pc: Some(pc), ..Config::default() };
     config.model.preset = Some("20M".to_owned());
     config.model.vocab = Some(7);
+    config.model.rope_factor = Some(8.0);
+    config.model.rope_original_seq_len = Some(64);
+    config.model.rope_low_freq_factor = Some(1.0);
+    config.model.rope_high_freq_factor = Some(4.0);
+    config.model.rope_beta_fast = Some(32.0);
+    config.model.rope_beta_slow = Some(1.0);
+    config.model.rope_attention_factor = Some(1.0);
     let table: Table = config.to_toml().parse().expect("TOML");
     let written: usize = table.values().map(|value| value.as_table().map_or(1, Table::len)).sum();
     assert_eq!(written, schema::KEYS.len());
@@ -95,6 +102,11 @@ fn values_out_of_range_are_refused() {
         "[model]\ndim = 0",
         "[model]\nnorm_eps = 0.0",
         "[model]\nvocab = 1",
+        "[model]\nhead_dim = 7",
+        "[model]\nhead_dim = 258",
+        "[model]\ndim = 4096",
+        "[model]\nrope_scaling = \"dynamic\"",
+        "[model]\nrope_scaling = \"linear\"\nrope_factor = 0.5",
         "[pc]\nlevel = 5",
         "[pc]\ncoefficients = []",
         "[pc]\ncoefficients = [nan]",
@@ -122,6 +134,38 @@ fn keys_that_do_not_fit_together_are_refused() {
         "schedule.decay_steps: found 2000, expected at most train.steps = 1000"
     );
     assert_eq!(error("[pc]\nlevel = 1\ncoefficients = [1]"), "pc: found level and coefficients, expected one of them");
+}
+
+#[test]
+fn heads_share_the_width_unless_theirs_is_given() {
+    let head_dim = |sets: &[&str]| parse("[model]\ndim = 64\nheads = 4", sets).expect("a good file").model.head_dim;
+    assert_eq!(head_dim(&[]), 16);
+    assert_eq!(head_dim(&["model.head_dim=48"]), 48);
+    // Heads of a given width need not divide dim.
+    assert_eq!(head_dim(&["model.dim=60", "model.heads=8", "model.head_dim=10"]), 10);
+    assert_eq!(head_dim(&["model.head_dim=48", "model.preset=20M"]), 64);
+}
+
+#[test]
+fn rope_scaling_takes_its_own_keys() {
+    let model = |text: &str, sets: &[&str]| parse(&format!("[model]\n{text}"), sets).map(|config| config.model);
+    let yarn = model("rope_scaling = \"yarn\"\nrope_factor = 4\nrope_original_seq_len = 64", &[]).expect("a good file");
+    assert_eq!((yarn.rope_beta_fast, yarn.rope_beta_slow), (Some(32.0), Some(1.0)));
+    assert!((yarn.rope_attention_factor.expect("a default") - 1.138_629).abs() < 1e-6);
+    let again = Config { model: yarn.clone(), ..Config::default() };
+    assert_eq!(parse(&again.to_toml(), &[]).map(|config| config.model), Ok(yarn));
+    let linear = model("rope_scaling = \"yarn\"\nrope_factor = 4", &["model.rope_scaling=linear", "model.rope_factor=2"]);
+    assert_eq!(linear.expect("a good file").rope(), Some(polytape::llama::RopeScaling::Linear { factor: 2.0 }));
+    let refused = |text: &str| model(text, &[]).expect_err("a bad file");
+    assert_eq!(refused("rope_factor = 4"), "model.rope_factor: found 4, expected none where model.rope_scaling is \"none\"");
+    assert_eq!(
+        refused("rope_scaling = \"llama3\"\nrope_factor = 8"),
+        "model.rope_original_seq_len: found none, expected one where model.rope_scaling is \"llama3\""
+    );
+    assert_eq!(
+        refused("rope_scaling = \"llama3\"\nrope_factor = 8\nrope_original_seq_len = 64\nrope_low_freq_factor = 5"),
+        "model.rope_high_freq_factor: found 4, expected more than rope_low_freq_factor = 5"
+    );
 }
 
 #[test]
@@ -181,5 +225,10 @@ fn the_vocabulary_comes_from_key_tokenizer_or_preset() {
         vocab("[model]\nvocab = 300", Some(400)),
         Err("model.vocab: found 300, expected at least the tokenizer's 400".to_owned())
     );
-    assert!(vocab("", None).is_err());
+    assert_eq!(
+        vocab("[data]\ntrain = \"d/train\"", None),
+        Err("model.vocab is not set and data.train = \"d/train\" has no tokenizer.json beside it to take it from\nhint: `prepare` \
+             writes one; or give the number of tokens: --set model.vocab=N"
+            .to_owned())
+    );
 }

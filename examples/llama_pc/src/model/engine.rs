@@ -20,10 +20,13 @@ pub fn model(config: &Config) -> LlamaConfig {
     let model = &config.model;
     LlamaConfig {
         kv_heads: model.kv_heads,
+        head_dim: Some(model.head_dim),
         intermediate_size: model.intermediate_size,
         max_seq_len: config.data.seq_len,
         norm_eps: model.norm_eps as f32,
         rope_theta: model.rope_theta,
+        rope_scaling: model.rope(),
+        qk_norm: model.qk_norm,
         tied: model.tied,
         checkpoint_activations: config.train.checkpoint_activations,
         ..LlamaConfig::new(model.dim, model.layers, model.heads, model.vocab.expect("bug: the vocabulary is not resolved"))

@@ -80,6 +80,14 @@ pub fn config() -> Vec<u8> {
     text.into()
 }
 
+/// Models of both architectures, with each kind of rotary embedding.
+pub fn config_json() -> Vec<Vec<u8>> {
+    let text = include_str!("../../tests/fixtures/transformers/cases.json");
+    let cases: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let cases = cases["losses"].as_array().expect("a list").iter();
+    cases.map(|case| serde_json::to_vec(&case["config"]).expect("JSON")).collect()
+}
+
 /// Two tensors.
 pub fn safetensors() -> Vec<u8> {
     let header: BTreeMap<&str, serde_json::Value> = BTreeMap::from([
@@ -105,6 +113,7 @@ pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
         ("state", state(3)),
         ("tokenizer_json", tokenizer_json()),
     ];
+    all.extend(config_json().into_iter().map(|bytes| ("config_json", bytes)));
     all.extend(parquets().into_iter().map(|bytes| ("parquet", bytes)));
     all.extend(sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
     // The target takes the length of the index and the vocabulary from the first two bytes.

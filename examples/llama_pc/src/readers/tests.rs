@@ -100,6 +100,7 @@ proptest! {
             scratch.tokenizer_json(&bytes);
             scratch.sentencepiece(&bytes);
             scratch.config(&bytes);
+            scratch.config_json(&bytes);
             scratch.state(&bytes);
             scratch.safetensors(&bytes);
             scratch.json_lines(&bytes);
@@ -115,6 +116,12 @@ proptest! {
             scratch.shards(&bin, None, vocab);
             scratch.shards(&bin, Some(&damaged(&samples::index(), &index)), vocab);
         });
+    }
+
+    #[test]
+    fn damaged_configurations_of_others_are_refused_or_read(which in 0usize..19, damage in damage()) {
+        static GOOD: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(samples::config_json);
+        read(|scratch| scratch.config_json(&damaged(&GOOD[which], &damage)));
     }
 
     #[test]

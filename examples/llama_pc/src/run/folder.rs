@@ -14,7 +14,7 @@ use polytape::gpu::ProfileTable;
 use super::events::{self, Events};
 use super::files;
 use super::metrics::{self, Metrics};
-use super::paths;
+use super::paths::{self, NewRun};
 use crate::config::Config;
 use crate::terminal::failure::Failure;
 
@@ -52,7 +52,8 @@ impl Locked {
         match taken {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => {
-                Err(Failure::other(format!("{}: found another process that trains it, expected none", path.display())))
+                Err(Failure::other(format!("{}: found another process that trains it, expected none", path.display()))
+                    .hint("wait until it ends, or begin another run"))
             }
             Err(TryLockError::Error(error)) => Err(Failure::io("lock", &file, &error)),
         }
@@ -79,19 +80,10 @@ fn now() -> f64 {
 }
 
 impl Run {
-    /// Creates the folder with the tokenizer, if there is one; [`Run::write_config`] completes it. An existing folder is a usage
-    /// error.
-    pub fn create(path: &Path, tokenizer: Option<&Path>) -> Result<Self, Failure> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| Failure::io("create", parent, &error))?;
-        }
-        std::fs::create_dir(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Failure::usage(format!("--out {}: found it exists already, expected a new folder", path.display()))
-            }
-            _ => Failure::io("create", path, &error),
-        })?;
-        let locked = Locked::new(path)?;
+    /// Creates the folder with the tokenizer, if there is one; [`Run::write_config`] completes it.
+    pub fn create(new: &NewRun, tokenizer: Option<&Path>) -> Result<Self, Failure> {
+        let path = new.create()?;
+        let locked = Locked::new(&path)?;
         if let Some(tokenizer) = tokenizer {
             let copy = path.join("tokenizer.json");
             std::fs::copy(tokenizer, &copy).map_err(|error| Failure::io("copy", tokenizer, &error))?;
@@ -155,7 +147,8 @@ mod tests {
         let tokenizer = folder.path().join("given.json");
         std::fs::write(&tokenizer, "{}").expect("it is written");
         let path = folder.path().join("runs").join("demo-1");
-        let mut run = Run::create(&path, Some(&tokenizer)).expect("a new folder");
+        let new = NewRun::At(path.clone());
+        let mut run = Run::create(&new, Some(&tokenizer)).expect("a new folder");
         run.write_config(&Config::default()).expect("it is written");
         let rows = [row(1, None), row(2, Some(5.5))];
         for row in &rows {
@@ -166,7 +159,7 @@ mod tests {
         assert_eq!(Config::load(Some(&path.join("config.toml")), &[]).expect("a configuration"), Config::default());
         assert_eq!(std::fs::read_to_string(path.join("tokenizer.json")).expect("a copy"), "{}");
         assert_eq!(std::fs::read_to_string(path.join("log.txt")).expect("a log"), "begun\n");
-        let failure = Run::create(&path, None).err().expect("it exists already");
+        let failure = Run::create(&new, None).err().expect("it exists already");
         assert_eq!(failure.status, 2);
     }
 
@@ -174,7 +167,7 @@ mod tests {
     fn going_on_cuts_what_lies_beyond_the_checkpoint() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("run");
-        let mut run = Run::create(&path, None).expect("a new folder");
+        let mut run = Run::create(&NewRun::At(path.clone()), None).expect("a new folder");
         (1..=9).for_each(|step| run.record(&row(step, None)).expect("it is written"));
         run.metrics.write_all(b"{\"step\": 10, \"tok").expect("half a line");
         assert!(Locked::new(&path).err().expect("it is taken").to_string().contains("another process"));
@@ -184,7 +177,17 @@ mod tests {
             run.record(&row(step + 1, None)).expect("it is written");
             read_metrics(&path).expect("metrics").iter().map(|row| row.step).collect::<Vec<_>>()
         };
+        let read = || read_metrics(&path).expect("metrics").len();
+        assert_eq!(read(), 9, "the half line is left out");
         assert_eq!(rows(9), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        // Only the newline is missing: the line is whole.
+        let whole = std::fs::read(path.join("metrics.jsonl")).expect("metrics");
+        std::fs::write(path.join("metrics.jsonl"), &whole[..whole.len() - 1]).expect("it is written");
+        assert_eq!(read(), 10);
+        assert_eq!(rows(10), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        // Cut within a character, as a file that is not UTF-8.
+        std::fs::write(path.join("metrics.jsonl"), [&whole[..], b"{\"\xc3"].concat()).expect("it is written");
+        assert_eq!(read(), 10);
         assert_eq!(rows(4), [1, 2, 3, 4, 5]);
         assert_eq!(rows(0), [1]);
         std::fs::write(path.join("metrics.jsonl"), "{}\n").expect("it is written");

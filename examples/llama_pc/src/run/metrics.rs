@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one JSON object per logged step.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use super::measured::{Gmcn, Layers};
 use super::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, grouped};
+use crate::terminal::output;
 
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -101,13 +102,29 @@ impl Metrics {
 /// All lines of a run's `metrics.jsonl`.
 pub fn read_metrics(run: &Path) -> Result<Vec<Metrics>, Failure> {
     let path = run.join(paths::METRICS);
-    let file = File::open(&path).map_err(|error| Failure::io("read", &path, &error))?;
-    let mut rows = Vec::new();
-    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line.map_err(|error| Failure::io("read", &path, &error))?;
-        rows.push(serde_json::from_str(&line).map_err(|error| not_metrics(&path, number, &error))?);
+    let lines = read_lines(&path)?;
+    (1..)
+        .zip(&lines)
+        .map(|(number, line)| serde_json::from_slice(line).map_err(|error| not_metrics(&path, number, &error)))
+        .collect()
+}
+
+/// The lines of a file of metrics; a last one that a killed process left incomplete is left out, with a note.
+pub fn read_lines(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
+    let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
+    let mut lines: Vec<Vec<u8>> = bytes.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+    if let Some(number) = lines.len().checked_sub(1)
+        && is_cut(&lines[number])
+    {
+        lines.pop();
+        output::note(&format!("note: {}: left out line {}, which was not written to its end", path.display(), number + 1));
     }
-    Ok(rows)
+    Ok(lines)
+}
+
+/// Whether a line lacks its end: not only the newline.
+fn is_cut(line: &[u8]) -> bool {
+    !line.ends_with(b"\n") && serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err()
 }
 
 /// (step, loss) of training and of validation.
@@ -116,7 +133,8 @@ pub fn losses(rows: &[Metrics]) -> [Vec<(f64, f64)>; 2] {
     [rows.iter().map(|row| (row.step as f64, row.loss)).collect(), rows.iter().filter_map(val).collect()]
 }
 
-/// Truncates the metrics after the last line of at most `step` steps. A line that a killed process left incomplete is dropped, too.
+/// Truncates the metrics after the last line of at most `step` steps. A line that a killed process left incomplete is dropped,
+/// too; one that lacks only its newline gets it.
 pub fn cut(path: &Path, step: u64) -> Result<(), Failure> {
     if !path.exists() {
         return Ok(());
@@ -128,7 +146,8 @@ pub fn cut(path: &Path, step: u64) -> Result<(), Failure> {
     let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
     let mut keep = 0;
     for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
-        if !line.ends_with(b"\n") {
+        if is_cut(line) {
+            output::note(&format!("note: {}: removed line {number}, which was not written to its end", path.display()));
             break;
         }
         let row: Row = serde_json::from_slice(line).map_err(|error| not_metrics(path, number, &error))?;
@@ -137,11 +156,16 @@ pub fn cut(path: &Path, step: u64) -> Result<(), Failure> {
         }
         keep += line.len();
     }
-    if keep < bytes.len() {
-        let file = OpenOptions::new().write(true).open(path);
-        file.and_then(|file| file.set_len(keep as u64)).map_err(|error| Failure::io("cut", path, &error))?;
+    let lacks_newline = keep > 0 && bytes[keep - 1] != b'\n';
+    if keep == bytes.len() && !lacks_newline {
+        return Ok(());
     }
-    Ok(())
+    let repair = || {
+        let mut file = OpenOptions::new().append(true).open(path)?;
+        file.set_len(keep as u64)?;
+        if lacks_newline { file.write_all(b"\n") } else { Ok(()) }
+    };
+    repair().map_err(|error| Failure::io("cut", path, &error))
 }
 
 fn not_metrics(path: &Path, line: u64, error: &serde_json::Error) -> Failure {

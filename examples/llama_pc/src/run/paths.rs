@@ -1,6 +1,9 @@
 //! Paths of runs and of their checkpoints.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+use crate::terminal::failure::Failure;
 
 /// The resolved configuration of a run.
 pub const CONFIG: &str = "config.toml";
@@ -22,30 +25,71 @@ pub fn checkpoints_folder(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// The steps of a run's checkpoints, ascending.
-pub fn checkpoints(run: &Path) -> Vec<u64> {
+/// The steps of a run's checkpoints, ascending. A folder that cannot be listed is an error: a run that seems to have none would
+/// begin anew.
+pub fn checkpoints(run: &Path) -> Result<Vec<u64>, Failure> {
     numbered(&checkpoints_folder(run), "step-")
 }
 
-/// The next free `runs/NAME-N`, NAME being that of the configuration file.
-pub fn next_path(config: Option<&Path>) -> PathBuf {
-    let name = config.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy());
-    next_numbered(Path::new("runs"), &name)
+/// Where a new run goes.
+pub enum NewRun {
+    /// A folder that must not exist.
+    At(PathBuf),
+    /// `folder/NAME-N`, with the next free N.
+    Numbered { folder: PathBuf, name: String },
 }
 
-/// `folder/NAME-N`, with N one above the highest that exists.
-fn next_numbered(folder: &Path, name: &str) -> PathBuf {
-    let next = numbered(folder, &format!("{name}-")).last().map_or(1, |highest| highest + 1);
-    folder.join(format!("{name}-{next}"))
+impl NewRun {
+    /// `runs/NAME-N`, NAME being that of the configuration file.
+    pub fn next(config: Option<&Path>) -> Self {
+        let name = config.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy());
+        Self::Numbered { folder: PathBuf::from("runs"), name: name.into_owned() }
+    }
+
+    /// Creates the folder, with its parents. Of processes that ask for the same number at once, each gets one of its own.
+    pub fn create(&self) -> Result<PathBuf, Failure> {
+        let made = |path: &Path| {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(|error| Failure::io("create", parent, &error))?;
+            }
+            match std::fs::create_dir(path) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+                Err(error) => Err(Failure::io("create", path, &error)),
+            }
+        };
+        match self {
+            Self::At(path) if made(path)? => Ok(path.clone()),
+            Self::At(path) => {
+                Err(Failure::usage(format!("--out {}: found it exists already, expected a new folder", path.display())))
+            }
+            Self::Numbered { folder, name } => loop {
+                let next = numbered(folder, &format!("{name}-"))?.last().map_or(1, |highest| highest + 1);
+                let path = folder.join(format!("{name}-{next}"));
+                if made(&path)? {
+                    return Ok(path);
+                }
+            },
+        }
+    }
 }
 
-/// The numbers N for which the folder contains `prefixN`, ascending; none if the folder does not exist.
-fn numbered(folder: &Path, prefix: &str) -> Vec<u64> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let number = |name: &str| name.strip_prefix(prefix)?.parse().ok();
-    let mut numbers: Vec<u64> = entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
+/// The numbers N for which the folder contains `prefixN`, ascending; none if there is no such folder.
+fn numbered(folder: &Path, prefix: &str) -> Result<Vec<u64>, Failure> {
+    let unreadable = |error: std::io::Error| Failure::io("list", folder, &error);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // A link that leads nowhere is not an absent folder.
+        Err(error) if error.kind() == ErrorKind::NotFound && folder.symlink_metadata().is_err() => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(unreadable)?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u64>().ok()));
+    }
     numbers.sort();
-    numbers
+    Ok(numbers)
 }
 
 #[cfg(test)]
@@ -55,15 +99,44 @@ mod tests {
     #[test]
     fn numbers_go_up_from_the_highest() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let next = || next_numbered(folder.path(), "demo");
-        assert_eq!(next(), folder.path().join("demo-1"));
+        let next =
+            || NewRun::Numbered { folder: folder.path().join("runs"), name: "demo".to_owned() }.create().expect("a folder");
+        assert_eq!(next(), folder.path().join("runs/demo-1"));
         for name in ["demo-2", "demo-10", "demo-x", "other-50"] {
-            std::fs::create_dir(folder.path().join(name)).expect("a folder");
+            std::fs::create_dir(folder.path().join("runs").join(name)).expect("a folder");
         }
-        assert_eq!(next(), folder.path().join("demo-11"));
+        assert_eq!(next(), folder.path().join("runs/demo-11"));
         for step in [500, 20, 1000] {
             std::fs::create_dir_all(checkpoint(folder.path(), step)).expect("a folder");
         }
-        assert_eq!(checkpoints(folder.path()), [20, 500, 1000]);
+        assert_eq!(checkpoints(folder.path()).expect("a list"), [20, 500, 1000]);
+    }
+
+    #[test]
+    fn runs_that_begin_at_once_get_folders_of_their_own() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let new = NewRun::Numbered { folder: folder.path().join("runs"), name: "demo".to_owned() };
+        let mut made: Vec<PathBuf> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| new.create().expect("a folder"))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        made.sort();
+        made.dedup();
+        assert_eq!(made.len(), 8);
+    }
+
+    #[test]
+    fn checkpoints_that_cannot_be_listed_are_not_taken_for_none() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(checkpoints(folder.path()).expect("no folder, no checkpoints"), Vec::<u64>::new());
+        std::fs::write(checkpoints_folder(folder.path()), "").expect("a file");
+        let failure = checkpoints(folder.path()).expect_err("not a folder");
+        assert!(failure.to_string().starts_with("cannot list "), "{failure}");
+        #[cfg(unix)]
+        {
+            std::fs::remove_file(checkpoints_folder(folder.path())).expect("it was there");
+            std::os::unix::fs::symlink("nowhere", checkpoints_folder(folder.path())).expect("a link");
+            assert!(checkpoints(folder.path()).is_err());
+        }
     }
 }

@@ -9,7 +9,7 @@ use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
-use super::{layers, scaling};
+use super::{layers, scaling, schedule};
 use crate::config::Config;
 use crate::data::windows::Windows;
 use crate::model::engine;
@@ -147,7 +147,8 @@ impl Session {
             self.config.data.seq_len,
         );
         let warning = scaling::warning(self.trainer.precision, self.gpu.kernels());
-        for line in [Some(line), warning].into_iter().flatten() {
+        let note = schedule::note(&self.schedule);
+        for line in [Some(line), warning, note].into_iter().flatten() {
             output::note(&line);
             self.run.log(&line)?;
         }

@@ -14,7 +14,7 @@ use crate::model::import::{self, Model};
 use crate::run::checkpoint::{self, Saved, State};
 use crate::run::files::refuse_existing;
 use crate::run::folder::{Locked, Run};
-use crate::run::paths;
+use crate::run::paths::{self, NewRun};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
@@ -22,7 +22,7 @@ use crate::terminal::output;
 pub struct Request {
     pub config: Config,
     /// Folder to create.
-    pub out: PathBuf,
+    pub out: NewRun,
     /// Folder of the initial weights; without one, they are drawn from the seed.
     pub init: Option<PathBuf>,
     /// The adapter's peak in TFLOP/s, if the user gives it.
@@ -38,7 +38,9 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     let tokenizer = tokenizer_of(&data);
     let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
     config.resolve_vocab(tokens)?;
-    refuse_existing("--out", &out, "folder")?;
+    if let NewRun::At(path) = &out {
+        refuse_existing("--out", path, "folder")?;
+    }
     let windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
     let gpu = open()?;
@@ -72,10 +74,15 @@ pub fn resume(
     config.resolve_vocab(None)?;
     let locked = Locked::new(path)?;
     let saved = Saved::newest(path)?;
+    match &saved {
+        Some(saved) => checkpoint::check_weights(saved.folder(), &config, &file)?,
+        None => output::note(&format!("note: {}: found no checkpoint, so the run begins again from its seed", path.display())),
+    }
     let mut windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
     let first = first_state(&config, &windows)?;
     let state = saved.as_ref().map_or(&first, |saved| &saved.state).clone();
+    let state = State { configuration: config.weight_keys(), ..state };
     check_state(&config, &state, &first)?;
     windows.seek(state.position);
     let gpu = open()?;
@@ -94,7 +101,13 @@ pub fn resume(
 
 /// The state before the first step.
 fn first_state(config: &Config, windows: &Windows) -> Result<State, Failure> {
-    Ok(State { windows: windows.count(), data: windows.fingerprint()?, seed: config.seed, ..State::default() })
+    Ok(State {
+        windows: windows.count(),
+        data: windows.fingerprint()?,
+        seed: config.seed,
+        configuration: config.weight_keys(),
+        ..State::default()
+    })
 }
 
 /// Whether a state matches the configuration and the data, whose initial state is `first`: the run then resumes bit for bit.
@@ -108,12 +121,14 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
         return Err(Failure::usage(format!("seed: found {found}, expected the {expected} that the run began with")));
     }
     let data = &config.data.train;
+    let way_out = "data.seq_len must be as it was; --set data.train=PATH says where the data are; `train --init` begins a new run on others";
     if first.windows != state.windows {
         let (found, expected) = (first.windows, state.windows);
-        return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with")));
+        return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with"))
+            .hint(way_out));
     }
     if first.data != state.data {
-        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")));
+        return Err(Failure::other(format!("{data}: found other tokens, expected those that the run began with")).hint(way_out));
     }
     Ok(())
 }
@@ -126,9 +141,7 @@ fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Train
 
 fn model(gpu: &Gpu, config: &Config, init: Option<&Path>) -> Result<Model, Failure> {
     let Some(path) = init else { return Model::fresh(gpu, config) };
-    // A run's newest checkpoint, or the folder itself.
-    let folder = if path.join(paths::CONFIG).is_file() { import::describe(path)?.1 } else { path.to_owned() };
-    import::check_folder(&folder, config)?;
+    let folder = import::initial_weights(path, config)?;
     let (model, ignored) = Model::load(gpu, config, &folder)?;
     if !ignored.is_empty() {
         output::note(&format!(

@@ -79,7 +79,7 @@ fn a_plan_says_how_attention_is_bound() {
 fn a_wrong_plan_has_its_sentence() {
     for (args, expected) in [
         (&["--memory", "lots"][..], "found \"lots\", expected bytes such as 24GiB"),
-        (&[], "model.vocab is not set and there is no tokenizer.json"),
+        (&[], "model.vocab is not set and data.train"),
         (&["--set", "model.dims=3"], "did you mean model.dim?"),
         (&["--set", "model.preset=20M", "--adapter", "nonsense"], "--adapter nonsense: "),
     ] {

@@ -259,17 +259,17 @@ fn what_cannot_be_resumed_has_its_sentence() {
         (
             "intermediate_size = 64",
             "intermediate_size = 72",
-            "`model.layers.0.mlp.gate_proj.weight` has shape [64, 32], [72, 32] expected",
+            "found model.intermediate_size = 72, expected the 64 of the weights",
         ),
-        ("layers = 2", "layers = 1", "found a tensor `model.layers.1."),
-        ("\"gate\", ", "", "found a tensor `model.layers.0.mlp.gate_proj.pc_gamma`"),
+        ("layers = 2", "layers = 1", "found model.layers = 1, expected the 2 of the weights"),
+        ("\"gate\", ", "", "found pc.targets = [\"o\", \"up\", \"down\"], expected the [\"o\", \"gate\", \"up\", \"down\"] of"),
         ("kind = \"adamw\"", "kind = \"muon\"", "optimizer.safetensors: found a tensor `model.layers.0.mlp.down_proj.weight.v`"),
         ("seed = 1", "seed = 2", "seed: found 2, expected the 1 that the run began with"),
     ] {
         let edited = text.replace(from, to);
         assert_ne!(edited, text, "{from}");
         fs::write(&config, edited).expect("it is edited");
-        let status = if from.starts_with("seed") { 2 } else { 1 };
+        let status = if from.starts_with("kind") { 1 } else { 2 };
         let error = error_of(&mut resume(path, "run", &[]), status);
         assert!(error.contains(expected), "{expected:?} in {error}");
     }

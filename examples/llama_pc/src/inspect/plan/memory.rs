@@ -1,9 +1,10 @@
 //! Device memory of a step: plain formulas for the buffers that are live at each of its phases.
 //!
-//! T is the tokens of a micro-batch, d the width, k that of keys and values, h that of the feed-forward block, V the vocabulary.
-//! A block keeps for its backward, per token: its input, the two norms' outputs, q, the attention's output and the stream after it
-//! (6d), k and v (2k), gate, up and their product (3h), and a root per norm and a log-sum-exp per head (2 + heads). All else is
-//! workspace: what only exists while one operation runs.
+//! T is the tokens of a micro-batch, d the width, q that of the queries, k that of keys and values, h that of the feed-forward
+//! block, V the vocabulary. A block keeps for its backward, per token: its input, the two norms' outputs and the stream after
+//! attention (4d), q and the attention's output (2q), k and v (2k), gate, up and their product (3h), and a root per norm and a
+//! log-sum-exp per head (2 + heads); with norms of the heads also q and k before them (q + k), and their roots (heads + kv_heads).
+//! All else is workspace: what only exists while one operation runs.
 
 use polytape::llama::names;
 use polytape::{Role, logit_rows};
@@ -49,7 +50,8 @@ pub fn largest_buffer(model: &Model) -> (String, u64) {
     let logits = ("logits of the cross-entropy".to_owned(), bytes(logits(model)));
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
     let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
-    parameters.chain([logits, stream, inner]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
+    let queries = ("an activation [tokens, heads·head_dim]".to_owned(), bytes(tokens * sizes.q_dim()));
+    parameters.chain([logits, stream, inner, queries]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
 }
 
 /// Elements of the logits that exist at a time.
@@ -91,8 +93,16 @@ impl<'a> Estimate<'a> {
             workspace: 2 * (model.micro_batches as u64) * bytes(model.tokens()),
         };
         let (tokens, dim) = (model.tokens(), sizes.dim);
-        let kv_dim = sizes.kv_heads * sizes.head_dim();
-        let kept = [(6, dim), (2, kv_dim), (3, sizes.intermediate_size), (2, 1), (1, sizes.heads)];
+        let (q_dim, kv_dim, normed) = (sizes.q_dim(), sizes.kv_dim(), u64::from(sizes.qk_norm));
+        let kept = [
+            (4, dim),
+            (2 + normed, q_dim),
+            (2 + normed, kv_dim),
+            (3, sizes.intermediate_size),
+            (2, 1),
+            (1 + normed, sizes.heads),
+            (normed, sizes.kv_heads),
+        ];
         let is_first = |name: &str| names::layer_and_part(name).is_some_and(|(layer, _)| layer == 0);
         let block_gradients = model.parameters.iter().filter(|parameter| is_first(&parameter.name));
         Self {

@@ -123,10 +123,19 @@ impl Model {
 
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LlamaConfig { dim, layers, heads, kv_heads, intermediate_size, vocab, .. } = self.sizes;
+        let LlamaConfig { dim, layers, heads, kv_heads, intermediate_size, vocab, qk_norm, rope_scaling, .. } = self.sizes;
         write!(f, "{layers} layers of width {dim}, {heads} heads, ")?;
+        if self.sizes.q_dim() != dim {
+            write!(f, "each of width {}, ", self.sizes.head_dim())?;
+        }
         if kv_heads != heads {
             write!(f, "{kv_heads} of keys and values, ")?;
+        }
+        if qk_norm {
+            write!(f, "queries and keys normed, ")?;
+        }
+        if rope_scaling.is_some() {
+            write!(f, "rotary frequencies stretched, ")?;
         }
         write!(f, "intermediate_size {intermediate_size}, vocabulary {vocab}; ")?;
         match self.pc.len() {

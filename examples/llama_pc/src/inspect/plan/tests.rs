@@ -42,7 +42,7 @@ fn the_memory_estimate_is_within_a_tenth_of_the_measured_peak() {
     let adamw = "optimizer.kind=adamw";
     let muon = "optimizer.kind=muon";
     // A wide vocabulary, a deep and narrow model, long sequences; each by itself and with PC layers, with either optimizer.
-    let shapes: [&[&str]; 3] = [
+    let shapes: [&[&str]; 4] = [
         &["model.dim=128", "model.layers=2", "model.heads=4", "model.vocab=8000", "data.seq_len=32", "train.batch_size=2"],
         &[
             "model.dim=96",
@@ -61,6 +61,17 @@ fn the_memory_estimate_is_within_a_tenth_of_the_measured_peak() {
             "model.vocab=300",
             "data.seq_len=512",
             "train.batch_size=1",
+        ],
+        &[
+            "model.dim=64",
+            "model.layers=3",
+            "model.heads=4",
+            "model.kv_heads=2",
+            "model.head_dim=48",
+            "model.qk_norm=true",
+            "model.vocab=300",
+            "data.seq_len=256",
+            "train.batch_size=2",
         ],
     ];
     let variants: [&[&str]; 4] = [&[adamw], &[adamw, "pc.level=4"], &[muon, "pc.level=2", "train.grad_accumulation=2"], &[muon]];

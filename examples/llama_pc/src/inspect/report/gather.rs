@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::inspect::spectrum;
 use crate::model::spectra;
 use crate::run::measured::Gmcn;
+use crate::run::metrics::read_lines;
 use crate::run::{checkpoint, files, paths};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
@@ -102,7 +103,7 @@ pub fn gather(path: &Path) -> Result<RunData, Failure> {
         gamma: gamma_of_metrics(&rows),
         condition: conditions_of_metrics(&rows),
         kernels: kernels(path)?,
-        config: flattened(&config),
+        config: config.keys(),
         train,
         joined,
         ..RunData::default()
@@ -115,30 +116,15 @@ pub fn gather(path: &Path) -> Result<RunData, Failure> {
 
 /// The lines of metrics.
 fn rows(path: &Path) -> Result<Vec<Value>, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
-    let line = |(number, line): (usize, &str)| {
+    let line = |(number, line): (usize, &Vec<u8>)| {
         let wrong = |found: String| {
             Failure::other(format!("{}: line {number}: found {found}, expected a line of metrics", path.display()))
         };
-        let row: Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+        let row: Value = serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))?;
         let complete = Point::of(&row).is_some();
         if complete { Ok(row) } else { Err(wrong("no step, tokens, seconds, loss, grad_norm, lr or tokens_per_second".into())) }
     };
-    (1..).zip(text.lines()).map(line).collect()
-}
-
-fn flattened(config: &Config) -> BTreeMap<String, String> {
-    let table: toml::Table = config.to_toml().parse().expect("bug: a written configuration is not TOML");
-    let mut keys = BTreeMap::new();
-    for (name, value) in table {
-        match value {
-            toml::Value::Table(section) => {
-                keys.extend(section.into_iter().map(|(key, value)| (format!("{name}.{key}"), value.to_string())))
-            }
-            value => drop(keys.insert(name, value.to_string())),
-        }
-    }
-    keys
+    (1..).zip(&read_lines(path)?).map(line).collect()
 }
 
 /// The layer and the kind of a matrix, without `.weight`.
@@ -169,7 +155,7 @@ fn gamma_of_metrics(rows: &[Value]) -> Vec<Gamma> {
 
 fn gamma_of_checkpoints(path: &Path) -> Result<Vec<Gamma>, Failure> {
     let mut found: BTreeMap<String, Gamma> = BTreeMap::new();
-    for step in paths::checkpoints(path) {
+    for step in paths::checkpoints(path)? {
         let file = Reader::open(&paths::checkpoint(path, step).join(checkpoint::MODEL))?;
         for name in file.names() {
             let Some((stem, (layer, kind))) =
@@ -216,7 +202,8 @@ fn kernels(path: &Path) -> Result<Vec<KernelTime>, Failure> {
 
 /// Adds the spectra of the newest checkpoint and the condition numbers of all. Opens the device only if there are checkpoints.
 pub fn with_spectra(mut runs: Vec<RunData>, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Vec<RunData>, Failure> {
-    if runs.iter().all(|run| paths::checkpoints(&run.path).is_empty()) {
+    let steps = runs.iter().map(|run| paths::checkpoints(&run.path)).collect::<Result<Vec<_>, _>>()?;
+    if steps.iter().all(Vec::is_empty) {
         return Ok(runs);
     }
     let gpu = open()?;
@@ -227,7 +214,7 @@ pub fn with_spectra(mut runs: Vec<RunData>, open: impl FnOnce() -> Result<Gpu, F
 }
 
 fn add_spectra(gpu: &Gpu, data: &mut RunData) -> Result<(), Failure> {
-    let steps = paths::checkpoints(&data.path);
+    let steps = paths::checkpoints(&data.path)?;
     if steps.is_empty() {
         output::note(&format!("note: {} has no checkpoint, so the report has no spectra of it", data.path.display()));
     }
@@ -293,14 +280,5 @@ pub mod tests {
             let failure = rows(&path).expect_err("a bad line");
             assert!(failure.to_string().contains("metrics.jsonl: line 2: found "), "{failure}");
         }
-    }
-
-    #[test]
-    fn the_configuration_is_flat() {
-        let keys = flattened(&Config::default());
-        assert_eq!(
-            (keys["seed"].as_str(), keys["model.dim"].as_str(), keys["schedule.kind"].as_str()),
-            ("1", "256", "\"cosine\"")
-        );
     }
 }

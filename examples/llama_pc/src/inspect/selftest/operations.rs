@@ -11,7 +11,7 @@ use polytape_reference::half::Operands;
 use polytape_reference::layout;
 use polytape_reference::matmul::{matmul, matmul_vjp};
 use polytape_reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp};
-use polytape_reference::rotary::{Rotary, rotary, rotary_vjp};
+use polytape_reference::rotary::{Rotary, Scaling, rotary, rotary_vjp};
 use polytape_reference::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, normalize, reduction};
 
 use super::check::{Line, Part, differentiable, differentiable_at, shape, upload};
@@ -309,7 +309,7 @@ fn transformer(gpu: &Gpu) -> Vec<Line> {
         |x, dy| embedding_vjp(&x[0], &ids, dy),
         &[EXACT, reduction(4)],
     ));
-    let settings = Rotary { seq: 101, head_dim: 64, offset: 0, theta: 10_000.0 };
+    let settings = Rotary { seq: 101, head_dim: 64, offset: 0, theta: 10_000.0, scaling: Scaling::None };
     lines.push(differentiable(
         gpu,
         "rotary",

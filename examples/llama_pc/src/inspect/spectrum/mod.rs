@@ -21,7 +21,7 @@ pub use report::{Report, RunSpectra, Spectra, table};
 
 /// All checkpoints of a run, or an exported folder.
 pub fn of_run(gpu: &Gpu, path: &Path) -> Result<RunSpectra, Failure> {
-    let steps = paths::checkpoints(path);
+    let steps = paths::checkpoints(path)?;
     let steps = if steps.is_empty() { vec![None] } else { steps.into_iter().map(Some).collect() };
     let checkpoints = steps.into_iter().map(|step| of_checkpoint(gpu, path, step)).collect::<Result<_, _>>()?;
     Ok(RunSpectra { run: path.display().to_string(), checkpoints })

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use polytape::llama::{ParameterShape, names};
+use polytape::Role;
+use polytape::llama::{ParameterShape, RopeScaling, names};
 
 use super::encode::{BLOCK, Dtype};
-use super::gguf_metadata::{Metadata, Value, put_text, put_value};
-use super::gguf_tokenizer;
+use super::gguf_metadata::{Value, named, put_text, put_value};
 use super::merged::{Merged, encoded, pieces};
+use super::{gguf_architecture, gguf_tokenizer};
+use crate::model::import::architecture_of;
 use crate::run::files::Partial;
 use crate::terminal::failure::Failure;
 use crate::terminal::progress::Progress;
@@ -20,9 +22,13 @@ const ALIGNMENT: u64 = 32;
 
 /// Writes the file to `out` atomically.
 pub fn write(model: &Merged, dtype: Dtype, out: &Path) -> Result<(), Failure> {
-    let mut metadata = architecture(model, dtype);
-    metadata.extend(gguf_tokenizer::metadata(model)?);
-    let tensors: Vec<Entry> = model.tensors().into_iter().map(|tensor| Entry::new(tensor, dtype)).collect::<Result<_, _>>()?;
+    refuse_unknown(model)?;
+    let mut metadata = general(model, dtype);
+    metadata.extend(gguf_architecture::metadata(model));
+    metadata.extend(named(gguf_tokenizer::metadata(model)?));
+    let mut tensors: Vec<Entry> =
+        model.tensors().into_iter().map(|tensor| Entry::new(tensor, dtype)).collect::<Result<_, _>>()?;
+    tensors.extend(gguf_architecture::rope_factors(&model.sizes).map(Entry::rope_factors));
     let partial = Partial::file(out)?;
     let io = |error| Failure::io("write", partial.path(), &error);
     let file = File::create(partial.path()).map_err(|error| Failure::io("create", partial.path(), &error))?;
@@ -47,9 +53,22 @@ fn padding(bytes: u64) -> usize {
     (bytes.next_multiple_of(ALIGNMENT) - bytes) as usize
 }
 
-fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
-    let sizes = &model.sizes;
-    let number = |value: usize| Value::U32(value as u32);
+/// What llama.cpp does not read, and would compute otherwise.
+fn refuse_unknown(model: &Merged) -> Result<(), Failure> {
+    let problem = match model.sizes.rope_scaling {
+        Some(RopeScaling::Llama3 { .. }) if model.sizes.qk_norm => {
+            "model.qk_norm and model.rope_scaling = \"llama3\", expected one of them: llama.cpp's qwen3 has no such frequencies"
+                .to_owned()
+        }
+        Some(RopeScaling::Yarn { beta_fast, beta_slow, .. }) if (beta_fast, beta_slow) != (32.0, 1.0) => format!(
+            "model.rope_beta_fast = {beta_fast} and model.rope_beta_slow = {beta_slow}, expected 32 and 1, which llama.cpp computes with"
+        ),
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format!("--format gguf: {} has {problem}", model.name)).hint("--format hf has no such limit"))
+}
+
+fn general(model: &Merged, dtype: Dtype) -> Vec<(String, Value)> {
     // llama.cpp's number for a file of mostly this type.
     let file_type = match dtype {
         Dtype::F32 => 0,
@@ -57,25 +76,14 @@ fn architecture(model: &Merged, dtype: Dtype) -> Metadata {
         Dtype::Q8_0 => 7,
         Dtype::Bf16 => 32,
     };
-    vec![
-        ("general.architecture", Value::Text("llama".to_owned())),
+    let architecture = architecture_of(&model.sizes).model_type;
+    named(vec![
+        ("general.architecture", Value::Text(architecture.to_owned())),
         ("general.name", Value::Text(model.name.clone())),
         ("general.alignment", Value::U32(ALIGNMENT as u32)),
         ("general.file_type", Value::U32(file_type)),
         ("general.quantization_version", Value::U32(2)),
-        ("llama.vocab_size", number(sizes.vocab)),
-        ("llama.context_length", number(sizes.max_seq_len)),
-        ("llama.embedding_length", number(sizes.dim)),
-        ("llama.block_count", number(sizes.layers)),
-        ("llama.feed_forward_length", number(sizes.intermediate_size)),
-        ("llama.attention.head_count", number(sizes.heads)),
-        ("llama.attention.head_count_kv", number(sizes.kv_heads)),
-        ("llama.attention.key_length", number(sizes.head_dim())),
-        ("llama.attention.value_length", number(sizes.head_dim())),
-        ("llama.attention.layer_norm_rms_epsilon", Value::F32(sizes.norm_eps)),
-        ("llama.rope.dimension_count", number(sizes.head_dim())),
-        ("llama.rope.freq_base", Value::F32(sizes.rope_theta as f32)),
-    ]
+    ])
 }
 
 /// A tensor of the file.
@@ -83,6 +91,8 @@ struct Entry {
     tensor: ParameterShape,
     name: String,
     dtype: Dtype,
+    /// Of one that is not the model's.
+    values: Option<Vec<f32>>,
 }
 
 impl Entry {
@@ -94,7 +104,14 @@ impl Entry {
             return Err(Failure::usage(format!("--dtype q8_0: {name} has rows of {row} values, expected a multiple of {BLOCK}"))
                 .hint("--dtype f16 stores rows of any length"));
         }
-        Ok(Self { name: gguf_name(&tensor.name), tensor, dtype })
+        Ok(Self { name: gguf_name(&tensor.name), tensor, dtype, values: None })
+    }
+
+    /// What llama.cpp divides the rotary frequencies by.
+    fn rope_factors(factors: Vec<f32>) -> Self {
+        let name = "rope_freqs.weight".to_owned();
+        let tensor = ParameterShape { name: name.clone(), role: Role::Vector, shape: vec![factors.len()], std: 0.0 };
+        Self { tensor, name, dtype: Dtype::F32, values: Some(factors) }
     }
 
     fn kind(&self) -> u32 {
@@ -112,9 +129,14 @@ impl Entry {
 
     /// Passes the encoded values to `take` piece by piece.
     fn encode(&self, model: &Merged, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+        if let Some(values) = &self.values {
+            return take(&encoded(&self.name, values, self.dtype)?);
+        }
+        // llama.cpp rotates Qwen3's heads in half-split order, as they are.
         let rotated = [(names::Q, model.sizes.heads), (names::K, model.sizes.kv_heads)];
+        let mut rotated = rotated.into_iter().filter(|_| !model.sizes.qk_norm);
         let part = names::layer_and_part(names::stem(&self.tensor.name)).map(|(_, part)| part);
-        let heads = rotated.into_iter().find(|(rotated, _)| part == Some(rotated));
+        let heads = rotated.find(|(rotated, _)| part == Some(rotated));
         let values = model.tensor(&self.tensor)?;
         let mut take = |values: &[f32]| take(&encoded(&self.tensor.name, values, self.dtype)?);
         match heads {
@@ -137,11 +159,13 @@ fn adjacent_pairs(values: &[f32], heads: usize, head_dim: usize) -> Vec<f32> {
 
 /// llama.cpp's name of a tensor, from Hugging Face's.
 fn gguf_name(name: &str) -> String {
-    const PARTS: [(&str, &str); 9] = [
+    const PARTS: [(&str, &str); 11] = [
         (names::Q, "attn_q"),
         (names::K, "attn_k"),
         (names::V, "attn_v"),
         (names::O, "attn_output"),
+        (names::Q_NORM, "attn_q_norm"),
+        (names::K_NORM, "attn_k_norm"),
         (names::GATE, "ffn_gate"),
         (names::UP, "ffn_up"),
         (names::DOWN, "ffn_down"),
@@ -162,7 +186,7 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// Everything before the data, padded.
-fn put_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Entry]) {
+fn put_header(out: &mut Vec<u8>, metadata: &[(String, Value)], tensors: &[Entry]) {
     out.extend(b"GGUF");
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -200,5 +224,6 @@ mod tests {
         assert_eq!(gguf_name("model.layers.12.mlp.down_proj.weight"), "blk.12.ffn_down.weight");
         assert_eq!(gguf_name("model.layers.0.input_layernorm.weight"), "blk.0.attn_norm.weight");
         assert_eq!(gguf_name("lm_head.weight"), "output.weight");
+        assert_eq!(gguf_name("model.layers.0.self_attn.q_norm.weight"), "blk.0.attn_q_norm.weight");
     }
 }

@@ -14,6 +14,11 @@ pub enum Value {
 /// Keys with their values, in the order of the file.
 pub type Metadata = Vec<(&'static str, Value)>;
 
+/// The same keys, owned.
+pub fn named(metadata: Metadata) -> Vec<(String, Value)> {
+    metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
 /// A string: its length and its UTF-8.
 pub fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_le_bytes());

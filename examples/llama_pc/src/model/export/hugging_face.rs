@@ -4,19 +4,28 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 
-use polytape::llama::ParameterShape;
+use polytape::llama::{LlamaConfig, ParameterShape, RopeScaling};
 use polytape::safetensors::{self, Header, pytorch_metadata};
 use serde_json::{Map, Value, json};
 
 use super::encode::Dtype;
 use super::merged::{Merged, encoded, pieces};
+use crate::model::import::architecture_of;
 use crate::run::checkpoint::MODEL;
 use crate::run::files::{self, Partial};
 use crate::terminal::failure::Failure;
+use crate::terminal::output;
 use crate::terminal::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
 pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
+    let sizes = &model.sizes;
+    if !sizes.qk_norm && !sizes.dim.is_multiple_of(sizes.heads) {
+        output::note(&format!(
+            "note: transformers 5 refuses a Llama whose hidden_size, here {}, is no multiple of num_attention_heads, here {}",
+            sizes.dim, sizes.heads
+        ));
+    }
     let partial = Partial::folder(out)?;
     let folder = partial.path();
     let tensors = model.tensors();
@@ -95,9 +104,11 @@ fn config(model: &Merged, dtype: Dtype) -> Value {
         Dtype::F16 => "float16",
         Dtype::Bf16 | Dtype::Q8_0 => "bfloat16",
     };
+    let architecture = architecture_of(sizes);
+    let (rope_scaling, rope_parameters) = rope(sizes);
     let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture.class],
+        "model_type": architecture.model_type,
         "hidden_size": sizes.dim,
         "intermediate_size": sizes.intermediate_size,
         "num_hidden_layers": sizes.layers,
@@ -108,23 +119,52 @@ fn config(model: &Merged, dtype: Dtype) -> Value {
         "max_position_embeddings": sizes.max_seq_len,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": sizes.rope_theta,
-        "rope_scaling": null,
-        "rope_parameters": {"rope_type": "default", "rope_theta": sizes.rope_theta},
+        "rope_scaling": rope_scaling,
+        "rope_parameters": rope_parameters,
         "tie_word_embeddings": sizes.tied,
         "hidden_act": "silu",
         "attention_bias": false,
         "attention_dropout": 0.0,
-        "mlp_bias": false,
-        "pretraining_tp": 1,
         "initializer_range": 0.02,
         "use_cache": true,
         "torch_dtype": dtype,
         "dtype": dtype,
     });
-    if let Value::Object(config) = &mut config {
+    let own = match sizes.qk_norm {
+        true => json!({"use_sliding_window": false, "sliding_window": null, "max_window_layers": sizes.layers}),
+        false => json!({"mlp_bias": false, "pretraining_tp": 1}),
+    };
+    if let (Value::Object(config), Value::Object(own)) = (&mut config, own) {
+        config.extend(own);
         config.extend(special_ids(model));
     }
     config
+}
+
+/// `rope_scaling`, which versions before 5 read beside `rope_theta`, and `rope_parameters`, which holds both.
+fn rope(sizes: &LlamaConfig) -> (Value, Value) {
+    let mut scaling = match sizes.rope_scaling {
+        None => return (Value::Null, json!({"rope_type": "default", "rope_theta": sizes.rope_theta})),
+        Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_seq_len }) => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_seq_len,
+        }),
+        Some(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_seq_len, attention_factor }) => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "original_max_position_embeddings": original_seq_len,
+            "attention_factor": attention_factor,
+        }),
+    };
+    let older = scaling.clone();
+    scaling["rope_theta"] = json!(sizes.rope_theta);
+    (older, scaling)
 }
 
 /// `bos_token_id`, `eos_token_id`: null where the tokenizer has none, because `transformers` would assume 1 and 2.

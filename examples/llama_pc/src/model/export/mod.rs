@@ -4,6 +4,7 @@
 
 mod encode;
 mod gguf;
+mod gguf_architecture;
 mod gguf_metadata;
 mod gguf_tokenizer;
 mod hugging_face;

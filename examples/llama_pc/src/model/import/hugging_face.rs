@@ -1,122 +1,141 @@
-//! `config.json` in Hugging Face's layout: checks that it is a supported Llama, and reads its sizes.
+//! `config.json` in Hugging Face's layout: checks that it is a supported model, and reads its sizes.
+//!
+//! What is absent has the default of transformers. Whatever would be computed otherwise there is refused by name.
 
 use std::path::Path;
 
-use serde::Deserialize;
+use polytape::llama::LlamaConfig;
 use serde_json::Value;
 
+use super::rope;
 use crate::config::Config;
 use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
-/// The fields that affect a Llama's outputs.
-#[derive(Deserialize)]
-struct Fields {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    #[serde(default)]
-    rope_parameters: Value,
-    #[serde(default)]
-    rope_scaling: Value,
-    hidden_act: Option<String>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    tie_word_embeddings: Option<bool>,
+/// An architecture of transformers.
+pub struct Architecture {
+    pub model_type: &'static str,
+    /// The name of its class.
+    pub class: &'static str,
+    /// Whether queries and keys are normed.
+    qk_norm: bool,
 }
+
+const LLAMA: Architecture = Architecture { model_type: "llama", class: "LlamaForCausalLM", qk_norm: false };
+const QWEN3: Architecture = Architecture { model_type: "qwen3", class: "Qwen3ForCausalLM", qk_norm: true };
+
+/// The architecture of a model.
+pub fn architecture_of(sizes: &LlamaConfig) -> &'static Architecture {
+    if sizes.qk_norm { &QWEN3 } else { &LLAMA }
+}
+
+/// Width of a head of Qwen3 where `config.json` has none.
+const QWEN3_HEAD_DIM: usize = 128;
 
 /// The configuration of a folder in Hugging Face's layout.
 pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     let path = folder.join("config.json");
-    let wrong = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
+    read(&read_json(&path)?).map_err(|reason| Failure::other(format!("{}: {reason}", path.display())))
+}
+
+fn read(value: &Value) -> Result<Config, String> {
+    let fields = Fields(value);
     // The architecture first: others have other fields.
-    let value: Value = read_json(&path)?;
-    let kind = value["model_type"].as_str().unwrap_or_default();
-    if kind != "llama" {
-        return Err(wrong(format!("found model_type {kind:?}, expected \"llama\"")));
-    }
-    let found: Fields =
-        serde_json::from_value(value).map_err(|error| wrong(format!("found {error}, expected a Llama's fields")))?;
-    found.check().map_err(wrong)?;
+    let architecture = architecture(&fields)?;
+    refuse_what_differs(&fields)?;
     let mut config = Config::default();
-    config.model.dim = found.hidden_size;
-    config.model.intermediate_size = found.intermediate_size;
-    config.model.layers = found.num_hidden_layers;
-    config.model.heads = found.num_attention_heads;
-    config.model.kv_heads = found.num_key_value_heads.unwrap_or(found.num_attention_heads);
-    config.model.vocab = Some(found.vocab_size);
-    config.model.norm_eps = found.rms_norm_eps;
-    config.model.rope_theta = found.theta().unwrap_or(config.model.rope_theta);
-    config.model.tied = found.tie_word_embeddings.unwrap_or(false);
-    config.data.seq_len = found.max_position_embeddings.unwrap_or(config.data.seq_len);
+    let model = &mut config.model;
+    model.dim = fields.needed("hidden_size")?;
+    model.intermediate_size = fields.needed("intermediate_size")?;
+    model.layers = fields.needed("num_hidden_layers")?;
+    model.heads = fields.needed("num_attention_heads")?;
+    model.kv_heads = fields.count("num_key_value_heads")?.unwrap_or(model.heads);
+    model.vocab = Some(fields.needed("vocab_size")?);
+    model.norm_eps = fields.number("rms_norm_eps")?.ok_or("found no rms_norm_eps, expected one")?;
+    model.tied = fields.flag("tie_word_embeddings")?.unwrap_or(false);
+    model.qk_norm = architecture.qk_norm;
+    model.head_dim = match fields.count("head_dim")? {
+        Some(width) => width,
+        None if architecture.qk_norm => QWEN3_HEAD_DIM,
+        None if model.heads > 0 && model.dim.is_multiple_of(model.heads) => model.dim / model.heads,
+        None => {
+            let (heads, dim) = (model.heads, model.dim);
+            return Err(format!("found num_attention_heads {heads}, expected a divisor of hidden_size {dim}, or a head_dim"));
+        }
+    };
+    let positions = fields.count("max_position_embeddings")?;
+    rope::read(&fields, positions, model)?;
+    config.data.seq_len = positions.unwrap_or(config.data.seq_len);
+    config.check().map_err(|problem| format!("as a {}, {problem}", architecture.class))?;
     Ok(config)
 }
 
-/// Checks that a `config.json` in `folder`, if there is one, agrees with this configuration.
-pub fn check_folder(folder: &Path, config: &Config) -> Result<(), Failure> {
-    let path = folder.join("config.json");
-    if !path.is_file() {
-        return Ok(());
-    }
-    let (found, wanted) = (configuration(folder)?.model, &config.model);
-    let numbers = [
-        ("dim", found.dim as f64, wanted.dim as f64),
-        ("layers", found.layers as f64, wanted.layers as f64),
-        ("heads", found.heads as f64, wanted.heads as f64),
-        ("kv_heads", found.kv_heads as f64, wanted.kv_heads as f64),
-        ("intermediate_size", found.intermediate_size as f64, wanted.intermediate_size as f64),
-        ("vocab", found.vocab.unwrap_or_default() as f64, wanted.vocab.unwrap_or_default() as f64),
-        ("norm_eps", found.norm_eps, wanted.norm_eps),
-        ("rope_theta", found.rope_theta, wanted.rope_theta),
-        ("tied", f64::from(u8::from(found.tied)), f64::from(u8::from(wanted.tied))),
-    ];
-    match numbers.into_iter().find(|(_, found, wanted)| found != wanted) {
-        None => Ok(()),
-        Some((key, found, wanted)) => {
-            let path = path.display();
-            Err(Failure::usage(format!(
-                "{path}: found the equivalent of model.{key} = {found}, expected the configuration's {wanted}"
-            )))
-        }
+fn architecture(fields: &Fields<'_>) -> Result<&'static Architecture, String> {
+    let kind = fields.text("model_type")?.unwrap_or_default();
+    let found = [&LLAMA, &QWEN3].into_iter().find(|known| known.model_type == kind);
+    let found = found.ok_or_else(|| format!("found model_type {kind:?}, expected \"llama\" or \"qwen3\""))?;
+    let Some(classes) = fields.value("architectures") else { return Ok(found) };
+    // An early spelling has other capitals.
+    let is_it = |class: &Value| class.as_str().is_some_and(|class| class.eq_ignore_ascii_case(found.class));
+    match classes.as_array().is_some_and(|list| list.is_empty() || list.iter().any(is_it)) {
+        true => Ok(found),
+        false => Err(format!("found architectures {classes}, expected {}", found.class)),
     }
 }
 
-impl Fields {
-    fn theta(&self) -> Option<f64> {
-        self.rope_theta.or(self.rope_parameters["rope_theta"].as_f64())
-    }
-
-    /// Rejects settings that this program does not support.
-    fn check(&self) -> Result<(), String> {
-        let bias = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
-        if let Some((name, _)) = bias.into_iter().find(|(_, flag)| *flag == Some(true)) {
+/// Rejects settings with which transformers computes something else.
+fn refuse_what_differs(fields: &Fields<'_>) -> Result<(), String> {
+    for name in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+        if fields.flag(name)? == Some(true) {
             return Err(format!("found {name} true, expected false"));
         }
-        if let Some(other) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
-            return Err(format!("found hidden_act {other:?}, expected \"silu\""));
-        }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let (dim, heads) = (self.hidden_size, self.num_attention_heads);
-            return Err(format!("found num_attention_heads {heads}, expected a divisor of hidden_size {dim}"));
-        }
-        let usual = self.hidden_size / self.num_attention_heads;
-        if let Some(other) = self.head_dim.filter(|width| *width != usual) {
-            return Err(format!("found head_dim {other}, expected hidden_size / num_attention_heads = {usual}"));
-        }
-        for (name, rope) in [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)] {
-            let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).unwrap_or("default");
-            if kind != "default" {
-                return Err(format!("found {name} of type {kind:?}, expected \"default\""));
-            }
-        }
-        Ok(())
+    }
+    // "swish" is another name of it.
+    if let Some(other) = fields.text("hidden_act")?.filter(|name| !["silu", "swish"].contains(name)) {
+        return Err(format!("found hidden_act {other:?}, expected \"silu\""));
+    }
+    if fields.value("quantization_config").is_some() {
+        return Err("found a quantization_config, expected weights that are not quantized".to_owned());
+    }
+    let layers = fields.value("layer_types").and_then(Value::as_array).into_iter().flatten();
+    if let Some(other) = layers.into_iter().find(|kind| *kind != "full_attention") {
+        return Err(format!("found {other} in layer_types, expected \"full_attention\" only"));
+    }
+    Ok(())
+}
+
+/// The fields of an object of JSON; null is as if it were not there.
+pub struct Fields<'a>(pub &'a Value);
+
+impl<'a> Fields<'a> {
+    pub fn value(&self, name: &str) -> Option<&'a Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A field of a kind, which `take` recognizes.
+    fn typed<T>(&self, name: &str, expected: &str, take: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, String> {
+        let wrong = |value: &Value| format!("found {name} {value}, expected {expected}");
+        self.value(name).map(|value| take(value).ok_or_else(|| wrong(value))).transpose()
+    }
+
+    pub fn count(&self, name: &str) -> Result<Option<usize>, String> {
+        self.typed(name, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
+    }
+
+    pub fn number(&self, name: &str) -> Result<Option<f64>, String> {
+        self.typed(name, "a number", Value::as_f64)
+    }
+
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, String> {
+        self.typed(name, "true or false", Value::as_bool)
+    }
+
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, String> {
+        self.typed(name, "a text", Value::as_str)
+    }
+
+    fn needed(&self, name: &str) -> Result<usize, String> {
+        self.count(name)?.ok_or_else(|| format!("found no {name}, expected one"))
     }
 }
 
@@ -125,54 +144,97 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::engine;
 
-    fn folder(change: impl Fn(&mut Value)) -> tempfile::TempDir {
+    fn json_of(change: impl Fn(&mut Value)) -> Value {
         let mut value = json!({
             "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "vocab_size": 100, "rms_norm_eps": 1e-6, "hidden_act": "silu",
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
         });
         change(&mut value);
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(folder.path().join("config.json"), value.to_string()).expect("it is written");
-        folder
+        value
     }
 
     #[test]
     fn sizes_are_read_in_the_newer_and_the_older_form() {
-        let config = configuration(folder(|_| ()).path()).expect("a Llama");
-        assert_eq!((config.model.rope_theta, config.model.kv_heads, config.model.vocab), (5e5, 4, Some(100)));
-        let old = folder(|value| {
+        let config = read(&json_of(|_| ())).expect("a Llama");
+        let model = &config.model;
+        assert_eq!((model.rope_theta, model.kv_heads, model.head_dim, model.vocab), (5e5, 4, 8, Some(100)));
+        let old = json_of(|value| {
             value["rope_parameters"] = Value::Null;
             value["rope_theta"] = json!(1e6);
+            value["torch_dtype"] = json!("bfloat16");
+            value["architectures"] = json!(["LLaMAForCausalLM"]);
+            value["hidden_act"] = json!("swish");
         });
-        assert_eq!(configuration(old.path()).expect("a Llama").model.rope_theta, 1e6);
+        assert_eq!(read(&old).expect("a Llama").model.rope_theta, 1e6);
     }
 
+    /// Tables that transformers computed in float32.
     #[test]
-    fn what_would_be_computed_otherwise_is_refused_by_name() {
-        let cases: [(&str, Value, &str); 6] = [
-            ("model_type", json!("gpt2"), "found model_type \"gpt2\", expected \"llama\""),
-            ("attention_bias", json!(true), "found attention_bias true, expected false"),
-            ("hidden_act", json!("gelu"), "found hidden_act \"gelu\", expected \"silu\""),
-            ("head_dim", json!(16), "found head_dim 16, expected hidden_size / num_attention_heads = 8"),
-            ("num_attention_heads", json!(0), "found num_attention_heads 0, expected a divisor of hidden_size 32"),
-            ("rope_scaling", json!({"rope_type": "llama3"}), "found rope_scaling of type \"llama3\", expected \"default\""),
-        ];
-        for (key, value, expected) in cases {
-            let folder = folder(|config| config[key] = value.clone());
-            let failure = configuration(folder.path()).expect_err("not a Llama of ours");
-            assert!(failure.to_string().ends_with(expected), "{failure}");
+    fn rotary_frequencies_are_those_of_transformers() {
+        let cases: Value = serde_json::from_str(include_str!("../../../tests/fixtures/transformers/cases.json")).expect("JSON");
+        let cases = cases["frequencies"].as_array().expect("a list");
+        assert!(cases.len() > 5);
+        for case in cases {
+            let config = read(&case["config"]).unwrap_or_else(|problem| panic!("{}: {problem}", case["name"]));
+            let sizes = engine::model(&config);
+            let factor = sizes.rope_scaling.map_or(1.0, |scaling| scaling.attention_factor());
+            let is_near = |found: f64, wanted: &Value| (found / wanted.as_f64().expect("a number") - 1.0).abs() < 1e-5;
+            assert!(is_near(factor, &case["attention_factor"]), "{}: {factor}", case["name"]);
+            let (found, wanted) = (sizes.rope_frequencies(), case["inv_freq"].as_array().expect("a list"));
+            assert_eq!(found.len(), wanted.len());
+            for (found, wanted) in found.iter().zip(wanted) {
+                assert!(is_near(*found, wanted), "{}: {found}, {wanted}", case["name"]);
+            }
         }
     }
 
     #[test]
-    fn other_sizes_than_the_configurations_are_refused() {
-        let folder = folder(|_| ());
-        let mut config = configuration(folder.path()).expect("a Llama");
-        assert!(check_folder(folder.path(), &config).is_ok());
-        config.model.layers = 3;
-        let failure = check_folder(folder.path(), &config).expect_err("another size");
-        assert!(failure.to_string().ends_with("model.layers = 2, expected the configuration's 3"), "{failure}");
+    fn qwen3_has_normed_heads_of_their_own_width() {
+        let qwen3 = |head_dim: Value| {
+            let json = json_of(|value| {
+                value["model_type"] = json!("qwen3");
+                value["architectures"] = json!(["Qwen3ForCausalLM"]);
+                value["head_dim"] = head_dim.clone();
+                value["sliding_window"] = json!(4096);
+                value["layer_types"] = json!(["full_attention", "full_attention"]);
+            });
+            read(&json).expect("a Qwen3").model
+        };
+        assert!(qwen3(json!(16)).qk_norm);
+        assert_eq!([qwen3(json!(16)).head_dim, qwen3(Value::Null).head_dim], [16, 128]);
+    }
+
+    #[test]
+    fn what_would_be_computed_otherwise_is_refused_by_name() {
+        let cases: [(&str, Value, &str); 17] = [
+            ("model_type", json!("gpt2"), "found model_type \"gpt2\", expected \"llama\" or \"qwen3\""),
+            ("architectures", json!(["LlamaForTokenClassification"]), "expected LlamaForCausalLM"),
+            ("attention_bias", json!(true), "found attention_bias true, expected false"),
+            ("mlp_bias", json!(true), "found mlp_bias true, expected false"),
+            ("hidden_act", json!("gelu"), "found hidden_act \"gelu\", expected \"silu\""),
+            ("use_sliding_window", json!(true), "found use_sliding_window true, expected false"),
+            (
+                "layer_types",
+                json!(["sliding_attention"]),
+                "found \"sliding_attention\" in layer_types, expected \"full_attention\" only",
+            ),
+            ("quantization_config", json!({"quant_method": "fp8"}), "expected weights that are not quantized"),
+            ("head_dim", json!(7), "model.head_dim: found 7, expected an even number (rotary turns pairs within a head)"),
+            ("head_dim", json!(512), "model.head_dim: found 512, expected a whole number from 2 to 256"),
+            ("num_attention_heads", json!(0), "found num_attention_heads 0, expected a divisor of hidden_size 32, or a head_dim"),
+            ("num_attention_heads", json!(5), "found num_attention_heads 5, expected a divisor of hidden_size 32, or a head_dim"),
+            ("num_key_value_heads", json!(3), "model.kv_heads: found 3, expected a divisor of heads = 4"),
+            ("hidden_size", json!(1u64 << 60), "model.dim: found 1152921504606846976, expected a whole number from 2 to 65536"),
+            ("hidden_size", json!("32"), "found hidden_size \"32\", expected a whole number"),
+            ("vocab_size", Value::Null, "found no vocab_size, expected one"),
+            ("rms_norm_eps", Value::Null, "found no rms_norm_eps, expected one"),
+        ];
+        for (key, value, expected) in cases {
+            let problem = read(&json_of(|config| config[key] = value.clone())).expect_err("not a model of ours");
+            assert!(problem.ends_with(expected), "{problem}");
+        }
     }
 }

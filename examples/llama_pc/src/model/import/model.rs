@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use polytape::llama::{Llama, names};
-use polytape::spectral::{PC_GAMMA, PC_U, PC_V, Preconditioner};
+use polytape::spectral::Preconditioner;
 use polytape::{Gpu, ParamId, Params};
 
 use super::source::describe;
 use super::stored::Stored;
+use super::unused::is_pc_state;
 use crate::config::Config;
 use crate::model::engine;
 use crate::terminal::failure::Failure;
@@ -30,16 +31,19 @@ impl Model {
     /// The weights of a folder, verified where it is a run's checkpoint, with the PC state of the matrices which the
     /// configuration preconditions. Returns the names of the PC state that it ignored, too.
     pub fn load(gpu: &Gpu, config: &Config, folder: &Path) -> Result<(Self, Vec<String>), Failure> {
-        let stored = Stored::open(config, folder)?;
+        let stored = Stored::open_any(config, folder)?;
+        let ignored = stored.refuse_unused_but_pc(config)?;
         let (llama, params) = Llama::load(gpu, engine::model(config), |name, shape| stored.raw(gpu, name, shape))?;
         // Attached as in a new run, so that parameters keep their order, and with them sums over all parameters.
         let mut model = Self::precondition(llama, params, config)?;
-        let mut ignored = Vec::new();
-        for name in stored.names().filter(|name| is_pc_state(name)) {
-            match model.params.find(name) {
-                Some(id) => model.params.set(id, stored.tensor(gpu, name)?)?,
-                None => ignored.push(name.to_owned()),
-            }
+        let states: Vec<(ParamId, String)> = model
+            .params
+            .iter()
+            .filter(|(_, param)| is_pc_state(&param.name))
+            .map(|(id, param)| (id, param.name.clone()))
+            .collect();
+        for (id, name) in states.into_iter().filter(|(_, name)| stored.has(name)) {
+            model.params.set(id, stored.tensor(gpu, &name)?)?;
         }
         Ok((model, ignored))
     }
@@ -53,10 +57,6 @@ impl Model {
         let preconditioner = Preconditioner::attach(&mut params, engine::pc(pc)?, &targets, config.seed)?;
         Ok(Self { llama, params, preconditioner: Some(preconditioner) })
     }
-}
-
-fn is_pc_state(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, part)| [PC_U, PC_V, PC_GAMMA].contains(&part))
 }
 
 /// A model for inference, from a run's newest checkpoint or an exported folder.

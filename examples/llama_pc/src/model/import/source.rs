@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::hugging_face;
 use crate::config::Config;
-use crate::run::paths;
+use crate::run::{checkpoint, paths};
 use crate::terminal::failure::Failure;
 
 /// The configuration of a run or an exported folder, and the folder of its weights: the newest checkpoint of a run.
@@ -27,12 +27,15 @@ pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), 
         let path = path.display();
         return Err(Failure::other(format!(
             "{path}: found neither config.toml nor config.json, expected a run or an exported folder"
-        )));
+        ))
+        .hint("a run is the folder that `train` printed, such as runs/demo-1; a checkpoint is chosen by --step"));
     }
     let config = Config::load(Some(&file), &[])?;
-    let found = paths::checkpoints(path);
+    let found = paths::checkpoints(path)?;
     let Some(step) = step.or(found.last().copied()) else {
-        return Err(Failure::other(format!("{}: found no checkpoint, expected one or more", path.display())));
+        let shown = path.display();
+        return Err(Failure::other(format!("{shown}: found no checkpoint, expected one or more"))
+            .hint(format!("`train --resume {shown}` goes on to its first")));
     };
     if !found.contains(&step) {
         let found = found.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -41,5 +44,7 @@ pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), 
             path.display()
         )));
     }
-    Ok((config, paths::checkpoint(path, step)))
+    let folder = paths::checkpoint(path, step);
+    checkpoint::check_weights(&folder, &config, &file)?;
+    Ok((config, folder))
 }

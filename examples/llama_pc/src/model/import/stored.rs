@@ -1,18 +1,18 @@
 //! Weights on disk, read lazily, so that the host holds only a piece of a tensor at a time.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use polytape::llama::names;
 use polytape::safetensors::Reader;
 use polytape::spectral::{PC_GAMMA, PC_U, PC_V, PcConfig, Preconditioner};
 use polytape::{Gpu, Params, Role, Tensor};
-use serde::Deserialize;
 
+use super::index::Index;
 use crate::config::Config;
 use crate::model::engine;
 use crate::run::checkpoint;
-use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
 /// The safetensors of a folder, `model.safetensors` or the files of `model.safetensors.index.json`, and the PC layers of the
@@ -27,29 +27,50 @@ pub struct Stored {
     targets: HashMap<String, usize>,
 }
 
-#[derive(Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
-}
-
 impl Stored {
-    /// Opens a folder; a run's checkpoint is verified first.
+    /// Opens a folder; a run's checkpoint is verified first. A tensor that the configuration does not use is an error.
     pub fn open(config: &Config, path: &Path) -> Result<Self, Failure> {
+        let stored = Self::open_any(config, path)?;
+        stored.refuse_unused(config)?;
+        Ok(stored)
+    }
+
+    /// [`Stored::open`] of any tensors.
+    pub fn open_any(config: &Config, path: &Path) -> Result<Self, Failure> {
         checkpoint::verify_weights(path)?;
         let single = path.join(checkpoint::MODEL);
-        let names = if single.is_file() { vec![single] } else { shards(path)? };
+        let index = if single.is_file() { None } else { Some(Index::read(path)?) };
+        let names = index.as_ref().map_or(Ok(vec![single]), |index| index.files(path))?;
         let files: Vec<Reader> = names.iter().map(|name| Reader::open(name)).collect::<polytape::Result<_>>()?;
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
-            place.extend(file.names().into_iter().map(|name| (name, at)));
+            for name in file.names() {
+                if let Some(other) = place.insert(name.clone(), at) {
+                    let (one, other) = (names[other].display(), names[at].display());
+                    return Err(Failure::other(format!("{one} and {other}: found {name} in both, expected it in one of them")));
+                }
+            }
+        }
+        if let Some(index) = index {
+            index.check(path, &place, &names)?;
         }
         let pc = config.pc.as_ref().map(engine::pc).transpose()?;
         Ok(Self { path: path.to_owned(), files, place, pc, targets: engine::pc_targets(config).into_iter().collect() })
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The names of its tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)
+    }
+
+    /// Whether it has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.place.contains_key(name)
     }
 
     fn file(&self, name: &str) -> polytape::Result<&Reader> {
@@ -74,6 +95,16 @@ impl Stored {
         self.file(name)?.values(name)
     }
 
+    /// Number of a tensor's values.
+    pub fn len(&self, name: &str) -> polytape::Result<usize> {
+        self.file(name)?.len(name)
+    }
+
+    /// Some of a tensor's values, without a device.
+    pub fn part(&self, name: &str, range: Range<usize>) -> polytape::Result<Vec<f32>> {
+        self.file(name)?.part(name, range)
+    }
+
     /// The tensor that the model computes with: the effective weight of a preconditioned matrix, else the raw one.
     pub fn effective(&self, gpu: &Gpu, name: &str, shape: &[usize]) -> polytape::Result<Tensor> {
         let raw = self.raw(gpu, name, shape)?;
@@ -96,17 +127,4 @@ impl Stored {
         let layer = Preconditioner::attach(&mut params, pc.clone(), &[(id, blocks)], 0)?;
         Ok(Some(layer.effective(&params)?.params.get(id)?.tensor.clone()))
     }
-}
-
-fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let path = folder.join("model.safetensors.index.json");
-    if !path.is_file() {
-        let folder = folder.display();
-        return Err(Failure::other(format!("{folder}: found neither model.safetensors nor its index, expected weights")));
-    }
-    let index: Index = read_json(&path)?;
-    let mut names: Vec<PathBuf> = index.weight_map.values().map(|name| folder.join(name)).collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
 }

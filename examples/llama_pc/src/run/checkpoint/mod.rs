@@ -14,6 +14,6 @@ mod writer;
 #[cfg(any(test, feature = "samples"))]
 pub use document::text_of;
 pub use document::{MODEL, OPTIMIZER};
-pub use saved::{Saved, sweep, verify_weights};
+pub use saved::{Saved, check_weights, recorded_keys, sweep, verify_weights};
 pub use state::{Scaling, Spikes, State};
 pub use writer::Writer;

@@ -9,6 +9,7 @@ use crc32c::crc32c_append;
 
 use super::document::{Document, MODEL, Recorded, STATE, hexadecimal};
 use super::state::State;
+use crate::config::{Config, Difference, Keys, differences, shown};
 use crate::run::paths;
 use crate::terminal::failure::Failure;
 
@@ -23,7 +24,7 @@ pub struct Saved {
 impl Saved {
     /// The newest checkpoint of a run; `None` if there is none. A damaged one is an error; there is no fallback to an older one.
     pub fn newest(run: &Path) -> Result<Option<Self>, Failure> {
-        paths::checkpoints(run).last().map(|&step| Self::open(&paths::checkpoint(run, step))).transpose()
+        paths::checkpoints(run)?.last().map(|&step| Self::open(&paths::checkpoint(run, step))).transpose()
     }
 
     /// Reads and verifies the `state.json` of a checkpoint's folder.
@@ -72,6 +73,27 @@ pub fn verify_weights(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The keys of `[model]` and `[pc]` of the configuration that a checkpoint's weights belong to; none of other folders, and of
+/// checkpoints that are too old to have them.
+pub fn recorded_keys(folder: &Path) -> Result<Keys, Failure> {
+    if folder.join(STATE).is_file() { Ok(Saved::open(folder)?.state.configuration) } else { Ok(Keys::new()) }
+}
+
+/// Whether the weights of a checkpoint belong to the configuration, which is that of `file`: the same tensors with other heads are
+/// another network.
+pub fn check_weights(folder: &Path, config: &Config, file: &Path) -> Result<(), Failure> {
+    let recorded = recorded_keys(folder)?;
+    if recorded.is_empty() {
+        return Ok(());
+    }
+    let differing = differences(&config.weight_keys(), &recorded);
+    let Some(Difference { key, found, expected }) = differing.first() else { return Ok(()) };
+    let (found, expected) = (shown(found.as_ref()), shown(expected.as_ref()));
+    let message =
+        format!("{}: found {key} = {found}, expected the {expected} of the weights in {}", file.display(), folder.display());
+    Err(Failure::usage(message).hint("the weights mean nothing with another value: put the old one back"))
+}
+
 /// Removes partial checkpoints that killed processes left.
 pub fn sweep(run: &Path) -> Result<(), Failure> {
     let folder = paths::checkpoints_folder(run);
@@ -102,7 +124,8 @@ fn hinted(failure: Failure, folder: &Path) -> Failure {
     let step = |folder: &Path| folder.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
     let run = folder.parent().and_then(Path::parent);
     let (Some(step), Some(run)) = (step(folder), run) else { return failure };
-    let earlier = paths::checkpoints(run).into_iter().rfind(|&other| other < step);
+    // Where they cannot be listed, the failure itself says more.
+    let earlier = paths::checkpoints(run).unwrap_or_default().into_iter().rfind(|&other| other < step);
     failure.hint(match earlier {
         Some(earlier) => format!("step-{earlier} is there too: to go back to it, remove {}", folder.display()),
         None => "no earlier checkpoint is there".to_owned(),

@@ -1,7 +1,11 @@
 //! The state of a run, as recorded in `state.json`.
 
+use std::collections::BTreeMap;
+
 use polytape::optim::LossScale;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Keys;
 
 /// The state of a run. It has no float64, which JSON readers may round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +26,9 @@ pub struct State {
     pub milliseconds: u64,
     /// Statistics of the spike guard.
     pub spikes: Spikes,
+    /// The keys of `[model]` and `[pc]`, with which alone the weights mean what they do; older checkpoints have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub configuration: Keys,
     /// The loss scale, where the precision needs one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<Scaling>,

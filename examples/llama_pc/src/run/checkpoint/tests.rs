@@ -1,9 +1,12 @@
 //! Checkpoints on disk: what is written is what is read, and a failed save leaves nothing.
 
+use std::path::Path;
+
 use polytape::optim::{AdamConfig, AdamW};
 use polytape::{Gpu, GpuOptions, Params, Role, Tensor};
 
 use super::*;
+use crate::config::Config;
 use crate::run::paths;
 
 fn gpu() -> Gpu {
@@ -30,9 +33,11 @@ fn a_saved_checkpoint_holds_the_values_under_their_names() {
     writer.save(&params, &optimizer, &State { step: 3, ..State::default() }).expect("it is begun");
     writer.save(&params, &optimizer, &state).expect("it is begun");
     writer.wait().expect("it is written");
-    assert_eq!(paths::checkpoints(folder.path()), [7], "the older one is removed");
+    assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [7], "the older one is removed");
     let saved = Saved::newest(folder.path()).expect("it is whole").expect("it is there");
     assert_eq!(saved.state, state);
+    let file = Path::new("config.toml");
+    check_weights(saved.folder(), &Config::default(), file).expect("an older checkpoint, which recorded no configuration");
     let path = saved.verify(MODEL).expect("it is whole");
     // The library's reader, by way of the safetensors crate.
     let file = polytape::safetensors::Reader::open(&path).expect("safetensors");
@@ -61,6 +66,6 @@ fn values_that_are_not_finite_are_not_saved() {
         text.starts_with("step 2: found NaN in b, expected finite numbers; the checkpoint was not written\nhint: last"),
         "{text}"
     );
-    assert_eq!(paths::checkpoints(folder.path()), [1]);
+    assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [1]);
     assert!(!folder.path().join("checkpoints/step-2.partial").exists());
 }

@@ -119,10 +119,11 @@ impl Job {
             partial.finish()
         };
         write().map_err(|failure| {
-            let last = paths::checkpoints(&self.run).last().map_or("none".to_owned(), |step| format!("step-{step}"));
+            let known = paths::checkpoints(&self.run).unwrap_or_default();
+            let last = known.last().map_or("none".to_owned(), |step| format!("step-{step}"));
             failure.hint(format!("last complete checkpoint: {last}; `train --resume {}` goes on from it", self.run.display()))
         })?;
-        let all = paths::checkpoints(&self.run);
+        let all = paths::checkpoints(&self.run)?;
         all.iter().rev().skip(self.keep).try_for_each(|&step| discard(&paths::checkpoint(&self.run, step)))
     }
 
