@@ -275,7 +275,7 @@ fn task_panels(batch: usize, [a_panels, b_panels]: [usize; 2], tile: Tile) -> [u
     [rows, b_panels.div_ceil(column_tasks).min(most[1])]
 }
 
-/// sums[i][j] ← row i of A · column j of B, both contiguous. Four columns at a time, each with its own chain of sums.
+/// `sums[i][j]` ← row i of A · column j of B, both contiguous. Four columns at a time, each with its own chain of sums.
 #[inline(always)]
 fn dots(a: Operand<'_>, b: Operand<'_>, [rows, columns, inner]: [usize; 3], sums: &mut [[f32; DOT_COLUMNS]; FEW_ROWS]) {
     let row = |operand: &Operand<'_>, i: usize| operand.offset + i * operand.stride;
