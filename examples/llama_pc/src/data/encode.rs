@@ -106,8 +106,8 @@ fn encode_batches(tokenizer: &Tokenizer, batches: &Receiver<Batch>, encoded: &Sy
 fn encode_batch(tokenizer: &Tokenizer, batch: Batch) -> Result<Encoded, Failure> {
     let (mut pieces, mut losses) = (Vec::with_capacity(batch.len()), Losses::default());
     for piece in batch {
-        let tokens = tokenizer.encode_piece(&piece)?;
-        losses.add(Losses::of(tokenizer, &piece.text, &tokens)?);
+        let (tokens, lost) = tokenizer.encode_piece(&piece)?;
+        losses.add(lost);
         pieces.push((piece, tokens));
     }
     Ok((pieces, losses))

@@ -1,12 +1,14 @@
 //! Normalized text to ids, by each of SentencePiece's four algorithms, in Google's order of operations and number formats: the ids are
 //! the same, ties and rounding included.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
 use super::model::{Algorithm, Kind, Model, byte};
 use super::normalize::Normalizer;
 use super::trie::Trie;
+use crate::data::pieces::has_words;
 
 /// How much worse than the worst piece a character without one is, in nats.
 const UNKNOWN_PENALTY: f32 = 10.0;
@@ -65,7 +67,7 @@ impl SentencePiece {
 
     /// The ids of a text, or of a part of one that was cut before a space between two words.
     pub fn encode(&self, text: &str, begins: bool, ends: bool) -> Result<Vec<u32>, String> {
-        let normalized = self.normalizer.normalize(text, begins, ends)?;
+        let normalized = self.normalizer.normalize(&self.with_its_space(text, begins, ends), begins, ends)?;
         let pieces = match self.model.algorithm {
             Algorithm::Unigram => self.unigram(&normalized),
             Algorithm::Bpe => self.bpe(&normalized),
@@ -87,8 +89,24 @@ impl SentencePiece {
         Ok(ids)
     }
 
+    /// Where spaces follow words, the one that a text was cut before belongs to the part that ends there.
+    fn with_its_space<'a>(&self, text: &'a str, begins: bool, ends: bool) -> Cow<'a, str> {
+        if !self.model.space_after_word {
+            return text.into();
+        }
+        let rest = text.strip_prefix(' ').filter(|_| !begins).unwrap_or(text);
+        if ends || !has_words(text) { rest.into() } else { format!("{rest} ").into() }
+    }
+
+    /// The id of a piece; unknown if it is unused.
     fn id(&self, piece: &str) -> u32 {
-        self.ids.get(piece).copied().unwrap_or(self.unknown)
+        self.ids.get(piece).copied().filter(|id| !self.is_unused(*id)).unwrap_or(self.unknown)
+    }
+
+    /// The texts of user-defined pieces.
+    pub fn user_defined(&self) -> impl Iterator<Item = &str> {
+        let defined = self.model.pieces.iter().filter(|piece| piece.kind == Kind::UserDefined);
+        defined.map(|piece| piece.text.as_str())
     }
 
     fn is_unused(&self, id: u32) -> bool {
@@ -263,10 +281,9 @@ impl<'a> Merging<'a> {
         while let Some(symbol) = at.map(|at| &self.symbols[at]) {
             let mut open = vec![&self.text[symbol.begin..symbol.end]];
             while let Some(piece) = open.pop() {
-                let id = self.pieces.id(piece);
                 match self.unused.get(piece) {
-                    Some(left) if self.pieces.is_unused(id) => open.extend([&piece[*left..], &piece[..*left]]),
-                    _ => pieces.push((piece, id)),
+                    Some(left) => open.extend([&piece[*left..], &piece[..*left]]),
+                    None => pieces.push((piece, self.pieces.id(piece))),
                 }
             }
             at = symbol.after;

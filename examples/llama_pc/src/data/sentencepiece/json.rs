@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::model::{Algorithm, Kind, Model, Piece};
+use super::normalize::Normalizer;
 use super::{SPACE, base64};
 
 /// The key of the normalizer that holds the model. Other programs ignore it.
@@ -41,7 +42,10 @@ impl Model {
     }
 
     fn to_json(&self) -> Value {
-        let mut words = Value::Null;
+        let mut cuts = Vec::new();
+        if self.first_only() {
+            cuts.push(json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": false}));
+        }
         let inner = match self.algorithm {
             Algorithm::Bpe => self.bpe(&self.merges()),
             Algorithm::Char => self.bpe(&[]),
@@ -53,7 +57,7 @@ impl Model {
             }),
             Algorithm::Word => {
                 let pattern = json!({"String": SPACE});
-                words = json!({"type": "Split", "pattern": pattern, "behavior": "MergedWithNext", "invert": false});
+                cuts.push(json!({"type": "Split", "pattern": pattern, "behavior": "MergedWithNext", "invert": false}));
                 json!({"type": "WordLevel", "vocab": self.vocab(), "unk_token": self.pieces[self.unknown()].text})
             }
         };
@@ -61,7 +65,7 @@ impl Model {
             "version": "1.0",
             "added_tokens": self.added_tokens(),
             "normalizer": self.normalizer(),
-            "pre_tokenizer": words,
+            "pre_tokenizer": if cuts.is_empty() { Value::Null } else { json!({"type": "Sequence", "pretokenizers": cuts}) },
             "post_processor": self.post_processor(),
             "decoder": self.decoder(),
             "model": inner,
@@ -105,9 +109,27 @@ impl Model {
         merges.into_iter().map(|(.., left, right)| (text(left), text(right))).collect()
     }
 
+    /// Whether the space before a text must be added behind the added tokens, because a normalizer would add one after each of them.
+    fn first_only(&self) -> bool {
+        let defines = self.pieces.iter().any(|piece| piece.kind == Kind::UserDefined);
+        defines && self.dummy_space && self.mark_spaces && !self.space_after_word
+    }
+
     fn added_tokens(&self) -> Vec<Value> {
-        let added = self.pieces.iter().enumerate();
-        let added = added.filter(|(_, piece)| matches!(piece.kind, Kind::Unknown | Kind::Control | Kind::UserDefined));
+        let plain = Model { dummy_space: false, ..self.settings() };
+        let plain = Normalizer::new(&plain);
+        // One that the normalizer leaves as it is can be looked for in the whole text after it.
+        let kept = |text: &str| {
+            let normal = plain.as_ref().ok().and_then(|plain| plain.normalize(text, true, true).ok());
+            normal.is_some_and(|normal| normal == if self.mark_spaces { text.replace(' ', SPACE) } else { text.to_owned() })
+        };
+        // Spaces are marked before pieces are looked for, so that one with a space in it is never found.
+        let found = |piece: &Piece| !(self.mark_spaces && piece.text.contains(' '));
+        let added = self.pieces.iter().enumerate().filter(|(_, piece)| match piece.kind {
+            Kind::Unknown | Kind::Control => true,
+            Kind::UserDefined => found(piece),
+            _ => false,
+        });
         added
             .map(|(id, piece)| {
                 json!({
@@ -116,7 +138,7 @@ impl Model {
                     "single_word": false,
                     "lstrip": false,
                     "rstrip": false,
-                    "normalized": false,
+                    "normalized": piece.kind == Kind::UserDefined && kept(&piece.text),
                     "special": piece.kind != Kind::UserDefined,
                 })
             })
@@ -134,6 +156,7 @@ impl Model {
             steps.push(json!({"type": "Replace", "pattern": {"Regex": extra}, "content": ""}));
         }
         match (self.dummy_space, self.space_after_word) {
+            (true, false) if self.first_only() => {}
             (true, false) => steps.push(json!({"type": "Prepend", "prepend": space})),
             (true, true) => steps.push(json!({"type": "Replace", "pattern": {"Regex": r"(?<=[\s\S])\z"}, "content": space})),
             (false, _) => {}

@@ -71,6 +71,11 @@ impl Model {
         }
     }
 
+    /// The same without its pieces.
+    pub fn settings(&self) -> Self {
+        Self { pieces: Vec::new(), charsmap: self.charsmap.clone(), bos: self.bos.clone(), eos: self.eos.clone(), ..*self }
+    }
+
     /// From the bytes of a file; the error says what was found and expected.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let foreign = || "found no SentencePiece model, expected its pieces".to_owned();
@@ -126,15 +131,15 @@ impl Model {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let mut seen = HashSet::new();
         for piece in &self.pieces {
             let Piece { text, score, kind } = piece;
             if text.is_empty() || text.contains('\0') || text.len() >= LONGEST {
                 return Err(format!("found a piece of {} bytes, {text:.20?}, expected 1 to {LONGEST} and no NUL", text.len()));
             }
-            if score.is_nan() {
-                return Err(format!("found a score that is not a number for the piece {text:?}, expected one"));
+            if score.is_nan() || self.algorithm == Algorithm::Unigram && score.is_infinite() {
+                return Err(format!("found the score {score} for the piece {text:?}, expected a finite number"));
             }
             if !seen.insert(text.as_str()) {
                 return Err(format!("found the piece {text:?} twice, expected it once"));

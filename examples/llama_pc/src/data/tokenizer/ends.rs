@@ -86,8 +86,7 @@ impl Side {
                 return Ok(End { id, why: "the SentencePiece model".to_owned() });
             }
         }
-        let special = tokenizer.special();
-        let named = self.names.iter().find_map(|name| special.iter().find(|(_, token)| *token == name));
+        let named = self.names.iter().find_map(|name| tokenizer.special.iter().find(|(_, token)| token == name));
         Ok(named.map_or_else(End::default, |(id, _)| End { id: Some(*id), why: "its name".to_owned() }))
     }
 
@@ -124,7 +123,7 @@ impl Side {
 }
 
 fn unknown_wish(tokenizer: &Tokenizer, key: &str, token: &str) -> Failure {
-    let special: Vec<String> = tokenizer.special().into_values().take(20).collect();
+    let special: Vec<&str> = tokenizer.special.values().map(String::as_str).take(20).collect();
     let failure = Failure::usage(format!("--{key}: found {token}, expected a token of the vocabulary, or none"));
     if special.is_empty() { failure } else { failure.hint(format!("its special tokens are {}", special.join(", "))) }
 }

@@ -3,7 +3,7 @@
 //! The `tokenizers` crate numbers added tokens itself, after the vocabulary, whatever ids the file gives them; and it drops merges at
 //! random where the file was saved with dropout.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -183,9 +183,10 @@ fn fill(json: &mut Value, parts: &Parts, ids: &BTreeMap<u32, &str>) -> Result<St
         Vocab::Ids(ids) => ids.values().max().map_or(0, |highest| highest + 1),
         Vocab::List(list) => list.len() as u32,
     };
+    let known: HashSet<&str> = ids.values().copied().collect();
     for id in &unused {
         let mut name = format!("<|unused_{id}|>");
-        while ids.values().any(|text| *text == name) {
+        while known.contains(name.as_str()) {
             name.insert(1, '|');
         }
         if *id < in_model {

@@ -1,4 +1,5 @@
-//! Text that a tokenizer has no token for: characters that vanish, and those that become the unknown token.
+//! Text that a tokenizer has no token for: characters that vanish, and those that become the unknown token; and text that becomes a
+//! special token although it only spells it.
 
 use std::collections::BTreeSet;
 
@@ -22,13 +23,16 @@ pub struct Losses {
     examples: BTreeSet<char>,
     tokens: u64,
     unknown: u64,
+    spelt: u64,
 }
 
 impl Losses {
-    /// Of a text and its tokens.
+    /// Of a text and its tokens, without BOS and EOS.
     pub fn of(tokenizer: &Tokenizer, text: &str, tokens: &[u32]) -> Result<Self, Failure> {
-        let unknown = tokens.iter().filter(|token| tokenizer.unknown == Some(**token)).count() as u64;
-        let mut losses = Self { tokens: tokens.len() as u64, unknown, ..Self::default() };
+        let count = |is: &dyn Fn(u32) -> bool| tokens.iter().filter(|token| is(**token)).count() as u64;
+        let is_unknown = |token| tokenizer.unknown == Some(token);
+        let spelt = count(&|token| tokenizer.special.contains_key(&token) && !is_unknown(token));
+        let mut losses = Self { tokens: tokens.len() as u64, unknown: count(&is_unknown), spelt, ..Self::default() };
         if tokenizer.loses {
             losses.characters = text.chars().count() as u64;
             guarded(|| losses.count(tokenizer, text))
@@ -73,6 +77,7 @@ impl Losses {
         self.lost += other.lost;
         self.tokens += other.tokens;
         self.unknown += other.unknown;
+        self.spelt += other.spelt;
         let room = EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
     }
@@ -100,6 +105,10 @@ impl Losses {
             let share = 100.0 * self.unknown as f64 / self.tokens as f64;
             let unknown = self.unknown;
             notes.push(format!("note: {unknown} tokens ({share:.3} %) are the unknown one: text that the tokenizer has no token for"));
+        }
+        if self.spelt > 0 {
+            let spelt = self.spelt;
+            notes.push(format!("warning: text spells special tokens {spelt} times, and this kind of tokenizer cannot tell it from them"));
         }
         Ok(notes)
     }

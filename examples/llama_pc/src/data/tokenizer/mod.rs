@@ -42,6 +42,8 @@ pub struct Tokenizer {
     /// Whether text can vanish: there are neither tokens for all bytes nor an unknown token.
     loses: bool,
     unknown: Option<u32>,
+    /// Special tokens by their id.
+    special: BTreeMap<u32, String>,
 }
 
 impl Tokenizer {
@@ -57,8 +59,10 @@ impl Tokenizer {
         let file = if is_model { File::model(&bytes) } else { File::json(bytes) };
         let named = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
         let mut this = file.and_then(Self::new).map_err(named)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        this.name = fingerprint::recorded(path.parent()).map_or(name.into_owned(), |recorded| recorded.name);
+        // A copy keeps the name of the file that it was made from.
+        let recorded = fingerprint::recorded(path.parent()).filter(|recorded| recorded.fingerprint == this.fingerprint());
+        let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        this.name = recorded.map_or_else(name, |recorded| recorded.name);
         let ends = ends::choose(&this, path.parent(), wishes)?;
         this.set_ends(ends).map_err(named)?;
         Ok(this)
@@ -87,7 +91,9 @@ impl Tokenizer {
         inner.with_padding(None);
         // Text that looks like a special token must not be encoded as one.
         inner.set_encode_special_tokens(true);
+        let special = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
         let mut this = Self {
+            special: special.map(|(id, token)| (id, token.content)).collect(),
             inner,
             sentencepiece: file.sentencepiece,
             json: file.json,
@@ -140,16 +146,18 @@ impl Tokenizer {
         Ok(encoding.map_err(|error| fail(error.to_string()))?.get_ids().to_vec())
     }
 
-    /// The tokens of a piece, with BOS where its document begins and EOS where it ends, if the tokenizer has them.
-    pub fn encode_piece(&self, piece: &Piece) -> Result<Vec<u32>, Failure> {
+    /// The tokens of a piece, with BOS where its document begins and EOS where it ends, if the tokenizer has them; and what they do
+    /// not say of it.
+    pub fn encode_piece(&self, piece: &Piece) -> Result<(Vec<u32>, Losses), Failure> {
         let mut tokens = self.encode_part(&piece.text, piece.begins, piece.ends)?;
+        let losses = Losses::of(self, &piece.text, &tokens)?;
         if piece.begins {
             tokens.splice(..0, self.bos.id);
         }
         if piece.ends {
             tokens.extend(self.eos.id);
         }
-        Ok(tokens)
+        Ok((tokens, losses))
     }
 
     /// Decodes tokens, skipping special ones. Bytes that are not (yet) UTF-8 become U+FFFD.
@@ -204,10 +212,16 @@ impl Tokenizer {
         sentencepiece::embedded(&json["normalizer"]).ok().flatten()
     }
 
-    /// Special tokens by their id.
-    fn special(&self) -> BTreeMap<u32, String> {
-        let added = self.inner.get_added_tokens_decoder().into_iter();
-        added.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect()
+    /// A text that `tokenizer.json` encodes otherwise than the SentencePiece model it was converted from, if one is found.
+    pub fn differing_text(&self) -> Option<String> {
+        let model = self.sentencepiece.as_ref()?;
+        let defined = model.user_defined().take(100).flat_map(|piece| [format!("a{piece}b"), format!("{piece} a"), piece.to_owned()]);
+        let usual = ["a b", " a  b ", "a\nb\n", "\u{ff21} \u{bd} \u{fb01}", "e\u{301} a\u{308}\u{301}"].map(str::to_owned);
+        defined.chain(usual).find(|text| {
+            let other = guarded(|| self.inner.encode_fast(text.as_str(), false));
+            let other = other.ok().and_then(Result::ok).map(|encoding| encoding.get_ids().to_vec());
+            model.encode(text, true, true).ok() != other
+        })
     }
 
     /// What `tokenizer_config.json` says of it, null where it has no BOS or no EOS.

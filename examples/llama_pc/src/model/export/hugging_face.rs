@@ -14,6 +14,7 @@ use crate::data::tokenizer::ends::CONFIG;
 use crate::run::checkpoint::MODEL;
 use crate::run::files::{self, Partial};
 use crate::terminal::failure::Failure;
+use crate::terminal::output::note;
 use crate::terminal::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
@@ -139,6 +140,12 @@ fn write_tokenizer(model: &Merged, folder: &Path) -> Result<(), Failure> {
     tokenizer.save(folder)?;
     if let Some(bytes) = tokenizer.sentencepiece_model() {
         files::write(&folder.join("tokenizer.model"), &bytes)?;
+        if let Some(text) = tokenizer.differing_text() {
+            note(&format!(
+                "note: tokenizer.json cannot say all that the SentencePiece model does: with it, {text:?} gets other tokens than in \
+                 training; tokenizer.model is exact"
+            ));
+        }
     }
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
     let special = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos()), ("unk_token", tokenizer.unknown())];
