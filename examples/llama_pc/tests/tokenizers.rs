@@ -72,7 +72,8 @@ impl Case {
             let mut expected: Vec<Vec<u32>> =
                 are.iter().map(|document| serde_json::from_value(document["tokens"].clone()).expect("tokens")).collect();
             let mut found = documents(&self.folder.path().join(right["documents"]["in"].as_str().expect("a folder")));
-            (expected.sort(), found.sort());
+            expected.sort();
+            found.sort();
             if found != expected {
                 return Some(format!("found {found:?}, expected {expected:?}"));
             }
@@ -94,7 +95,8 @@ fn documents(folder: &Path) -> Vec<Vec<u32>> {
     let mut documents = Vec::new();
     for part in ["train", "val"] {
         let entries = fs::read_dir(folder.join(part)).expect("a part").map(|entry| entry.expect("an entry").path());
-        let mut bins: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "bin")).collect();
+        let mut bins: Vec<PathBuf> =
+            entries.filter(|path| path.extension().is_some_and(|extension| extension == "bin")).collect();
         bins.sort();
         for bin in bins {
             let read = |path: &Path| fs::read(path).expect("a file");
@@ -122,7 +124,8 @@ macro_rules! cases {
             let entries = fs::read_dir(folder).expect("the fixtures").map(|entry| entry.expect("an entry").file_name());
             let mut found: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
             let mut tested = vec![$($folder),*];
-            (found.sort(), tested.sort());
+            found.sort();
+            tested.sort();
             assert_eq!(found, tested);
         }
     };
@@ -141,6 +144,23 @@ cases! {
     data_of_another_tokenizer_are_refused: "data-of-another-tokenizer",
 }
 
+/// The special tokens of a BPE that is trained are known before it is.
+#[test]
+fn a_bpe_to_train_takes_its_own_tokens_only() {
+    let case = Case::new("bos-eos-none");
+    let prepare = "llama_pc prepare --text texts.jsonl --train-bpe 260 --val-fraction 0.4 --out";
+    let refused = case.run(&format!("{prepare} a --eos <nope>"));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said.contains("--eos: found <nope>") && said.contains("<|bos|>, <|eos|>"), "{said}");
+    let taken = case.run(&format!("{prepare} b --bos none --eos <|bos|>"));
+    let said = String::from_utf8_lossy(&taken.stderr).into_owned();
+    assert!(taken.status.success() && said.contains("EOS is <|bos|> (0, from --eos)"), "{said}");
+    let meta: Value = serde_json::from_slice(&fs::read(case.folder.path().join("b/meta.json")).expect("a file")).expect("JSON");
+    assert_eq!((&meta["bos"], &meta["eos"]["id"]), (&Value::Null, &Value::from(0)));
+    assert!(documents(&case.folder.path().join("b")).iter().all(|tokens| tokens[0] != 0 && tokens.last() == Some(&0)));
+}
+
 /// The refusal says how to insist, and insisting works; so does data without any tokenizer, with a note.
 #[test]
 fn one_can_insist_on_data_of_another_tokenizer() {
@@ -154,7 +174,8 @@ fn one_can_insist_on_data_of_another_tokenizer() {
         }
     };
     for color in ["red", "blue"] {
-        let prepare = format!("llama_pc prepare --text texts.jsonl --tokenizer {color}.json --val-fraction 0.3 --out data-{color}");
+        let prepare =
+            format!("llama_pc prepare --text texts.jsonl --tokenizer {color}.json --val-fraction 0.3 --out data-{color}");
         run(&prepare, 0, &[]);
     }
     run("llama_pc train --config tiny.toml --set data.train=data-red/train train.steps=1 --out run", 0, &[]);
@@ -163,7 +184,8 @@ fn one_can_insist_on_data_of_another_tokenizer() {
     run(&format!("{eval} --ignore-tokenizer"), 0, &["warning: data-blue/val: found tokens of another tokenizer (blue.json"]);
     let resume = "llama_pc train --resume run --set data.train=data-blue/train --steps 2";
     run(resume, 1, &["data-blue/train", "blue.json", "red.json"]);
-    let mixed = "llama_pc train --config tiny.toml --set data.train=data-red/train data.val=data-blue/val train.val_every=1 --out mixed";
+    let mixed =
+        "llama_pc train --config tiny.toml --set data.train=data-red/train data.val=data-blue/val train.val_every=1 --out mixed";
     run(mixed, 1, &["data-blue/val", "blue.json", "red.json"]);
 
     // Older data say nothing of their tokenizer but have its file; bare tokens have nothing.

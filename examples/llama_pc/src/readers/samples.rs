@@ -81,7 +81,8 @@ pub fn tokenizer_config() -> Vec<u8> {
 
 /// The models of the fixtures.
 pub fn sentencepiece() -> Vec<Vec<u8>> {
-    let names = ["bpe.model", "sentencepiece/bpe_bytes.model", "sentencepiece/unigram_fold_symbols.model", "sentencepiece/word.model"];
+    let names =
+        ["bpe.model", "sentencepiece/bpe_bytes.model", "sentencepiece/unigram_fold_symbols.model", "sentencepiece/word.model"];
     names.map(|name| std::fs::read(fixture(name)).expect("a fixture")).to_vec()
 }
 

@@ -111,7 +111,7 @@ impl Model {
 
     /// Whether the space before a text must be added behind the added tokens, because a normalizer would add one after each of them.
     fn first_only(&self) -> bool {
-        let defines = self.pieces.iter().any(|piece| piece.kind == Kind::UserDefined);
+        let defines = self.algorithm != Algorithm::Word && self.pieces.iter().any(|piece| piece.kind == Kind::UserDefined);
         defines && self.dummy_space && self.mark_spaces && !self.space_after_word
     }
 
@@ -123,8 +123,8 @@ impl Model {
             let normal = plain.as_ref().ok().and_then(|plain| plain.normalize(text, true, true).ok());
             normal.is_some_and(|normal| normal == if self.mark_spaces { text.replace(' ', SPACE) } else { text.to_owned() })
         };
-        // Spaces are marked before pieces are looked for, so that one with a space in it is never found.
-        let found = |piece: &Piece| !(self.mark_spaces && piece.text.contains(' '));
+        // Spaces are marked before pieces are looked for, so that one with a space in it is never found. Words are not cut at them.
+        let found = |piece: &Piece| self.algorithm != Algorithm::Word && !(self.mark_spaces && piece.text.contains(' '));
         let added = self.pieces.iter().enumerate().filter(|(_, piece)| match piece.kind {
             Kind::Unknown | Kind::Control => true,
             Kind::UserDefined => found(piece),

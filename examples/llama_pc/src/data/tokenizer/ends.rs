@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Tokenizer, train};
@@ -33,6 +34,13 @@ pub struct End {
     pub id: Option<u32>,
     /// Who says so; empty if nobody does.
     pub why: String,
+}
+
+/// What of a `tokenizer.json` may speak of them.
+#[derive(Deserialize)]
+struct Processor {
+    #[serde(default)]
+    post_processor: Value,
 }
 
 /// One of the two.
@@ -69,14 +77,16 @@ impl Side {
         {
             return Ok(end);
         }
-        let json: Value = serde_json::from_str(&tokenizer.json).map_err(|error| Failure::other(error.to_string()))?;
-        if let Some((token, id)) = added(&json["post_processor"])[self.place].clone() {
+        let json: Processor = serde_json::from_str(&tokenizer.json).map_err(|error| Failure::other(error.to_string()))?;
+        if let Some((token, id)) = added(&json.post_processor)[self.place].clone() {
             return match tokenizer.inner.token_to_id(&token) {
                 Some(known) if known == id => Ok(End { id: Some(id), why: "its post-processor".to_owned() }),
                 known => {
                     let known = known.map_or("none".to_owned(), |known| known.to_string());
-                    Err(Failure::other(format!("the post-processor adds {token:?} as {id}, expected its id in the vocabulary, {known}"))
-                        .hint(self.hint()))
+                    Err(Failure::other(format!(
+                        "the post-processor adds {token:?} as {id}, expected its id in the vocabulary, {known}"
+                    ))
+                    .hint(self.hint()))
                 }
             };
         }
@@ -101,7 +111,9 @@ impl Side {
             let value = said.get("content").or_else(|| said.get(0)).unwrap_or(&said);
             let id = match value {
                 Value::Null => None,
-                Value::String(text) => tokenizer.inner.token_to_id(text).map(Some).ok_or_else(|| self.foreign(&path, key, value))?,
+                Value::String(text) => {
+                    tokenizer.inner.token_to_id(text).map(Some).ok_or_else(|| self.foreign(&path, key, value))?
+                }
                 value => {
                     let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| tokenizer.token(*id).is_some());
                     id.map(Some).ok_or_else(|| self.foreign(&path, key, value))?
@@ -176,13 +188,20 @@ pub fn report(tokenizer: &Tokenizer) -> Vec<String> {
     if !found.is_empty() {
         lines.push(found.join(", "));
     }
+    for end in [bos, eos] {
+        if let Some(token) = end.id.filter(|id| !tokenizer.special.contains_key(id)).and_then(|id| tokenizer.token(id)) {
+            lines.push(format!("note: {token} is an ordinary token: text may contain it, too"));
+        }
+    }
     let asked = eos.why.starts_with("--");
     let kind = if asked { "note" } else { "warning" };
     let advice = if asked { "" } else { "; --eos TOKEN sets one" };
     match (bos.id, eos.id) {
         (None, None) => lines.push(format!("{kind}: no BOS and no EOS: documents will not be separated{advice}")),
         (Some(_), None) => {
-            lines.push(format!("{kind}: no EOS: documents will be separated by BOS only, and a model will not learn to stop{advice}"));
+            lines.push(format!(
+                "{kind}: no EOS: documents will be separated by BOS only, and a model will not learn to stop{advice}"
+            ));
         }
         _ => {}
     }

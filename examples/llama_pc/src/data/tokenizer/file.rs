@@ -115,9 +115,11 @@ impl File {
         if let Some(model) = &file.sentencepiece {
             let pieces = model.model.pieces.iter().map(|piece| piece.text.as_str());
             if !pieces.eq(ids.values().copied()) {
-                return Err("found other tokens than those of the SentencePiece model that it was converted from, expected the same \
+                return Err(
+                    "found other tokens than those of the SentencePiece model that it was converted from, expected the same \
                             (remove normalizer.sentencepiece_model to use the file as it is)"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
         }
         Ok(file)
@@ -206,7 +208,9 @@ fn fill(json: &mut Value, parts: &Parts, ids: &BTreeMap<u32, &str>) -> Result<St
             "note: {} ids from {first} to {last} have no token; placeholders fill them, or programs would renumber the tokens behind",
             unused.len()
         ),
-        _ => "note: the added tokens were not in the order of their ids; they are now, or programs would renumber them".to_owned(),
+        _ => {
+            "note: the added tokens were not in the order of their ids; they are now, or programs would renumber them".to_owned()
+        }
     })
 }
 

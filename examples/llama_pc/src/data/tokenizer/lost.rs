@@ -104,11 +104,15 @@ impl Losses {
         if self.unknown > 0 {
             let share = 100.0 * self.unknown as f64 / self.tokens as f64;
             let unknown = self.unknown;
-            notes.push(format!("note: {unknown} tokens ({share:.3} %) are the unknown one: text that the tokenizer has no token for"));
+            notes.push(format!(
+                "note: {unknown} tokens ({share:.3} %) are the unknown one: text that the tokenizer has no token for"
+            ));
         }
         if self.spelt > 0 {
             let spelt = self.spelt;
-            notes.push(format!("warning: text spells special tokens {spelt} times, and this kind of tokenizer cannot tell it from them"));
+            notes.push(format!(
+                "warning: text spells special tokens {spelt} times, and this kind of tokenizer cannot tell it from them"
+            ));
         }
         Ok(notes)
     }

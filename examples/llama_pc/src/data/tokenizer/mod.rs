@@ -215,7 +215,8 @@ impl Tokenizer {
     /// A text that `tokenizer.json` encodes otherwise than the SentencePiece model it was converted from, if one is found.
     pub fn differing_text(&self) -> Option<String> {
         let model = self.sentencepiece.as_ref()?;
-        let defined = model.user_defined().take(100).flat_map(|piece| [format!("a{piece}b"), format!("{piece} a"), piece.to_owned()]);
+        let defined =
+            model.user_defined().take(100).flat_map(|piece| [format!("a{piece}b"), format!("{piece} a"), piece.to_owned()]);
         let usual = ["a b", " a  b ", "a\nb\n", "\u{ff21} \u{bd} \u{fb01}", "e\u{301} a\u{308}\u{301}"].map(str::to_owned);
         defined.chain(usual).find(|text| {
             let other = guarded(|| self.inner.encode_fast(text.as_str(), false));

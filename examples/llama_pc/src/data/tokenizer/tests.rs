@@ -168,7 +168,12 @@ fn the_first_that_speaks_of_bos_and_eos_counts() {
         (&by_name, &[][..], &none, (Some(4), "its name", Some(5), "its name")),
         (&by_template, &[], &none, (Some(6), "its post-processor", Some(5), "its name")),
         (&roberta, &[], &none, (Some(6), "its post-processor", Some(7), "its post-processor")),
-        (&by_template, std::slice::from_ref(&generation), &none, (Some(6), "generation_config.json", Some(7), "generation_config.json")),
+        (
+            &by_template,
+            std::slice::from_ref(&generation),
+            &none,
+            (Some(6), "generation_config.json", Some(7), "generation_config.json"),
+        ),
         (&by_template, &all[1..], &none, (Some(6), "special_tokens_map.json", Some(6), "special_tokens_map.json")),
         (&by_template, &all, &none, (None, "tokenizer_config.json", Some(7), "tokenizer_config.json")),
         (&by_template, &all, &Wishes { bos: wish("a"), eos: wish("none") }, (Some(0), "--bos", None, "--eos none")),
@@ -235,7 +240,8 @@ fn ids_are_those_of_the_file_or_refused() {
 
 #[test]
 fn dropout_is_off() {
-    let model = json!({"type": "BPE", "dropout": 0.9, "unk_token": null, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]});
+    let model =
+        json!({"type": "BPE", "dropout": 0.9, "unk_token": null, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]});
     let json = json_of(json!({}), &[], &[("/model", model)]);
     let tokenizer = loaded(&json, &[], &Wishes::default()).expect("a tokenizer");
     assert_eq!(tokenizer.encode(&"ab".repeat(50)).expect("ids"), [2; 50]);
@@ -268,10 +274,11 @@ fn text_without_tokens_is_counted() {
     assert_eq!(said, ["note: 2 tokens (50.000 %) are the unknown one: text that the tokenizer has no token for"]);
 
     // A prefix and a suffix: the same character has a token in one place only.
-    let affixed = json_of(json!({"a": 0, "##a": 1, "##a.": 2, "b.": 3}), &[], &[
-        ("/model/continuing_subword_prefix", json!("##")),
-        ("/model/end_of_word_suffix", json!(".")),
-    ]);
+    let affixed = json_of(
+        json!({"a": 0, "##a": 1, "##a.": 2, "b.": 3}),
+        &[],
+        &[("/model/continuing_subword_prefix", json!("##")), ("/model/end_of_word_suffix", json!("."))],
+    );
     let affixed = loaded(&affixed, &[], &Wishes::default()).expect("a tokenizer");
     assert_eq!(affixed.encode("aaa").expect("ids"), [0, 1, 2]);
     assert_eq!(losses(&affixed, "aaa").report().expect("nothing is lost"), [""; 0]);
