@@ -62,42 +62,49 @@ pub fn choose(tokenizer: &Tokenizer, folder: Option<&Path>, wishes: &Wishes) -> 
 
 impl Side {
     fn choose(self, tokenizer: &Tokenizer, folder: Option<&Path>, wish: Option<&str>) -> Result<End, Failure> {
-        let key = self.key;
-        match wish {
-            Some(NONE) => return Ok(End { id: None, why: format!("--{key} none") }),
-            Some(token) => {
-                let id = tokenizer.inner.token_to_id(token);
-                let id = id.ok_or_else(|| unknown_wish(tokenizer, key, token))?;
-                return Ok(End { id: Some(id), why: format!("--{key}") });
-            }
-            None => {}
+        if let Some(token) = wish {
+            return self.wished(tokenizer, token);
         }
-        if let Some(folder) = folder
-            && let Some(end) = self.beside(tokenizer, folder)?
-        {
+        let beside = folder.map_or(Ok(None), |folder| self.beside(tokenizer, folder))?;
+        if let Some(end) = beside {
             return Ok(end);
         }
-        let json: Processor = serde_json::from_str(&tokenizer.json).map_err(|error| Failure::other(error.to_string()))?;
-        if let Some((token, id)) = added(&json.post_processor)[self.place].clone() {
-            return match tokenizer.inner.token_to_id(&token) {
-                Some(known) if known == id => Ok(End { id: Some(id), why: "its post-processor".to_owned() }),
-                known => {
-                    let known = known.map_or("none".to_owned(), |known| known.to_string());
-                    Err(Failure::other(format!(
-                        "the post-processor adds {token:?} as {id}, expected its id in the vocabulary, {known}"
-                    ))
-                    .hint(self.hint()))
-                }
-            };
-        }
         if let Some(model) = tokenizer.sentencepiece.as_ref().map(|encoder| &encoder.model) {
+            // Before the post-processor, which was made from it.
             let id = model.control(if self.place == 0 { &model.bos } else { &model.eos });
             if id.is_some() {
                 return Ok(End { id, why: "the SentencePiece model".to_owned() });
             }
+        } else if let Some(end) = self.by_post_processor(tokenizer)? {
+            return Ok(end);
         }
         let named = self.names.iter().find_map(|name| tokenizer.special.iter().find(|(_, token)| token == name));
         Ok(named.map_or_else(End::default, |(id, _)| End { id: Some(*id), why: "its name".to_owned() }))
+    }
+
+    fn wished(self, tokenizer: &Tokenizer, token: &str) -> Result<End, Failure> {
+        let key = self.key;
+        if token == NONE {
+            return Ok(End { id: None, why: format!("--{key} none") });
+        }
+        if let Some(id) = tokenizer.inner.token_to_id(token) {
+            return Ok(End { id: Some(id), why: format!("--{key}") });
+        }
+        let special: Vec<&str> = tokenizer.special.values().map(String::as_str).take(20).collect();
+        let failure = Failure::usage(format!("--{key}: found {token}, expected a token of the vocabulary, or none"));
+        Err(if special.is_empty() { failure } else { failure.hint(format!("its special tokens are {}", special.join(", "))) })
+    }
+
+    fn by_post_processor(self, tokenizer: &Tokenizer) -> Result<Option<End>, Failure> {
+        let json: Processor = serde_json::from_str(&tokenizer.json).map_err(|error| Failure::other(error.to_string()))?;
+        let Some((token, id)) = added(&json.post_processor)[self.place].clone() else { return Ok(None) };
+        let known = tokenizer.inner.token_to_id(&token);
+        if known == Some(id) {
+            return Ok(Some(End { id: known, why: "its post-processor".to_owned() }));
+        }
+        let known = known.map_or("none".to_owned(), |known| known.to_string());
+        let message = format!("the post-processor adds {token:?} as {id}, expected its id in the vocabulary, {known}");
+        Err(Failure::other(message).hint(self.hint()))
     }
 
     /// What the files beside the tokenizer say; the first that speaks of it counts, even if it says that there is none.
@@ -132,12 +139,6 @@ impl Side {
     fn hint(self) -> String {
         format!("prepare --{0} TOKEN sets another, --{0} none goes without", self.key)
     }
-}
-
-fn unknown_wish(tokenizer: &Tokenizer, key: &str, token: &str) -> Failure {
-    let special: Vec<&str> = tokenizer.special.values().map(String::as_str).take(20).collect();
-    let failure = Failure::usage(format!("--{key}: found {token}, expected a token of the vocabulary, or none"));
-    if special.is_empty() { failure } else { failure.hint(format!("its special tokens are {}", special.join(", "))) }
 }
 
 /// The JSON of a file, if there is one.
