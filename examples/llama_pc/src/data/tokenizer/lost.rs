@@ -7,6 +7,7 @@ use tokenizers::{Model, ModelWrapper, OffsetReferential, OffsetType, PreTokenize
 
 use super::Tokenizer;
 use crate::data::guard::guarded;
+use crate::data::pieces::Piece;
 use crate::terminal::failure::Failure;
 
 /// Share of the characters that may vanish.
@@ -24,15 +25,17 @@ pub struct Losses {
     tokens: u64,
     unknown: u64,
     spelt: u64,
+    cuts: u64,
 }
 
 impl Losses {
     /// Of a text and its tokens, without BOS and EOS.
-    pub fn of(tokenizer: &Tokenizer, text: &str, tokens: &[u32]) -> Result<Self, Failure> {
+    pub fn of(tokenizer: &Tokenizer, Piece { text, begins, .. }: &Piece, tokens: &[u32]) -> Result<Self, Failure> {
         let count = |is: &dyn Fn(u32) -> bool| tokens.iter().filter(|token| is(**token)).count() as u64;
         let is_unknown = |token| tokenizer.unknown == Some(token);
         let spelt = count(&|token| tokenizer.special.contains_key(&token) && !is_unknown(token));
-        let mut losses = Self { tokens: tokens.len() as u64, unknown: count(&is_unknown), spelt, ..Self::default() };
+        let cuts = u64::from(!begins && !tokenizer.cuts_cleanly);
+        let mut losses = Self { tokens: tokens.len() as u64, unknown: count(&is_unknown), spelt, cuts, ..Self::default() };
         if tokenizer.loses {
             losses.characters = text.chars().count() as u64;
             guarded(|| losses.count(tokenizer, text))
@@ -78,6 +81,7 @@ impl Losses {
         self.tokens += other.tokens;
         self.unknown += other.unknown;
         self.spelt += other.spelt;
+        self.cuts += other.cuts;
         let room = EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
     }
@@ -112,6 +116,12 @@ impl Losses {
             let spelt = self.spelt;
             notes.push(format!(
                 "warning: text spells special tokens {spelt} times, and this kind of tokenizer cannot tell it from them"
+            ));
+        }
+        if self.cuts > 0 {
+            let cuts = self.cuts;
+            notes.push(format!(
+                "note: long documents were cut before {cuts} words, to which this tokenizer's tokens may reach over"
             ));
         }
         Ok(notes)

@@ -27,6 +27,9 @@ use crate::terminal::output::note;
 pub use self::lost::Losses;
 pub use self::train::{Style, min_vocab};
 
+/// Words that end and begin in various ways, to see whether tokens reach from one to the next.
+const WORDS: &str = "the river made one more turn and every other line of an old map began to show what lay beyond it";
+
 /// A tokenizer with its JSON, which is copied to every run and export.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -39,6 +42,8 @@ pub struct Tokenizer {
     eos: End,
     /// Whether it prepends a space to every text, which would duplicate a space where a text was split.
     adds_space: bool,
+    /// Whether a long text that is cut before a space between two words has the tokens of the whole.
+    cuts_cleanly: bool,
     /// Whether text can vanish: there are neither tokens for all bytes nor an unknown token.
     loses: bool,
     unknown: Option<u32>,
@@ -101,6 +106,7 @@ impl Tokenizer {
             bos: End::default(),
             eos: End::default(),
             adds_space: false,
+            cuts_cleanly: true,
             loses: file.loses,
             unknown: file.unknown,
         };
@@ -110,6 +116,10 @@ impl Tokenizer {
                 this.adds_space = whole == [left.clone(), right].concat() && whole != [left, spaced].concat();
             }
         }
+        this.cuts_cleanly = WORDS.match_indices(' ').all(|(at, _)| {
+            let parts = [this.encode_part(&WORDS[..at], true, false), this.encode_part(&WORDS[at..], false, true)];
+            parts.into_iter().collect::<Result<Vec<_>, _>>().ok().map(|parts| parts.concat()) == this.encode(WORDS).ok()
+        });
         Ok(this)
     }
 
@@ -150,7 +160,7 @@ impl Tokenizer {
     /// not say of it.
     pub fn encode_piece(&self, piece: &Piece) -> Result<(Vec<u32>, Losses), Failure> {
         let mut tokens = self.encode_part(&piece.text, piece.begins, piece.ends)?;
-        let losses = Losses::of(self, &piece.text, &tokens)?;
+        let losses = Losses::of(self, piece, &tokens)?;
         if piece.begins {
             tokens.splice(..0, self.bos.id);
         }

@@ -289,6 +289,13 @@ fn text_without_tokens_is_counted() {
     assert_eq!(losses(&bytes, "axa").report().expect("nothing is lost"), [""; 0]);
     assert!(losses(&bytes, "aya").report().is_err());
 
+    // Spaces at the end of words: where a document is cut, a token may reach over.
+    let over = json!({"type": "BPE", "vocab": {"a": 0, " ": 1, "a ": 2}, "merges": [["a", " "]]});
+    let over = loaded(&json_of(json!({}), &[], &[("/model", over)]), &[], &Wishes::default()).expect("a tokenizer");
+    let rest = Piece { name: String::new(), text: " a".to_owned(), begins: false, ends: true };
+    let said = over.encode_piece(&rest).expect("tokens").1.report().expect("nothing is lost");
+    assert!(matches!(&said[..], [line] if line.starts_with("note: long documents were cut before 1 words")), "{said:?}");
+
     let words = json!({"type": "WordLevel", "vocab": {"a": 0, "<s>": 4, "<unk>": 1}, "unk_token": "<unk>"});
     let words = json_of(json!({}), &special[..1], &[("/model", words), ("/pre_tokenizer", json!({"type": "WhitespaceSplit"}))]);
     let words = loaded(&words, &[], &Wishes::default()).expect("a tokenizer");
