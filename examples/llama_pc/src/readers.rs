@@ -55,6 +55,17 @@ impl Scratch {
         use_tokenizer(&self.file("tokenizer.json", bytes));
     }
 
+    /// The `tokenizer_config.json` beside a good tokenizer.
+    pub fn tokenizer_config(&self, bytes: &[u8]) {
+        const GOOD: &str = r#"{"version": "1.0", "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}], "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "decoder": null, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
+        let path = self.file("tokenizer.json", GOOD.as_bytes());
+        let config = self.file("tokenizer_config.json", bytes);
+        use_tokenizer(&path);
+        fs::remove_file(config).expect("the folder can be written to");
+    }
+
     /// A SentencePiece model.
     pub fn sentencepiece(&self, bytes: &[u8]) {
         use_tokenizer(&self.file("tokenizer.model", bytes));

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::device::Device;
 use crate::data::meta::bytes_per_token;
+use crate::data::tokenizer::fingerprint;
 use crate::data::tokens::TokenStream;
 use crate::data::windows::{Order, Windows};
 use crate::model::evaluate::mean_loss;
@@ -26,6 +27,9 @@ pub struct Args {
     /// Sequence length [default: the run's data.seq_len]
     #[arg(long, value_name = "S")]
     seq_len: Option<usize>,
+    /// Measure on data prepared with another tokenizer than the model's
+    #[arg(long)]
+    ignore_tokenizer: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -54,6 +58,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::usage("--seq-len: found 0, expected 1 or more"));
     }
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(&config.data.val));
+    fingerprint::check(&data, &args.path, args.ignore_tokenizer)?;
     let vocab = config.model.vocab.ok_or_else(|| Failure::other(format!("{}: model.vocab is missing", args.path.display())))?;
     let stream = TokenStream::open(&data, vocab)?;
     let mut windows = Windows::new(stream, &data.display().to_string(), seq_len, Order::Sequential)?;

@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 
 use crate::data::documents::Corpus;
-use crate::data::encode::encode;
-use crate::data::meta::Meta;
+use crate::data::encode::{Written, encode};
+use crate::data::meta::{Meta, Special};
 use crate::data::survey::Survey;
+use crate::data::tokenizer::ends::{self, End, Wishes};
 use crate::data::tokenizer::{Style, Tokenizer, min_vocab};
 use crate::run::files::{Partial, refuse_existing};
 use crate::terminal::failure::Failure;
@@ -36,6 +37,13 @@ pub struct Args {
     /// Kind of BPE to train
     #[arg(long, value_enum, default_value = "byte-level", requires = "train_bpe")]
     style: Style,
+    /// Token that begins every document, or none [default: as tokenizer_config.json and other files beside the tokenizer say, else
+    /// its post-processor, else the SentencePiece model, else a special token with a usual name]
+    #[arg(long, value_name = "TOKEN")]
+    bos: Option<String>,
+    /// Token that ends every document, or none [default: as for --bos]
+    #[arg(long, value_name = "TOKEN")]
+    eos: Option<String>,
     /// Field of .jsonl lines or column of .parquet files that holds the text
     #[arg(long, default_value = "text", value_name = "F")]
     text_field: String,
@@ -57,26 +65,41 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     check(args)?;
     let corpus = Corpus::find(&args.text, args.cargo_sources.as_deref(), &args.text_field, args.max_bytes)?;
-    let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
+    let wishes = Wishes { bos: args.bos.clone(), eos: args.eos.clone() };
+    let given = args.tokenizer.as_deref().map(|path| Tokenizer::load_with(path, &wishes)).transpose()?;
     let mut survey = Survey::take(&corpus, args.seed, args.val_fraction, given.is_none())?;
     report(&survey);
-    let kind = match &args.tokenizer {
-        Some(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        None => match args.style {
-            Style::ByteLevel => "byte-level BPE".to_owned(),
-            Style::Sentencepiece => "SentencePiece BPE".to_owned(),
-        },
-    };
     let tokenizer = match (given, args.train_bpe) {
         (Some(tokenizer), _) => tokenizer,
-        (None, vocab) => train(std::mem::take(&mut survey.sample), args.style, vocab.unwrap_or(min_vocab(args.style).0))?,
+        (None, vocab) => {
+            let vocab = vocab.unwrap_or(min_vocab(args.style).0);
+            let name = match args.style {
+                Style::ByteLevel => "byte-level BPE",
+                Style::Sentencepiece => "SentencePiece BPE",
+            };
+            train(std::mem::take(&mut survey.sample), args.style, vocab)?.with(&wishes, name)?
+        }
     };
+    ends::report(&tokenizer).iter().for_each(|line| note(line));
 
     let out = Partial::folder(&args.out)?;
-    let (train, val) = encode(&corpus, &survey, &tokenizer, out.path())?;
-    let vocab = tokenizer.vocab_size();
-    tokenizer.save(&out.path().join("tokenizer.json"))?;
-    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction: args.val_fraction, train, val }.save(out.path())?;
+    let Written { train, val, losses } = encode(&corpus, &survey, &tokenizer, out.path())?;
+    losses.report()?.iter().for_each(|line| note(line));
+    tokenizer.save(out.path())?;
+    let special = |end: &End| end.id.map(|id| Special { id, token: tokenizer.token(id).unwrap_or_default() });
+    let (bos, eos) = tokenizer.ends();
+    let meta = Meta {
+        vocab: tokenizer.vocab_size(),
+        tokenizer: tokenizer.name().to_owned(),
+        fingerprint: Some(tokenizer.fingerprint()),
+        bos: special(bos),
+        eos: special(eos),
+        seed: args.seed,
+        val_fraction: args.val_fraction,
+        train,
+        val,
+    };
+    meta.save(out.path())?;
     out.finish()?;
     for (name, part) in [("train", train), ("val", val)] {
         let (documents, tokens) = (grouped(part.documents), grouped(part.tokens));
@@ -96,6 +119,15 @@ fn check(args: &Args) -> Result<(), Failure> {
     let (least, parts) = min_vocab(args.style);
     if let Some(vocab) = args.train_bpe.filter(|vocab| !(least..=MAX_VOCAB).contains(vocab)) {
         return Err(Failure::usage(format!("--train-bpe: found {vocab}, expected {least} ({parts}) to {MAX_VOCAB}")));
+    }
+    if args.train_bpe.is_some() {
+        let known = args.style.special();
+        for (flag, wish) in [("--bos", &args.bos), ("--eos", &args.eos)] {
+            if let Some(token) = wish.as_deref().filter(|token| *token != ends::NONE && !known.contains(token)) {
+                let (flag, known) = (format!("{flag}: found {token}"), known.join(", "));
+                return Err(Failure::usage(format!("{flag}, expected none or a special token of the BPE to train: {known}")));
+            }
+        }
     }
     refuse_existing("--out", &args.out, "folder")
 }

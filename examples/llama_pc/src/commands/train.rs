@@ -34,6 +34,9 @@ pub struct Args {
     /// Print the time spent in each kernel at the end
     #[arg(long)]
     profile: bool,
+    /// Train on data prepared with another tokenizer than that of --init or of the run to resume
+    #[arg(long)]
+    ignore_tokenizer: bool,
     /// Peak of the adapter in TFLOP/s, to report model FLOPs utilization (MFU)
     #[arg(long, value_name = "X")]
     peak_tflops: Option<f64>,
@@ -55,11 +58,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let open = || args.device.open(args.profile);
     let mut session = match &args.resume {
-        Some(path) => train::resume(path, &args.settings(), args.peak_tflops, open)?,
+        Some(path) => train::resume(path, &args.settings(), args.peak_tflops, args.ignore_tokenizer, open)?,
         None => {
             let config = Config::load(args.config.as_deref(), &args.settings())?;
             let out = args.out.clone().map_or_else(|| NewRun::next(args.config.as_deref()), NewRun::At);
-            train::begin(train::Request { config, out, init: args.init.clone(), peak_tflops: args.peak_tflops }, open)?
+            let (init, peak_tflops, ignore_tokenizer) = (args.init.clone(), args.peak_tflops, args.ignore_tokenizer);
+            train::begin(train::Request { config, out, init, peak_tflops, ignore_tokenizer }, open)?
         }
     };
     session.announce()?;

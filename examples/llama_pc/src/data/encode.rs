@@ -12,7 +12,7 @@ use super::meta::Part;
 use super::pieces::{PIECE_BYTES, Piece};
 use super::shards::{SHARD_TOKENS, ShardWriter};
 use super::survey::{Split, Survey};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Losses, Tokenizer};
 use crate::terminal::failure::Failure;
 use crate::terminal::progress::Progress;
 
@@ -22,11 +22,19 @@ const QUEUE: usize = 2;
 /// Pieces that are encoded together, about [`PIECE_BYTES`] in all, so that short documents cause little synchronization.
 type Batch = Vec<Piece>;
 
-/// A piece with its tokens.
-type Encoded = Vec<(Piece, Vec<u32>)>;
+/// Pieces with their tokens, and what those do not say of the text.
+type Encoded = (Vec<(Piece, Vec<u32>)>, Losses);
+
+/// What was written: the totals of both splits, and what no token says.
+pub struct Written {
+    pub train: Part,
+    pub val: Part,
+    pub losses: Losses,
+}
 
 /// Encodes every document into the shards of its split, `train` or `val` in the folder `out`.
-pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<(Part, Part), Failure> {
+pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<Written, Failure> {
+    let mut losses = Losses::default();
     let mut writer = Writer {
         split: &survey.split,
         train: Side::create(&out.join("train"))?,
@@ -49,7 +57,9 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
         // The first closed queue means that the reader has finished. An error drops the queues, which stops all threads.
         for output in outputs.iter().cycle() {
             let Ok(encoded) = output.recv() else { break };
-            for (piece, tokens) in encoded? {
+            let (pieces, lost) = encoded?;
+            losses.add(lost);
+            for (piece, tokens) in pieces {
                 writer.write(&piece, &tokens)?;
                 done += piece.text.len() as u64;
             }
@@ -59,7 +69,7 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
         reader.join().expect("bug: the reader panicked")
     })?;
     progress.finish();
-    Ok((writer.train.finish()?, writer.val.finish()?))
+    Ok(Written { train: writer.train.finish()?, val: writer.val.finish()?, losses })
 }
 
 /// Sends batches to the encoders round-robin until all is read or an encoder has stopped.
@@ -85,13 +95,22 @@ fn read(corpus: &Corpus, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
 /// Encodes batches until there are no more, one fails, or the receiver is gone.
 fn encode_batches(tokenizer: &Tokenizer, batches: &Receiver<Batch>, encoded: &SyncSender<Result<Encoded, Failure>>) {
     for batch in batches {
-        let with_tokens = |piece: Piece| tokenizer.encode_piece(&piece).map(|tokens| (piece, tokens));
-        let result: Result<Encoded, Failure> = batch.into_iter().map(with_tokens).collect();
+        let result = encode_batch(tokenizer, batch);
         let failed = result.is_err();
         if encoded.send(result).is_err() || failed {
             return;
         }
     }
+}
+
+fn encode_batch(tokenizer: &Tokenizer, batch: Batch) -> Result<Encoded, Failure> {
+    let (mut pieces, mut losses) = (Vec::with_capacity(batch.len()), Losses::default());
+    for piece in batch {
+        let (tokens, lost) = tokenizer.encode_piece(&piece)?;
+        losses.add(lost);
+        pieces.push((piece, tokens));
+    }
+    Ok((pieces, losses))
 }
 
 /// Writes pieces to the split of their document.

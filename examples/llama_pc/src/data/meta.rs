@@ -12,10 +12,25 @@ pub struct Meta {
     pub vocab: usize,
     /// How the tokenizer was made: a path's file name, or "byte-level BPE".
     pub tokenizer: String,
+    /// What tells it from others; older data have none.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+    /// The tokens between which documents stand, null for none.
+    #[serde(default)]
+    pub bos: Option<Special>,
+    #[serde(default)]
+    pub eos: Option<Special>,
     pub seed: u64,
     pub val_fraction: f64,
     pub train: Part,
     pub val: Part,
+}
+
+/// A special token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Special {
+    pub id: u32,
+    pub token: String,
 }
 
 /// Totals of one split.
@@ -35,6 +50,13 @@ impl Meta {
         let json = serde_json::to_string_pretty(self).expect("bug: meta.json does not serialise");
         std::fs::write(&path, json + "\n").map_err(|error| Failure::io("write", &path, &error))
     }
+}
+
+/// The `meta.json` of prepared data: in its folder or the parent.
+pub fn of(data: &Path) -> Option<Meta> {
+    let folders = [Some(data), data.parent()];
+    let texts = folders.into_iter().flatten().filter_map(|folder| std::fs::read_to_string(folder.join("meta.json")).ok());
+    texts.filter_map(|text| serde_json::from_str(&text).ok()).next()
 }
 
 /// Bytes of text per token of prepared data (its `train` or `val` folder), or `None` without a `meta.json`. A loss in
@@ -67,6 +89,9 @@ mod tests {
         let meta = Meta {
             vocab: 300,
             tokenizer: "byte-level BPE".to_owned(),
+            fingerprint: Some("0123456789abcdef".to_owned()),
+            bos: Some(Special { id: 0, token: "<s>".to_owned() }),
+            eos: None,
             seed: 1,
             val_fraction: 0.05,
             train: part(300, 100),
@@ -77,5 +102,9 @@ mod tests {
         assert_eq!(bytes_per_token(&folder.path().join("val")), Some(2.5));
         assert_eq!(bytes_per_token(&folder.path().join("other")), None);
         assert_eq!(bytes_per_token(Path::new("no/such/val")), None);
+        assert_eq!(of(&folder.path().join("val")), Some(meta.clone()));
+        let older = serde_json::json!({"vocab": 3, "tokenizer": "t", "seed": 1, "val_fraction": 0.5, "train": meta.train, "val": meta.val});
+        std::fs::write(folder.path().join("meta.json"), older.to_string()).expect("it is written");
+        assert_eq!(of(folder.path()).expect("older data").fingerprint, None);
     }
 }

@@ -53,6 +53,11 @@ fn valid(bytes: &[u8], ends: bool) -> std::io::Result<&str> {
     }
 }
 
+/// Whether a text has a place between two words to be cut at. A piece of one that has none was cut anywhere.
+pub fn has_words(text: &str) -> bool {
+    boundary(text) < text.len()
+}
+
 /// Where to split a text that continues: before the last space between two words, which every common tokenizer splits there
 /// anyway; at its end, if there is no such place.
 fn boundary(text: &str) -> usize {

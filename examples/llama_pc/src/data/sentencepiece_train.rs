@@ -51,7 +51,7 @@ pub fn train(texts: &[String], vocab: usize) -> Result<String, String> {
     pieces.sort();
     let merged: Vec<String> = pieces.into_iter().map(|(_, text)| text).filter(|text| text.chars().nth(1).is_some()).collect();
     let characters: Vec<String> = characters.iter().map(char::to_string).collect();
-    Ok(byte_fallback_bpe(&merged, &characters)?.to_string())
+    Ok(byte_fallback_bpe(&merged, &characters).to_string())
 }
 
 /// The marker for spaces, then the most frequent other characters, up to [`COVERAGE`] of the text or `room` characters.

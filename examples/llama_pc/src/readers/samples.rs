@@ -1,7 +1,7 @@
 //! Small good files of every kind, for tests to damage and for the fuzzer to begin with.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parquet::basic::{Compression, ZstdLevel};
@@ -61,16 +61,29 @@ pub fn json_lines() -> Vec<u8> {
     "{\"text\": \"größe\", \"id\": [1, 2e3]}\n\n{\"meta\": null, \"text\": \"\\ud83e\\udd80\"}\r\n{\"text\": \"\"}".into()
 }
 
-/// A byte-level BPE, trained here.
-pub fn tokenizer_json() -> Vec<u8> {
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A byte-level BPE, trained here; one whose ids have a gap; one that was converted from a SentencePiece model.
+pub fn tokenizer_jsons() -> Vec<Vec<u8>> {
     let texts = ["the cat sat on the mat ".repeat(9), "größer, größer".to_owned()];
-    Tokenizer::train(&texts, 290).expect("a tokenizer").json().as_bytes().to_vec()
+    let trained = Tokenizer::train(&texts, 290).expect("a tokenizer");
+    let gap = std::fs::read(fixture("tokenizers/added-token-behind-a-gap/tokenizer.json")).expect("a fixture");
+    let converted = Tokenizer::load(&fixture("sentencepiece/unigram_keep_symbols.model")).expect("a good model");
+    vec![trained.json().into(), gap, converted.json().into()]
+}
+
+/// What lies beside a tokenizer in Hugging Face's layout.
+pub fn tokenizer_config() -> Vec<u8> {
+    br#"{"bos_token": {"content": "<s>", "special": true}, "eos_token": "a", "name_or_path": "t", "fingerprint": "0"}"#.into()
 }
 
 /// The models of the fixtures.
 pub fn sentencepiece() -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    ["bpe.model", "unigram.model"].map(|name| std::fs::read(folder.join(name)).expect("a fixture")).to_vec()
+    let names =
+        ["bpe.model", "sentencepiece/bpe_bytes.model", "sentencepiece/unigram_fold_symbols.model", "sentencepiece/word.model"];
+    names.map(|name| std::fs::read(fixture(name)).expect("a fixture")).to_vec()
 }
 
 /// A configuration with something in every section.
@@ -111,9 +124,10 @@ pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
         ("json_lines", json_lines()),
         ("safetensors", safetensors()),
         ("state", state(3)),
-        ("tokenizer_json", tokenizer_json()),
+        ("tokenizer_config", tokenizer_config()),
     ];
     all.extend(config_json().into_iter().map(|bytes| ("config_json", bytes)));
+    all.extend(tokenizer_jsons().into_iter().map(|bytes| ("tokenizer_json", bytes)));
     all.extend(parquets().into_iter().map(|bytes| ("parquet", bytes)));
     all.extend(sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
     // The target takes the length of the index and the vocabulary from the first two bytes.

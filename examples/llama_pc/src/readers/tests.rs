@@ -57,7 +57,10 @@ fn good_files_of_every_kind_are_taken() {
         assert_eq!(texts("a.parquet", &parquet), ["one", "größer", "one", "one", "größer", "one"]);
     }
     assert_eq!(texts("a.jsonl", &samples::json_lines()), ["größe", "🦀"]);
-    Tokenizer::load(&scratch.file("tokenizer.json", &samples::tokenizer_json())).expect("a good tokenizer");
+    for json in samples::tokenizer_jsons() {
+        Tokenizer::load(&scratch.file("tokenizer.json", &json)).expect("a good tokenizer");
+    }
+    scratch.tokenizer_config(&samples::tokenizer_config());
     for model in samples::sentencepiece() {
         Tokenizer::load(&scratch.file("tokenizer.model", &model)).expect("a good model");
     }
@@ -98,6 +101,7 @@ proptest! {
     fn arbitrary_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         read(|scratch| {
             scratch.tokenizer_json(&bytes);
+            scratch.tokenizer_config(&bytes);
             scratch.sentencepiece(&bytes);
             scratch.config(&bytes);
             scratch.config_json(&bytes);
@@ -139,10 +143,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn damaged_tokenizers_are_refused_or_used(damage in damage(), which in 0usize..2) {
-        static JSON: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(samples::tokenizer_json);
+    fn damaged_tokenizers_are_refused_or_used(damage in damage(), which in 0usize..4) {
+        static JSONS: std::sync::LazyLock<Vec<Vec<u8>>> = std::sync::LazyLock::new(samples::tokenizer_jsons);
         read(|scratch| {
-            scratch.tokenizer_json(&damaged(&JSON, &damage));
+            scratch.tokenizer_json(&damaged(&JSONS[which % JSONS.len()], &damage));
+            scratch.tokenizer_config(&damaged(&samples::tokenizer_config(), &damage));
             scratch.sentencepiece(&damaged(&samples::sentencepiece()[which], &damage));
         });
     }

@@ -80,15 +80,10 @@ fn now() -> f64 {
 }
 
 impl Run {
-    /// Creates the folder with the tokenizer, if there is one; [`Run::write_config`] completes it.
-    pub fn create(new: &NewRun, tokenizer: Option<&Path>) -> Result<Self, Failure> {
+    /// Creates the folder; [`Run::write_config`] completes it.
+    pub fn create(new: &NewRun) -> Result<Self, Failure> {
         let path = new.create()?;
-        let locked = Locked::new(&path)?;
-        if let Some(tokenizer) = tokenizer {
-            let copy = path.join("tokenizer.json");
-            std::fs::copy(tokenizer, &copy).map_err(|error| Failure::io("copy", tokenizer, &error))?;
-        }
-        locked.open(0)
+        Locked::new(&path)?.open(0)
     }
 
     /// Writes the resolved configuration atomically.
@@ -144,11 +139,9 @@ mod tests {
     #[test]
     fn a_run_folder_holds_what_was_recorded() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let tokenizer = folder.path().join("given.json");
-        std::fs::write(&tokenizer, "{}").expect("it is written");
         let path = folder.path().join("runs").join("demo-1");
         let new = NewRun::At(path.clone());
-        let mut run = Run::create(&new, Some(&tokenizer)).expect("a new folder");
+        let mut run = Run::create(&new).expect("a new folder");
         run.write_config(&Config::default()).expect("it is written");
         let rows = [row(1, None), row(2, Some(5.5))];
         for row in &rows {
@@ -157,9 +150,8 @@ mod tests {
         run.log("begun").expect("it is written");
         assert_eq!(read_metrics(run.path()).expect("metrics"), rows);
         assert_eq!(Config::load(Some(&path.join("config.toml")), &[]).expect("a configuration"), Config::default());
-        assert_eq!(std::fs::read_to_string(path.join("tokenizer.json")).expect("a copy"), "{}");
         assert_eq!(std::fs::read_to_string(path.join("log.txt")).expect("a log"), "begun\n");
-        let failure = Run::create(&new, None).err().expect("it exists already");
+        let failure = Run::create(&new).err().expect("it exists already");
         assert_eq!(failure.status, 2);
     }
 
@@ -167,7 +159,7 @@ mod tests {
     fn going_on_cuts_what_lies_beyond_the_checkpoint() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("run");
-        let mut run = Run::create(&NewRun::At(path.clone()), None).expect("a new folder");
+        let mut run = Run::create(&NewRun::At(path.clone())).expect("a new folder");
         (1..=9).for_each(|step| run.record(&row(step, None)).expect("it is written"));
         run.metrics.write_all(b"{\"step\": 10, \"tok").expect("half a line");
         assert!(Locked::new(&path).err().expect("it is taken").to_string().contains("another process"));

@@ -7,7 +7,7 @@ use polytape::{Gpu, Trainer};
 use super::session::{Session, Start};
 use crate::config::{Config, DataOrder};
 use crate::data::meta::tokenizer_of;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{Tokenizer, fingerprint};
 use crate::data::tokens::TokenStream;
 use crate::data::windows::{Order, Windows};
 use crate::model::import::{self, Model};
@@ -27,19 +27,26 @@ pub struct Request {
     pub init: Option<PathBuf>,
     /// The adapter's peak in TFLOP/s, if the user gives it.
     pub peak_tflops: Option<f64>,
+    /// Whether data of another tokenizer than that of `init` will do.
+    pub ignore_tokenizer: bool,
 }
 
 /// Begins a run; the device is opened by `open` once everything else has been checked.
 pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Session, Failure> {
-    let Request { mut config, out, init, peak_tflops } = request;
+    let Request { mut config, out, init, peak_tflops, ignore_tokenizer } = request;
     let data = PathBuf::from(&config.data.train);
     // Before the vocabulary is resolved: without the data, its tokenizer is missing, too.
     std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
-    let tokenizer = tokenizer_of(&data);
-    let tokens = tokenizer.as_deref().map(|path| Tokenizer::load(path).map(|tokenizer| tokenizer.vocab_size())).transpose()?;
-    config.resolve_vocab(tokens)?;
+    let tokenizer = tokenizer_of(&data).as_deref().map(Tokenizer::load).transpose()?;
+    config.resolve_vocab(tokenizer.as_ref().map(Tokenizer::vocab_size))?;
     if let NewRun::At(path) = &out {
         refuse_existing("--out", path, "folder")?;
+    }
+    if let Some(init) = &init {
+        fingerprint::check(&data, init, ignore_tokenizer)?;
+    }
+    if config.train.val_every > 0 {
+        fingerprint::check_parts(&data, Path::new(&config.data.val), ignore_tokenizer)?;
     }
     let windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
@@ -47,7 +54,8 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     let model = model(&gpu, &config, init.as_deref())?;
     let state = first_state(&config, &windows)?;
     let (llama, trainer) = fresh(model, &config)?;
-    let run = Run::create(&out, tokenizer.as_deref())?;
+    let run = Run::create(&out)?;
+    tokenizer.iter().try_for_each(|tokenizer| tokenizer.save(run.path()))?;
     let start = Start { gpu, llama, trainer, windows, validation, run, state, newest: None, peak_tflops };
     let mut session = Session::new(config, start)?;
     if init.is_some() {
@@ -63,6 +71,7 @@ pub fn resume(
     path: &Path,
     settings: &[String],
     peak_tflops: Option<f64>,
+    ignore_tokenizer: bool,
     open: impl FnOnce() -> Result<Gpu, Failure>,
 ) -> Result<Session, Failure> {
     let file = path.join(paths::CONFIG);
@@ -77,6 +86,10 @@ pub fn resume(
     match &saved {
         Some(saved) => checkpoint::check_weights(saved.folder(), &config, &file)?,
         None => output::note(&format!("note: {}: found no checkpoint, so the run begins again from its seed", path.display())),
+    }
+    let validation = (config.train.val_every > 0).then_some(&config.data.val);
+    for data in std::iter::once(&config.data.train).chain(validation) {
+        fingerprint::check(Path::new(data), path, ignore_tokenizer)?;
     }
     let mut windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;

@@ -192,6 +192,12 @@ impl File {
             let found = type_of(other);
             return Err(format!("found a normalizer {found}, expected only marks for spaces: llama.cpp would not apply it"));
         }
+        let first_only = self.pre_tokenizer["pretokenizers"][0]["type"] == "Metaspace";
+        let defined = self.added_tokens.iter().find(|token| !token.special);
+        if let Some(token) = defined.filter(|_| first_only || steps.iter().any(prefix)) {
+            let found = &token.content;
+            return Err(format!("found the user-defined token {found:?}, expected none: llama.cpp would put a space after it"));
+        }
         if !self.pre_tokenizer.is_null() {
             let found = type_of(&self.pre_tokenizer);
             return Err(format!("found a pre_tokenizer {found}, expected none beside byte_fallback"));

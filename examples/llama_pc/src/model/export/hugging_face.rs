@@ -10,18 +10,19 @@ use serde_json::{Map, Value, json};
 
 use super::encode::Dtype;
 use super::merged::{Merged, encoded, pieces};
+use crate::data::tokenizer::ends::CONFIG;
 use crate::model::import::architecture_of;
 use crate::run::checkpoint::MODEL;
 use crate::run::files::{self, Partial};
 use crate::terminal::failure::Failure;
-use crate::terminal::output;
+use crate::terminal::output::note;
 use crate::terminal::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
 pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
     let sizes = &model.sizes;
     if !sizes.qk_norm && !sizes.dim.is_multiple_of(sizes.heads) {
-        output::note(&format!(
+        note(&format!(
             "note: transformers 5 refuses a Llama whose hidden_size, here {}, is no multiple of num_attention_heads, here {}",
             sizes.dim, sizes.heads
         ));
@@ -175,25 +176,28 @@ fn special_ids(model: &Merged) -> Map<String, Value> {
 
 fn write_tokenizer(model: &Merged, folder: &Path) -> Result<(), Failure> {
     let Some(tokenizer) = &model.tokenizer else { return Ok(()) };
-    tokenizer.save(&folder.join("tokenizer.json"))?;
+    tokenizer.save(folder)?;
+    if let Some(bytes) = tokenizer.sentencepiece_model() {
+        files::write(&folder.join("tokenizer.model"), &bytes)?;
+        if let Some(text) = tokenizer.differing_text() {
+            note(&format!(
+                "note: tokenizer.json cannot say all that the SentencePiece model does: with it, {text:?} gets other tokens than in \
+                 training; tokenizer.model is exact"
+            ));
+        }
+    }
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
-    let special = json!({
-        "bos_token": text(tokenizer.bos()),
-        "eos_token": text(tokenizer.eos()),
-        "unk_token": tokenizer.unknown().and_then(|id| tokenizer.token(id)),
-    });
-    let known = |value: &Value| {
-        let object = value.as_object().into_iter().flatten();
-        object.filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>()
-    };
-    write_json(&folder.join("special_tokens_map.json"), &Value::Object(known(&special)))?;
-    let mut config = known(&special);
-    config.extend(known(&json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": false,
-        "model_max_length": model.sizes.max_seq_len,
-    })));
-    write_json(&folder.join("tokenizer_config.json"), &Value::Object(config))
+    let special = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos()), ("unk_token", tokenizer.unknown())];
+    let special = special.into_iter().filter_map(|(key, id)| Some((key.to_owned(), json!(text(id)?))));
+    let special: Map<String, Value> = special.collect();
+    write_json(&folder.join("special_tokens_map.json"), &Value::Object(special.clone()))?;
+    // What `save` wrote, and what `transformers` wants to know besides.
+    let mut config = tokenizer.config();
+    config.extend(special);
+    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
+    config.insert("model_max_length".to_owned(), json!(model.sizes.max_seq_len));
+    write_json(&folder.join(CONFIG), &Value::Object(config))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
