@@ -2,18 +2,19 @@
 //!
 //! The first pass hashes every document, which settles the split, and keeps a bounded sample for training a tokenizer; the
 //! second encodes piece after piece into shards, on all cores. Memory is bounded by the sample, by some pieces for each core, and by
-//! the longest line of JSON or row of Parquet; a file of text may have any length.
+//! the longest record of JSON or rows of Parquet; a file of text may have any length, and so may one that is compressed.
 
 use std::path::PathBuf;
 
-use crate::data::documents::Corpus;
+use crate::data::documents::{Corpus, Places};
 use crate::data::encode::encode;
-use crate::data::meta::Meta;
-use crate::data::survey::Survey;
+use crate::data::meta::{Meta, Part};
+use crate::data::source::Seen;
+use crate::data::survey::{Sources, Survey};
 use crate::data::tokenizer::{Style, Tokenizer, min_vocab};
 use crate::run::files::{Partial, refuse_existing};
 use crate::terminal::failure::Failure;
-use crate::terminal::format::grouped;
+use crate::terminal::format::{clipped, grouped};
 use crate::terminal::output::{note, print};
 
 /// Arguments of `prepare`.
@@ -21,7 +22,8 @@ use crate::terminal::output::{note, print};
 #[command(group(clap::ArgGroup::new("source").required(true).multiple(true).args(["text", "cargo_sources"])))]
 #[command(group(clap::ArgGroup::new("vocabulary").required(true).args(["tokenizer", "train_bpe"])))]
 pub struct Args {
-    /// Files and folders of text: each line of a .jsonl and each row of a .parquet is a document, any other file is one document
+    /// Files and folders of text, also compressed as .gz, .zst or .bz2: each line of JSON lines (under any name), each object of a
+    /// JSON list and each row of a .parquet is a document, any other file is one document
     #[arg(long, num_args = 1.., value_name = "PATH")]
     text: Vec<PathBuf>,
     /// Also use the Rust sources that cargo has unpacked for the crates in this Cargo.lock
@@ -36,16 +38,19 @@ pub struct Args {
     /// Kind of BPE to train
     #[arg(long, value_enum, default_value = "byte-level", requires = "train_bpe")]
     style: Style,
-    /// Field of .jsonl lines or column of .parquet files that holds the text
+    /// Field of JSON or column of Parquet that holds the text; `a.b` is the field b of a, and of all items where a is a list
     #[arg(long, default_value = "text", value_name = "F")]
     text_field: String,
     /// Folder to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Fraction of the documents to use for validation
+    /// Files and folders of text for validation, instead of a part of --text
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "val_fraction")]
+    val: Vec<PathBuf>,
+    /// Fraction of the documents to use for validation; of a single document, its end
     #[arg(long, default_value_t = 0.05, value_name = "X")]
     val_fraction: f64,
-    /// Stop before the document that would bring the text to more than N bytes
+    /// Stop before the document that would bring the text (without that of --val) to more than N bytes
     #[arg(long, value_name = "N")]
     max_bytes: Option<u64>,
     /// Seed for the choice of validation documents
@@ -56,10 +61,10 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     check(args)?;
-    let corpus = Corpus::find(&args.text, args.cargo_sources.as_deref(), &args.text_field, args.max_bytes)?;
+    let sources = sources(args)?;
     let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
-    let mut survey = Survey::take(&corpus, args.seed, args.val_fraction, given.is_none())?;
-    report(&survey);
+    let mut survey = Survey::take(&sources, args.seed, args.val_fraction, given.is_none())?;
+    report(&sources, &survey, args);
     let kind = match &args.tokenizer {
         Some(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         None => match args.style {
@@ -73,17 +78,29 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
 
     let out = Partial::folder(&args.out)?;
-    let (train, val) = encode(&corpus, &survey, &tokenizer, out.path())?;
+    let (train, val) = encode(&sources, &survey, &tokenizer, out.path())?;
     let vocab = tokenizer.vocab_size();
     tokenizer.save(&out.path().join("tokenizer.json"))?;
-    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction: args.val_fraction, train, val }.save(out.path())?;
+    let val_fraction = args.val.is_empty().then_some(args.val_fraction);
+    Meta { vocab, tokenizer: kind, seed: args.seed, val_fraction, train, val }.save(out.path())?;
     out.finish()?;
     for (name, part) in [("train", train), ("val", val)] {
         let (documents, tokens) = (grouped(part.documents), grouped(part.tokens));
         let ratio = part.bytes as f64 / part.tokens as f64;
         note(&format!("{name}: {documents} documents, {tokens} tokens, {ratio:.2} bytes a token"));
     }
+    if args.val.is_empty() {
+        check_shares(train, val, args.val_fraction);
+    }
     print(&format!("{}\n", args.out.display()))
+}
+
+fn sources(args: &Args) -> Result<Sources, Failure> {
+    let text = Places { paths: &args.text, lockfile: args.cargo_sources.as_deref(), except: &args.val };
+    let text = Corpus::find(&text, &args.text_field, args.max_bytes)?;
+    let val = Places { paths: &args.val, ..Places::default() };
+    let val = (!args.val.is_empty()).then(|| Corpus::find(&val, &args.text_field, None)).transpose()?;
+    Ok(Sources { text, val })
 }
 
 /// What can be refused before any text is read.
@@ -100,12 +117,42 @@ fn check(args: &Args) -> Result<(), Failure> {
     refuse_existing("--out", &args.out, "folder")
 }
 
-fn report(survey: &Survey) {
-    for path in &survey.skipped {
-        note(&format!("note: {} is not UTF-8 text and was skipped", path.display()));
+/// Tells what was found, and what was chosen for the user.
+fn report(sources: &Sources, survey: &Survey, args: &Args) {
+    let Seen { skipped, empty, surrogates, joined } = &survey.seen;
+    for text in sources.notes() {
+        note(&format!("note: {text}"));
+    }
+    for (path, what) in skipped {
+        note(&format!("note: {} is {what} and was skipped", path.display()));
+    }
+    let field = clipped(&args.text_field, 60);
+    let tallies = [
+        (empty, "lines or rows have no text and are no documents"),
+        (surrogates, "halves of surrogate pairs in JSON became U+FFFD"),
+        (joined, &format!("documents are several items of \"{field}\", joined by newlines")),
+    ];
+    for (tally, text) in tallies.into_iter().filter(|(tally, _)| tally.count > 0) {
+        note(&format!("note: {} {text}, the first in {}", grouped(tally.count), clipped(&tally.first, 80)));
     }
     let megabytes = survey.bytes as f64 / 1e6;
     note(&format!("{} documents, {megabytes:.1} MB of text", grouped(survey.documents)));
+    if let Some(at) = survey.cut {
+        let share = 100.0 * (survey.bytes - at) as f64 / survey.bytes as f64;
+        note(&format!("note: the only document is cut: its last {share:.1} % are the validation part; --val names another text"));
+    }
+}
+
+/// Warns where the documents are so few or so unequal that a choice among them misses the fraction by far.
+fn check_shares(train: Part, val: Part, fraction: f64) {
+    let share = val.bytes as f64 / (train.bytes + val.bytes).max(1) as f64;
+    if share > (4.0 * fraction).max(0.5) || share < fraction / 10.0 {
+        note(&format!(
+            "warning: the validation part is {:.1} % of the text, because documents are few or of very different length; \
+             --val names its text, another --seed chooses other documents",
+            100.0 * share
+        ));
+    }
 }
 
 fn train(sample: Vec<String>, style: Style, vocab: usize) -> Result<Tokenizer, Failure> {

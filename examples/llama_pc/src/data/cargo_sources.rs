@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::source::{TextFile, walk};
+use super::source::{Entry, walk};
 use crate::terminal::failure::Failure;
 
 /// Larger files are most likely generated tables, not handwritten Rust.
@@ -10,7 +10,7 @@ const MAX_FILE_BYTES: usize = 300 * 1024;
 const MAX_LINE_BYTES: usize = 2000;
 
 /// The `.rs` files of the lockfile's registry crates, sorted by crate and path, named `NAME-VERSION/path`.
-pub fn find(lockfile: &Path) -> Result<Vec<TextFile>, Failure> {
+pub fn find(lockfile: &Path) -> Result<Vec<Entry>, Failure> {
     let sources = cargo_home()?.join("registry").join("src");
     let registries = folders(&sources);
     let mut files = Vec::new();

@@ -13,7 +13,9 @@ pub struct Meta {
     /// How the tokenizer was made: a path's file name, or "byte-level BPE".
     pub tokenizer: String,
     pub seed: u64,
-    pub val_fraction: f64,
+    /// The fraction of the documents that was chosen for validation; none if the user named its text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
     pub train: Part,
     pub val: Part,
 }
@@ -68,7 +70,7 @@ mod tests {
             vocab: 300,
             tokenizer: "byte-level BPE".to_owned(),
             seed: 1,
-            val_fraction: 0.05,
+            val_fraction: Some(0.05),
             train: part(300, 100),
             val: part(50, 20),
         };

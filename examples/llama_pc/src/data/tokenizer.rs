@@ -10,6 +10,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 
+use super::foreign;
 use super::guard::guarded;
 use super::pieces::Piece;
 use super::{sentencepiece, sentencepiece_train};
@@ -59,6 +60,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json` or a SentencePiece `.model`.
     pub fn load(path: &Path) -> Result<Self, Failure> {
+        foreign::refuse(path, "a tokenizer.json or a SentencePiece model")?;
         let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
         let named = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
         if path.extension().is_some_and(|extension| extension == "model") {

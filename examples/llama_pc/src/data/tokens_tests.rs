@@ -29,7 +29,7 @@ fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
 }
 
 fn all(path: &Path, vocab: usize) -> Result<Vec<u32>, Failure> {
-    let stream = TokenStream::open(path, vocab)?;
+    let stream = TokenStream::open(path, vocab, DataFormat::Auto)?;
     let mut tokens = Vec::new();
     stream.read(0..stream.len(), &mut tokens)?;
     Ok(tokens)
@@ -53,7 +53,7 @@ fn shards_read_as_one_stream() {
         ("z.idx", i64s(&[0])),
         ("note.txt", vec![0]),
     ]);
-    let stream = TokenStream::open(folder.path(), 6).expect("good shards");
+    let stream = TokenStream::open(folder.path(), 6, DataFormat::Auto).expect("good shards");
     assert_eq!(stream.len(), 5);
     for from in 0..=5 {
         for to in from..=5 {
@@ -85,7 +85,9 @@ fn llm_c_files_are_read() {
 fn broken_files_name_file_place_found_and_expected() {
     assert_eq!(error(&[]), "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare");
     assert_eq!(error(&[("a.bin", vec![])]), "data: found no tokens, expected at least one");
-    assert_eq!(error(&[("a.bin", vec![1; 6])]), "data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4");
+    assert_eq!(error(&[("a.bin", vec![1; 7])]), "data/a.bin: at byte 4: found 7 bytes, expected a multiple of 4");
+    let hint = format!("\nhint: {USE_U16}");
+    assert_eq!(error(&[("a.bin", vec![1; 6])]), format!("data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4{hint}"));
     assert_eq!(
         error(&[("a.bin", u32s(&[1])), ("b.bin", u32s(&[1])), ("a.idx", i64s(&[1]))]),
         "data: found 2 .bin and 1 .idx files, expected pairs"
@@ -118,7 +120,7 @@ fn broken_files_name_file_place_found_and_expected() {
 
 #[test]
 fn a_missing_path_is_named() {
-    let failure = TokenStream::open(Path::new("no/such"), 10).err().expect("no such folder");
+    let failure = TokenStream::open(Path::new("no/such"), 10, DataFormat::Auto).err().expect("no such folder");
     assert_eq!((failure.status, failure.to_string().as_str()), (1, "cannot read no/such: no such file or folder"));
 }
 
