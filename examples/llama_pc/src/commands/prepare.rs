@@ -63,8 +63,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     check(args)?;
     let sources = sources(args)?;
     let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
-    let mut survey = Survey::take(&sources, args.seed, args.val_fraction, given.is_none())?;
-    report(&sources, &survey, args);
+    sources.notes().for_each(|text| note(&format!("note: {text}")));
+    let mut seen = Seen::default();
+    let survey = Survey::take(&sources, args.seed, args.val_fraction, given.is_none(), &mut seen);
+    report(&seen, &args.text_field);
+    let mut survey = survey?;
+    summarize(&survey);
     let kind = match &args.tokenizer {
         Some(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         None => match args.style {
@@ -117,16 +121,13 @@ fn check(args: &Args) -> Result<(), Failure> {
     refuse_existing("--out", &args.out, "folder")
 }
 
-/// Tells what was found, and what was chosen for the user.
-fn report(sources: &Sources, survey: &Survey, args: &Args) {
-    let Seen { skipped, empty, surrogates, joined } = &survey.seen;
-    for text in sources.notes() {
-        note(&format!("note: {text}"));
-    }
+/// Tells what was left out or changed.
+fn report(seen: &Seen, field: &str) {
+    let Seen { skipped, empty, surrogates, joined } = seen;
     for (path, what) in skipped {
         note(&format!("note: {} is {what} and was skipped", path.display()));
     }
-    let field = clipped(&args.text_field, 60);
+    let field = clipped(field, 60);
     let tallies = [
         (empty, "lines or rows have no text and are no documents"),
         (surrogates, "halves of surrogate pairs in JSON became U+FFFD"),
@@ -135,6 +136,9 @@ fn report(sources: &Sources, survey: &Survey, args: &Args) {
     for (tally, text) in tallies.into_iter().filter(|(tally, _)| tally.count > 0) {
         note(&format!("note: {} {text}, the first in {}", grouped(tally.count), clipped(&tally.first, 80)));
     }
+}
+
+fn summarize(survey: &Survey) {
     let megabytes = survey.bytes as f64 / 1e6;
     note(&format!("{} documents, {megabytes:.1} MB of text", grouped(survey.documents)));
     if let Some(at) = survey.cut {

@@ -11,27 +11,29 @@ const REACH: u64 = 64 << 10;
 /// word, where there is one near. `None` if it is a single character.
 pub fn place(corpus: &Corpus, bytes: u64, fraction: f64) -> Result<Option<u64>, Failure> {
     let rest = ((bytes as f64 * fraction) as u64).clamp(1, bytes.max(1));
-    let target = bytes - rest;
-    let begin = target.saturating_sub(REACH.min(rest / 2));
+    let target = (bytes - rest).max(1);
+    // Four bytes hold a whole character.
+    let begin = target.saturating_sub((rest / 2).clamp(4, REACH));
     let (mut window, mut offset) = (Vec::new(), 0);
     corpus.for_each(|piece| {
         let text = piece.text.as_bytes();
         let within = |place: u64| place.saturating_sub(offset).min(text.len() as u64) as usize;
-        // Three bytes more hold the rest of a character.
         window.extend_from_slice(&text[within(begin)..within(target + 4)]);
         offset += text.len() as u64;
         Ok(())
     })?;
-    Ok(best(&window, (target - begin) as usize).map(|at| begin + at as u64).filter(|at| (1..bytes).contains(at)))
+    let inside = |at: usize| (1..bytes).contains(&(begin + at as u64));
+    Ok(best(&window, (target - begin) as usize, inside).map(|at| begin + at as u64))
 }
 
-/// The best place up to `target` in the window, or the first character's end behind it.
-fn best(window: &[u8], target: usize) -> Option<usize> {
+/// The best place up to `target` in the window, or else the nearest between two characters.
+fn best(window: &[u8], target: usize, inside: impl Fn(usize) -> bool) -> Option<usize> {
     let near = &window[..target.min(window.len())];
     let behind = |mark: &[u8]| near.windows(mark.len()).rposition(|found| found == mark).map(|at| at + mark.len());
-    let mark = [&b"\n\n"[..], b"\n\r\n", b"\n", b". ", b" "].into_iter().find_map(behind);
-    let begins = |at: &usize| window.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
-    mark.or_else(|| (target.max(1)..=window.len()).find(begins))
+    let between = |at: &usize| window.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    let mut marks = [&b"\n\n"[..], b"\n\r\n", b"\n", b". ", b" "].into_iter().filter_map(behind);
+    let mut characters = (0..=target).rev().chain(target..=window.len()).filter(between);
+    marks.find(|at| inside(*at)).or_else(|| characters.find(|at| inside(*at)))
 }
 
 /// Cuts the pieces of a document at one place.
@@ -77,12 +79,15 @@ mod tests {
             ("one two. three four", 16, 9),
             ("one two", 6, 4),
             ("onetwo", 3, 3),
-            ("größe", 3, 4),
+            ("größe", 3, 2),
+            ("ö!", 1, 2),
             ("🦀🦀", 1, 4),
-            ("🦀", 0, 4),
+            ("ab\n", 2, 2),
         ] {
-            assert_eq!(best(text.as_bytes(), target), Some(expected), "{text:?}");
+            let inside = |at: usize| (1..text.len()).contains(&at);
+            assert_eq!(best(text.as_bytes(), target, inside), Some(expected), "{text:?}");
         }
+        assert_eq!(best("🦀".as_bytes(), 1, |at| (1..4).contains(&at)), None);
     }
 
     #[test]
@@ -110,9 +115,13 @@ mod tests {
             read.expect("good text");
             assert!(parts == [&text[..at as usize], &text[at as usize..]]);
         }
-        std::fs::write(&path[0], "é").expect("a file");
-        let corpus = Corpus::find(&Places { paths: &path, ..Places::default() }, "text", None).expect("the file is there");
-        assert_eq!(place(&corpus, 2, 0.5).expect("good text"), None);
+        for (text, fraction, expected) in
+            [("é", 0.5, None), ("aé", 0.05, Some(1)), ("éa", 0.99, Some(2)), ("a,b\n", 0.05, Some(3))]
+        {
+            std::fs::write(&path[0], text).expect("a file");
+            let corpus = Corpus::find(&Places { paths: &path, ..Places::default() }, "text", None).expect("the file is there");
+            assert_eq!(place(&corpus, text.len() as u64, fraction).expect("good text"), expected, "{text}");
+        }
     }
 
     #[test]

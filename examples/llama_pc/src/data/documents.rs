@@ -160,6 +160,7 @@ impl Listing {
             (Remark::HoldsJson, "read as JSON, because they hold objects with the text field".to_owned()),
             (Remark::OneValue, "no JSON lines, so each is one document as it stands".to_owned()),
             (Remark::LacksField, format!("objects without a field {field:?}, so each file is one document as it stands")),
+            (Remark::Table, "tables are not read by column, so each is one document as it stands".to_owned()),
             (Remark::NotPacked, "not compressed, whatever their names say; read as they are".to_owned()),
         ];
         for (remark, text) in texts {

@@ -132,3 +132,146 @@ fn a_parquet_dictionary_that_announces_more_than_it_holds_is_refused() {
     let message = read(&corpus).expect_err("too many values").to_string();
     assert!(message.ends_with("a.parquet: found a dictionary of 63 values in 19 bytes, expected a Parquet file"), "{message}");
 }
+
+/// Texts of a file's documents, or the error without its path.
+fn texts(name: &str, bytes: &[u8], field: &str) -> Result<Vec<String>, String> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = write(folder.path(), name, bytes);
+    let texts = find(&[path], field, None).and_then(|corpus| read(&corpus));
+    let texts = texts.map(|(documents, _)| documents.into_iter().map(|(_, text)| text).collect());
+    texts.map_err(|failure| failure.to_string().replace(&folder.path().join("").display().to_string(), ""))
+}
+
+const TWO: &str = "{\"text\": \"one\"}\n{\"text\": \"two\"}\n";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("gzip")
+}
+
+#[test]
+fn records_are_read_under_any_name_and_in_any_packing() {
+    let list = b"[{\"text\": \"one\"},\n {\"text\": \"two\"}]";
+    let twice = [gzip(&TWO.as_bytes()[..16]), gzip(&TWO.as_bytes()[16..])].concat();
+    let marked = format!("\u{feff}{TWO}");
+    for name in ["a.jsonl", "a.JSONL", "a.ndjson", "a.json", "a.txt", "part-00000", "a.jsonl.gz", "a.gz", "a.json.GZ"] {
+        let files = [TWO.as_bytes(), marked.as_bytes(), list, &gzip(TWO.as_bytes()), &gzip(list), &twice];
+        for (number, bytes) in files.into_iter().enumerate() {
+            assert_eq!(texts(name, bytes, "text"), Ok(vec!["one".to_owned(), "two".to_owned()]), "{name} {number}");
+        }
+    }
+    let crlf = TWO.replace('\n', "\r\n");
+    for text in [crlf.as_str(), TWO.trim_end(), "{\"text\": null}\n{\"text\": \"one\"}\n\n{\"text\":\"two\"}"] {
+        assert_eq!(texts("a.json", text.as_bytes(), "text"), Ok(vec!["one".to_owned(), "two".to_owned()]), "{text}");
+    }
+    assert_eq!(texts("a.json", b"{\"text\": \"only\"}", "text"), Ok(vec!["only".to_owned()]));
+    assert_eq!(texts("a.json", b"{\"m\": [{\"c\": \"x\"}, {\"c\": \"y\"}]}", "m.c"), Ok(vec!["x\ny".to_owned()]));
+}
+
+#[test]
+fn other_texts_are_documents_as_they_stand() {
+    for (name, text) in [
+        ("package.json", "{\n  \"name\": \"kettle\"\n}\n"),
+        ("one.json", "{\"name\": \"kettle\"}"),
+        ("numbers.json", "[1, 2]"),
+        ("empty.json", "[]"),
+        ("broken.json", "{\"text\": "),
+        ("a.rs", "{ block }"),
+        ("a.txt", "PAR1 is how Parquet begins, and how this text does"),
+        ("a.txt", "<!DOCTYPE html><p>a page among texts"),
+        ("a.txt.gz", "no gzip at all"),
+        ("a.csv", "text,label\none,1\n"),
+    ] {
+        assert_eq!(texts(name, text.as_bytes(), "text"), Ok(vec![text.to_owned()]), "{name}");
+    }
+    assert_eq!(texts("a.txt", "\u{feff}größe".as_bytes(), "text"), Ok(vec!["größe".to_owned()]));
+    assert_eq!(texts("a.txt", b"a\r\nb\0", "text"), Ok(vec!["a\r\nb\0".to_owned()]));
+    // Skipped, with a note.
+    let utf_16: Vec<u8> = "words in UTF-16".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut tar = vec![b'a'; 600];
+    tar[257..262].copy_from_slice(b"ustar");
+    let marked = [b"\xff\xfe", &utf_16[..]].concat();
+    for bytes in [utf_16, marked, gzip(&tar), gzip(&gzip(b"a")), b"PK\x03\x04".to_vec(), vec![0xff]] {
+        assert_eq!(texts("a.txt", &bytes, "text"), Ok(Vec::new()), "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn what_would_be_read_wrongly_is_refused_by_name() {
+    const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    let cut = gzip(TWO.repeat(99).as_bytes());
+    let utf_16: Vec<u8> = TWO.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let wide: String = (0..5000).map(|i| format!("\"{}{i}\": 1, ", "key".repeat(30))).collect();
+    let wide = format!("{{{wide}\"x\": 1}}");
+    let cases: [(&str, &[u8], &str); 18] = [
+        ("a.jsonl.gz", &cut[..cut.len() - 9], "cannot read a.jsonl.gz: its gzip stream ends in the middle"),
+        ("a.txt.zst", b"", "a.txt.zst: found an empty file, expected compressed text"),
+        ("a.txt", LFS, "a.txt: found a Git LFS pointer, expected text"),
+        ("a.parquet", LFS, "a.parquet: found a Git LFS pointer, expected text"),
+        ("a.jsonl", b"<html>", "a.jsonl: found an HTML page, expected JSON lines"),
+        ("a.json", b"<!doctype html>", "a.json: found an HTML page, expected text"),
+        ("a.txt.gz", b"<?xml version='1.0'?><Error/>", "a.txt.gz: found an XML document, expected text"),
+        ("a.parquet", b"PK\x03\x04", "a.parquet: found a zip archive, expected a Parquet file"),
+        ("a.parquet", &cut, "a.parquet: found Parquet compressed with gzip, expected Parquet itself"),
+        ("a.jsonl", &utf_16, "a.jsonl: found UTF-16 or UTF-32 text, expected JSON lines in UTF-8"),
+        (
+            "a.jsonl",
+            b"{\"text\": \"\xed\xa0\xbd\"}",
+            "a.jsonl: line 1, column 11: found bytes that are not UTF-8, expected a JSON object",
+        ),
+        ("a.jsonl", b"{\"text\": \"a\"}{}", "a.jsonl: line 1, column 14: found '{', expected nothing behind the object"),
+        ("a.jsonl", b"\x1e{\"text\": \"a\"}", "a.jsonl: line 1, column 1: found '\\u{1e}', expected a JSON object"),
+        ("a.jsonl", b"{\n\"text\": \"a\"\n}", "a.jsonl: line 1, column 2: found the end, expected a field's name"),
+        ("a.json", b"[{\"text\": \"a\"}, {\"te", "a.json: item 2: found the end of the file, expected `]`"),
+        (
+            "a.json",
+            b"{\"text\": \"a\"}\n{\"text\": \"",
+            "a.json: line 2, column 11: found the end within a string, expected `\"`",
+        ),
+        ("a.json", b"[{\"a\": 1}, {}]", "a.json: item 1: found fields a, expected the text in \"text\""),
+        ("a.jsonl", wide.as_bytes(), "a.jsonl: line 1: found fields "),
+    ];
+    for (name, bytes, expected) in cases {
+        let error = texts(name, bytes, "text").expect_err(expected);
+        let sentence = error.split("\nhint: ").next().unwrap_or_default();
+        assert!(sentence == expected || (expected.ends_with(' ') && sentence.starts_with(expected)), "{sentence}");
+        assert!(error.chars().count() < 300, "{error}");
+    }
+}
+
+#[test]
+fn what_was_met_is_counted_with_its_first_place() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let lines = "{\"t\": [\"a\", \"b\"]}\n{\"t\": null}\n{\"t\": \"\\ud83d\\ud83d\"}\n{\"t\": []}\n{\"t\": \"\"}\n";
+    let path = write(folder.path(), "a.jsonl", lines.as_bytes());
+    let corpus = find(&[path], "t", None).expect("the file is there");
+    let seen = corpus.for_each(|_| Ok(())).expect("good lines");
+    let shown = [seen.joined, seen.empty, seen.surrogates].map(|tally| format!("{} {}", tally.count, tally.first));
+    assert_eq!(shown, ["1 a.jsonl:1", "3 a.jsonl:2", "2 a.jsonl:3"]);
+}
+
+#[test]
+fn a_data_sets_folder_gives_its_rows_and_names_what_it_leaves_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path();
+    write(root, "README.md", b"a card");
+    write(root, "dataset_infos.json", b"{\"default\": {}}\n");
+    write(root, "data/train.jsonl", TWO.as_bytes());
+    write(root, "data/val.jsonl", TWO.as_bytes());
+    write(root, "notes.txt", b"a text");
+    let except = [root.join("data/val.jsonl")];
+    let corpus = Corpus::find(&Places { paths: &[root.to_owned()], except: &except, ..Places::default() }, "text", None);
+    let corpus = corpus.expect("the files are there");
+    let expected = pairs(&[("data/train.jsonl:1", "one"), ("data/train.jsonl:2", "two"), ("notes.txt", "a text")]);
+    assert_eq!(read(&corpus).expect("good text").0, expected);
+    assert_eq!(
+        corpus.notes(),
+        [
+            "1 files of --val are left out of --text",
+            "left out, because they describe the data beside them: README.md, dataset_infos.json"
+        ]
+    );
+    let named = find(&[root.join("README.md"), root.join("data/train.jsonl")], "text", None).expect("the files are there");
+    assert_eq!(read(&named).expect("good text").0.len(), 3);
+}

@@ -42,8 +42,11 @@ pub fn text_at(json: &str, path: &str) -> Result<Scan, Wrong> {
     let mut scanner = Scanner { json, at: 0 };
     scanner.space();
     if scanner.peek() != Some(b'{') {
-        let kind = scanner.kind();
-        return Err(scanner.wrong(format!("{kind}, expected a JSON object")));
+        const EXPECTED: &str = "a JSON object";
+        return Err(match scanner.kind() {
+            Some(kind) => scanner.wrong(format!("{kind}, expected {EXPECTED}")),
+            None => scanner.unexpected(EXPECTED),
+        });
     }
     let found = scanner.object(path, 0)?;
     scanner.end()?;
@@ -130,18 +133,17 @@ impl<'a> Scanner<'a> {
         self.wrong(format!("{found}, expected {expected}"))
     }
 
-    /// What kind of value begins here.
-    fn kind(&self) -> &'static str {
-        match self.peek() {
-            Some(b'{') => "an object",
-            Some(b'[') => "a list",
-            Some(b'"') => "a string",
-            Some(b't' | b'f') => "true or false",
-            Some(b'n') => "null",
-            Some(b'-' | b'0'..=b'9' | b'N' | b'I') => "a number",
-            Some(_) => "something else",
-            None => "the end",
-        }
+    /// What kind of value begins here, if any does.
+    fn kind(&self) -> Option<&'static str> {
+        Some(match self.peek()? {
+            b'{' => "an object",
+            b'[' => "a list",
+            b'"' => "a string",
+            b't' | b'f' => "true or false",
+            b'n' => "null",
+            b'-' | b'0'..=b'9' | b'N' | b'I' => "a number",
+            _ => return None,
+        })
     }
 
     fn end(&mut self) -> Result<(), Wrong> {
@@ -263,7 +265,7 @@ impl<'a> Scanner<'a> {
                 })?;
             }
             _ => {
-                all.other = Some(self.kind());
+                all.other = self.kind();
                 self.skip()?;
             }
         }

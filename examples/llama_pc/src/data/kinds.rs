@@ -35,6 +35,8 @@ pub enum Remark {
     OneValue,
     /// A list of objects, or lines of them, none of which has the field.
     LacksField,
+    /// A table of columns, which is not read as one.
+    Table,
     /// Not compressed, though its name says so.
     NotPacked,
 }
@@ -94,11 +96,16 @@ fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool)
         let layout = if first_byte(head) == Some(b'[') { Layout::Array } else { Layout::Lines };
         return Ok((Kind::Json(layout), None));
     }
-    if let Some(foreign) = known.filter(|foreign| !foreign.is_text) {
+    // Words may begin with the letters of Parquet.
+    let words = head.starts_with(PARQUET) && head.iter().all(|byte| *byte >= 0x20 || byte.is_ascii_whitespace());
+    if let Some(foreign) = known.filter(|foreign| !foreign.is_text && !words) {
         return Ok((Kind::Other(foreign.what), None));
     }
     if utf_16 {
         return Ok((Kind::Other(UTF_16), None));
+    }
+    if ["csv", "tsv"].contains(&extension) {
+        return Ok((Kind::Whole, Some(Remark::Table)));
     }
     json_or_whole(file, head, extension == "json", field, named)
 }

@@ -41,7 +41,6 @@ impl Sources {
 pub struct Survey {
     pub documents: u64,
     pub bytes: u64,
-    pub seen: Seen,
     pub split: Split,
     /// Where the only document is cut, in bytes from its beginning.
     pub cut: Option<u64>,
@@ -58,10 +57,10 @@ pub enum Split {
 }
 
 impl Survey {
-    /// Reads all documents once.
-    pub fn take(sources: &Sources, seed: u64, val_fraction: f64, want_sample: bool) -> Result<Self, Failure> {
+    /// Reads all documents once. What it comes across is left in `seen` also where the documents are too few, as it may be why.
+    pub fn take(sources: &Sources, seed: u64, val_fraction: f64, want_sample: bool, seen: &mut Seen) -> Result<Self, Failure> {
         let mut first = First::new(seed, want_sample);
-        let mut seen = sources.text.for_each(|piece| first.visit(piece))?;
+        seen.append(sources.text.for_each(|piece| first.visit(piece))?);
         let First { mut documents, mut bytes, lowest, highest, sample, .. } = first;
         let none = |documents: u64, expected: &str| {
             Failure::other(format!("documents with text: found {documents}, expected {expected}"))
@@ -93,7 +92,7 @@ impl Survey {
             Split::Behind(1)
         };
         let sample = sample.texts(&split, cut);
-        Ok(Self { documents, bytes, seen, split, cut, sample })
+        Ok(Self { documents, bytes, split, cut, sample })
     }
 }
 
@@ -249,6 +248,10 @@ mod tests {
         Sources { text: corpus(paths), val: val.map(corpus) }
     }
 
+    fn take(sources: &Sources, fraction: f64) -> Result<Survey, Failure> {
+        Survey::take(sources, 1, fraction, true, &mut Seen::default())
+    }
+
     fn documents_for_validation(sources: &Sources, survey: &Survey) -> usize {
         let (mut val, mut number) = (0, 0);
         let read = sources.for_each(|piece| {
@@ -264,14 +267,14 @@ mod tests {
     fn few_documents_still_have_both_sides() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let paths = [folder.path().to_owned()];
-        let failure = Survey::take(&sources(&paths, None), 1, 0.05, false).err().expect("there is none");
+        let failure = take(&sources(&paths, None), 0.05).err().expect("there is none");
         assert!(failure.to_string().starts_with("documents with text: found 0, expected at least 2"));
         for name in ["a.txt", "b.txt"] {
             std::fs::write(folder.path().join(name), name).expect("the file is written");
         }
         for fraction in [1e-9, 0.999_999] {
             let sources = sources(&paths, None);
-            let survey = Survey::take(&sources, 1, fraction, true).expect("two documents");
+            let survey = take(&sources, fraction).expect("two documents");
             let val = documents_for_validation(&sources, &survey);
             assert_eq!((survey.documents, val, survey.sample.len(), survey.cut), (2, 1, 1, None));
         }
@@ -283,7 +286,7 @@ mod tests {
         let paths = [folder.path().join("a.txt")];
         for lines in [100, 100_000] {
             std::fs::write(&paths[0], "a line of it\n".repeat(lines)).expect("the file is written");
-            let survey = Survey::take(&sources(&paths, None), 1, 0.1, true).expect("a document");
+            let survey = take(&sources(&paths, None), 0.1).expect("a document");
             let cut = survey.cut.expect("a place");
             assert_eq!((survey.documents, cut % 13), (1, 0));
             assert_eq!(survey.sample.iter().map(|text| text.len() as u64).sum::<u64>(), cut);
@@ -298,7 +301,7 @@ mod tests {
             std::fs::write(path(name), name).expect("the file is written");
         }
         let sources = sources(&[path("b.txt"), path("c.txt")], Some(&[path("a.txt")]));
-        let survey = Survey::take(&sources, 1, 0.05, true).expect("three documents");
+        let survey = take(&sources, 0.05).expect("three documents");
         let val = documents_for_validation(&sources, &survey);
         assert_eq!((survey.documents, val, survey.sample.len()), (3, 1, 2));
     }

@@ -99,7 +99,13 @@ pub fn texts() -> Vec<Vec<u8>> {
     let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
     let bzip2 = bzip2.write_all(text.as_bytes()).and_then(|()| bzip2.finish()).expect("bzip2");
     let zstd = zstd::encode_all(text.as_bytes(), 3).expect("zstd");
-    vec![text.as_bytes().to_vec(), gzip(text.as_bytes()), zstd, bzip2, [gzip(&json_lines()), gzip(&json_lines())].concat()]
+    vec![
+        text.as_bytes().to_vec(),
+        gzip(text.as_bytes()),
+        zstd,
+        bzip2,
+        [gzip(&json_lines()), gzip(b"\n"), gzip(&json_lines())].concat(),
+    ]
 }
 
 /// Lines with and without text, one of them blank.
