@@ -100,9 +100,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn sources(args: &Args) -> Result<Sources, Failure> {
-    let text = Places { paths: &args.text, lockfile: args.cargo_sources.as_deref(), except: &args.val };
+    let text = Places { paths: &args.text, lockfile: args.cargo_sources.as_deref(), except: &args.val, for_val: false };
     let text = Corpus::find(&text, &args.text_field, args.max_bytes)?;
-    let val = Places { paths: &args.val, ..Places::default() };
+    let val = Places { paths: &args.val, for_val: true, ..Places::default() };
     let val = (!args.val.is_empty()).then(|| Corpus::find(&val, &args.text_field, None)).transpose()?;
     Ok(Sources { text, val })
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::kinds::{Kind, Remark, look};
 use super::pieces::{PIECE_BYTES, Piece};
-use super::source::{Document, Entry, Seen, Text, TextFile, walk};
+use super::source::{Document, Entry, Seen, Text, TextFile, Walked, walk};
 use super::{cards, cargo_sources, json, parquet};
 use crate::terminal::failure::Failure;
 use crate::terminal::format::listed;
@@ -31,6 +31,8 @@ pub struct Places<'a> {
     pub lockfile: Option<&'a Path>,
     /// Files and folders whose files are left out.
     pub except: &'a [PathBuf],
+    /// Whether the text is for validation.
+    pub for_val: bool,
 }
 
 impl Corpus {
@@ -42,6 +44,9 @@ impl Corpus {
         }
         for entry in places.lockfile.map(cargo_sources::find).transpose()?.into_iter().flatten() {
             listing.look(entry, text_field, false)?;
+        }
+        if places.for_val {
+            listing.remarks.retain(|(remark, _)| *remark != Remark::Split);
         }
         let notes = listing.notes(text_field);
         Ok(Self { files: listing.files, text_field: text_field.to_owned(), max_bytes: max_bytes.unwrap_or(u64::MAX), notes })
@@ -96,7 +101,9 @@ fn except(paths: &[PathBuf]) -> Result<HashSet<PathBuf>, Failure> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() {
-            walk(path, "", &mut |entry| files.push(entry.path))?;
+            let mut walked = Walked::default();
+            walk(path, "", &mut walked)?;
+            files.extend(walked.files.into_iter().map(|entry| entry.path));
         } else {
             files.push(path.clone());
         }
@@ -111,6 +118,7 @@ struct Listing {
     except: HashSet<PathBuf>,
     excepted: u64,
     cards: Vec<String>,
+    links: Vec<String>,
     remarks: Vec<(Remark, String)>,
 }
 
@@ -120,10 +128,11 @@ impl Listing {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             return self.look(Entry { path: path.to_owned(), name }, field, true);
         }
-        let mut entries = Vec::new();
-        walk(path, "", &mut |entry| entries.push(entry))?;
+        let mut walked = Walked::default();
+        walk(path, "", &mut walked)?;
+        self.links.extend(walked.links);
         let (files, remarks) = (self.files.len(), self.remarks.len());
-        for entry in entries {
+        for entry in walked.files {
             self.look(entry, field, false)?;
         }
         let cards = cards::take(&mut self.files, files, path);
@@ -156,11 +165,15 @@ impl Listing {
         if !self.cards.is_empty() {
             notes.push(format!("left out, because they describe the data beside them: {}", listed(&self.cards)));
         }
+        if !self.links.is_empty() {
+            notes.push(format!("left out, because they are links to folders or to nothing: {}", listed(&self.links)));
+        }
         let texts = [
             (Remark::HoldsJson, "read as JSON, because they hold objects with the text field".to_owned()),
-            (Remark::OneValue, "no JSON lines, so each is one document as it stands".to_owned()),
+            (Remark::OneValue, "not JSON lines, so each is one document as it stands".to_owned()),
             (Remark::LacksField, format!("objects without a field {field:?}, so each file is one document as it stands")),
             (Remark::Table, "tables are not read by column, so each is one document as it stands".to_owned()),
+            (Remark::Split, "read like the rest, though their names are those of validation or test data".to_owned()),
             (Remark::NotPacked, "not compressed, whatever their names say; read as they are".to_owned()),
         ];
         for (remark, text) in texts {

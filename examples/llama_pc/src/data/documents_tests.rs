@@ -50,6 +50,22 @@ fn folders_are_read_in_order_without_hidden_and_foreign_files() {
     assert_eq!(read(&corpus).expect("good text"), (expected, 1));
 }
 
+#[cfg(unix)]
+#[test]
+fn links_that_are_not_followed_are_named() {
+    use std::os::unix::fs::symlink;
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path();
+    write(root, "a.txt", b"a");
+    for (to, from) in [("a.txt", "b.txt"), (".", "cycle"), ("annex/objects/x", "lost.jsonl")] {
+        symlink(to, root.join(from)).expect("a link");
+    }
+    let corpus = find(&[root.to_owned()], "text", None).expect("the files are there");
+    assert_eq!(read(&corpus).expect("good text").0, pairs(&[("a.txt", "a"), ("b.txt", "a")]));
+    assert_eq!(corpus.notes(), ["left out, because they are links to folders or to nothing: cycle, lost.jsonl"]);
+}
+
 #[test]
 fn the_cap_counts_whole_documents() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -64,13 +80,13 @@ fn bad_lines_and_files_are_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let error = |name: &str, bytes: &[u8]| {
         let path = write(folder.path(), name, bytes);
-        let failure = find(&[path], "text", None).and_then(|corpus| read(&corpus)).err().expect("text that must be refused");
+        let failure = find(&[path], "text", None).and_then(|corpus| read(&corpus)).expect_err("text that must be refused");
         assert_eq!(failure.status, 1);
         failure.to_string().replace(&format!("{}", folder.path().join("").display()), "")
     };
     assert_eq!(
         error("a.jsonl", b"{\"text\": \"x\"}\n{\"body\": \"y\"}\n"),
-        "a.jsonl: line 2: found fields body, expected the text in \"text\"\nhint: name the field with --text-field; `a.b` is the field b of a"
+        "a.jsonl: line 2: found fields body, expected the text in \"text\"\nhint: name it with --text-field; `a.b` is the field b of a"
     );
     assert!(error("b.jsonl", b"[1,").starts_with("b.jsonl: item 1, character 1: found a number, expected a JSON object"));
     assert!(error("c.parquet", b"PAR1").starts_with("c.parquet: found "));
@@ -108,8 +124,7 @@ fn what_a_parquet_file_lacks_is_said() {
     assert_eq!(documents[..3], expected);
     assert_eq!((documents[3].0.as_str(), documents.len()), ("a.parquet:5", 6));
     let message = read(&corpus("body")).expect_err("no such column").to_string();
-    let expected =
-        ": found columns id, text, expected \"body\"\nhint: name the column with --text-field; `a.b` is the column b of a";
+    let expected = ": found columns id, text, expected \"body\"\nhint: name it with --text-field; `a.b` is the column b of a";
     assert!(message.ends_with(expected), "{message}");
 }
 
@@ -204,7 +219,7 @@ fn what_would_be_read_wrongly_is_refused_by_name() {
     let utf_16: Vec<u8> = TWO.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let wide: String = (0..5000).map(|i| format!("\"{}{i}\": 1, ", "key".repeat(30))).collect();
     let wide = format!("{{{wide}\"x\": 1}}");
-    let cases: [(&str, &[u8], &str); 18] = [
+    let cases: [(&str, &[u8], &str); 19] = [
         ("a.jsonl.gz", &cut[..cut.len() - 9], "cannot read a.jsonl.gz: its gzip stream ends in the middle"),
         ("a.txt.zst", b"", "a.txt.zst: found an empty file, expected compressed text"),
         ("a.txt", LFS, "a.txt: found a Git LFS pointer, expected text"),
@@ -229,6 +244,7 @@ fn what_would_be_read_wrongly_is_refused_by_name() {
             b"{\"text\": \"a\"}\n{\"text\": \"",
             "a.json: line 2, column 11: found the end within a string, expected `\"`",
         ),
+        ("a.json", b"{\"text\": \n{\"text\": \"a\"}\n", "a.json: line 1, column 9: found the end, expected a value"),
         ("a.json", b"[{\"a\": 1}, {}]", "a.json: item 1: found fields a, expected the text in \"text\""),
         ("a.jsonl", wide.as_bytes(), "a.jsonl: line 1: found fields "),
     ];
@@ -259,17 +275,24 @@ fn a_data_sets_folder_gives_its_rows_and_names_what_it_leaves_out() {
     write(root, "dataset_infos.json", b"{\"default\": {}}\n");
     write(root, "data/train.jsonl", TWO.as_bytes());
     write(root, "data/val.jsonl", TWO.as_bytes());
+    write(root, "data/test.jsonl", b"{\"text\": \"three\"}");
     write(root, "notes.txt", b"a text");
     let except = [root.join("data/val.jsonl")];
     let corpus = Corpus::find(&Places { paths: &[root.to_owned()], except: &except, ..Places::default() }, "text", None);
     let corpus = corpus.expect("the files are there");
-    let expected = pairs(&[("data/train.jsonl:1", "one"), ("data/train.jsonl:2", "two"), ("notes.txt", "a text")]);
+    let expected = pairs(&[
+        ("data/test.jsonl:1", "three"),
+        ("data/train.jsonl:1", "one"),
+        ("data/train.jsonl:2", "two"),
+        ("notes.txt", "a text"),
+    ]);
     assert_eq!(read(&corpus).expect("good text").0, expected);
     assert_eq!(
         corpus.notes(),
         [
             "1 files of --val are left out of --text",
-            "left out, because they describe the data beside them: README.md, dataset_infos.json"
+            "left out, because they describe the data beside them: README.md, dataset_infos.json",
+            "read like the rest, though their names are those of validation or test data: data/test.jsonl"
         ]
     );
     let named = find(&[root.join("README.md"), root.join("data/train.jsonl")], "text", None).expect("the files are there");

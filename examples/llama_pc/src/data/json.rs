@@ -32,9 +32,9 @@ pub fn documents(
             Found::Null => String::new(),
             Found::Missing => return Err(missing(&place(record.number), record.bytes, field)),
             Found::Other(kind) => {
-                let field = clipped(field, 60);
+                let field = clipped(field, 40);
                 return Err(Failure::other(format!("{}: found {kind} in \"{field}\", expected text", place(record.number)))
-                    .hint("name the field with --text-field; `a.b` is the field b of a"));
+                    .hint("name it with --text-field; `a.b` is the field b of a"));
             }
         };
         let name = format!("{}:{}", file.name, record.number);
@@ -74,7 +74,7 @@ fn located(place: &str, layout: Layout, (column, found): &(usize, String)) -> Fa
 fn missing(place: &str, bytes: &[u8], field: &str) -> Failure {
     let names = fields(std::str::from_utf8(bytes).unwrap_or_default());
     let found =
-        if names.is_empty() { "an object without fields".to_owned() } else { format!("fields {}", clipped(&listed(&names), 90)) };
-    Failure::other(format!("{place}: found {found}, expected the text in \"{}\"", clipped(field, 60)))
-        .hint("name the field with --text-field; `a.b` is the field b of a")
+        if names.is_empty() { "an object without fields".to_owned() } else { format!("fields {}", clipped(&listed(&names), 80)) };
+    Failure::other(format!("{place}: found {found}, expected the text in \"{}\"", clipped(field, 40)))
+        .hint("name it with --text-field; `a.b` is the field b of a")
 }

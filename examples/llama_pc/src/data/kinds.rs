@@ -37,14 +37,17 @@ pub enum Remark {
     LacksField,
     /// A table of columns, which is not read as one.
     Table,
+    /// Data that may be meant for validation or tests.
+    Split,
     /// Not compressed, though its name says so.
     NotPacked,
 }
 
 /// Extensions of JSON lines.
 const JSON_LINES: [&str; 4] = ["jsonl", "ndjson", "jsonlines", "ldjson"];
+/// Bytes in which the first two records must end, as a single value may be as long as the file.
+const MAX_LOOK: u64 = 64 << 20;
 const PARQUET: &[u8] = b"PAR1";
-const UTF_16: &str = "UTF-16 or UTF-32 text";
 
 impl Kind {
     /// Whether its documents are records of data.
@@ -72,7 +75,14 @@ pub fn look(entry: Entry, field: &str, named: bool) -> Result<(TextFile, Option<
     let (kind, remark) = kind(&file, &head, &extension, field, named)?;
     file.kind = kind;
     let not_packed = (says_packed && file.packing == Packing::Plain && kind == Kind::Whole).then_some(Remark::NotPacked);
-    Ok((file, remark.or(not_packed)))
+    let split = (kind.is_data() && is_named_as_split(&file.name)).then_some(Remark::Split);
+    Ok((file, remark.or(not_packed).or(split)))
+}
+
+/// Whether a name, or that of a folder, has the word that data sets use for what is not trained on.
+fn is_named_as_split(name: &str) -> bool {
+    const WORDS: [&str; 7] = ["val", "valid", "validation", "dev", "eval", "test", "heldout"];
+    name.to_lowercase().split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word))
 }
 
 fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool) -> Result<(Kind, Option<Remark>), Failure> {
@@ -85,13 +95,13 @@ fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool)
     if extension == "parquet" || (head.starts_with(PARQUET) && ends_as_parquet(file)?) {
         return parquet(file, head).map(|()| (Kind::Parquet, None));
     }
-    let utf_16 = looks_like_utf_16(head);
+    let zeros = with_zeros(head);
     if JSON_LINES.contains(&extension) {
         if let Some(foreign) = known {
             return Err(foreign.failure(&file.path, "JSON lines"));
         }
-        if utf_16 {
-            return Err(Failure::other(format!("{}: found {UTF_16}, expected JSON lines in UTF-8", file.path.display())));
+        if let Some(what) = zeros {
+            return Err(Failure::other(format!("{}: found {what}, expected JSON lines in UTF-8", file.path.display())));
         }
         let layout = if first_byte(head) == Some(b'[') { Layout::Array } else { Layout::Lines };
         return Ok((Kind::Json(layout), None));
@@ -101,8 +111,8 @@ fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool)
     if let Some(foreign) = known.filter(|foreign| !foreign.is_text && !words) {
         return Ok((Kind::Other(foreign.what), None));
     }
-    if utf_16 {
-        return Ok((Kind::Other(UTF_16), None));
+    if let Some(what) = zeros {
+        return Ok((Kind::Other(what), None));
     }
     if ["csv", "tsv"].contains(&extension) {
         return Ok((Kind::Whole, Some(Remark::Table)));
@@ -125,13 +135,11 @@ fn json_or_whole(
         _ => return Ok(whole),
     };
     let first = first_records(file, layout, field)?;
-    let Some(Some(begin)) = first.first() else { return Ok(whole) };
-    // What follows an object with the text may be damaged, and reading it says so.
-    if *begin || first.get(1) == Some(&Some(true)) {
+    // What stands beside an object with the text may be damaged, and reading it says so.
+    if first.contains(&Some(true)) {
         return Ok((Kind::Json(layout), (!named_json).then_some(Remark::HoldsJson)));
     }
-    let several = matches!(first[..], [_, Some(_)]);
-    if !several && (layout == Layout::Lines || first.len() > 1) {
+    if !matches!((layout, &first[..]), (_, [Some(_), Some(_)]) | (Layout::Array, [Some(_)])) {
         return Ok(whole);
     }
     if by_user || (named_json && layout == Layout::Lines) {
@@ -143,7 +151,8 @@ fn json_or_whole(
 
 /// Of the first two records: whether they are objects, and whether those have the field.
 fn first_records(file: &TextFile, layout: Layout, field: &str) -> Result<Vec<Option<bool>>, Failure> {
-    let mut records = Records::new(file.open().map_err(|error| file.unread(&error))?, layout);
+    let reader = file.open().map_err(|error| file.unread(&error))?;
+    let mut records = Records::new(reader.take(MAX_LOOK), layout);
     let mut found = Vec::new();
     for _ in 0..2 {
         let record = match records.next() {
@@ -153,9 +162,6 @@ fn first_records(file: &TextFile, layout: Layout, field: &str) -> Result<Vec<Opt
             Err(_) => None,
         };
         found.push(record.map(|scan| scan.found != Found::Missing));
-        if found == [None] {
-            break;
-        }
     }
     Ok(found)
 }
@@ -165,10 +171,19 @@ fn first_byte(head: &[u8]) -> Option<u8> {
     head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start().first().copied()
 }
 
-/// A byte order mark of UTF-16, or every other byte zero, as in English text without the mark.
-fn looks_like_utf_16(head: &[u8]) -> bool {
-    let zeros = head.iter().filter(|byte| **byte == 0).count();
-    head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") || (head.len() >= 4 && zeros * 3 > head.len())
+/// What text in UTF-16 and most binary files are: they have zeros, which are UTF-8 as well.
+fn with_zeros(head: &[u8]) -> Option<&'static str> {
+    const UTF_16: &str = "UTF-16 or UTF-32 text";
+    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
+        return Some(UTF_16);
+    }
+    // Without a mark, English has a zero in every other place.
+    let zeros = |first| head.iter().skip(first).step_by(2).filter(|byte| **byte == 0).count();
+    match (zeros(0), zeros(1)) {
+        (even, odd) if head.len() < 4 || 3 * (even + odd) <= head.len() => None,
+        (0, _) | (_, 0) => Some(UTF_16),
+        _ => Some("a binary file"),
+    }
 }
 
 /// What can be said of a Parquet file before the library reads it.

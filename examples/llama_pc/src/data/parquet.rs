@@ -35,8 +35,8 @@ pub fn rows(file: &TextFile, field: &str, seen: &mut Seen, visit: &mut Visit<'_>
     let open = File::open(path).map_err(|error| Failure::io("read", path, &error))?;
     let reader = checked(|| SerializedFileReader::new(Source(open))).map_err(foreign)?;
     let schema = reader.metadata().file_metadata().schema_descr();
-    let index = column(schema, field)
-        .map_err(|found| foreign(found).hint("name the column with --text-field; `a.b` is the column b of a"))?;
+    let index =
+        column(schema, field).map_err(|found| foreign(found).hint("name it with --text-field; `a.b` is the column b of a"))?;
     check_compression(reader.metadata(), index).map_err(foreign)?;
     check_pages(&reader, index).map_err(foreign)?;
     let mut number = 0u64;

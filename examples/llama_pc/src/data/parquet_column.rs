@@ -14,13 +14,13 @@ pub fn column(schema: &SchemaDescriptor, path: &str) -> Result<usize, String> {
     members(schema.root_schema(), "", &mut leaves);
     let full = |index: usize| schema.column(index).path().string();
     let by_full_path = (0..leaves.len()).find(|index| full(*index) == path);
-    let shown = clipped(path, 60);
+    let shown = clipped(path, 40);
     let Some(index) = by_full_path.or_else(|| leaves.iter().position(|leaf| leaf == path)) else {
         let is_below = |leaf: &&String| leaf.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
         let below: Vec<&String> = leaves.iter().filter(is_below).collect();
         return Err(match below[..] {
-            [] => format!("found columns {}, expected \"{shown}\"", clipped(&listed(&leaves), 90)),
-            _ => format!("found a group \"{shown}\", expected a column in it: {}", clipped(&listed(&below), 90)),
+            [] => format!("found columns {}, expected \"{shown}\"", clipped(&listed(&leaves), 80)),
+            _ => format!("found a group \"{shown}\", expected a column in it: {}", clipped(&listed(&below), 80)),
         });
     };
     let leaf = schema.column(index);

@@ -130,9 +130,16 @@ impl Seen {
     }
 }
 
-/// Visits the files below a folder in sorted order; `prefix` is the folder's own name. Skips hidden
-/// files, and links to folders, which could form cycles.
-pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(Entry)) -> Result<(), Failure> {
+/// What lies below a folder.
+#[derive(Default)]
+pub struct Walked {
+    pub files: Vec<Entry>,
+    /// Names of links that were not followed: to folders, which could form cycles, and to nothing.
+    pub links: Vec<String>,
+}
+
+/// Adds the files below a folder in sorted order; `prefix` is the folder's own name. Skips hidden files.
+pub fn walk(folder: &Path, prefix: &str, walked: &mut Walked) -> Result<(), Failure> {
     let fail = |error| Failure::io("read", folder, &error);
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
@@ -146,10 +153,13 @@ pub fn walk(folder: &Path, prefix: &str, found: &mut dyn FnMut(Entry)) -> Result
         }
         let path = entry.path();
         let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
-        if entry.file_type().map_err(fail)?.is_dir() {
-            walk(&path, &name, found)?;
+        let kind = entry.file_type().map_err(fail)?;
+        if kind.is_dir() {
+            walk(&path, &name, walked)?;
         } else if path.is_file() {
-            found(Entry { path, name });
+            walked.files.push(Entry { path, name });
+        } else if kind.is_symlink() {
+            walked.links.push(name);
         }
     }
     Ok(())

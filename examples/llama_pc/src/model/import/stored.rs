@@ -122,3 +122,23 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     names.dedup();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_names_files_of_its_folder_only() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let index = |name: &str| {
+            let text = serde_json::json!({"weight_map": {"a": name, "b": "b.safetensors"}}).to_string();
+            std::fs::write(folder.path().join("model.safetensors.index.json"), text).expect("a file");
+            shards(folder.path())
+        };
+        assert_eq!(index("a/a.safetensors").expect("files of the folder").len(), 2);
+        for name in ["../a.safetensors", "/etc/passwd", "a/../../b"] {
+            let text = index(name).expect_err("a file elsewhere").to_string();
+            assert!(text.contains("index.json: found the file"), "{text}");
+        }
+    }
+}
