@@ -4,6 +4,7 @@
 //! second encodes piece after piece into shards, on all cores. Memory is bounded by the sample, by some pieces for each core, and by
 //! the longest record of JSON or rows of Parquet; a file of text may have any length, and so may one that is compressed.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::data::documents::{Corpus, Places};
@@ -124,8 +125,18 @@ fn check(args: &Args) -> Result<(), Failure> {
 /// Tells what was left out or changed.
 fn report(seen: &Seen, field: &str) {
     let Seen { skipped, empty, surrogates, joined } = seen;
+    // A folder of pictures is said in some lines.
+    const SHOWN: usize = 5;
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (path, what) in skipped {
-        note(&format!("note: {} is {what} and was skipped", path.display()));
+        let count = counts.entry(what).or_default();
+        *count += 1;
+        if *count <= SHOWN {
+            note(&format!("note: {} is {what} and was skipped", path.display()));
+        }
+    }
+    for (what, count) in counts.into_iter().filter(|(_, count)| *count > SHOWN) {
+        note(&format!("note: of {} more files each is {what} and was skipped", grouped((count - SHOWN) as u64)));
     }
     let field = clipped(field, 60);
     let tallies = [

@@ -32,26 +32,16 @@ const MARKERS: [&str; 6] =
 
 const EXTENSIONS: [&str; 4] = ["json", "md5", "sha256", "crc"];
 
-/// Takes the files that describe data beside or below them out of those from `begin` on, which lie in `folder`; returns their names.
-pub fn take(files: &mut Vec<TextFile>, begin: usize, folder: &Path) -> Vec<String> {
-    let stem = folder.file_name().map(|name| format!("{}.py", name.to_string_lossy().to_lowercase()));
-    let is_data = |file: &TextFile| (file.kind.is_data() && !is_marker(&file.name)) || is_marker_of_a_set(&file.name);
-    let data: Vec<String> =
-        files[begin..].iter().filter(|file| is_data(file)).map(|file| parent(&file.name).to_owned()).collect();
-    let near = |file: &TextFile| data.iter().any(|folder| is_within(folder, parent(&file.name)));
-    let mut taken = Vec::new();
-    let mut at = 0;
-    files.retain(|file| {
-        at += 1;
-        // A loading script bears its folder's name.
-        let script = stem.as_deref() == Some(&file.name.to_lowercase());
-        let card = at > begin && (describes(file) || script) && near(file);
-        if card {
-            taken.push(file.name.clone());
-        }
-        !card
+/// Tells the files of `folder` that describe data beside or below them, of which it returns the names, from the texts.
+pub fn apart(files: Vec<TextFile>, folder: &Path) -> (Vec<String>, Vec<TextFile>) {
+    let script = folder.file_name().map(|name| format!("{}.py", name.to_string_lossy().to_lowercase()));
+    let is_data = |file: &&TextFile| (file.kind.is_data() && !is_marker(&file.name)) || is_marker_of_a_set(&file.name);
+    let data: Vec<String> = files.iter().filter(is_data).map(|file| parent(&file.name).to_owned()).collect();
+    let (cards, texts): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| {
+        let is_script = script.as_deref() == Some(&file.name.to_lowercase());
+        (describes(file) || is_script) && data.iter().any(|folder| is_within(folder, parent(&file.name)))
     });
-    taken
+    (cards.into_iter().map(|file| file.name).collect(), texts)
 }
 
 fn describes(file: &TextFile) -> bool {
@@ -95,9 +85,8 @@ mod tests {
     fn left(names: &[(&str, Kind)]) -> Vec<String> {
         let file =
             |&(name, kind): &(&str, Kind)| TextFile { path: name.into(), name: name.to_owned(), packing: Packing::Plain, kind };
-        let mut files = names.iter().map(file).collect();
-        take(&mut files, 0, Path::new("down/MyData"));
-        files.into_iter().map(|file| file.name).collect()
+        let (_, texts) = apart(names.iter().map(file).collect(), Path::new("down/MyData"));
+        texts.into_iter().map(|file| file.name).collect()
     }
 
     #[test]

@@ -135,13 +135,11 @@ impl Listing {
         for entry in walked.files {
             self.look(entry, field, false)?;
         }
-        let cards = cards::take(&mut self.files, files, path);
-        let left_out = |name: &String| cards.contains(name);
-        let mut at = 0;
-        self.remarks.retain(|(_, name)| {
-            at += 1;
-            at <= remarks || !left_out(name)
-        });
+        let found = self.files.split_off(files);
+        let (cards, texts) = cards::apart(found, path);
+        self.files.extend(texts);
+        let remarks = self.remarks.split_off(remarks);
+        self.remarks.extend(remarks.into_iter().filter(|(_, name)| !cards.contains(name)));
         self.cards.extend(cards);
         Ok(())
     }

@@ -34,6 +34,7 @@ fn folders_are_read_in_order_without_hidden_and_foreign_files() {
     write(root, "a/two.rs", b"fn two() {}");
     write(root, "a/one.txt", "über".as_bytes());
     write(root, "a/.hidden", b"no");
+    write(root, "logo.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n");
     write(root, "picture.png", &[0xff, 0xd8, 0xff]);
     write(root, "void.txt", b"");
     let lines = write(root, "c.jsonl", b"{\"text\": \"x\", \"id\": 1}\n\n{\"text\": \"y\"}\n");
@@ -47,7 +48,7 @@ fn folders_are_read_in_order_without_hidden_and_foreign_files() {
         ("c.jsonl:1", "x"),
         ("c.jsonl:3", "y"),
     ]);
-    assert_eq!(read(&corpus).expect("good text"), (expected, 1));
+    assert_eq!(read(&corpus).expect("good text"), (expected, 2));
 }
 
 #[cfg(unix)]

@@ -87,8 +87,13 @@ fn is_named_as_split(name: &str) -> bool {
 
 fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool) -> Result<(Kind, Option<Remark>), Failure> {
     let known = recognised(head);
+    let named_packed = unpacked_name(&file.name).1;
+    if known == Some(foreign::LFS) && !named && !named_packed && !holds_text(extension) {
+        // A picture among sources, for instance.
+        return Ok((Kind::Other(foreign::LFS.what), None));
+    }
     // A page in place of data is what a failed download leaves.
-    let in_place = extension == "json" || (file.packing == Packing::Plain && unpacked_name(&file.name).1);
+    let in_place = extension == "json" || (file.packing == Packing::Plain && named_packed);
     if let Some(foreign) = known.filter(|foreign| *foreign == foreign::LFS || (foreign.is_text && in_place)) {
         return Err(foreign.failure(&file.path, "text"));
     }
@@ -118,6 +123,11 @@ fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool)
         return Ok((Kind::Whole, Some(Remark::Table)));
     }
     json_or_whole(file, head, extension == "json", field, named)
+}
+
+/// Whether files of this extension are the text of a corpus.
+fn holds_text(extension: &str) -> bool {
+    JSON_LINES.contains(&extension) || ["", "csv", "json", "md", "parquet", "tsv", "txt"].contains(&extension)
 }
 
 /// What a file without a telling name is, by its first records.

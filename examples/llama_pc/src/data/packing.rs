@@ -78,9 +78,15 @@ impl Read for Unpacked {
             if error.kind() == ErrorKind::Interrupted {
                 return error;
             }
+            let text = error.to_string();
             // Decoders word the end of a file in different ways, zstd as any other error.
-            let cut = error.kind() == ErrorKind::UnexpectedEof || error.to_string().contains("incomplete frame");
-            let state = if cut { "ends in the middle".to_owned() } else { format!("is damaged ({error})") };
+            let state = if error.kind() == ErrorKind::UnexpectedEof || text.contains("incomplete frame") {
+                "ends in the middle".to_owned()
+            } else if text.contains("too much memory") {
+                "needs more than 128 MiB of memory, as `zstd --long` writes it: compress it without".to_owned()
+            } else {
+                format!("is damaged ({text})")
+            };
             io::Error::other(format!("its {} stream {state}", self.packing.name()))
         })
     }
@@ -141,6 +147,14 @@ mod tests {
             let error = unpacked(&[&bytes[..], b"more"].concat()).expect_err("something behind the stream");
             assert!(error.to_string().starts_with(&format!("its {name} stream ")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_window_that_is_too_long_is_no_damage() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("zstd");
+        encoder.window_log(29).and_then(|()| encoder.write_all(TEXT.as_bytes())).expect("zstd");
+        let error = unpacked(&encoder.finish().expect("zstd")).expect_err("a window of 512 MiB");
+        assert!(error.to_string().starts_with("its zstd stream needs more than 128 MiB"), "{error}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn rows(file: &TextFile, field: &str, seen: &mut Seen, visit: &mut Visit<'_>
     let schema = reader.metadata().file_metadata().schema_descr();
     let index =
         column(schema, field).map_err(|found| foreign(found).hint("name it with --text-field; `a.b` is the column b of a"))?;
-    check_compression(reader.metadata(), index).map_err(foreign)?;
+    check_chunks(reader.metadata(), index).map_err(foreign)?;
     check_pages(&reader, index).map_err(foreign)?;
     let mut number = 0u64;
     for group in 0..reader.num_row_groups() {
@@ -176,12 +176,15 @@ fn check_pages(reader: &SerializedFileReader<Source>, index: usize) -> Result<()
     Ok(())
 }
 
-fn check_compression(metadata: &ParquetMetaData, index: usize) -> Result<(), String> {
+fn check_chunks(metadata: &ParquetMetaData, index: usize) -> Result<(), String> {
     for group in metadata.row_groups() {
         let chunk = group.columns().get(index).ok_or_else(|| {
             let (found, expected) = (group.num_columns(), metadata.file_metadata().schema_descr().num_columns());
             format!("found a row group of {found} columns, expected the schema's {expected}")
         })?;
+        if chunk.file_path().is_some_and(|path| !path.is_empty()) {
+            return Err("found a column that lies in another file, expected all in this one".to_owned());
+        }
         if let Compression::LZO = chunk.compression() {
             return Err(
                 "found a column compressed with LZO, expected zstd, snappy, gzip, brotli, lz4 or no compression".to_owned()

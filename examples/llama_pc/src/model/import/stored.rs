@@ -110,6 +110,7 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         let folder = folder.display();
         return Err(Failure::other(format!("{folder}: found neither model.safetensors nor its index, expected weights")));
     }
+    foreign::refuse(&path, "the index of weights")?;
     let index: Index = read_json(&path)?;
     // An index from elsewhere must not name files of this machine.
     let outside = |name: &&String| !Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
