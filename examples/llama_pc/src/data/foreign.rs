@@ -104,6 +104,11 @@ pub fn refuse(path: &Path, expected: &str) -> Result<(), Failure> {
     recognised(&head).map_or(Ok(()), |foreign| Err(foreign.failure(path, expected)))
 }
 
+/// What the file is, if it is recognised as something else than what was `expected`; otherwise the error of reading it as that.
+pub fn instead(path: &Path, expected: &str, error: impl Into<Failure>) -> Failure {
+    refuse(path, expected).err().unwrap_or_else(|| error.into())
+}
+
 impl Foreign {
     /// `a.bin: found a zip archive, expected tokens`.
     pub fn failure(&self, path: &Path, expected: &str) -> Failure {

@@ -6,7 +6,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::data::foreign;
 use crate::run::files::read_json;
 use crate::terminal::failure::Failure;
 
@@ -38,7 +37,6 @@ pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     let path = folder.join("config.json");
     let wrong = |reason: String| Failure::other(format!("{}: {reason}", path.display()));
     // The architecture first: others have other fields.
-    foreign::refuse(&path, "the configuration of a model")?;
     let value: Value = read_json(&path)?;
     let kind = value["model_type"].as_str().unwrap_or_default();
     if kind != "llama" {
