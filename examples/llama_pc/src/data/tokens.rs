@@ -208,8 +208,8 @@ impl Shard {
             return Err(if even { failure.hint(USE_U16) } else { failure });
         }
         if format == DataFormat::U16 && looks_like_u32(&bytes) {
-            return Err(foreign(&path, 2, "every other 16-bit token 0", "16-bit tokens, as data.format says")
-                .hint("these may be 32-bit tokens: read them with data.format = \"u32\""));
+            return Err(foreign(&path, 2, "every other 16-bit token 0", "16-bit tokens, as the format says")
+                .hint("these may be 32-bit tokens: read them with data.format = \"u32\", in eval with --format u32"));
         }
         let tokens = bytes.len() / width;
         Ok(Self { path, bytes, encoding, runs: vec![Run { first: 0, start: 0 }], tokens, assumed: format == DataFormat::Auto })
