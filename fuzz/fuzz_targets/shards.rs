@@ -1,4 +1,4 @@
-//! Token shards: the first byte says how many of the last ones are the index, the second the vocabulary.
+//! Token shards: the first byte says how many of the last ones are the index, ours or Megatron's, the second the vocabulary.
 
 #![no_main]
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use polytape::safetensors::Reader;
 
-use crate::config::Config;
-use crate::data::documents::Corpus;
+use crate::config::{Config, DataFormat};
+use crate::data::documents::{Corpus, Places};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
 use crate::model::{engine, import};
@@ -33,7 +33,7 @@ impl Scratch {
         path
     }
 
-    /// Token shards: a `.bin`, its `.idx` if there is one, and the vocabulary size.
+    /// Token shards: a `.bin`, its `.idx` if there is one (also Megatron's), and the vocabulary size, in every format.
     pub fn shards(&self, bin: &[u8], idx: Option<&[u8]>, vocab: usize) {
         let path = self.file("0.bin", bin);
         let index = path.with_extension("idx");
@@ -42,11 +42,14 @@ impl Scratch {
             // The previous call may not have had one either.
             None => drop(fs::remove_file(&index)),
         }
-        let Some(stream) = taken(TokenStream::open(&path, vocab)) else { return };
-        let mut tokens = Vec::new();
-        if taken(stream.read(0..stream.len(), &mut tokens)).is_some() {
-            assert_eq!(tokens.len() as u64, stream.len());
-            assert!(tokens.iter().all(|token| (*token as usize) < vocab));
+        for format in [DataFormat::Auto, DataFormat::U16, DataFormat::U32] {
+            let Some(stream) = taken(TokenStream::open(&path, vocab, format)) else { continue };
+            assert!(stream.len() <= bin.len() as u64, "more tokens than bytes");
+            let mut tokens = Vec::new();
+            if taken(stream.read(0..stream.len(), &mut tokens)).is_some() {
+                assert_eq!(tokens.len() as u64, stream.len());
+                assert!(tokens.iter().all(|token| (*token as usize) < vocab));
+            }
         }
     }
 
@@ -106,9 +109,14 @@ impl Scratch {
         }
     }
 
-    /// JSON lines.
+    /// JSON lines, with the text at the end of a path.
     pub fn json_lines(&self, bytes: &[u8]) {
         self.documents("documents.jsonl", bytes);
+    }
+
+    /// A list of JSON objects, or whatever else a `.json` holds.
+    pub fn json(&self, bytes: &[u8]) {
+        self.documents("documents.json", bytes);
     }
 
     /// A Parquet file.
@@ -116,21 +124,24 @@ impl Scratch {
         self.documents("documents.parquet", bytes);
     }
 
-    /// A text file.
+    /// A file of any kind, perhaps compressed.
     pub fn text(&self, bytes: &[u8]) {
-        self.documents("document.txt", bytes);
+        self.documents("document", bytes);
     }
 
     fn documents(&self, name: &str, bytes: &[u8]) {
-        let path = self.file(name, bytes);
-        let corpus = Corpus::find(&[path], None, "text", None).expect("the file is there");
-        let mut within = false;
-        let read = corpus.for_each(|piece| {
-            assert!(piece.begins != within && !piece.text.is_empty(), "{piece:?}");
-            within = !piece.ends;
-            Ok(())
-        });
-        assert!(taken(read).is_none() || !within, "a document has no end");
+        let paths = [self.file(name, bytes)];
+        for field in ["text", "texts.text"] {
+            let places = Places { paths: &paths, ..Places::default() };
+            let Some(corpus) = taken(Corpus::find(&places, field, None)) else { continue };
+            let mut within = false;
+            let read = corpus.for_each(|piece| {
+                assert!(piece.begins != within && !piece.text.is_empty(), "{piece:?}");
+                within = !piece.ends;
+                Ok(())
+            });
+            assert!(taken(read).is_none() || !within, "a document has no end");
+        }
     }
 }
 
@@ -142,7 +153,10 @@ fn use_tokenizer(path: &Path) {
     let _ = taken(tokenizer.decode(&tokens));
 }
 
-/// What was read; an error must be one sentence.
+/// Whatever a file holds, its error stays readable: the name of the file and what fits two lines.
+const MAX_SENTENCE: usize = 400;
+
+/// What was read; an error must be one short sentence.
 fn taken<T>(result: Result<T, Failure>) -> Option<T> {
     let failure = match result {
         Ok(value) => return Some(value),
@@ -150,7 +164,7 @@ fn taken<T>(result: Result<T, Failure>) -> Option<T> {
     };
     let text = failure.to_string();
     let sentence = text.split("\nhint: ").next().unwrap_or_default();
-    assert!(!sentence.is_empty() && !sentence.contains('\n'), "{text}");
+    assert!(!sentence.is_empty() && !sentence.contains('\n') && sentence.chars().count() < MAX_SENTENCE, "{text}");
     None
 }
 

@@ -193,11 +193,11 @@ fn a_failed_preparation_leaves_nothing() {
         &["prepare", "--text", "bad.jsonl", "--train-bpe", "300", "--out", "d"],
         1,
         &[
-            "error: bad.jsonl: line 2: found no string \"text\", expected the text there",
-            "hint: name the field with --text-field",
+            "error: bad.jsonl: line 2: found fields body, expected the text in \"text\"",
+            "hint: name it with --text-field; `a.b` is the field b of a",
         ],
     );
-    fs::write(path.join("one.txt"), "alone").expect("a file");
+    fs::write(path.join("one.txt"), "1").expect("a file");
     let output = llama_pc(path, &["prepare", "--text", "one.txt", "--train-bpe", "300", "--out", "d"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
@@ -224,13 +224,12 @@ fn files_that_prepare_cannot_read_have_their_sentence() {
     for (name, bytes) in files {
         fs::write(path.join(name), bytes).expect("a file");
     }
-    let no_text = "found no string \"text\", expected the text there";
-    let hint = "hint: name the field with --text-field";
+    let hint = "hint: name it with --text-field; `a.b` is the field b of a";
     let texts: [(&str, &[&str]); 7] = [
-        ("array.jsonl", &[&format!("error: array.jsonl: line 2: {no_text}"), hint]),
-        ("cut.jsonl", &["error: cut.jsonl: line 3, column 12: found EOF while parsing a string, expected a JSON object"]),
-        ("latin.jsonl", &["error: latin.jsonl: line 1, column 13: found invalid unicode code point, expected a JSON object"]),
-        ("number.jsonl", &[&format!("error: number.jsonl: line 1: {no_text}"), hint]),
+        ("array.jsonl", &["error: array.jsonl: line 2, column 1: found a list, expected a JSON object"]),
+        ("cut.jsonl", &["error: cut.jsonl: line 3, column 13: found the end within a string, expected `\"`"]),
+        ("latin.jsonl", &["error: latin.jsonl: line 1, column 13: found bytes that are not UTF-8, expected a JSON object"]),
+        ("number.jsonl", &["error: number.jsonl: line 1: found a number in \"text\", expected text", hint]),
         (
             "short.parquet",
             &["error: short.parquet: found EOF: Parquet file too small. Size is 4 but need 8, expected a Parquet file"],
@@ -254,7 +253,56 @@ fn files_that_prepare_cannot_read_have_their_sentence() {
         let line = format!("error: {line}");
         refused(path, &["prepare", "--text", "src", "--tokenizer", name, "--out", "d"], 1, &[&line]);
     }
+    for name in ["pointer.json", "pointer.model"] {
+        fs::write(path.join(name), "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n").expect("a file");
+        let output = llama_pc(path, &["prepare", "--text", "src", "--tokenizer", name, "--out", "d"]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        let expected =
+            format!("error: {name}: found a Git LFS pointer, expected a tokenizer.json or a SentencePiece model\nhint: ");
+        assert!(text.starts_with(&expected), "{text}");
+    }
     assert!(!path.join("d").exists());
+}
+
+#[test]
+fn validation_text_can_be_named() {
+    let folder = corpus();
+    let path = folder.path();
+    let prepare = ["prepare", "--text", "src", "--train-bpe", "300", "--val", "src/m07.rs", "lines.jsonl", "--out"];
+    let output = llama_pc(path, &[&prepare[..], &["d"]].concat());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.starts_with("note: 1 files of --val are left out of --text\n"), "{text}");
+    let meta = fs::read_to_string(path.join("d/meta.json")).expect("meta.json");
+    let meta: serde_json::Value = serde_json::from_str(&meta).expect("JSON");
+    assert_eq!((meta["train"]["documents"].as_u64(), meta["val"]["documents"].as_u64()), (Some(39), Some(21)));
+    assert!(meta.get("val_fraction").is_none());
+    let tokenizer = tokenizers::Tokenizer::from_file(path.join("d/tokenizer.json")).expect("a tokenizer");
+    let texts = decoded(&path.join("d/val"), &tokenizer);
+    assert!(texts[0].starts_with("//! Module 7.") && texts[20] == "line 19 größer");
+    let both = llama_pc(path, &[&prepare[..], &["e", "--val-fraction", "0.1"]].concat());
+    assert_eq!(both.status.code(), Some(2));
+}
+
+/// The beginning of a long text is trained on, its end validates, and nothing is lost between them.
+#[test]
+fn one_long_compressed_text_is_cut() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path();
+    let text = "Some words of a long text, and so on.\n".repeat(20_000);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let packed = std::io::Write::write_all(&mut encoder, text.as_bytes()).and_then(|()| encoder.finish()).expect("gzip");
+    fs::write(path.join("a.txt.gz"), packed).expect("a file");
+    let output = llama_pc(path, &["prepare", "--text", "a.txt.gz", "--train-bpe", "300", "--out", "d"]);
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("note: the only document is cut: its last "), "{printed}");
+    let tokenizer = tokenizers::Tokenizer::from_file(path.join("d/tokenizer.json")).expect("a tokenizer");
+    let parts = ["train", "val"].map(|part| decoded(&path.join("d").join(part), &tokenizer));
+    assert!(parts.iter().all(|texts| texts.len() == 1 && texts[0].ends_with(".\n")));
+    assert!(parts.concat().concat() == text, "the parts are not the text");
+    let share = parts[1][0].len() as f64 / text.len() as f64;
+    assert!((0.05..0.1).contains(&share), "{share}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::device::Device;
+use crate::config::DataFormat;
 use crate::data::meta::bytes_per_token;
 use crate::data::tokenizer::fingerprint;
 use crate::data::tokens::TokenStream;
@@ -21,9 +22,12 @@ use crate::terminal::progress::Progress;
 pub struct Args {
     /// A run or an exported folder
     path: PathBuf,
-    /// Tokens to evaluate on: a folder of shards or one .bin [default: the run's data.val]
+    /// Tokens to evaluate on: a folder of shards or one .bin; also those of llm.c, nanoGPT and Megatron [default: the run's data.val]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// What a .bin without header or index holds [default: the run's data.format for its own data, else auto, which is u32]
+    #[arg(long, value_enum, value_name = "F")]
+    format: Option<DataFormat>,
     /// Sequence length [default: the run's data.seq_len]
     #[arg(long, value_name = "S")]
     seq_len: Option<usize>,
@@ -60,7 +64,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(&config.data.val));
     fingerprint::check(&data, &args.path, args.ignore_tokenizer)?;
     let vocab = config.model.vocab.ok_or_else(|| Failure::other(format!("{}: model.vocab is missing", args.path.display())))?;
-    let stream = TokenStream::open(&data, vocab)?;
+    let own = if args.data.is_some() { DataFormat::Auto } else { config.data.format };
+    let stream = TokenStream::open(&data, vocab, args.format.unwrap_or(own))?;
     let mut windows = Windows::new(stream, &data.display().to_string(), seq_len, Order::Sequential)?;
     let gpu = args.device.open(false)?;
     let model = Trained::open(&gpu, &args.path, Some(seq_len))?;

@@ -54,7 +54,7 @@ const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
-pub static KEYS: [Key; 64] = [
+pub static KEYS: [Key; 65] = [
     key("", "seed", COUNT_OR_NEVER),
     key("model", "preset", Kind::Choice(&PRESET_NAMES)),
     key("model", "dim", Kind::Integer(2..=65_536)),
@@ -104,6 +104,7 @@ pub static KEYS: [Key; 64] = [
     key("data", "train", TEXT),
     key("data", "val", TEXT),
     key("data", "seq_len", Kind::Integer(1..=1 << 20)),
+    key("data", "format", Kind::Choice(&["auto", "u16", "u32"])),
     key("data", "order", Kind::Choice(&["shuffled", "sequential"])),
     key("train", "steps", COUNT),
     key("train", "batch_size", Kind::Integer(1..=1 << 20)),
@@ -122,9 +123,10 @@ pub static KEYS: [Key; 64] = [
 ];
 
 /// The keys that a resumed run may change: none affects the steps that have been done.
-pub const RESUMABLE: [&str; 12] = [
+pub const RESUMABLE: [&str; 13] = [
     "data.train",
     "data.val",
+    "data.format",
     "train.steps",
     "train.checkpoint_activations",
     "train.val_every",

@@ -183,14 +183,29 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Data {
-    /// Training tokens: a folder of shards or one `.bin`.
+    /// Training tokens: a folder of shards or one `.bin`; also those of llm.c, nanoGPT and Megatron.
     pub train: String,
     /// Validation tokens.
     pub val: String,
     /// Sequence length.
     pub seq_len: usize,
+    /// Type of the tokens of a `.bin` that has no header and no index: `u16` for nanoGPT's; `auto` is `u32`. Files that say what they
+    /// hold need none.
+    pub format: DataFormat,
     /// Order of the training sequences: reshuffled every epoch, or sequential.
     pub order: DataOrder,
+}
+
+/// What a `.bin` holds that does not say so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// What its header or index says, else u32
+    Auto,
+    /// 16-bit tokens, as nanoGPT writes them
+    U16,
+    /// 32-bit tokens
+    U32,
 }
 
 /// Sequences in a seeded order, or in file order.
@@ -322,7 +337,13 @@ impl Default for Schedule {
 
 impl Default for Data {
     fn default() -> Self {
-        Self { train: "data/train".to_owned(), val: "data/val".to_owned(), seq_len: 256, order: DataOrder::Shuffled }
+        Self {
+            train: "data/train".to_owned(),
+            val: "data/val".to_owned(),
+            seq_len: 256,
+            format: DataFormat::Auto,
+            order: DataOrder::Shuffled,
+        }
     }
 }
 

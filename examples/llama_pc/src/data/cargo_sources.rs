@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::source::{TextFile, walk};
+use super::source::{Entry, Walked, walk};
 use crate::terminal::failure::Failure;
 
 /// Larger files are most likely generated tables, not handwritten Rust.
@@ -10,16 +10,17 @@ const MAX_FILE_BYTES: usize = 300 * 1024;
 const MAX_LINE_BYTES: usize = 2000;
 
 /// The `.rs` files of the lockfile's registry crates, sorted by crate and path, named `NAME-VERSION/path`.
-pub fn find(lockfile: &Path) -> Result<Vec<TextFile>, Failure> {
+pub fn find(lockfile: &Path) -> Result<Vec<Entry>, Failure> {
     let sources = cargo_home()?.join("registry").join("src");
     let registries = folders(&sources);
-    let mut files = Vec::new();
+    let mut walked = Walked::default();
     for name in crates(lockfile)? {
         let unpacked = registries.iter().map(|registry| registry.join(&name)).find(|path| path.is_dir());
         if let Some(path) = unpacked {
-            walk(&path, &name, &mut |file| files.push(file))?;
+            walk(&path, &name, &mut walked)?;
         }
     }
+    let mut files = walked.files;
     files.retain(|file| hand_written(&file.path));
     if files.is_empty() {
         return Err(Failure::other(format!(

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::documents::Corpus;
+use super::cut::Cutter;
 use super::meta::Part;
 use super::pieces::{PIECE_BYTES, Piece};
 use super::shards::{SHARD_TOKENS, ShardWriter};
-use super::survey::{Split, Survey};
+use super::survey::{Sources, Split, Survey};
 use super::tokenizer::{Losses, Tokenizer};
 use crate::terminal::failure::Failure;
 use crate::terminal::progress::Progress;
@@ -33,12 +33,13 @@ pub struct Written {
 }
 
 /// Encodes every document into the shards of its split, `train` or `val` in the folder `out`.
-pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<Written, Failure> {
+pub fn encode(sources: &Sources, survey: &Survey, tokenizer: &Tokenizer, out: &Path) -> Result<Written, Failure> {
     let mut losses = Losses::default();
     let mut writer = Writer {
         split: &survey.split,
         train: Side::create(&out.join("train"))?,
         val: Side::create(&out.join("val"))?,
+        documents: 0,
         to_val: false,
     };
     let mut progress = Progress::new("encoding", 0, survey.bytes);
@@ -52,7 +53,7 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
             inputs.push(input);
             outputs.push(output);
         }
-        let reader = scope.spawn(move || read(corpus, &inputs));
+        let reader = scope.spawn(move || read(sources, survey.cut, &inputs));
         let mut done = 0;
         // The first closed queue means that the reader has finished. An error drops the queues, which stops all threads.
         for output in outputs.iter().cycle() {
@@ -73,16 +74,21 @@ pub fn encode(corpus: &Corpus, survey: &Survey, tokenizer: &Tokenizer, out: &Pat
 }
 
 /// Sends batches to the encoders round-robin until all is read or an encoder has stopped.
-fn read(corpus: &Corpus, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
+fn read(sources: &Sources, cut: Option<u64>, inputs: &[SyncSender<Batch>]) -> Result<(), Failure> {
     let mut turn = inputs.iter().cycle();
     let mut send = |batch: &mut Batch| {
         let input = turn.next().expect("bug: there is no encoder");
         input.send(std::mem::take(batch)).map_err(|_| Failure::other("the encoders have stopped"))
     };
     let (mut batch, mut bytes) = (Batch::new(), 0);
-    corpus.for_each(|piece| {
+    let mut cutter = cut.map(Cutter::new);
+    sources.for_each(|piece| {
         bytes += piece.text.len();
-        batch.push(piece);
+        let (piece, rest) = match &mut cutter {
+            Some(cutter) => cutter.cut(piece),
+            None => (piece, None),
+        };
+        batch.extend([Some(piece), rest].into_iter().flatten());
         if bytes >= PIECE_BYTES {
             bytes = 0;
             send(&mut batch)?;
@@ -118,6 +124,8 @@ struct Writer<'a> {
     split: &'a Split,
     train: Side,
     val: Side,
+    /// Documents that have begun.
+    documents: u64,
     /// Whether the current document is for validation.
     to_val: bool,
 }
@@ -125,7 +133,8 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn write(&mut self, piece: &Piece, tokens: &[u32]) -> Result<(), Failure> {
         if piece.begins {
-            self.to_val = self.split.is_val(piece);
+            self.to_val = self.split.is_val(piece, self.documents);
+            self.documents += 1;
         }
         let side = if self.to_val { &mut self.val } else { &mut self.train };
         side.write(piece, tokens)

@@ -21,7 +21,9 @@ pub struct Meta {
     #[serde(default)]
     pub eos: Option<Special>,
     pub seed: u64,
-    pub val_fraction: f64,
+    /// The fraction of the documents that was chosen for validation; none if the user named its text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
     pub train: Part,
     pub val: Part,
 }
@@ -93,7 +95,7 @@ mod tests {
             bos: Some(Special { id: 0, token: "<s>".to_owned() }),
             eos: None,
             seed: 1,
-            val_fraction: 0.05,
+            val_fraction: Some(0.05),
             train: part(300, 100),
             val: part(50, 20),
         };

@@ -2,18 +2,28 @@
 //!
 //! `prepare` turns documents into shards; training and evaluation read windows of them.
 
+mod cards;
 mod cargo_sources;
+mod cut;
 pub mod documents;
 pub mod encode;
+pub mod foreign;
 mod guard;
+mod json;
+mod json_records;
+mod json_scan;
+mod kinds;
+mod megatron;
 pub mod meta;
+mod packing;
 mod parquet;
+mod parquet_column;
 mod pieces;
 mod protobuf;
 pub mod sentencepiece;
 mod sentencepiece_train;
 mod shards;
-mod source;
+pub mod source;
 pub mod survey;
 pub mod tokenizer;
 pub mod tokens;

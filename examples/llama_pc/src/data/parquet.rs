@@ -7,41 +7,106 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use parquet::basic::{Compression, LogicalType, Type as Physical};
+use parquet::basic::Compression;
 use parquet::column::page::Page;
+use parquet::column::reader::get_typed_column_reader;
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
-use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row};
-use parquet::schema::types::Type;
 
 use super::guard::guarded;
-use super::source::{Document, Text, TextFile, Visit};
+use super::parquet_column::column;
+use super::source::{Document, Seen, Text, TextFile, Visit};
 use crate::terminal::failure::Failure;
+use crate::terminal::format::clipped;
 
 /// Rows decoded at a time: few, because a row may be as long as a book.
 const BATCH_ROWS: usize = 64;
 
-/// Hands over every row whose column is not null; no other column is decoded.
-pub fn rows(file: &TextFile, column: &str, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
+/// Values and nulls in a page. Writers put a megabyte into one; a damaged header may claim any number in some bytes, and memory
+/// for all items of a row is allocated at once.
+const MAX_PAGE_VALUES: usize = 1 << 26;
+
+/// Hands over the text of every row that has one; no other column is decoded. The items of a list are joined by newlines.
+pub fn rows(file: &TextFile, field: &str, seen: &mut Seen, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, Failure> {
     let path = &file.path;
     let foreign = |found: String| Failure::other(format!("{}: {found}", path.display()));
     let open = File::open(path).map_err(|error| Failure::io("read", path, &error))?;
     let reader = checked(|| SerializedFileReader::new(Source(open))).map_err(foreign)?;
-    let only = projection(reader.metadata(), column).map_err(|found| foreign(found).hint("name the column with --text-field"))?;
-    check_compression(reader.metadata(), column).map_err(foreign)?;
-    check_dictionaries(&reader, column).map_err(foreign)?;
-    let rows = checked(|| RowIter::from_file_into(Box::new(reader)).project(Some(only))).map_err(foreign)?;
-    let mut rows = rows.with_batch_size(BATCH_ROWS);
-    for number in 1.. {
-        let Some(row) = checked(|| rows.next().transpose()).map_err(foreign)? else { break };
-        let text = text_of(row).map_err(|found| foreign(format!("row {number}: \"{column}\": {found}, expected UTF-8 text")))?;
-        if visit(Document { name: format!("{}:{number}", file.name), text: Text::Held(text) })?.is_break() {
-            return Ok(ControlFlow::Break(()));
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let index =
+        column(schema, field).map_err(|found| foreign(found).hint("name it with --text-field; `a.b` is the column b of a"))?;
+    check_chunks(reader.metadata(), index).map_err(foreign)?;
+    check_pages(&reader, index).map_err(foreign)?;
+    let mut number = 0u64;
+    for group in 0..reader.num_row_groups() {
+        let mut rows = Rows::new(&reader, group, index).map_err(foreign)?;
+        let (first, expected) = (number, reader.metadata().row_group(group).num_rows());
+        while let Some(batch) = rows.next_batch().map_err(foreign)? {
+            for row in batch {
+                number += 1;
+                let joined = row.len() > 1;
+                let text = text_of(row).ok_or_else(|| {
+                    let column = clipped(field, 60);
+                    foreign(format!("row {number}, column \"{column}\": found bytes that are not UTF-8, expected text"))
+                })?;
+                let name = format!("{}:{number}", file.name);
+                seen.empty.add(u64::from(text.is_empty()), &name);
+                seen.joined.add(u64::from(joined), &name);
+                if visit(Document { name, text: Text::Held(text) })?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        if number - first != expected as u64 {
+            let found = number - first;
+            return Err(foreign(format!("found {found} rows in row group {group}, expected the {expected} that it announces")));
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// The rows of a column in a row group, a row as its texts that are not null.
+struct Rows {
+    reader: parquet::column::reader::ColumnReaderImpl<ByteArrayType>,
+    /// Levels of a value that is there, and of one that continues a row.
+    max_definition: i16,
+    max_repetition: i16,
+}
+
+impl Rows {
+    fn new(reader: &SerializedFileReader<Source>, group: usize, index: usize) -> Result<Self, String> {
+        let column = reader.metadata().file_metadata().schema_descr().column(index);
+        let typed = checked(|| Ok(get_typed_column_reader(reader.get_row_group(group)?.get_column_reader(index)?)))?;
+        Ok(Self { reader: typed, max_definition: column.max_def_level(), max_repetition: column.max_rep_level() })
+    }
+
+    /// The next rows; `None` after the last.
+    fn next_batch(&mut self) -> Result<Option<Vec<Vec<ByteArray>>>, String> {
+        let (mut definitions, mut repetitions, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let read = || self.reader.read_records(BATCH_ROWS, Some(&mut definitions), Some(&mut repetitions), &mut values);
+        let (records, _, _) = checked(read)?;
+        if records == 0 {
+            return Ok(None);
+        }
+        if self.max_definition == 0 {
+            definitions = vec![0; values.len()];
+        }
+        if self.max_repetition == 0 {
+            repetitions = vec![0; definitions.len()];
+        }
+        let (mut rows, mut values) = (Vec::new(), values.into_iter());
+        for (definition, repetition) in definitions.into_iter().zip(repetitions) {
+            if repetition == 0 || rows.is_empty() {
+                rows.push(Vec::new());
+            }
+            if let (true, Some(row)) = (definition == self.max_definition, rows.last_mut()) {
+                row.extend(values.next());
+            }
+        }
+        Ok(Some(rows))
+    }
 }
 
 /// A file that fails when read beyond its end. The library skips unknown fields of a page's header by their declared length, up to
@@ -82,36 +147,22 @@ impl Read for Endless {
 fn checked<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     let found = match guarded(call) {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => error.to_string().replace('\n', " "),
-        Err(panic) => format!("damage ({panic})"),
+        // The library may quote all that it could not read.
+        Ok(Err(error)) => clipped(&error.to_string(), 100),
+        Err(panic) => format!("damage ({})", clipped(&panic, 100)),
     };
     Err(format!("found {found}, expected a Parquet file"))
 }
 
-/// The schema of the column alone.
-fn projection(metadata: &ParquetMetaData, column: &str) -> Result<Type, String> {
-    let schema = metadata.file_metadata().schema();
-    let found = schema.get_fields().iter().find(|field| field.name() == column).cloned().ok_or_else(|| {
-        let columns: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-        format!("found columns {}, expected \"{column}\"", columns.join(", "))
-    })?;
-    let is_text = found.is_primitive()
-        && found.get_physical_type() == Physical::BYTE_ARRAY
-        && matches!(found.get_basic_info().logical_type_ref(), None | Some(LogicalType::String));
-    if !is_text {
-        return Err(format!("found another kind of column \"{column}\", expected text"));
-    }
-    checked(|| Type::group_type_builder(schema.name()).with_fields(vec![found]).build())
-}
-
 /// The library allocates as many values as a dictionary's header declares, and aborts the process if that fails.
 /// Each value takes four bytes for its length.
-fn check_dictionaries(reader: &SerializedFileReader<Source>, column: &str) -> Result<(), String> {
+fn check_pages(reader: &SerializedFileReader<Source>, index: usize) -> Result<(), String> {
     for group in 0..reader.num_row_groups() {
-        let columns = reader.metadata().row_group(group).columns();
-        let Some(place) = columns.iter().position(|chunk| chunk.column_path().parts() == [column]) else { continue };
-        let mut pages = checked(|| reader.get_row_group(group)?.get_column_page_reader(place))?;
+        let mut pages = checked(|| reader.get_row_group(group)?.get_column_page_reader(index))?;
         while let Some(page) = checked(|| pages.peek_next_page())? {
+            if let Some(values) = page.num_levels.filter(|values| *values > MAX_PAGE_VALUES) {
+                return Err(format!("found a page of {values} values, expected at most {MAX_PAGE_VALUES}"));
+            }
             if !page.is_dict {
                 checked(|| pages.skip_next_page())?;
                 continue;
@@ -125,26 +176,26 @@ fn check_dictionaries(reader: &SerializedFileReader<Source>, column: &str) -> Re
     Ok(())
 }
 
-fn check_compression(metadata: &ParquetMetaData, column: &str) -> Result<(), String> {
-    let chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
-    for chunk in chunks.filter(|chunk| chunk.column_path().parts() == [column]) {
-        let found = chunk.compression();
-        if !matches!(found, Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_)) {
-            // Without its level.
-            let found = found.to_string();
-            let found = found.split('(').next().unwrap_or_default();
-            return Err(format!("found \"{column}\" compressed with {found}, expected zstd, snappy or no compression"));
+fn check_chunks(metadata: &ParquetMetaData, index: usize) -> Result<(), String> {
+    for group in metadata.row_groups() {
+        let chunk = group.columns().get(index).ok_or_else(|| {
+            let (found, expected) = (group.num_columns(), metadata.file_metadata().schema_descr().num_columns());
+            format!("found a row group of {found} columns, expected the schema's {expected}")
+        })?;
+        if chunk.file_path().is_some_and(|path| !path.is_empty()) {
+            return Err("found a column that lies in another file, expected all in this one".to_owned());
+        }
+        if let Compression::LZO = chunk.compression() {
+            return Err(
+                "found a column compressed with LZO, expected zstd, snappy, gzip, brotli, lz4 or no compression".to_owned()
+            );
         }
     }
     Ok(())
 }
 
-/// The text of a row's only column; empty for null. The error says what was found.
-fn text_of(row: Row) -> Result<String, &'static str> {
-    match row.into_columns().pop().map(|(_, field)| field) {
-        Some(Field::Str(text)) => Ok(text),
-        Some(Field::Bytes(bytes)) => String::from_utf8(bytes.data().to_vec()).map_err(|_| "found other bytes"),
-        Some(Field::Null) => Ok(String::new()),
-        _ => Err("found another kind of value"),
-    }
+/// The texts of a row, joined by newlines; `None` if they are not UTF-8.
+fn text_of(row: Vec<ByteArray>) -> Option<String> {
+    let texts: Option<Vec<&str>> = row.iter().map(|text| std::str::from_utf8(text.data()).ok()).collect();
+    texts.map(|texts| texts.join("\n"))
 }

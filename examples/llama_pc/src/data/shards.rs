@@ -99,6 +99,7 @@ impl Output {
 mod tests {
     use super::super::tokens::TokenStream;
     use super::*;
+    use crate::config::DataFormat;
 
     #[test]
     fn what_is_written_reads_back_over_shard_ends() {
@@ -115,7 +116,7 @@ mod tests {
             assert_eq!(idx, offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect::<Vec<u8>>());
         }
         assert_eq!(std::fs::read_dir(&path).expect("a folder").count(), 6);
-        let stream = TokenStream::open(&path, 11).expect("good shards");
+        let stream = TokenStream::open(&path, 11, DataFormat::Auto).expect("good shards");
         let mut tokens = Vec::new();
         stream.read(0..stream.len(), &mut tokens).expect("good tokens");
         assert_eq!(tokens, (1..=10).collect::<Vec<_>>());

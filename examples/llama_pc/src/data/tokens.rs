@@ -2,7 +2,8 @@
 //!
 //! A shard is a `.bin` of little-endian u32 tokens without header, and an `.idx` of little-endian i64 document offsets
 //! (in tokens, not decreasing, the last one the total); or llm.c's `.bin`, whose 256 i32 of header begin with
-//! magic 20240520, version 1 for u16 tokens or magic 20240801, version 7 for u32 tokens, and then the token count.
+//! magic 20240520, version 1 for u16 tokens or magic 20240801, version 7 for u32 tokens, and then the token count; or Megatron's pair,
+//! whose `.idx` says all; or, where the configuration says so, nanoGPT's `.bin` of u16 tokens without header.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,12 +11,19 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::foreign::{HEAD, recognised};
+use super::megatron;
+use crate::config::DataFormat;
 use crate::terminal::failure::Failure;
 
 /// Bytes of llm.c's header.
 const HEADER: usize = 256 * 4;
-/// llm.c's (magic, version, bytes per token).
-const LLM_C: [(u32, u32, usize); 2] = [(20_240_520, 1, 2), (20_240_801, 7, 4)];
+/// llm.c's (magic, version, type of the tokens).
+const LLM_C: [(u32, u32, Encoding); 2] = [(20_240_520, 1, Encoding::U16), (20_240_801, 7, Encoding::U32)];
+/// Tokens that are looked at to tell 16 from 32 bits.
+const LOOK: usize = 1 << 16;
+const USE_U16: &str =
+    "these may be 16-bit tokens, as nanoGPT writes them: read them with data.format = \"u16\", in eval with --format u16";
 
 /// Several shards as one stream of tokens, memory-mapped.
 pub struct TokenStream {
@@ -25,26 +33,67 @@ pub struct TokenStream {
     vocab: usize,
 }
 
+/// The type of a file's tokens, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    I64,
+}
+
+impl Encoding {
+    /// Bytes of a token.
+    pub const fn width(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
+            Self::U32 | Self::I32 => 4,
+            Self::I64 => 8,
+        }
+    }
+
+    /// The tokens in the bytes.
+    fn decode(self, bytes: &[u8]) -> Box<dyn Iterator<Item = i64> + '_> {
+        match self {
+            Self::U8 => Box::new(bytes.iter().map(|byte| i64::from(*byte))),
+            Self::I8 => Box::new(bytes.iter().map(|byte| i64::from(*byte as i8))),
+            Self::U16 => Box::new(bytes.as_chunks().0.iter().map(|b| i64::from(u16::from_le_bytes(*b)))),
+            Self::I16 => Box::new(bytes.as_chunks().0.iter().map(|b| i64::from(i16::from_le_bytes(*b)))),
+            Self::U32 => Box::new(bytes.as_chunks().0.iter().map(|b| i64::from(u32::from_le_bytes(*b)))),
+            Self::I32 => Box::new(bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b)))),
+            Self::I64 => Box::new(bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b))),
+        }
+    }
+}
+
+/// A stretch of a file whose tokens lie one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// The number of its first token in the shard.
+    pub first: usize,
+    /// Where that lies, in bytes.
+    pub start: usize,
+}
+
 struct Shard {
     path: PathBuf,
     bytes: Bytes,
-    /// Byte offset of the first token: 0, or past llm.c's header.
-    start: usize,
-    /// Bytes of one token, 2 or 4.
-    width: usize,
+    encoding: Encoding,
+    /// Ascending, and never empty unless the shard is.
+    runs: Vec<Run>,
+    tokens: usize,
+    /// Whether nothing in the file or beside it says what its tokens are.
+    assumed: bool,
 }
 
 impl TokenStream {
-    /// Opens a folder of shards or a single `.bin` for a model of `vocab` tokens.
-    pub fn open(path: &Path, vocab: usize) -> Result<Self, Failure> {
-        let mut shards = Vec::new();
-        for (bin, idx) in pairs(path)? {
-            let shard = Shard::open(bin)?;
-            if let Some(idx) = idx {
-                check_index(&idx, &shard)?;
-            }
-            shards.push(shard);
-        }
+    /// Opens a folder of shards or a single `.bin` for a model of `vocab` tokens. `format` is that of files without header.
+    pub fn open(path: &Path, vocab: usize, format: DataFormat) -> Result<Self, Failure> {
+        let shards = pairs(path)?.into_iter().map(|(bin, idx)| Shard::open(bin, idx, format)).collect::<Result<Vec<_>, _>>()?;
         let ends: Vec<u64> = shards
             .iter()
             .scan(0, |end, shard| {
@@ -85,6 +134,9 @@ impl TokenStream {
 /// without any `.idx` (llm.c's) is fine, one with too few or too many is not.
 fn pairs(path: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, Failure> {
     if !path.is_dir() {
+        if path.extension().is_some_and(|extension| extension == "idx") {
+            return Err(Failure::other(format!("{}: found an index, expected the .bin beside it", path.display())));
+        }
         let idx = path.with_extension("idx");
         return Ok(vec![(path.to_owned(), idx.is_file().then_some(idx))]);
     }
@@ -116,60 +168,133 @@ fn sorted(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failure> {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self, Failure> {
+    fn open(path: PathBuf, idx: Option<PathBuf>, format: DataFormat) -> Result<Self, Failure> {
         let bytes = Bytes::open(&path)?;
-        let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let format = LLM_C.iter().find(|(magic, ..)| word(0) == Some(*magic));
-        let (start, width) = match format {
-            Some((magic, version, width)) => {
-                let (found, count) = (word(1), word(2));
-                if found != Some(*version) {
-                    let found = found.map_or("no version".to_owned(), |found| format!("version {found}"));
-                    return Err(foreign(&path, 4, &found, &format!("version {version} after magic {magic}")));
-                }
-                let expected = HEADER as u64 + u64::from(count.unwrap_or(0)) * *width as u64;
-                if bytes.len() as u64 != expected {
-                    let found = format!("{} bytes", bytes.len());
-                    return Err(foreign(&path, 8, &found, &format!("the {expected} bytes that the header counts")));
-                }
-                (HEADER, *width)
-            }
-            None => (0, 4),
-        };
-        if !(bytes.len() - start).is_multiple_of(width) {
-            let last = bytes.len() - bytes.len() % width;
-            let found = format!("{} bytes", bytes.len());
-            return Err(foreign(&path, last, &found, &format!("a multiple of {width}")));
+        let Some(idx) = idx else { return Self::without_index(path, bytes, format) };
+        let index = Bytes::open(&idx)?;
+        if index.starts_with(megatron::MAGIC) {
+            return Self::of_megatron(path, bytes, &idx, &index, format);
         }
-        Ok(Self { path, bytes, start, width })
+        if let Some(foreign) = recognised(&index[..index.len().min(HEAD)]) {
+            return Err(foreign.failure(&idx, "an index of documents"));
+        }
+        let shard = Self { assumed: false, ..Self::without_index(path, bytes, format)? };
+        check_index(&idx, &index, &shard)?;
+        Ok(shard)
+    }
+
+    fn of_megatron(path: PathBuf, bytes: Bytes, idx: &Path, index: &[u8], format: DataFormat) -> Result<Self, Failure> {
+        let megatron::Sequences { encoding, runs, tokens } = megatron::sequences(index, bytes.len())
+            .map_err(|(at, found, expected)| foreign(idx, at, &format!("{found} in Megatron's index"), &expected))?;
+        check_format(&path, format, encoding)?;
+        Ok(Self { path, bytes, encoding, runs, tokens, assumed: false })
+    }
+
+    /// llm.c's, or one without header.
+    fn without_index(path: PathBuf, bytes: Bytes, format: DataFormat) -> Result<Self, Failure> {
+        if let Some(encoding) = llm_c(&path, &bytes, format)? {
+            let tokens = (bytes.len() - HEADER) / encoding.width();
+            return Ok(Self { path, bytes, encoding, runs: vec![Run { first: 0, start: HEADER }], tokens, assumed: false });
+        }
+        if let Some(foreign) = recognised(&bytes[..bytes.len().min(HEAD)]) {
+            return Err(foreign.failure(&path, "tokens"));
+        }
+        let encoding = if format == DataFormat::U16 { Encoding::U16 } else { Encoding::U32 };
+        let width = encoding.width();
+        if !bytes.len().is_multiple_of(width) {
+            let last = bytes.len() - bytes.len() % width;
+            let failure = foreign(&path, last, &format!("{} bytes", bytes.len()), &format!("a multiple of {width}"));
+            let even = format == DataFormat::Auto && bytes.len().is_multiple_of(2);
+            return Err(if even { failure.hint(USE_U16) } else { failure });
+        }
+        if format == DataFormat::U16 && looks_like_u32(&bytes) {
+            return Err(foreign(&path, 2, "every other 16-bit token 0", "16-bit tokens, as the format says")
+                .hint("these may be 32-bit tokens: read them with data.format = \"u32\", in eval with --format u32"));
+        }
+        let tokens = bytes.len() / width;
+        Ok(Self { path, bytes, encoding, runs: vec![Run { first: 0, start: 0 }], tokens, assumed: format == DataFormat::Auto })
     }
 
     /// Tokens in the shard.
     fn len(&self) -> usize {
-        (self.bytes.len() - self.start) / self.width
+        self.tokens
     }
 
     fn read(&self, range: Range<usize>, vocab: usize, out: &mut Vec<u32>) -> Result<(), Failure> {
-        let (first, before) = (range.start, out.len());
-        let bytes = &self.bytes[self.start + range.start * self.width..self.start + range.end * self.width];
-        match self.width {
-            2 => out.extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))),
-            _ => out.extend(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        }
-        match out[before..].iter().position(|token| *token as usize >= vocab) {
-            Some(at) => {
-                let offset = self.start + (first + at) * self.width;
-                let found = format!("token {}", out[before + at]);
-                Err(foreign(&self.path, offset, &found, &format!("one below the vocabulary of {vocab}")))
+        let width = self.encoding.width();
+        let mut at = range.start;
+        let mut next = self.runs.partition_point(|run| run.first <= at);
+        while at < range.end {
+            let run = self.runs[next - 1];
+            let end = self.runs.get(next).map_or(range.end, |run| run.first.min(range.end));
+            let begin = run.start + (at - run.first) * width;
+            let bytes = &self.bytes[begin..begin + (end - at) * width];
+            for (i, token) in self.encoding.decode(bytes).enumerate() {
+                if !(0..vocab as i64).contains(&token) {
+                    return Err(self.outside(begin + i * width, token, vocab));
+                }
+                out.push(token as u32);
             }
-            None => Ok(()),
+            (at, next) = (end, next + 1);
         }
+        Ok(())
+    }
+
+    /// The error about a token that no vocabulary or another one has.
+    fn outside(&self, at: usize, token: i64, vocab: usize) -> Failure {
+        let failure = foreign(&self.path, at, &format!("token {token}"), &format!("one below the vocabulary of {vocab}"));
+        let begin = &self.bytes[..self.bytes.len().min(2 * LOOK)];
+        let fits = self.assumed && Encoding::U16.decode(begin).all(|token| token < vocab as i64);
+        if fits { failure.hint(USE_U16) } else { failure }
     }
 }
 
+/// The type of the tokens of an llm.c file; `None` for another file.
+fn llm_c(path: &Path, bytes: &[u8], format: DataFormat) -> Result<Option<Encoding>, Failure> {
+    let word = |i: usize| bytes.get(4 * i..4 * i + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let Some((magic, version, encoding)) = LLM_C.iter().find(|(magic, ..)| word(0) == Some(*magic)) else { return Ok(None) };
+    let (found, count) = (word(1), word(2));
+    let expected = HEADER as u64 + u64::from(count.unwrap_or(0)) * encoding.width() as u64;
+    let wrong = if found != Some(*version) {
+        let found = found.map_or("no version".to_owned(), |found| format!("version {found}"));
+        Some(foreign(path, 4, &found, &format!("version {version} after magic {magic}")))
+    } else if bytes.len() as u64 != expected {
+        let found = format!("{} bytes", bytes.len());
+        Some(foreign(path, 8, &found, &format!("the {expected} bytes that the header counts")))
+    } else {
+        None
+    };
+    match wrong {
+        // Tokens that happen to begin like the header, where the user says that there is none.
+        Some(_) if format == DataFormat::U16 => Ok(None),
+        Some(failure) => Err(failure),
+        None => check_format(path, format, *encoding).map(|()| Some(*encoding)),
+    }
+}
+
+/// A configured format must be that which the file itself states.
+fn check_format(path: &Path, format: DataFormat, encoding: Encoding) -> Result<(), Failure> {
+    let agrees = match format {
+        DataFormat::Auto => true,
+        DataFormat::U16 => encoding == Encoding::U16,
+        DataFormat::U32 => matches!(encoding, Encoding::U32 | Encoding::I32),
+    };
+    if agrees {
+        return Ok(());
+    }
+    let (found, path) = (format!("{encoding:?}").to_lowercase(), path.display());
+    Err(Failure::other(format!("{path}: found {found} tokens by its header or index, expected those of data.format"))
+        .hint("leave data.format at \"auto\" for files that say what they hold"))
+}
+
+/// Whether every other 16-bit number is zero, as in 32-bit tokens of a vocabulary below 65536.
+fn looks_like_u32(bytes: &[u8]) -> bool {
+    let begin = &bytes[..bytes.len().min(2 * LOOK)];
+    bytes.len() >= 32 && bytes.len().is_multiple_of(4) && Encoding::U16.decode(begin).skip(1).step_by(2).all(|token| token == 0)
+}
+
 /// The document offsets must rise and end at the shard's token count.
-fn check_index(path: &Path, shard: &Shard) -> Result<(), Failure> {
-    let bytes = Bytes::open(path)?;
+fn check_index(path: &Path, bytes: &[u8], shard: &Shard) -> Result<(), Failure> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(8) {
         let found = format!("{} bytes", bytes.len());
         return Err(foreign(path, 0, &found, "a multiple of 8, and at least 8"));

@@ -29,7 +29,7 @@ fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
 }
 
 fn all(path: &Path, vocab: usize) -> Result<Vec<u32>, Failure> {
-    let stream = TokenStream::open(path, vocab)?;
+    let stream = TokenStream::open(path, vocab, DataFormat::Auto)?;
     let mut tokens = Vec::new();
     stream.read(0..stream.len(), &mut tokens)?;
     Ok(tokens)
@@ -53,7 +53,7 @@ fn shards_read_as_one_stream() {
         ("z.idx", i64s(&[0])),
         ("note.txt", vec![0]),
     ]);
-    let stream = TokenStream::open(folder.path(), 6).expect("good shards");
+    let stream = TokenStream::open(folder.path(), 6, DataFormat::Auto).expect("good shards");
     assert_eq!(stream.len(), 5);
     for from in 0..=5 {
         for to in from..=5 {
@@ -85,7 +85,9 @@ fn llm_c_files_are_read() {
 fn broken_files_name_file_place_found_and_expected() {
     assert_eq!(error(&[]), "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare");
     assert_eq!(error(&[("a.bin", vec![])]), "data: found no tokens, expected at least one");
-    assert_eq!(error(&[("a.bin", vec![1; 6])]), "data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4");
+    assert_eq!(error(&[("a.bin", vec![1; 7])]), "data/a.bin: at byte 4: found 7 bytes, expected a multiple of 4");
+    let hint = format!("\nhint: {USE_U16}");
+    assert_eq!(error(&[("a.bin", vec![1; 6])]), format!("data/a.bin: at byte 4: found 6 bytes, expected a multiple of 4{hint}"));
     assert_eq!(
         error(&[("a.bin", u32s(&[1])), ("b.bin", u32s(&[1])), ("a.idx", i64s(&[1]))]),
         "data: found 2 .bin and 1 .idx files, expected pairs"
@@ -116,9 +118,104 @@ fn broken_files_name_file_place_found_and_expected() {
     );
 }
 
+fn u16s(tokens: &[u16]) -> Vec<u8> {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+}
+
+/// All tokens of a file in a format.
+fn in_format(bytes: Vec<u8>, vocab: usize, format: DataFormat) -> Result<Vec<u32>, String> {
+    let folder = folder(&[("a.bin", bytes)]);
+    let path = folder.path().join("a.bin");
+    let mut tokens = Vec::new();
+    let read = TokenStream::open(&path, vocab, format).and_then(|stream| stream.read(0..stream.len(), &mut tokens));
+    read.map(|()| tokens).map_err(|failure| failure.to_string().replace(&format!("{}", path.display()), "a.bin"))
+}
+
+#[test]
+fn sixteen_bit_tokens_are_read_where_the_format_says_so_and_suspected_elsewhere() {
+    let tokens: Vec<u16> = (1..=12).collect();
+    let read: Vec<u32> = (1..=12).collect();
+    assert_eq!(in_format(u16s(&tokens), 13, DataFormat::U16), Ok(read.clone()));
+    assert_eq!(in_format(u32s(&read), 13, DataFormat::U32), Ok(read.clone()));
+    let hint = format!("\nhint: {USE_U16}");
+    assert_eq!(
+        in_format(u16s(&tokens), 13, DataFormat::Auto),
+        Err(format!("a.bin: at byte 0: found token 131073, expected one below the vocabulary of 13{hint}"))
+    );
+    // Of another vocabulary they are nobody's.
+    let error = in_format(u16s(&tokens), 12, DataFormat::Auto).expect_err("no token below 12");
+    assert!(!error.contains("hint"), "{error}");
+    let error = in_format(u32s(&read), 13, DataFormat::U16).expect_err("32-bit tokens");
+    assert!(error.starts_with("a.bin: at byte 2: found every other 16-bit token 0"), "{error}");
+    // A header says more than the format, and must agree with it.
+    let llm = llm_c(20_240_520, 1, 12, &u16s(&tokens));
+    assert_eq!(in_format(llm.clone(), 13, DataFormat::U16), Ok(read));
+    let error = in_format(llm, 13, DataFormat::U32).expect_err("16-bit tokens");
+    assert!(error.starts_with("a.bin: found u16 tokens by its header or index"), "{error}");
+    let header = u32s(&[20_240_520, 3]);
+    assert_eq!(in_format(header.clone(), 60_000, DataFormat::U16), Ok(vec![55_432, 308, 3, 0]));
+    assert!(in_format(header, 60_000, DataFormat::Auto).is_err());
+}
+
+#[test]
+fn what_is_no_token_file_is_named() {
+    for (bytes, what) in [
+        (&b"\x93NUMPY\x01\x00"[..], "a NumPy array"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "an HTML page"),
+        (b"PK\x03\x04", "a zip archive"),
+    ] {
+        for format in [DataFormat::Auto, DataFormat::U16] {
+            let error = in_format(bytes.to_vec(), 100, format).expect_err("no tokens");
+            assert!(error.starts_with(&format!("a.bin: found {what}, expected tokens\nhint: ")), "{error}");
+        }
+    }
+    let folder = folder(&[("a.bin", u32s(&[1])), ("a.idx", b"version https://git-lfs.github.com/spec/v1\n".to_vec())]);
+    let error = all(folder.path(), 10).expect_err("no index").to_string();
+    assert!(error.contains("a.idx: found a Git LFS pointer, expected an index of documents"), "{error}");
+    let error = all(&folder.path().join("a.idx"), 10).expect_err("an index").to_string();
+    assert!(error.ends_with("a.idx: found an index, expected the .bin beside it"), "{error}");
+}
+
+/// Megatron's index of sequences that follow each other in the order given by `places`.
+fn megatron(code: u8, lengths: &[i32], places: &[i64]) -> Vec<u8> {
+    let mut bytes = megatron::MAGIC.to_vec();
+    bytes.extend(1u64.to_le_bytes());
+    bytes.push(code);
+    bytes.extend([lengths.len() as u64, 2].map(u64::to_le_bytes).concat());
+    bytes.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
+    bytes.extend(places.iter().chain(&[0, lengths.len() as i64]).flat_map(|place| place.to_le_bytes()));
+    bytes
+}
+
+#[test]
+fn megatrons_pairs_are_read_in_every_type_and_order() {
+    let tokens = [1i64, 2, 3, 4, 5];
+    let in_order = vec![1, 2, 3, 4, 5];
+    let words = |width: usize| tokens.iter().flat_map(|token| token.to_le_bytes()[..width].to_vec()).collect::<Vec<u8>>();
+    for (code, width) in [(1, 1), (2, 1), (3, 2), (4, 4), (5, 8), (8, 2)] {
+        let pair = |places: &[i64]| folder(&[("a.bin", words(width)), ("a.idx", megatron(code, &[2, 3], places))]);
+        let width = width as i64;
+        assert_eq!(all(pair(&[0, 2 * width]).path(), 6).expect("a good pair"), in_order, "type {code}");
+        let moved = pair(&[3 * width, 0]);
+        assert_eq!(all(moved.path(), 6).expect("a good pair"), [4, 5, 1, 2, 3], "type {code}");
+        let stream = TokenStream::open(moved.path(), 6, DataFormat::Auto).expect("a good pair");
+        let mut part = Vec::new();
+        stream.read(1..4, &mut part).expect("good tokens");
+        assert_eq!(part, [5, 1, 2]);
+        let error = all(pair(&[0, 2 * width]).path(), 5).expect_err("a token too high").to_string();
+        assert!(error.contains("found token 5, expected one below the vocabulary of 5") && !error.contains("hint"), "{error}");
+    }
+    let negative = folder(&[("a.bin", vec![1, 0, 0xff, 0xff, 3, 0]), ("a.idx", megatron(3, &[3], &[0]))]);
+    assert!(all(negative.path(), 9).expect_err("a negative token").to_string().contains("at byte 2: found token -1"));
+    let longer = folder(&[("a.bin", vec![0; 12]), ("a.idx", megatron(8, &[2, 3], &[0, 4]))]);
+    let error = all(longer.path(), 9).expect_err("more tokens than the index counts").to_string();
+    assert!(error.contains("a.idx: at byte 42: found sequences of 5 tokens in all in Megatron's index"), "{error}");
+}
+
 #[test]
 fn a_missing_path_is_named() {
-    let failure = TokenStream::open(Path::new("no/such"), 10).err().expect("no such folder");
+    let failure = TokenStream::open(Path::new("no/such"), 10, DataFormat::Auto).err().expect("no such folder");
     assert_eq!((failure.status, failure.to_string().as_str()), (1, "cannot read no/such: no such file or folder"));
 }
 

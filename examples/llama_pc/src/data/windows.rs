@@ -129,6 +129,7 @@ pub fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DataFormat;
 
     /// Windows over the tokens 0, 1, …, n-1.
     fn counted(n: u32, seq_len: usize, order: Order) -> Result<Windows, Failure> {
@@ -136,7 +137,7 @@ mod tests {
         let path = folder.path().join("a.bin");
         let bytes: Vec<u8> = (0..n).flat_map(u32::to_le_bytes).collect();
         std::fs::write(&path, bytes).expect("the file is written");
-        Windows::new(TokenStream::open(&path, n as usize)?, "a.bin", seq_len, order)
+        Windows::new(TokenStream::open(&path, n as usize, DataFormat::Auto)?, "a.bin", seq_len, order)
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Small good files of every kind, for tests to damage and for the fuzzer to begin with.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -29,20 +30,43 @@ pub fn index() -> Vec<u8> {
     [0i64, 1, 3].iter().flat_map(|offset| offset.to_le_bytes()).collect()
 }
 
+/// Megatron's index of three tokens in two sequences.
+pub fn megatron_index(code: u8, width: i64) -> Vec<u8> {
+    let counts = [2u64, 2].map(u64::to_le_bytes).concat();
+    let lengths = [1i32, 2].map(i32::to_le_bytes).concat();
+    let places = [0, width, 0, 2].map(i64::to_le_bytes).concat();
+    [b"MMIDIDX\0\0", &1u64.to_le_bytes()[..], &[code], &counts, &lengths, &places].concat()
+}
+
 /// Two columns in two row groups; some values of `text` are null.
 pub fn parquet(compression: Compression, dictionary: bool) -> Vec<u8> {
-    let schema = "message m { required binary id (UTF8); optional binary text (UTF8); }";
-    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    let texts = (vec!["one", "größer", "one"], vec![1, 0, 1, 1], None);
+    columns("optional binary text (UTF8);", compression, dictionary, &texts)
+}
+
+/// Lists of groups, `texts.text`, beside the rows' names: two texts, a null list, an empty list, a text and a null.
+pub fn nested_parquet(compression: Compression) -> Vec<u8> {
+    let lists = "optional group texts (LIST) { repeated group list { optional group element { optional binary text (UTF8); } } }";
+    columns(lists, compression, true, &(vec!["one", "größer", "two"], vec![4, 4, 0, 1, 4, 3], Some(vec![0, 1, 0, 0, 0, 1])))
+}
+
+/// Values, definition levels, repetition levels.
+type Column = (Vec<&'static str>, Vec<i16>, Option<Vec<i16>>);
+
+/// A file of two row groups of four rows: their names, and a column of text.
+fn columns(schema: &str, compression: Compression, dictionary: bool, texts: &Column) -> Vec<u8> {
+    let schema = format!("message m {{ required binary id (UTF8); {schema} }}");
+    let schema = Arc::new(parse_message_type(&schema).expect("a schema"));
     let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(dictionary).build();
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).expect("a writer");
     for _ in 0..2 {
         let mut group = writer.next_row_group().expect("a row group");
-        let columns = [(vec!["1", "2", "3", "4"], None), (vec!["one", "größer", "one"], Some([1i16, 0, 1, 1]))];
-        for (values, defined) in columns {
-            let values: Vec<ByteArray> = values.into_iter().map(ByteArray::from).collect();
+        let names: Column = (vec!["1", "2", "3", "4"], Vec::new(), None);
+        for (values, defined, repeated) in [&names, texts] {
+            let values: Vec<ByteArray> = values.iter().map(|value| ByteArray::from(*value)).collect();
+            let defined = (!defined.is_empty()).then_some(defined.as_slice());
             let mut column = group.next_column().expect("a column").expect("one more");
-            let defined = defined.as_ref().map(|levels| levels.as_slice());
-            column.typed::<ByteArrayType>().write_batch(&values, defined, None).expect("values are written");
+            column.typed::<ByteArrayType>().write_batch(&values, defined, repeated.as_deref()).expect("values are written");
             column.close().expect("the column closes");
         }
         group.close().expect("the group closes");
@@ -53,7 +77,35 @@ pub fn parquet(compression: Compression, dictionary: bool) -> Vec<u8> {
 /// [`parquet`] in each way that FineWeb and its like are written.
 pub fn parquets() -> Vec<Vec<u8>> {
     let zstd = Compression::ZSTD(ZstdLevel::default());
-    vec![parquet(zstd, true), parquet(Compression::SNAPPY, true), parquet(Compression::UNCOMPRESSED, false)]
+    let (gzip, brotli) = (Compression::GZIP(GzipLevel::default()), Compression::BROTLI(BrotliLevel::default()));
+    let dictionary = [zstd, Compression::SNAPPY, gzip, brotli, Compression::LZ4, Compression::LZ4_RAW];
+    let mut files: Vec<Vec<u8>> = dictionary.into_iter().map(|compression| parquet(compression, true)).collect();
+    files.push(parquet(Compression::UNCOMPRESSED, false));
+    files
+}
+
+/// A list of objects, one without text.
+pub fn json() -> Vec<u8> {
+    "\u{feff}[\n {\"text\": \"größe\", \"texts\": [{\"text\": \"a\"}, {\"text\": \"\\ud83d\"}]},\n {\"text\": null, \"texts\": [], \"n\": NaN}\n]\n".into()
+}
+
+/// Text, plain and in every packing, and JSON lines in one.
+pub fn texts() -> Vec<Vec<u8>> {
+    let text = "größer und kleiner, ".repeat(20);
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("gzip")
+    };
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+    let bzip2 = bzip2.write_all(text.as_bytes()).and_then(|()| bzip2.finish()).expect("bzip2");
+    let zstd = zstd::encode_all(text.as_bytes(), 3).expect("zstd");
+    vec![
+        text.as_bytes().to_vec(),
+        gzip(text.as_bytes()),
+        zstd,
+        bzip2,
+        [gzip(&json_lines()), gzip(b"\n"), gzip(&json_lines())].concat(),
+    ]
 }
 
 /// Lines with and without text, one of them blank.
@@ -121,6 +173,7 @@ pub fn state(step: u64) -> Vec<u8> {
 pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
     let mut all = vec![
         ("config", config()),
+        ("json", json()),
         ("json_lines", json_lines()),
         ("safetensors", safetensors()),
         ("state", state(3)),
@@ -129,8 +182,12 @@ pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
     all.extend(config_json().into_iter().map(|bytes| ("config_json", bytes)));
     all.extend(tokenizer_jsons().into_iter().map(|bytes| ("tokenizer_json", bytes)));
     all.extend(parquets().into_iter().map(|bytes| ("parquet", bytes)));
+    all.push(("parquet", nested_parquet(Compression::SNAPPY)));
+    all.extend(texts().into_iter().map(|bytes| ("text", bytes)));
     all.extend(sentencepiece().into_iter().map(|bytes| ("sentencepiece", bytes)));
     // The target takes the length of the index and the vocabulary from the first two bytes.
     all.extend(shards().into_iter().map(|bytes| ("shards", [&[24, 3], &bytes[..], &index()].concat())));
+    let megatron = megatron_index(8, 2);
+    all.push(("shards", [&[megatron.len() as u8, 3], &[1, 0, 2, 0, 3, 0][..], &megatron].concat()));
     all
 }

@@ -40,11 +40,15 @@ fn good_files_of_every_kind_are_taken() {
     let scratch = Scratch::new(folder.path());
     for shard in samples::shards() {
         let path = scratch.file("0.bin", &shard);
-        assert_eq!(TokenStream::open(&path, 4).expect("a good shard").len(), 3);
+        assert_eq!(TokenStream::open(&path, 4, DataFormat::Auto).expect("a good shard").len(), 3);
         scratch.shards(&shard, Some(&samples::index()), 4);
     }
-    let texts = |name: &str, bytes: &[u8]| {
-        let corpus = Corpus::find(&[scratch.file(name, bytes)], None, "text", None).expect("the file is there");
+    let path = scratch.file("0.bin", &[1, 0, 2, 0, 3, 0]);
+    scratch.file("0.idx", &samples::megatron_index(8, 2));
+    assert_eq!(TokenStream::open(&path, 4, DataFormat::Auto).expect("a good pair").len(), 3);
+    let texts_at = |name: &str, field: &str, bytes: &[u8]| {
+        let paths = [scratch.file(name, bytes)];
+        let corpus = Corpus::find(&Places { paths: &paths, ..Places::default() }, field, None).expect("the file is there");
         let mut texts = Vec::new();
         let read = corpus.for_each(|piece| {
             texts.push(piece.text);
@@ -53,10 +57,23 @@ fn good_files_of_every_kind_are_taken() {
         read.expect("a good file");
         texts
     };
+    let texts = |name: &str, bytes: &[u8]| texts_at(name, "text", bytes);
     for parquet in samples::parquets() {
         assert_eq!(texts("a.parquet", &parquet), ["one", "größer", "one", "one", "größer", "one"]);
     }
+    let nested = samples::nested_parquet(Compression::SNAPPY);
+    assert_eq!(texts_at("b.parquet", "texts.text", &nested), ["one\ngrößer", "two", "one\ngrößer", "two"]);
     assert_eq!(texts("a.jsonl", &samples::json_lines()), ["größe", "🦀"]);
+    assert_eq!(texts("a.json", &samples::json()), ["größe"]);
+    assert_eq!(texts_at("b.json", "texts.text", &samples::json()), ["a\n\u{fffd}"]);
+    for (number, text) in samples::texts().iter().enumerate() {
+        let expected = if number < 4 {
+            vec!["größer und kleiner, ".repeat(20)]
+        } else {
+            ["größe", "🦀"].repeat(2).into_iter().map(str::to_owned).collect()
+        };
+        assert_eq!(texts("a", text), expected, "{number}");
+    }
     for json in samples::tokenizer_jsons() {
         Tokenizer::load(&scratch.file("tokenizer.json", &json)).expect("a good tokenizer");
     }
@@ -72,7 +89,7 @@ fn good_files_of_every_kind_are_taken() {
 /// The Parquet library panics on some of these; what it says must become the program's sentence.
 #[test]
 fn a_flipped_byte_in_a_parquet_file_never_panics() {
-    for parquet in samples::parquets() {
+    for parquet in samples::parquets().into_iter().chain([samples::nested_parquet(Compression::SNAPPY)]) {
         for at in 0..parquet.len() {
             let mut bytes = parquet.clone();
             bytes[at] ^= 1 << (at % 8);
@@ -108,6 +125,7 @@ proptest! {
             scratch.state(&bytes);
             scratch.safetensors(&bytes);
             scratch.json_lines(&bytes);
+            scratch.json(&bytes);
             scratch.parquet(&bytes);
             scratch.text(&bytes);
         });
@@ -119,6 +137,7 @@ proptest! {
         read(|scratch| {
             scratch.shards(&bin, None, vocab);
             scratch.shards(&bin, Some(&damaged(&samples::index(), &index)), vocab);
+            scratch.shards(&[1, 0, 2, 0, 3, 0], Some(&damaged(&samples::megatron_index(8, 2), &index)), vocab);
         });
     }
 
@@ -129,10 +148,16 @@ proptest! {
     }
 
     #[test]
+    fn damaged_texts_are_refused_or_read(which in 0usize..5, damage in damage()) {
+        read(|scratch| scratch.text(&damaged(&samples::texts()[which], &damage)));
+    }
+
+    #[test]
     fn damaged_configurations_states_and_weights_are_refused_or_read(damage in damage(), step in any::<u64>()) {
         read(|scratch| {
             scratch.config(&damaged(&samples::config(), &damage));
             scratch.json_lines(&damaged(&samples::json_lines(), &damage));
+            scratch.json(&damaged(&samples::json(), &damage));
             scratch.safetensors(&damaged(&samples::safetensors(), &damage));
             scratch.state(&damaged(&samples::state(step), &damage));
         });

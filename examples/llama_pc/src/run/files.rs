@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::paths;
+use crate::data::foreign::instead;
 use crate::terminal::failure::Failure;
 
 /// A file or folder that is being written; removed on drop unless finished.
@@ -102,8 +103,8 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 
 /// Reads a JSON file.
 pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::io("read", path, &error))?;
-    serde_json::from_str(&text).map_err(|error| Failure::other(format!("{}: {error}", path.display())))
+    let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
+    serde_json::from_slice(&bytes).map_err(|error| instead(path, "JSON", Failure::other(format!("{}: {error}", path.display()))))
 }
 
 /// An output that exists is a usage error.

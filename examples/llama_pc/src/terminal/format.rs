@@ -40,6 +40,32 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
+/// A name or a message out of a file, as one line of at most `limit` characters: control characters are escaped, and what is too
+/// long ends in `…`.
+pub fn clipped(text: &str, limit: usize) -> String {
+    let escaped = text.chars().flat_map(|c| {
+        let escape = c.is_control().then(|| c.escape_debug());
+        let plain = escape.is_none().then_some(c);
+        escape.into_iter().flatten().chain(plain)
+    });
+    let mut line: Vec<char> = escaped.take(limit + 1).collect();
+    if line.len() > limit {
+        line.truncate(limit.saturating_sub(1));
+        line.push('…');
+    }
+    line.into_iter().collect()
+}
+
+/// The first names of a list and how many more there are: `a, b, c and 4 more`.
+pub fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(|name| clipped(name.as_ref(), 80)).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {} more", grouped(more as u64)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +84,15 @@ mod tests {
     #[test]
     fn counts_are_grouped() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn long_and_odd_names_become_short_lines() {
+        assert_eq!(clipped("größe", 5), "größe");
+        assert_eq!(clipped("größer", 5), "größ…");
+        assert_eq!(clipped("a\nb\u{0}", 80), "a\\nb\\0");
+        assert_eq!(clipped(&"\n".repeat(99), 7).chars().count(), 7);
+        assert_eq!(listed(&["a", "b"]), "a, b");
+        assert_eq!(listed(&["x"; 7]), "x, x, x, x, x and 2 more");
     }
 }

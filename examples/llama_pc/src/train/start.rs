@@ -181,5 +181,6 @@ fn validation_windows(config: &Config) -> Result<Option<Windows>, Failure> {
 
 fn windows(config: &Config, path: &str, order: Order) -> Result<Windows, Failure> {
     let vocab = config.model.vocab.expect("bug: the vocabulary is not resolved");
-    Windows::new(TokenStream::open(Path::new(path), vocab)?, path, config.data.seq_len, order)
+    let stream = TokenStream::open(Path::new(path), vocab, config.data.format)?;
+    Windows::new(stream, path, config.data.seq_len, order)
 }

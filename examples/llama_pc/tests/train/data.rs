@@ -109,4 +109,23 @@ fn llm_c_files_are_trained_on_and_evaluated() {
     let eval = |data: &str| super::text_of(llama_pc(path).args(["eval", "shards", "--json", "--seq-len", "16", "--data", data]));
     let loss = |text: String| serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["loss"].clone();
     assert_eq!(loss(eval("data/train")), loss(eval("llm_c.bin")));
+
+    // nanoGPT's, and Megatron's pair of the same tokens.
+    let words: Vec<u8> = tokens.iter().flat_map(|token| (*token as u16).to_le_bytes()).collect();
+    fs::write(path.join("nanogpt.bin"), &words).expect("a file");
+    fs::create_dir(path.join("megatron")).expect("a folder");
+    fs::write(path.join("megatron/a.bin"), &words).expect("a file");
+    let counts = [2u64, 2].map(u64::to_le_bytes).concat();
+    let lengths = [5, tokens.len() as i32 - 5].map(i32::to_le_bytes).concat();
+    let places = [0i64, 10, 0, 2].map(i64::to_le_bytes).concat();
+    let index = [b"MMIDIDX\0\0", &1u64.to_le_bytes()[..], &[8], &counts, &lengths, &places].concat();
+    fs::write(path.join("megatron/a.idx"), index).expect("a file");
+    train(path, "nanogpt", &[&["data.train=nanogpt.bin", "data.format=u16"], &extra[..]].concat()).assert().success();
+    assert_eq!(losses("shards"), losses("nanogpt"));
+    assert_eq!(loss(eval("data/train")), loss(eval("megatron")));
+    let args = ["eval", "shards", "--json", "--seq-len", "16", "--data", "nanogpt.bin"];
+    assert_eq!(loss(eval("data/train")), loss(super::text_of(llama_pc(path).args(args).args(["--format", "u16"]))));
+    let refused = llama_pc(path).args(args).assert().code(1);
+    let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(text.contains("hint: these may be 16-bit tokens"), "{text}");
 }

@@ -228,9 +228,6 @@ fn mentions(steps: &Value, kind: &str) -> bool {
 
 /// What a file is that is neither, if that can be told.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Some("a Git LFS pointer (git lfs pull fetches the file itself)");
-    }
     let line = bytes.split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok())?;
     let (token, rank) = line.trim_end().split_once(' ')?;
     let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use self::ends::{End, Wishes};
 use self::file::File;
+use super::foreign;
 use super::guard::guarded;
 use super::pieces::Piece;
 use super::sentencepiece::{self, SentencePiece};
@@ -59,6 +60,7 @@ impl Tokenizer {
 
     /// The same, with the BOS and EOS that the user names.
     pub fn load_with(path: &Path, wishes: &Wishes) -> Result<Self, Failure> {
+        foreign::refuse(path, "a tokenizer.json or a SentencePiece model")?;
         let bytes = std::fs::read(path).map_err(|error| Failure::io("read", path, &error))?;
         let is_model = path.extension().is_some_and(|extension| extension == "model");
         let file = if is_model { File::model(&bytes) } else { File::json(bytes) };

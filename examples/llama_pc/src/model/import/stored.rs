@@ -11,6 +11,7 @@ use polytape::{Gpu, Params, Role, Tensor};
 
 use super::index::Index;
 use crate::config::Config;
+use crate::data::foreign::instead;
 use crate::model::engine;
 use crate::run::checkpoint;
 use crate::terminal::failure::Failure;
@@ -41,7 +42,8 @@ impl Stored {
         let single = path.join(checkpoint::MODEL);
         let index = if single.is_file() { None } else { Some(Index::read(path)?) };
         let names = index.as_ref().map_or(Ok(vec![single]), |index| index.files(path))?;
-        let files: Vec<Reader> = names.iter().map(|name| Reader::open(name)).collect::<polytape::Result<_>>()?;
+        let open = |name: &PathBuf| Reader::open(name).map_err(|error| instead(name, "weights in safetensors", error));
+        let files: Vec<Reader> = names.iter().map(open).collect::<Result<_, _>>()?;
         let mut place = BTreeMap::new();
         for (at, file) in files.iter().enumerate() {
             for name in file.names() {
