@@ -88,7 +88,7 @@ fn wrong_use_has_its_sentence() {
         (
             &["selftest", "--kernels", "fast"],
             2,
-            "--kernels <TIER>': kernel tier: found `fast`, expected one of fallback, portable, subgroup, matrix",
+            "--kernels <TIER>': kernel tier: found `fast`, expected one of host, fallback, portable, subgroup, matrix",
         ),
         (&["sample", "data", "--top-p", "1.5"], 2, "--top-p: found 1.5, expected a number above 0 to 1"),
     ];
