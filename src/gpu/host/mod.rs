@@ -1,9 +1,10 @@
 //! The host tier: twins of kernels, Rust functions over the memory of a software adapter, which is the host's own.
 //!
-//! A [`Kernel`](super::Kernel) may name a twin, written beside it. [`Gpu::launch`](super::Gpu::launch) then calls the twin at once, with the buffers mapped, instead of
-//! recording a dispatch. Buffers are mapped all the time, and unmapped only while a kernel without a twin has them on the adapter;
-//! the twin of the next kernel that needs them waits for it. The WGSL is the definition: a twin computes the same function of the same bindings,
-//! constants and arguments, with sums in an order of its own that depends on neither the number of threads nor the processor.
+//! A [`Kernel`](super::Kernel) may name a twin, written beside it. [`Gpu::launch`](super::Gpu::launch) then calls the twin at once,
+//! with the buffers mapped, instead of recording a dispatch. Buffers are mapped all the time, and unmapped only while a kernel without
+//! a twin has them on the adapter; the twin of the next kernel that needs them waits for it. The WGSL is the definition: a twin
+//! computes the same function of the same bindings, constants and arguments, with sums in an order of its own that depends on neither
+//! the number of threads nor the processor.
 
 mod memory;
 pub(crate) mod simd;

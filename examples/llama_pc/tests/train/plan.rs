@@ -72,7 +72,8 @@ fn a_plan_says_how_attention_is_bound() {
     let sequences = (number(adapter, "binding_limit") >> 26).min(4);
     assert_eq!((number(attention, "sequences"), number(attention, "bytes")), (sequences, sequences << 26));
     let config = configs().join("adamw_pc_1B.toml");
-    let text = text_of(llama_pc(Path::new(".")).args(["plan", "--kernels", "portable", "--memory", "1TiB", "--config"]).arg(&config));
+    let text =
+        text_of(llama_pc(Path::new(".")).args(["plan", "--kernels", "portable", "--memory", "1TiB", "--config"]).arg(&config));
     assert!(text.contains("\nattention          bound ") && text.contains("\nfits               yes"), "{text}");
 }
 
