@@ -1,13 +1,13 @@
 //! Vectors for twins: code compiled for the processor's widest vectors, sums of fixed order, exponentials.
 //!
-//! Sums go over [`LANES`] partial sums whatever the processor's width, and products are fused into them (FMA) everywhere, so that every processor
-//! gets the same bits.
+//! Sums go over [`LANES`] partial sums whatever the processor's width, and products are fused into them (FMA) everywhere, so that every
+//! processor gets the same bits.
 
 /// Partial sums per reduction.
 pub(crate) const LANES: usize = 16;
 
-/// Runs `f` compiled for the processor's vector instructions: plain loops in it use them, and in what is inlined into it. It has to be
-/// marked `#[inline(always)]` itself.
+/// Runs `f` compiled for the processor's vector instructions: plain loops use them, in `f` and in what is inlined into it. `f` has to
+/// be marked `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -89,7 +89,8 @@ pub(crate) fn total(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// eˣ to 1.5 ulp: 0 below −103.97, infinite above 88.72, NaN of NaN. eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 and a polynomial of degree 7 for eʳ.
+/// eˣ to 1.5 ulp: 0 below −103.97, infinite above 88.72, NaN of NaN. eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2, and a polynomial of degree 7 for
+/// eʳ.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4; // 10 bits: its product with n is exact
