@@ -1,4 +1,4 @@
-//! Reads a `tokenizer.json` or a SentencePiece model, and mends or refuses what would make other tokens than the file says.
+//! Reads a `tokenizer.json` or a SentencePiece model, and fixes or refuses what would give other tokens than the file says.
 //!
 //! The `tokenizers` crate numbers added tokens itself, after the vocabulary, whatever ids the file gives them; and it drops merges at
 //! random where the file was saved with dropout.
