@@ -4,6 +4,7 @@
 //! those that the model would leave out, `agreement` holds `--init` against the configuration, `resume` restores a trainer.
 
 mod agreement;
+mod fields;
 mod hugging_face;
 mod index;
 mod model;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde_json::Value;
 
-use super::hugging_face::Fields;
+use super::fields::Fields;
 use crate::config::{Model, RopeScaling};
 
 /// Everything that a kind of scaling may say; what a kind does not read, transformers ignores.
