@@ -5,8 +5,7 @@
 
 use std::path::Path;
 
-use super::kinds::Kind;
-use super::source::TextFile;
+use super::source::{Kind, TextFile};
 
 /// How the names of such files begin, before a character that is no letter.
 const BEGINNINGS: [&str; 14] = [

@@ -7,9 +7,9 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::kinds::{Kind, Remark, look};
+use super::kinds::{Remark, look};
 use super::pieces::{PIECE_BYTES, Piece};
-use super::source::{Document, Entry, Seen, Text, TextFile, Walked, walk};
+use super::source::{Document, Entry, Kind, Seen, Text, TextFile, Walked, walk};
 use super::{cards, cargo_sources, json, parquet};
 use crate::terminal::failure::Failure;
 use crate::terminal::format::listed;

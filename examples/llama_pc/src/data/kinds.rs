@@ -10,21 +10,8 @@ use super::foreign::{self, recognised};
 use super::json_records::{Layout, Records};
 use super::json_scan::{Found, text_at};
 use super::packing::{Packing, unpacked_name};
-use super::source::{Entry, TextFile};
+use super::source::{Entry, Kind, TextFile};
 use crate::terminal::failure::Failure;
-
-/// How the documents stand in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The file is one document.
-    Whole,
-    /// A document is an object's field.
-    Json(Layout),
-    /// A document is a column's value.
-    Parquet,
-    /// It holds no text; what it is.
-    Other(&'static str),
-}
 
 /// Something that the user should know of the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +35,6 @@ const JSON_LINES: [&str; 4] = ["jsonl", "ndjson", "jsonlines", "ldjson"];
 /// Bytes in which the first two records must end, as a single value may be as long as the file.
 const MAX_LOOK: u64 = 64 << 20;
 const PARQUET: &[u8] = b"PAR1";
-
-impl Kind {
-    /// Whether its documents are records of data.
-    pub fn is_data(self) -> bool {
-        matches!(self, Self::Json(_) | Self::Parquet)
-    }
-}
 
 /// Looks into a file. `named` tells whether the user named it, rather than a folder.
 pub fn look(entry: Entry, field: &str, named: bool) -> Result<(TextFile, Option<Remark>), Failure> {

@@ -3,7 +3,7 @@
 //! `MMIDIDX\0\0`, u64 version, u8 type of the tokens, u64 number of sequences, u64 number of document indices; then for each sequence its
 //! length in tokens (i32), for each its place in the `.bin` in bytes (i64), and the documents as numbers of sequences (i64).
 
-use super::tokens::{Encoding, Run};
+use super::encoding::{Encoding, Run};
 use crate::terminal::format::grouped;
 
 /// How an index begins.

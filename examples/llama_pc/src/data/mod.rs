@@ -7,6 +7,7 @@ mod cargo_sources;
 mod cut;
 pub mod documents;
 pub mod encode;
+mod encoding;
 pub mod foreign;
 mod guard;
 mod json;

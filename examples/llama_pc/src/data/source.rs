@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::kinds::Kind;
+use super::json_records::Layout;
 use super::packing::Packing;
 use super::pieces::{PIECE_BYTES, Piece, cut};
 use crate::terminal::failure::Failure;
@@ -13,6 +13,26 @@ use crate::terminal::failure::Failure;
 pub struct Entry {
     pub path: PathBuf,
     pub name: String,
+}
+
+/// How the documents stand in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The file is one document.
+    Whole,
+    /// A document is an object's field.
+    Json(Layout),
+    /// A document is a column's value.
+    Parquet,
+    /// It holds no text; what it is.
+    Other(&'static str),
+}
+
+impl Kind {
+    /// Whether its documents are records of data.
+    pub fn is_data(self) -> bool {
+        matches!(self, Self::Json(_) | Self::Parquet)
+    }
 }
 
 /// A file with how to read it.
