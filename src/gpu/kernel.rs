@@ -265,8 +265,8 @@ impl Gpu {
     fn check_buffers(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         for (at, slice) in launch.buffers.iter().enumerate() {
-            if !self.owns(slice.buffer) {
-                return Err(kernel.error(format!("the buffer of binding {at} belongs to another device")));
+            if let Some(problem) = slice.problem(self) {
+                return Err(kernel.error(format!("the buffer of binding {at} {problem}")));
             }
             let clashes = |&other: &usize| {
                 let (slice, other_slice) = (&launch.buffers[at], &launch.buffers[other]);
@@ -398,6 +398,16 @@ fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
 }
 
 impl<'a> Slice<'a> {
+    /// What makes it no slice of this device, as a sentence about its buffer.
+    pub(super) fn problem(&self, gpu: &Gpu) -> Option<String> {
+        if !gpu.owns(self.buffer) {
+            return Some("belongs to another device".into());
+        }
+        let is_within = self.offset.checked_add(self.size).is_some_and(|end| end <= self.buffer.bytes());
+        let Self { buffer, offset, size } = self;
+        (!is_within).then(|| format!("has {} bytes, fewer than {size} from {offset}", buffer.bytes()))
+    }
+
     /// Whether two slices of one buffer have bytes in common.
     fn overlaps(&self, other: &Self) -> bool {
         self.offset < other.offset + other.size && other.offset < self.offset + self.size

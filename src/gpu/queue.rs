@@ -205,6 +205,7 @@ impl Gpu {
 
     /// Records filling a buffer with zeros.
     pub fn clear(&self, buffer: &Buffer) -> Result<()> {
+        self.check("clear", &Slice { buffer, offset: 0, size: buffer.bytes() })?;
         #[cfg(feature = "host")]
         if self.host_clear(buffer)? {
             return Ok(());
@@ -213,8 +214,15 @@ impl Gpu {
         Ok(())
     }
 
-    /// Records copying `size` bytes (a multiple of 4) from one buffer to another.
+    /// An error unless this is a slice of one of the device's buffers.
+    fn check(&self, what: &str, slice: &Slice<'_>) -> Result<()> {
+        slice.problem(self).map_or(Ok(()), |problem| Err(Error::Value(format!("{what}: the buffer {problem}"))))
+    }
+
+    /// Records copying `size` bytes (a multiple of 4) from one buffer to another. An error where either has fewer.
     pub fn copy(&self, from: Slice<'_>, to: &Buffer, to_offset: u64) -> Result<()> {
+        self.check("copy from", &from)?;
+        self.check("copy to", &Slice { buffer: to, offset: to_offset, size: from.size })?;
         #[cfg(feature = "host")]
         if self.host_copy(&from, to, to_offset)? {
             return Ok(());
@@ -231,6 +239,7 @@ impl Gpu {
 
     /// Runs everything recorded and returns the bytes of each slice, whose sizes are multiples of 4.
     pub async fn read_async(&self, slices: &[Slice<'_>]) -> Result<Vec<Vec<u8>>> {
+        slices.iter().try_for_each(|slice| self.check("read", slice))?;
         let total: u64 = slices.iter().map(|slice| slice.size).sum();
         if total == 0 {
             return Ok(vec![Vec::new(); slices.len()]);

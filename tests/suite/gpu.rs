@@ -251,6 +251,26 @@ fn a_read_back_that_no_buffer_can_hold_is_out_of_memory_and_the_device_goes_on()
 }
 
 #[test]
+fn slices_beyond_their_buffer_or_of_another_device_are_refused() -> Result<()> {
+    let stranger = Tensor::zeros(&device::open(&Default::default())?, &[64])?;
+    for gpu in device::all() {
+        let x = Tensor::zeros(gpu, &[64])?;
+        let beyond = Slice { size: 260, ..x.slice() };
+        assert_eq!(refusal(gpu.read(&[beyond])), "read: the buffer has 256 bytes, fewer than 260 from 0");
+        assert_eq!(refusal(gpu.copy(x.slice(), x.slice().buffer, 4)), "copy to: the buffer has 256 bytes, fewer than 256 from 4");
+        let endless = Slice { offset: u64::MAX, ..x.slice() };
+        assert!(refusal(gpu.copy(endless, x.slice().buffer, 0)).starts_with("copy from: the buffer has 256 bytes"));
+        assert_eq!(refusal(gpu.read(&[stranger.slice()])), "read: the buffer belongs to another device");
+        assert_eq!(refusal(gpu.clear(stranger.slice().buffer)), "clear: the buffer belongs to another device");
+        let y = Tensor::zeros(gpu, &[64])?;
+        let text = "kernel double: the buffer of binding 0 has 256 bytes, fewer than 260 from 0";
+        assert_eq!(refusal(launch(gpu, &DOUBLE, &[beyond, y.slice()], 64)), text);
+        assert_eq!(x.to_vec()?, [0.0; 64], "the device goes on");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
     let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
     let index = open(AdapterChoice::Index(99));

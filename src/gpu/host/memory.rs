@@ -75,10 +75,9 @@ impl Gpu {
     pub(in crate::gpu) fn host_copy(&self, from: &Slice<'_>, to: &Buffer, to_offset: u64) -> Result<bool> {
         let Some(executor) = &self.inner.executor else { return Ok(false) };
         let _turn = executor.turn();
-        assert!(to_offset + from.size <= to.bytes(), "bug: a copy beyond its buffer");
-        let (from_bytes, to_bytes) = (self.host_bytes(from)?, self.host_pointer(to)?);
-        // SAFETY: within the mapped buffers, as asserted; they may be one.
-        unsafe { std::ptr::copy(from_bytes, to_bytes.add(to_offset as usize), from.size as usize) };
+        let to_bytes = self.host_bytes(&Slice { buffer: to, offset: to_offset, size: from.size })?;
+        // SAFETY: within the mapped buffers; they may be one.
+        unsafe { std::ptr::copy(self.host_bytes(from)?, to_bytes, from.size as usize) };
         Ok(true)
     }
 
