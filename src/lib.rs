@@ -37,6 +37,7 @@
 #![deny(missing_docs)]
 
 mod error;
+pub mod exchange;
 mod gemm;
 pub mod gpu;
 pub mod llama;

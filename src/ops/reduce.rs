@@ -13,7 +13,7 @@ static FINAL: Kernel =
     with_twin!(Kernel::trusted("reduce final", SOURCE, "final_sum", &[Access::Read, Access::ReadWrite]), twins::final_sum);
 
 /// Elements per workgroup, reduced to one partial sum.
-pub(super) const CHUNK: usize = 16_384;
+pub(crate) const CHUNK: usize = 16_384;
 
 /// The summand: values of the shader's TERM constant.
 #[derive(Clone, Copy)]

@@ -22,6 +22,18 @@ impl Gmcn {
     }
 }
 
+/// The key `ranks` of a line of metrics: what several ranks have exchanged since the line before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchanged {
+    pub count: u64,
+    /// Bytes that all ranks together have sent.
+    pub bytes: u64,
+    /// Seconds in which a rank did nothing but exchange and wait for others; the mean of the ranks.
+    pub seconds: f64,
+    /// The rank that waited least: the others waited for it.
+    pub slowest: u64,
+}
+
 /// The key `layers` of a line of metrics. Parameters are keyed by their names in the checkpoint, γ by the name of its matrix; the
 /// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

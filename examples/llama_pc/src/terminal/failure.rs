@@ -34,10 +34,23 @@ impl Failure {
         Self::other(format!("cannot {action} {}: {reason}", path.display()))
     }
 
+    /// Says in which step it happened, unless it does.
+    pub fn within_step(mut self, step: u64) -> Self {
+        if !self.message.starts_with("step ") {
+            self.message = format!("step {step}: {}", self.message);
+        }
+        self
+    }
+
     /// Adds a line that says what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// [`Failure::hint`] unless there is one.
+    pub fn or_hint(self, hint: impl FnOnce() -> String) -> Self {
+        if self.hint.is_some() { self } else { self.hint(hint()) }
     }
 }
 
