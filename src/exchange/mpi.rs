@@ -64,6 +64,8 @@ struct State {
     patience: Duration,
     /// Which rank this one waits for.
     waits_for: Option<usize>,
+    /// When this process last gave a sign of life.
+    beaten: Option<Instant>,
 }
 
 struct Peer {
@@ -135,6 +137,10 @@ impl Mpi {
 
     /// The error of having waited for `from` too long: it names the rank at the end of the chain of those that wait.
     fn blame(&self, state: &State, from: usize, waited: Duration) -> Error {
+        if let Some(slept) = state.beaten.map(|beaten| beaten.elapsed()).filter(|slept| *slept > SILENCE) {
+            let problem = format!("was itself stopped for {} s", slept.as_secs());
+            return Error::Rank { rank: self.rank, problem };
+        }
         let mut rank = from;
         for _ in 0..self.ranks {
             let peer = &state.peers[rank];
@@ -386,7 +392,10 @@ impl Worker {
             return;
         }
         self.last_beat = Instant::now();
-        let waits_for = self.shared.lock().waits_for.map_or(u32::MAX, |rank| rank as u32);
+        let mut state = self.shared.lock();
+        state.beaten = Some(self.last_beat);
+        let waits_for = state.waits_for.map_or(u32::MAX, |rank| rank as u32);
+        drop(state);
         for to in (0..self.ranks).filter(|rank| *rank != self.rank) {
             let buffer = Box::new(waits_for.to_le_bytes());
             let request = self.isend(to, &buffer[..], BEAT);
