@@ -7,8 +7,7 @@ mod optimizers;
 mod spectral;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use polytape::Gpu;
@@ -111,21 +110,24 @@ fn devices(gpu: &Gpu) -> Result<Vec<Gpu>, Failure> {
     Ok(std::iter::once(first.clone()).chain(others).collect())
 }
 
-/// The lines as they come, with their places.
+/// The lines as they come, with their places. Every other device of several begins at the end: neighbours share kernels, which each
+/// device compiles for itself.
 fn run_all<'scope, 'env: 'scope>(
     scope: &'scope std::thread::Scope<'scope, 'env>,
     devices: &'env [Gpu],
     checks: &'env [Check],
 ) -> mpsc::Receiver<(usize, Line)> {
     let (sender, lines) = mpsc::channel();
-    let next = std::sync::Arc::new(AtomicUsize::new(0));
-    for gpu in devices {
-        let (sender, next) = (sender.clone(), next.clone());
+    let left = Arc::new(Mutex::new(checks.iter().enumerate()));
+    for (thread, gpu) in devices.iter().enumerate() {
+        let (sender, left) = (sender.clone(), left.clone());
+        let from_the_end = gpu.adapter().is_software() && thread % 2 == 1;
+        let next = move || {
+            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            if from_the_end { left.next_back() } else { left.next() }
+        };
         scope.spawn(move || {
-            while let Some((at, check)) = {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                checks.get(at).map(|check| (at, check))
-            } {
+            while let Some((at, check)) = next() {
                 if sender.send((at, check.run(gpu))).is_err() {
                     break; // nobody prints any more
                 }
