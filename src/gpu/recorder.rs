@@ -120,6 +120,10 @@ impl Recorder {
 
     /// Takes a dispatch, and submits if enough is recorded.
     pub(super) fn dispatch(&mut self, pipeline: &Arc<Pipeline>, bind_group: &wgpu::BindGroup, launch: &Launch<'_>) -> Result<()> {
+        if !self.waiting.is_empty() {
+            self.encode_ready()?;
+        }
+        let ready = pipeline.ready().transpose()?;
         let mut bytes = 0;
         for slice in launch.buffers {
             slice.buffer.use_in(self.generation);
@@ -133,12 +137,9 @@ impl Recorder {
         };
         self.counters.dispatches += 1;
         self.taken += 1;
-        if !self.waiting.is_empty() {
-            self.encode_ready()?;
-        }
-        match pipeline.ready() {
+        match ready {
             Some(raw) if self.waiting.is_empty() => {
-                let raw = raw?;
+                self.encoded += 1;
                 self.encode_dispatch(Arc::as_ptr(pipeline) as usize, raw, bind_group, launch.arguments, &dispatch);
                 self.submit_if_due()
             }
@@ -246,8 +247,16 @@ impl Recorder {
 
     /// Encodes the first `count` commands ever taken, as far as they are compiled; else the pipeline to wait for.
     pub(super) fn encode_up_to(&mut self, count: u64) -> Result<Option<Arc<Pipeline>>> {
-        self.encode_ready()?;
-        Ok(if self.encoded < count { self.first_compiling() } else { None })
+        loop {
+            self.encode_ready()?;
+            if self.encoded >= count {
+                return Ok(None);
+            }
+            // It may have been compiled since.
+            if let Some(pipeline) = self.first_compiling() {
+                return Ok(Some(pipeline));
+            }
+        }
     }
 
     /// The pipeline that the first waiting command waits for.
@@ -259,6 +268,7 @@ impl Recorder {
     }
 
     fn encode(&mut self, command: &Command) -> Result<()> {
+        self.encoded += 1;
         match command {
             Command::Dispatch { pipeline, bind_group, arguments, dispatch } => {
                 // Whoever recorded it has gone on as if it ran, so nothing on this device can be trusted any more.
@@ -269,11 +279,9 @@ impl Recorder {
                 self.encode_dispatch(Arc::as_ptr(pipeline) as usize, raw, bind_group, arguments, dispatch);
             }
             Command::Copy { from, to, size } => {
-                self.encoded += 1;
                 self.encoder().copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *size);
             }
             Command::Clear(buffer) => {
-                self.encoded += 1;
                 self.encoder().clear_buffer(buffer, 0, None);
             }
         }
@@ -295,7 +303,6 @@ impl Recorder {
         arguments: &[u8],
         dispatch: &Dispatch,
     ) {
-        self.encoded += 1;
         let timestamps = self.timer.as_mut().map(|timer| timer.next(dispatch.kernel, dispatch.work));
         if self.open.pass.is_none() {
             let pass = self.encoder().begin_compute_pass(&Default::default()).forget_lifetime();
