@@ -120,9 +120,7 @@ impl Recorder {
 
     /// Takes a dispatch, and submits if enough is recorded.
     pub(super) fn dispatch(&mut self, pipeline: &Arc<Pipeline>, bind_group: &wgpu::BindGroup, launch: &Launch<'_>) -> Result<()> {
-        if !self.waiting.is_empty() {
-            self.encode_ready()?;
-        }
+        self.encode_ready()?;
         let ready = pipeline.ready().transpose()?;
         let mut bytes = 0;
         for slice in launch.buffers {
@@ -159,6 +157,7 @@ impl Recorder {
 
     /// Takes a copy of `size` bytes between buffers of the pool.
     pub(super) fn copy(&mut self, from: (&Buffer, u64), to: (&Buffer, u64), size: u64) -> Result<()> {
+        self.encode_ready()?;
         from.0.use_in(self.generation);
         self.copy_raw((from.0.raw(), from.1), to, size)
     }
@@ -170,12 +169,14 @@ impl Recorder {
 
     /// Takes a copy to a buffer that is read back.
     pub(super) fn copy_out(&mut self, from: (&Buffer, u64), to: (&wgpu::Buffer, u64), size: u64) -> Result<()> {
+        self.encode_ready()?;
         from.0.use_in(self.generation);
         self.take(Command::Copy { from: (from.0.raw().clone(), from.1), to: (to.0.clone(), to.1), size })
     }
 
     /// Takes the clearing of a buffer.
     pub(super) fn clear(&mut self, buffer: &Buffer) -> Result<()> {
+        self.encode_ready()?;
         if self.is_unused(buffer) {
             let early = self.early();
             early.clear_buffer(buffer.raw(), 0, None);
@@ -188,6 +189,7 @@ impl Recorder {
 
     /// Takes the upload of a few bytes, padded to `size`, which share a staging buffer with others.
     pub(super) fn upload_small(&mut self, pool: &Pool, bytes: &[u8], size: u64, to: &Buffer) -> Result<()> {
+        self.encode_ready()?;
         if self.open.staging.is_empty() || self.open.staged + size > SHARED_STAGING {
             self.open.staging.push(pool.staging(SHARED_STAGING, wgpu::BufferUsages::COPY_SRC)?);
             self.open.staged = 0;
@@ -203,6 +205,7 @@ impl Recorder {
     /// Takes the copy from a staging buffer.
     pub(super) fn upload(&mut self, staging: &wgpu::Buffer, at: u64, size: u64, to: &Buffer) -> Result<()> {
         self.counters.bytes_uploaded += size;
+        self.encode_ready()?;
         if self.is_unused(to) {
             self.early().copy_buffer_to_buffer(staging, at, to.raw(), 0, size);
             to.use_in(self.generation);
@@ -223,9 +226,6 @@ impl Recorder {
 
     fn take(&mut self, command: Command) -> Result<()> {
         self.taken += 1;
-        if !self.waiting.is_empty() {
-            self.encode_ready()?;
-        }
         if self.waiting.is_empty() {
             self.encode(&command)
         } else {
@@ -234,9 +234,11 @@ impl Recorder {
         }
     }
 
-    /// Encodes what no longer waits for a compiler.
+    /// Encodes what no longer waits for a compiler, and may submit it: before a command is taken, whose buffers are marked with the
+    /// generation that it is submitted in.
     fn encode_ready(&mut self) -> Result<()> {
-        while self.first_compiling().is_none()
+        while !self.waiting.is_empty()
+            && self.first_compiling().is_none()
             && let Some(command) = self.waiting.pop_front()
         {
             self.encode(&command)?;
@@ -249,7 +251,7 @@ impl Recorder {
     pub(super) fn encode_up_to(&mut self, count: u64) -> Result<Option<Arc<Pipeline>>> {
         loop {
             self.encode_ready()?;
-            if self.encoded >= count {
+            if self.encoded >= count || self.waiting.is_empty() {
                 return Ok(None);
             }
             // It may have been compiled since.
