@@ -351,6 +351,30 @@ fn recording_goes_on_while_kernels_compile_and_keeps_the_order() -> Result<()> {
 }
 
 #[test]
+fn threads_read_what_they_recorded_while_kernels_compile() -> Result<()> {
+    for shared in device::all() {
+        let compute = |gpu: &Gpu, seed: u64| -> Result<Vec<f32>> {
+            let params = Params::new(gpu);
+            let tape = Tape::new(&params);
+            let x = tape.leaf(Tensor::normal(gpu, &[40, 61 + seed as usize], 1.0, seed)?);
+            let y = x.softmax()?.gelu()?.matmul_nt(&x)?.tanh()?;
+            let dy = Tensor::normal(gpu, &[40, 40], 1.0, seed)?;
+            tape.backward_from(&[(&y, dy)], &mut Gradients::new())?.get(&x).expect("a gradient").to_vec()
+        };
+        let want = (0..4).map(|seed| compute(shared, seed)).collect::<Result<Vec<_>>>()?;
+        for _ in 0..3 {
+            let gpu = &device::open(&GpuOptions { kernels: Some(shared.kernels()), ..Default::default() })?;
+            let found = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || compute(gpu, seed))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<Vec<_>>>()
+            })?;
+            assert!(found == want, "{} kernels", shared.kernels());
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_budget_is_nine_tenths_of_what_the_adapter_tells() -> Result<()> {
     let gpu = device::open(&Default::default())?;
     let Some(budget) = gpu.adapter().memory_budget() else { return Ok(()) };
