@@ -246,13 +246,10 @@ impl Gpu {
     }
 
     fn bind_group(&self, pipeline: &Pipeline, slices: &[Slice<'_>]) -> wgpu::BindGroup {
-        // WebGPU guarantees eight storage buffers, and no kernel has more.
-        let mut key = [0; 1 + 3 * 8];
-        key[0] = pipeline.layout.number;
-        for (slice, part) in slices.iter().zip(key[1..].chunks_exact_mut(3)) {
-            part.copy_from_slice(&[slice.buffer.number(), slice.offset, slice.size]);
-        }
-        self.inner.pool.bind_group(&key[..1 + 3 * slices.len().min(8)], || {
+        let mut key = Vec::with_capacity(1 + 3 * slices.len());
+        key.push(pipeline.layout.number);
+        key.extend(slices.iter().flat_map(|slice| [slice.buffer.number(), slice.offset, slice.size]));
+        self.inner.pool.bind_group(&key, || {
             let bindings = slices.iter().map(|slice| wgpu::BindingResource::Buffer(slice.binding()));
             let entries: Vec<_> =
                 (0..).zip(bindings).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
