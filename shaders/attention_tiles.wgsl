@@ -10,7 +10,8 @@
 // place of a row in its tile change a bit.
 //
 // Constants: DIM, QUARTERS = ⌈DIM/4⌉, NEAR_LANES, FAR_LANES, OWN, FAR, DEPTH, VALUE_ROWS, COLUMNS vec4s of a sum's row per lane; and the bounds
-// of unrolled loops: OWN_GROUPS = ⌈OWN/4⌉, FAR_GROUPS = FAR/4, and vec4s to fetch per lane, NEAR_PARTS, FAR_PARTS, VALUE_PARTS.
+// of unrolled loops: OWN_GROUPS = ⌈OWN/4⌉, FAR_GROUPS = FAR/4, and vec4s to fetch per lane, NEAR_PARTS, FAR_PARTS,
+// VALUE_PARTS. With PREFETCH, a lane loads its next vec4s before it multiplies those in the tile, else after.
 
 const LANES: u32 = NEAR_LANES * FAR_LANES;
 const NEAR_ROWS: u32 = NEAR_LANES * OWN;
@@ -19,6 +20,7 @@ const FAR_ROWS: u32 = FAR_LANES * FAR;
 const PITCH: u32 = DEPTH + 1u;
 const WIDE: u32 = COLUMNS * FAR_LANES;
 const PAIR_TILE: u32 = (NEAR_ROWS + FAR_ROWS) * PITCH;
+const PAIR_PARTS: u32 = NEAR_PARTS + FAR_PARTS;
 const VALUE_TILE: u32 = VALUE_PARTS * LANES;
 const WEIGHT_QUARTERS: u32 = FAR_ROWS / 4u;
 
@@ -37,6 +39,9 @@ struct Lane { index: u32, near: u32, far: u32 }
 
 fn lane_of(index: u32) -> Lane { return Lane(index, index / FAR_LANES, index % FAR_LANES); }
 
+// `count`, which compilers cannot know: they would unroll a loop over tiles, overflow the instruction cache and spend registers.
+fn rolled(count: u32) -> u32 { return min(count, args.heads * count); }
+
 fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 {
     return (i * NEAR_LANES + lane.near) * WEIGHT_QUARTERS + (quarter ^ (lane.near % min(8u, WEIGHT_QUARTERS)));
 }
@@ -47,27 +52,31 @@ fn within(value: vec4f, quarter: u32) -> vec4f {
     return select(vec4f(), value, quarter < QUARTERS);
 }
 
-// Fetches the quarters from `first` on of all near and far rows of a pair.
-fn fetch_pair(pair: u32, near: Rows, far: Rows, first: u32, lane: Lane) {
-    let quarter = first + lane.index % DEPTH;
+// Loads the quarters from `first` on of all near and far rows of a pair.
+fn load_pair(pair: u32, near: Rows, far: Rows, first: u32, lane: Lane, next: ptr<function, array<vec4f, PAIR_PARTS>>) {
+    let quarter = min(first + lane.index % DEPTH, QUARTERS - 1u);
     let row = lane.index / DEPTH;
-    var near_next: array<vec4f, NEAR_PARTS>;
-    var far_next: array<vec4f, FAR_PARTS>;
     @unroll for (var p = 0u; p < NEAR_PARTS; p++) {
-        near_next[p] = load_near(pair, place(near, p * (LANES / DEPTH) + row), min(quarter, QUARTERS - 1u));
+        (*next)[p] = load_near(pair, place(near, p * (LANES / DEPTH) + row), quarter);
     }
     @unroll for (var p = 0u; p < FAR_PARTS; p++) {
-        far_next[p] = load_far(pair, place(far, p * (LANES / DEPTH) + row), min(quarter, QUARTERS - 1u));
+        (*next)[NEAR_PARTS + p] = load_far(pair, place(far, p * (LANES / DEPTH) + row), quarter);
     }
+}
+
+// Shares what all lanes have loaded, once all are done with what the tile had.
+fn share_pair(first: u32, lane: Lane, next: ptr<function, array<vec4f, PAIR_PARTS>>) {
+    let d = lane.index % DEPTH;
+    let row = lane.index / DEPTH;
     workgroupBarrier();
     @unroll for (var p = 0u; p < NEAR_PARTS; p++) {
-        tile[(p * (LANES / DEPTH) + row) * PITCH + lane.index % DEPTH] = within(near_next[p], quarter);
+        tile[(p * (LANES / DEPTH) + row) * PITCH + d] = within((*next)[p], first + d);
     }
     @unroll for (var p = 0u; p < FAR_PARTS; p++) {
         // The first far row of each lane, then the second of each, …: lanes read neighbours.
         let far_row = p * (LANES / DEPTH) + row;
         let slot = NEAR_ROWS + far_row % FAR * FAR_LANES + far_row / FAR;
-        tile[slot * PITCH + lane.index % DEPTH] = within(far_next[p], quarter);
+        tile[slot * PITCH + d] = within((*next)[NEAR_PARTS + p], first + d);
     }
     workgroupBarrier();
 }
@@ -92,39 +101,54 @@ fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
     @unroll for (var i = 0u; i < OWN; i++) {
         @unroll for (var j = 0u; j < FAR; j++) { (*score)[i * FAR + j] = 0.0; }
     }
-    for (var first = 0u; first < QUARTERS; first += DEPTH) {
-        fetch_pair(pair, near, far, first, lane);
+    var next: array<vec4f, PAIR_PARTS>;
+    @if PREFETCH { load_pair(pair, near, far, 0u, lane, &next); }
+    for (var first = 0u; first < rolled(QUARTERS); first += DEPTH) {
+        @if PREFETCH {} @else { load_pair(pair, near, far, first, lane, &next); }
+        share_pair(first, lane, &next);
+        @if PREFETCH { load_pair(pair, near, far, first + DEPTH, lane, &next); }
         multiply_pair(lane, score);
     }
 }
 
-// Fetches VALUE_ROWS far rows from `first` on.
-fn fetch_values(pair: u32, far: Rows, first: u32, lane: Lane) {
-    var next: array<vec4f, VALUE_PARTS>;
+// Loads VALUE_ROWS far rows from `first` on.
+fn load_values(pair: u32, far: Rows, first: u32, lane: Lane, next: ptr<function, array<vec4f, VALUE_PARTS>>) {
     @unroll for (var p = 0u; p < VALUE_PARTS; p++) {
         let at = p * LANES + lane.index;
-        next[p] = load_far(pair, place(far, first + at / WIDE), min(at % WIDE, QUARTERS - 1u));
+        (*next)[p] = load_far(pair, place(far, first + at / WIDE), min(at % WIDE, QUARTERS - 1u));
     }
+}
+
+fn share_values(lane: Lane, next: ptr<function, array<vec4f, VALUE_PARTS>>) {
     workgroupBarrier();
-    @unroll for (var p = 0u; p < VALUE_PARTS; p++) { tile[p * LANES + lane.index] = next[p]; }
+    @unroll for (var p = 0u; p < VALUE_PARTS; p++) { tile[p * LANES + lane.index] = (*next)[p]; }
     workgroupBarrier();
+}
+
+// Adds what the fetched rows give the sums, by the weights from a quarter of theirs on.
+fn multiply_values(quarter: u32, lane: Lane, sum: ptr<function, array<vec4f, OWN * COLUMNS>>) {
+    for (var four = 0u; four < VALUE_ROWS; four += 4u) {
+        var weight: array<vec4f, OWN>;
+        @unroll for (var i = 0u; i < OWN; i++) { weight[i] = weights[weight_place(lane, i, quarter + four / 4u)]; }
+        @unroll for (var r = 0u; r < 4; r++) {
+            @unroll for (var c = 0u; c < COLUMNS; c++) {
+                let y = tile[(four + r) * WIDE + c * FAR_LANES + lane.far];
+                @unroll for (var i = 0u; i < OWN; i++) {
+                    (*sum)[i * COLUMNS + c] = fma(vec4f(weight[i][r]), y, (*sum)[i * COLUMNS + c]);
+                }
+            }
+        }
+    }
 }
 
 // sum += weights·far.
 fn accumulate(pair: u32, far: Rows, lane: Lane, sum: ptr<function, array<vec4f, OWN * COLUMNS>>) {
-    for (var first = 0u; first < FAR_ROWS; first += VALUE_ROWS) {
-        fetch_values(pair, far, first, lane);
-        for (var four = 0u; four < VALUE_ROWS; four += 4u) {
-            var weight: array<vec4f, OWN>;
-            @unroll for (var i = 0u; i < OWN; i++) { weight[i] = weights[weight_place(lane, i, (first + four) / 4u)]; }
-            @unroll for (var r = 0u; r < 4; r++) {
-                @unroll for (var c = 0u; c < COLUMNS; c++) {
-                    let y = tile[(four + r) * WIDE + c * FAR_LANES + lane.far];
-                    @unroll for (var i = 0u; i < OWN; i++) {
-                        (*sum)[i * COLUMNS + c] = fma(vec4f(weight[i][r]), y, (*sum)[i * COLUMNS + c]);
-                    }
-                }
-            }
-        }
+    var next: array<vec4f, VALUE_PARTS>;
+    @if PREFETCH { load_values(pair, far, 0u, lane, &next); }
+    for (var first = 0u; first < rolled(FAR_ROWS); first += VALUE_ROWS) {
+        @if PREFETCH {} @else { load_values(pair, far, first, lane, &next); }
+        share_values(lane, &next);
+        @if PREFETCH { load_values(pair, far, first + VALUE_ROWS, lane, &next); }
+        multiply_values(first / 4u, lane, sum);
     }
 }

@@ -45,50 +45,60 @@ impl Case {
         2.0 * products * pairs * head_dim as f64
     }
 
-    /// Compares rows of the last sequence's last head with f64: o and dq of the last query, dk and dv of an early key and of the last.
+    /// Compares rows of the last sequence's last head with f64.
     fn check(&self, results: &[Tensor]) -> Result<()> {
         let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
-        let host = self.tensors.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
-        let [q, k, v, dy] = [0, 1, 2, 3].map(|at| Rows::new(&host[at], if at % 3 == 0 { heads } else { kv_heads }, head_dim));
-        let (first, last) = ((batch - 1) * self.positions, self.positions - 1);
-        let (head, kv_head, scale) = (heads - 1, kv_heads - 1, (head_dim as f64).sqrt().recip());
-        let mut expected = [[0.0; MOST], [0.0; MOST], [0.0; MOST], [0.0; MOST], [0.0; MOST], [0.0; MOST]];
-        let [o, dq, early_dk, early_dv, last_dk, last_dv] = &mut expected;
-        let early = self.positions / 3;
-        for head in head + 1 - heads / kv_heads..=head {
-            for query in early..=last {
-                let (own_q, own_dy) = (q.at(first + query, head), dy.at(first + query, head));
-                let scores = |key: usize| dot(own_q, k.at(first + key, kv_head)) * scale;
-                let mut p: Vec<f64> = (0..=query).map(|key| scores(key).exp()).collect();
-                let mass: f64 = p.iter().sum();
-                p.iter_mut().for_each(|p| *p /= mass);
-                let dp: Vec<f64> = (0..=query).map(|key| dot(own_dy, v.at(first + key, kv_head))).collect();
-                let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-                let ds = |key: usize| p[key] * (dp[key] - delta) * scale;
-                add(early_dk, ds(early), own_q);
-                add(early_dv, p[early], own_dy);
-                if query == last {
-                    add(last_dk, ds(last), own_q);
-                    add(last_dv, p[last], own_dy);
-                }
-                if query == last && head == heads - 1 {
-                    for key in 0..=query {
-                        add(o, p[key], v.at(first + key, kv_head));
-                        add(dq, ds(key), k.at(first + key, kv_head));
-                    }
-                }
-            }
-        }
         let found = results.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
+        let (first, last, early) = ((batch - 1) * self.positions, self.positions - 1, self.early());
         let rows = [("o", 0, last), ("dq", 1, last), ("dk", 2, early), ("dv", 3, early), ("dk", 2, last), ("dv", 3, last)];
-        for ((name, at, row), want) in rows.into_iter().zip(&expected) {
-            let (heads, head) = if at < 2 { (heads, head) } else { (kv_heads, kv_head) };
-            for (found, want) in Rows::new(&found[at], heads, head_dim).at(first + row, head).iter().zip(want) {
+        for ((name, at, row), want) in rows.into_iter().zip(&self.expected()?) {
+            let heads = if at < 2 { heads } else { kv_heads };
+            for (found, want) in (Rows { values: &found[at], heads, head_dim }).at(first + row, heads - 1).iter().zip(want) {
                 let error = (f64::from(*found) - want).abs();
                 assert!(error < 1e-4 * want.abs().max(1.0), "attention of {:?}: {name} {found} is not {want}", self.shape);
             }
         }
         Ok(())
+    }
+
+    /// A key that many queries see.
+    fn early(&self) -> usize {
+        self.positions / 3
+    }
+
+    /// o and dq of the last query, dk and dv of an early key, dk and dv of the last key.
+    fn expected(&self) -> Result<[[f64; MOST]; 6]> {
+        let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
+        let host = self.tensors.iter().map(Tensor::to_vec).collect::<Result<Vec<_>>>()?;
+        let rows = |at: usize, heads| Rows { values: &host[at], heads, head_dim };
+        let (q, k, v, dy) = (rows(0, heads), rows(1, kv_heads), rows(2, kv_heads), rows(3, heads));
+        let (first, last, early) = ((batch - 1) * self.positions, self.positions - 1, self.early());
+        let (kv_head, scale) = (kv_heads - 1, (head_dim as f64).sqrt().recip());
+        let mut expected = [[0.0; MOST]; 6];
+        let [o, dq, early_dk, early_dv, last_dk, last_dv] = &mut expected;
+        for (head, query) in (heads - heads / kv_heads..heads).flat_map(|head| (early..=last).map(move |query| (head, query))) {
+            let (own_q, own_dy) = (q.at(first + query, head), dy.at(first + query, head));
+            let with = |own: &[f32], keys: &Rows<'_>, key| dot(own, keys.at(first + key, kv_head));
+            let mut p: Vec<f64> = (0..=query).map(|key| (with(own_q, &k, key) * scale).exp()).collect();
+            let mass: f64 = p.iter().sum();
+            p.iter_mut().for_each(|p| *p /= mass);
+            let dp: Vec<f64> = (0..=query).map(|key| with(own_dy, &v, key)).collect();
+            let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+            let ds = |key: usize| p[key] * (dp[key] - delta) * scale;
+            add(early_dk, ds(early), own_q);
+            add(early_dv, p[early], own_dy);
+            if query == last {
+                add(last_dk, ds(last), own_q);
+                add(last_dv, p[last], own_dy);
+            }
+            if query == last && head == heads - 1 {
+                for key in 0..=query {
+                    add(o, p[key], v.at(first + key, kv_head));
+                    add(dq, ds(key), k.at(first + key, kv_head));
+                }
+            }
+        }
+        Ok(expected)
     }
 }
 
@@ -103,10 +113,6 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(values: &'a [f32], heads: usize, head_dim: usize) -> Self {
-        Self { values, heads, head_dim }
-    }
-
     fn at(&self, row: usize, head: usize) -> &'a [f32] {
         &self.values[(row * self.heads + head) * self.head_dim..][..self.head_dim]
     }
@@ -124,7 +130,7 @@ fn add(sum: &mut [f64], factor: f64, row: &[f32]) {
 const LARGE: f64 = 4e12;
 
 /// Each kernel by itself, by the device's clock: enough heads for a large GPU, or for a smaller device as many as it does in a moment.
-fn passes(gpu: &Gpu, peak: f64) -> Result<()> {
+pub fn passes(gpu: &Gpu, peak: f64) -> Result<()> {
     let gpu = Gpu::open(&GpuOptions { profile: true, kernels: Some(gpu.kernels()), warn: |_| (), ..Default::default() })?;
     let is_large = peak > LARGE;
     let (positions, sizes) = if is_large { (2048, [(4, 16, 64), (2, 16, 128)]) } else { (512, [(1, 4, 64), (1, 4, 128)]) };
@@ -152,7 +158,6 @@ fn passes(gpu: &Gpu, peak: f64) -> Result<()> {
 }
 
 pub fn run(gpu: &Gpu, peak: f64) -> Result<()> {
-    passes(gpu, peak)?;
     println!(
         "\n| attention | positions | forward, ms | GFLOP/s | with backward, ms | GFLOP/s | of peak | peak MiB | first call, s |"
     );

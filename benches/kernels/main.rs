@@ -50,6 +50,9 @@ fn main() -> Result<()> {
     if "matmul".contains(&filter) {
         matmul::run(&gpu, peak)?;
     }
+    if "attention passes".contains(&filter) {
+        attention::passes(&gpu, peak)?;
+    }
     if "attention".contains(&filter) {
         attention::run(&gpu, peak)?;
     }

@@ -6,6 +6,8 @@ use std::cell::RefCell;
 use polytape::optim::{AdamConfig, AdamW, Clip, Optimizer};
 use polytape::{Gpu, GpuOptions, Gradients, Indices, Params, Result, Role, RotaryTable, Tape, Tensor, Var};
 
+use crate::device_seconds;
+
 const ROWS: usize = 4096;
 const COLUMNS: usize = 1024;
 const HEAD_DIM: usize = 64;

@@ -57,6 +57,8 @@ pub(super) struct Tiling {
     far: usize,
     /// vec4s of a row that a pair's tile holds.
     depth: usize,
+    /// Whether a lane loads the next vec4s of a tile before it computes with those in shared memory.
+    prefetch: bool,
 }
 
 /// vec4s of far rows in shared memory, where these need no more than a pair.
@@ -81,6 +83,7 @@ impl Tiling {
             far: if is_roomy { 64 / far_lanes } else { 4 },
             // Every lane has a vec4 to fetch.
             depth: if own == 2 && far_lanes == 16 { 8 } else { 4 },
+            prefetch: false,
         }
     }
 
@@ -115,7 +118,7 @@ impl Tiling {
     }
 
     pub(super) fn constants(&self, head_dim: usize) -> Vec<(&'static str, u32)> {
-        let Self { near_lanes, far_lanes, own, far, depth } = *self;
+        let Self { near_lanes, far_lanes, own, far, depth, prefetch } = *self;
         let (columns, value_rows) = (self.columns(head_dim), self.value_rows(head_dim));
         let constants = [
             ("DIM", head_dim),
@@ -125,6 +128,7 @@ impl Tiling {
             ("OWN", own),
             ("FAR", far),
             ("DEPTH", depth),
+            ("PREFETCH", prefetch.into()),
             ("VALUE_ROWS", value_rows),
             ("COLUMNS", columns),
             ("OWN_GROUPS", own.div_ceil(4)),
