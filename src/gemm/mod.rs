@@ -337,7 +337,7 @@ impl<'a> Gemm<'a> {
 
 /// Index of the plan to use: the heuristic's, unless tuning is on and the product is large enough to be worth it.
 fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || problem.work() < MIN_TUNED_FLOP {
+    if plans.len() == 1 || !gpu.tunes() || problem.work() < MIN_TUNED_FLOP {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();

@@ -2,15 +2,21 @@
 
 mod adapter;
 mod device;
+mod hash;
 #[cfg(feature = "host")]
 pub(crate) mod host;
 mod kernel;
 mod matrix;
+mod memory;
+mod pace;
+mod pipeline;
 mod pool;
 mod profile;
 mod queue;
+mod recorder;
 mod tune;
 mod wgsl;
+mod workers;
 mod workgroup;
 
 pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
