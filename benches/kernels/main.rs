@@ -30,6 +30,16 @@ fn fastest(gpu: &Gpu, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     (0..5).map(|_| timed(calls)).try_fold(f64::INFINITY, |best, time| Ok(best.min(time?)))
 }
 
+/// Device time of one kernel's dispatches, best of several runs.
+fn device_seconds(gpu: &Gpu, kernel: &str, run: impl Fn() -> Result<()>) -> Result<f64> {
+    let so_far = || Ok(gpu.profile()?.kernels.get(kernel).map_or(0.0, |time| time.seconds));
+    (0..7).try_fold(f64::INFINITY, |best: f64, _| {
+        let before = so_far()?;
+        run()?;
+        Ok(best.min(so_far()? - before))
+    })
+}
+
 fn main() -> Result<()> {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
@@ -39,6 +49,9 @@ fn main() -> Result<()> {
     println!("peak: {:.1} GFLOP/s of multiply-adds", peak / 1e9);
     if "matmul".contains(&filter) {
         matmul::run(&gpu, peak)?;
+    }
+    if "attention passes".contains(&filter) {
+        attention::passes(&gpu, peak)?;
     }
     if "attention".contains(&filter) {
         attention::run(&gpu, peak)?;

@@ -6,6 +6,8 @@ use std::cell::RefCell;
 use polytape::optim::{AdamConfig, AdamW, Clip, Optimizer};
 use polytape::{Gpu, GpuOptions, Gradients, Indices, Params, Result, Role, RotaryTable, Tape, Tensor, Var};
 
+use crate::device_seconds;
+
 const ROWS: usize = 4096;
 const COLUMNS: usize = 1024;
 const HEAD_DIM: usize = 64;
@@ -211,19 +213,9 @@ impl Case<'_> {
     /// Bytes per second.
     fn rate(&self, gpu: &Gpu) -> Result<f64> {
         self.check()?;
-        let seconds = seconds(gpu, self.kernel, || (self.run)().map(drop))?;
+        let seconds = device_seconds(gpu, self.kernel, || (self.run)().map(drop))?;
         Ok((self.passes * 4 * ROWS * COLUMNS) as f64 / seconds)
     }
-}
-
-/// Device time of one kernel's dispatches, best of several runs.
-fn seconds(gpu: &Gpu, kernel: &str, run: impl Fn() -> Result<()>) -> Result<f64> {
-    let so_far = || Ok(gpu.profile()?.kernels.get(kernel).map_or(0.0, |time| time.seconds));
-    (0..7).try_fold(f64::INFINITY, |best: f64, _| {
-        let before = so_far()?;
-        run()?;
-        Ok(best.min(so_far()? - before))
-    })
 }
 
 /// Bytes per second of cross-entropy: logits read, their gradient written in place.
@@ -244,7 +236,7 @@ fn cross_entropy(gpu: &Gpu) -> Result<f64> {
     };
     let want = targets.iter().enumerate().map(loss).sum::<f64>() / TOKENS as f64;
     assert!((found - want).abs() < 1e-4, "cross_entropy: {found}, not {want}");
-    let seconds = seconds(gpu, "cross_entropy", || run().map(drop))?;
+    let seconds = device_seconds(gpu, "cross_entropy", || run().map(drop))?;
     Ok((2 * 4 * TOKENS * VOCABULARY) as f64 / seconds)
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::adapter::{AdapterChoice, AdapterSummary, KernelTier, choose, enumerate};
 #[cfg(feature = "host")]
 use super::host::Executor;
-use super::matrix;
+use super::matrix::{self, MatrixUnits};
 use super::pace::Pace;
 use super::pipeline::Pipelines;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
@@ -77,6 +77,8 @@ pub(super) struct Inner {
     pub(super) summary: AdapterSummary,
     pub(super) tier: KernelTier,
     pub(super) shader_tier: KernelTier,
+    /// See [`MatrixUnits::rounds_f16`].
+    pub(super) rounds_f16: bool,
     pub(super) compile_ahead: bool,
     pub(super) binding_limit: u64,
     pub(super) pace: Arc<Pace>,
@@ -112,27 +114,32 @@ impl Gpu {
                 summary.name
             ));
         }
-        if tier == KernelTier::Matrix
-            && let Err(problem) = Self::try_matrices(&adapter, &summary).await
-        {
-            if options.kernels.is_some() {
-                return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
+        let mut rounds_f16 = false;
+        if tier == KernelTier::Matrix {
+            match Self::try_matrices(&adapter, &summary).await {
+                Ok(rounds) => rounds_f16 = rounds,
+                Err(problem) if options.kernels.is_some() => {
+                    return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
+                }
+                Err(problem) => {
+                    (options.warn)(&format!("the matrix units failed their self-test, using the subgroup kernels: {problem}"));
+                    tier = KernelTier::Subgroup;
+                }
             }
-            (options.warn)(&format!("the matrix units failed their self-test, using the subgroup kernels: {problem}"));
-            tier = KernelTier::Subgroup;
         }
-        Self::open_with(&adapter, &summary, tier, options).await
+        Self::open_with(&adapter, &summary, tier, rounds_f16, options).await
     }
 
     /// Runs the self-test on a throwaway device, so that a failure cannot corrupt the real one.
-    async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<()> {
-        matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, &GpuOptions::default()).await?).await
+    async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<bool> {
+        matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, false, &GpuOptions::default()).await?).await
     }
 
     async fn open_with(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
         tier: KernelTier,
+        rounds_f16: bool,
         options: &GpuOptions,
     ) -> Result<Self> {
         let (device, queue) = Self::request(adapter, summary, tier, options.profile).await?;
@@ -164,6 +171,7 @@ impl Gpu {
                 summary: summary.clone(),
                 tier,
                 shader_tier,
+                rounds_f16,
                 failure,
             }),
         })
@@ -236,10 +244,11 @@ impl Gpu {
         self.inner.summary.lanes().unwrap_or(8)
     }
 
-    /// (Maximum subgroup size, side of a cooperative matrix) for [`KernelTier::Matrix`].
-    pub(crate) fn matrices(&self) -> Option<(u32, u32)> {
+    /// The matrix units, for [`KernelTier::Matrix`].
+    pub(crate) fn matrices(&self) -> Option<MatrixUnits> {
         let summary = &self.inner.summary;
-        summary.matrix_block.map(|block| (summary.subgroup_lanes.1, block))
+        let rounds_f16 = self.inner.rounds_f16;
+        summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16 })
     }
 
     /// Maximum size of a binding, in bytes.

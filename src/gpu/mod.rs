@@ -23,6 +23,7 @@ pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::with_twin;
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
+pub(crate) use matrix::MatrixUnits;
 pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
