@@ -153,27 +153,36 @@ pub(super) struct Plan {
 const MIN_LARGE_TILES: usize = 96;
 
 /// Workgroups for full occupancy of a software adapter and of a GPU.
-const FULL_OCCUPANCY: [usize; 2] = [16, 128];
+const FULL_OCCUPANCY: [usize; 2] = [16, 256];
 
 /// FLOP from which the operands of an f16 product are rounded beforehand.
 const MIN_HALVES_FLOP: u64 = 1 << 30;
 
-/// Minimum inner size per split-K slice.
+/// Minimum inner size per split-K slice, also in tiles of 128 × 128: below, writing and reading the partial products takes too long.
 const MIN_SPLIT_K_DEPTH: usize = 256;
+const MIN_LARGE_SPLIT_K_DEPTH: usize = 512;
 
 impl Problem {
     /// Inner size per workgroup: all of it, or a split-K slice if there are too few tiles for full occupancy. Depends only on
     /// shape and tier, because every split rounds differently.
     pub(super) fn split_k_depth(&self, caps: DeviceCaps) -> usize {
-        let (plan, groups) = match caps.tier {
+        let (rows, columns, groups, min_depth) = match caps.tier {
             KernelTier::Host => return self.inner,
-            KernelTier::Fallback => (Plan::lanes(caps.lanes, self.fallback_tile_rows(caps.lanes)[0], self), FULL_OCCUPANCY[0]),
-            _ => (Plan::tiled(64, false, self), FULL_OCCUPANCY[1]),
+            KernelTier::Fallback => {
+                let plan = Plan::lanes(caps.lanes, self.fallback_tile_rows(caps.lanes)[0], self);
+                (plan.tile_rows, plan.tile_columns, FULL_OCCUPANCY[0], MIN_SPLIT_K_DEPTH)
+            }
+            _ if self.fills_large_tiles() => (128, 128, FULL_OCCUPANCY[1], MIN_LARGE_SPLIT_K_DEPTH),
+            _ => (64, 64, FULL_OCCUPANCY[1], MIN_SPLIT_K_DEPTH),
         };
-        let tiles = self.rows.div_ceil(plan.tile_rows) * self.columns.div_ceil(plan.tile_columns);
-        let occupied = self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles };
-        let split_k = (groups / occupied).min(self.inner / MIN_SPLIT_K_DEPTH).max(1);
+        let split_k = (groups / self.tile_count(rows, columns).max(1)).min(self.inner / min_depth).max(1);
         if split_k == 1 { self.inner } else { self.inner.div_ceil(split_k).next_multiple_of(16) }
+    }
+
+    /// Whether tiles of 128 × 128 are filled, and fill the device, if the inner size is split as far as it may be.
+    fn fills_large_tiles(&self) -> bool {
+        let splits = (self.inner / MIN_LARGE_SPLIT_K_DEPTH).max(1);
+        self.rows >= 128 && self.columns >= 128 && self.tile_count(128, 128) * splits >= MIN_LARGE_TILES
     }
 
     /// Whether rounding A and B to f16 beforehand, in two more dispatches, pays: each tile loads half the bytes and converts
@@ -192,9 +201,9 @@ impl Problem {
     }
 
     /// Output tiles to compute.
-    fn tile_count(&self, rows: u32, columns: u32) -> usize {
-        let tiles = self.batch * self.rows.div_ceil(rows as usize) * self.columns.div_ceil(columns as usize);
-        if self.symmetric { tiles / 2 } else { tiles }
+    fn tile_count(&self, rows: usize, columns: usize) -> usize {
+        let tiles = self.rows.div_ceil(rows) * self.columns.div_ceil(columns);
+        self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles }
     }
 
     /// Candidate tile rows of the fallback kernel, the heuristic's choice first.
@@ -348,9 +357,9 @@ const STAGING: u32 = 16 << 10;
 
 impl MatrixTile {
     /// All tiles, the largest first.
-    const ALL: [Self; 4] = [
-        Self { rows: 256, columns: 128, depth: 32, invocations: 256 },
-        Self { rows: 128, columns: 128, depth: 32, invocations: 256 },
+    const ALL: [Self; 3] = [
+        // Few subgroups with large regions load shared memory least; only halves leave them registers for the next operands.
+        Self { rows: 128, columns: 128, depth: 32, invocations: 128 },
         Self { rows: 128, columns: 128, depth: 16, invocations: 256 },
         Self { rows: 64, columns: 64, depth: 16, invocations: 256 },
     ];
@@ -377,12 +386,13 @@ impl MatrixTile {
         for tile in Self::ALL {
             let [rows, columns] = [tile.rows, tile.columns];
             let is_filled = columns == 64 || (problem.rows >= rows as usize && problem.columns >= columns as usize);
+            let has_registers = problem.halves || tile.invocations == 256;
             let is_new = tiles.last().is_none_or(|last| (last.rows, last.columns) != (rows, columns));
-            if is_new && is_filled && tile.shared(units, problem.f16_terms) <= caps.shared {
+            if is_new && is_filled && has_registers && tile.shared(units, problem.f16_terms) <= caps.shared {
                 tiles.push(tile);
             }
         }
-        let fills_device = |tile: &Self| problem.tile_count(tile.rows, tile.columns) >= MIN_LARGE_TILES;
+        let fills_device = |tile: &Self| problem.tile_count(tile.rows as usize, tile.columns as usize) >= MIN_LARGE_TILES;
         let chosen = tiles.iter().position(fills_device).unwrap_or(tiles.len() - 1);
         tiles[..=chosen].rotate_right(1);
         tiles
@@ -515,16 +525,18 @@ mod tests {
         // Too shallow; enough tiles; enough matrices in the batch.
         for caps in [fallback, portable] {
             assert_eq!(depth(caps, [8, 511, 64], 1, false), 511);
-            assert_eq!(depth(caps, [1024, 100_000, 1024], 1, false), 100_000);
-            assert_eq!(depth(caps, [8, 5000, 64], 100, false), 5000);
+            assert_eq!(depth(caps, [2048, 100_000, 2048], 1, false), 100_000);
+            assert_eq!(depth(caps, [8, 5000, 64], 300, false), 5000);
         }
         assert_eq!(depth(fallback, [32, 1024, 64], 1, false), 256);
         assert_eq!(depth(fallback, [32, 1000, 64], 1, false), 336);
         assert_eq!(depth(fallback, [128, 32_000, 128], 1, false), 16_000);
-        assert_eq!(depth(portable, [64, 100_000, 64], 1, false), 784);
+        assert_eq!(depth(portable, [64, 100_000, 64], 1, false), 400);
         assert_eq!(depth(portable, [256, 2048, 256], 1, false), 256);
-        assert_eq!(depth(portable, [512, 4096, 512], 1, false), 2048);
-        assert_eq!(depth(portable, [512, 4096, 512], 1, true), 1024);
+        // In tiles of 128 × 128: the gradient of a weight of a 271M model.
+        assert_eq!(depth(portable, [1024, 8192, 1024], 1, false), 2048);
+        assert_eq!(depth(portable, [512, 4096, 512], 1, false), 512);
+        assert_eq!(depth(portable, [512, 4096, 512], 1, true), 512);
     }
 
     #[test]
