@@ -92,8 +92,8 @@ impl Case {
                 add(last_dv, p[last], own_dy);
             }
             if query == last && head == heads - 1 {
-                for key in 0..=query {
-                    add(o, p[key], v.at(first + key, kv_head));
+                for (key, &p) in p.iter().enumerate() {
+                    add(o, p, v.at(first + key, kv_head));
                     add(dq, ds(key), k.at(first + key, kv_head));
                 }
             }
