@@ -2,16 +2,16 @@
 // FAR_ROWS far rows in registers, OWN × FAR of them each, and walk the far side tile by tile:
 //   score(pair):  near·farᵀ, from DEPTH quarters (vec4s of a row) at a time of both sides in shared memory;
 //   accumulate:   sum += weights·far, from the weights in shared memory and VALUE_ROWS far rows at a time.
-// Near rows are dealt out in turn (row i·NEAR_LANES + near of a lane's OWN), far rows in runs of FAR, so that a lane's weights of
-// one near row are vec4s. Every shared-memory access is a vec4 whose lanes either share an address or have banks of their own:
-// four rows by eight per 32 lanes. Per multiply-add, that is (OWN + FAR) / (4·OWN·FAR) and (OWN + 4·COLUMNS) / (16·OWN·COLUMNS) loads.
+// Near rows are dealt out in turn (a lane's OWN rows are i·NEAR_LANES + its own), far rows in runs of FAR, so that a lane's weights of
+// one near row are vec4s. All shared memory is read in vec4s, by lanes that share an address or have banks of their own: per
+// multiply-add, (OWN + FAR) / (4·OWN·FAR) loads for a score and (OWN + 4·COLUMNS) / (16·OWN·COLUMNS) for a sum.
 //
 // Every sum is one chain of fused multiply-adds in the order of the far rows, and a masked pair adds zero: neither windows nor the
 // place of a row in its tile change a bit.
 //
-// Constants: DIM, QUARTERS = ⌈DIM/4⌉, NEAR_LANES, FAR_LANES, OWN, FAR, DEPTH, VALUE_ROWS, COLUMNS vec4s of a sum's row per lane; and the bounds
-// of unrolled loops: OWN_GROUPS = ⌈OWN/4⌉, FAR_GROUPS = FAR/4, and vec4s to fetch per lane, NEAR_PARTS, FAR_PARTS,
-// VALUE_PARTS. With PREFETCH, a lane loads its next vec4s before it multiplies those in the tile, else after.
+// Constants: DIM, QUARTERS = ⌈DIM/4⌉, NEAR_LANES, FAR_LANES, OWN, FAR, DEPTH, VALUE_ROWS, COLUMNS (vec4s of a sum's row per lane); the
+// bounds of unrolled loops, OWN_GROUPS = ⌈OWN/4⌉ and FAR_GROUPS = FAR/4, and the vec4s that a lane fetches, NEAR_PARTS, FAR_PARTS
+// and VALUE_PARTS. With PREFETCH, a lane loads its next vec4s before it multiplies those in the tile, else after.
 
 const LANES: u32 = NEAR_LANES * FAR_LANES;
 const NEAR_ROWS: u32 = NEAR_LANES * OWN;
