@@ -11,7 +11,7 @@
 //
 // Constants: DIM, QUARTERS = ⌈DIM/4⌉, NEAR_LANES, FAR_LANES, OWN, FAR, DEPTH, VALUE_ROWS, COLUMNS (vec4s of a sum's row per lane); the
 // bounds of unrolled loops, OWN_GROUPS = ⌈OWN/4⌉ and FAR_GROUPS = FAR/4, and the vec4s that a lane fetches, NEAR_PARTS, FAR_PARTS
-// and VALUE_PARTS. With PREFETCH, a lane loads its next vec4s before it multiplies those in the tile, else after.
+// and VALUE_PARTS.
 
 const LANES: u32 = NEAR_LANES * FAR_LANES;
 const NEAR_ROWS: u32 = NEAR_LANES * OWN;
@@ -20,7 +20,6 @@ const FAR_ROWS: u32 = FAR_LANES * FAR;
 const PITCH: u32 = DEPTH + 1u;
 const WIDE: u32 = COLUMNS * FAR_LANES;
 const PAIR_TILE: u32 = (NEAR_ROWS + FAR_ROWS) * PITCH;
-const PAIR_PARTS: u32 = NEAR_PARTS + FAR_PARTS;
 const VALUE_TILE: u32 = VALUE_PARTS * LANES;
 const WEIGHT_QUARTERS: u32 = FAR_ROWS / 4u;
 
@@ -52,31 +51,27 @@ fn within(value: vec4f, quarter: u32) -> vec4f {
     return select(vec4f(), value, quarter < QUARTERS);
 }
 
-// Loads the quarters from `first` on of all near and far rows of a pair.
-fn load_pair(pair: u32, near: Rows, far: Rows, first: u32, lane: Lane, next: ptr<function, array<vec4f, PAIR_PARTS>>) {
-    let quarter = min(first + lane.index % DEPTH, QUARTERS - 1u);
+// Fetches the quarters from `first` on of all near and far rows of a pair.
+fn fetch_pair(pair: u32, near: Rows, far: Rows, first: u32, lane: Lane) {
+    let quarter = first + lane.index % DEPTH;
     let row = lane.index / DEPTH;
+    var near_next: array<vec4f, NEAR_PARTS>;
+    var far_next: array<vec4f, FAR_PARTS>;
     @unroll for (var p = 0u; p < NEAR_PARTS; p++) {
-        (*next)[p] = load_near(pair, place(near, p * (LANES / DEPTH) + row), quarter);
+        near_next[p] = load_near(pair, place(near, p * (LANES / DEPTH) + row), min(quarter, QUARTERS - 1u));
     }
     @unroll for (var p = 0u; p < FAR_PARTS; p++) {
-        (*next)[NEAR_PARTS + p] = load_far(pair, place(far, p * (LANES / DEPTH) + row), quarter);
+        far_next[p] = load_far(pair, place(far, p * (LANES / DEPTH) + row), min(quarter, QUARTERS - 1u));
     }
-}
-
-// Shares what all lanes have loaded, once all are done with what the tile had.
-fn share_pair(first: u32, lane: Lane, next: ptr<function, array<vec4f, PAIR_PARTS>>) {
-    let d = lane.index % DEPTH;
-    let row = lane.index / DEPTH;
     workgroupBarrier();
     @unroll for (var p = 0u; p < NEAR_PARTS; p++) {
-        tile[(p * (LANES / DEPTH) + row) * PITCH + d] = within((*next)[p], first + d);
+        tile[(p * (LANES / DEPTH) + row) * PITCH + lane.index % DEPTH] = within(near_next[p], quarter);
     }
     @unroll for (var p = 0u; p < FAR_PARTS; p++) {
         // The first far row of each lane, then the second of each, …: lanes read neighbours.
         let far_row = p * (LANES / DEPTH) + row;
         let slot = NEAR_ROWS + far_row % FAR * FAR_LANES + far_row / FAR;
-        tile[slot * PITCH + d] = within((*next)[NEAR_PARTS + p], first + d);
+        tile[slot * PITCH + lane.index % DEPTH] = within(far_next[p], quarter);
     }
     workgroupBarrier();
 }
@@ -101,27 +96,21 @@ fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
     @unroll for (var i = 0u; i < OWN; i++) {
         @unroll for (var j = 0u; j < FAR; j++) { (*score)[i * FAR + j] = 0.0; }
     }
-    var next: array<vec4f, PAIR_PARTS>;
-    @if PREFETCH { load_pair(pair, near, far, 0u, lane, &next); }
     for (var first = 0u; first < rolled(QUARTERS); first += DEPTH) {
-        @if PREFETCH {} @else { load_pair(pair, near, far, first, lane, &next); }
-        share_pair(first, lane, &next);
-        @if PREFETCH { load_pair(pair, near, far, first + DEPTH, lane, &next); }
+        fetch_pair(pair, near, far, first, lane);
         multiply_pair(lane, score);
     }
 }
 
-// Loads VALUE_ROWS far rows from `first` on.
-fn load_values(pair: u32, far: Rows, first: u32, lane: Lane, next: ptr<function, array<vec4f, VALUE_PARTS>>) {
+// Fetches VALUE_ROWS far rows from `first` on.
+fn fetch_values(pair: u32, far: Rows, first: u32, lane: Lane) {
+    var next: array<vec4f, VALUE_PARTS>;
     @unroll for (var p = 0u; p < VALUE_PARTS; p++) {
         let at = p * LANES + lane.index;
-        (*next)[p] = load_far(pair, place(far, first + at / WIDE), min(at % WIDE, QUARTERS - 1u));
+        next[p] = load_far(pair, place(far, first + at / WIDE), min(at % WIDE, QUARTERS - 1u));
     }
-}
-
-fn share_values(lane: Lane, next: ptr<function, array<vec4f, VALUE_PARTS>>) {
     workgroupBarrier();
-    @unroll for (var p = 0u; p < VALUE_PARTS; p++) { tile[p * LANES + lane.index] = (*next)[p]; }
+    @unroll for (var p = 0u; p < VALUE_PARTS; p++) { tile[p * LANES + lane.index] = next[p]; }
     workgroupBarrier();
 }
 
@@ -143,12 +132,8 @@ fn multiply_values(quarter: u32, lane: Lane, sum: ptr<function, array<vec4f, OWN
 
 // sum += weights·far.
 fn accumulate(pair: u32, far: Rows, lane: Lane, sum: ptr<function, array<vec4f, OWN * COLUMNS>>) {
-    var next: array<vec4f, VALUE_PARTS>;
-    @if PREFETCH { load_values(pair, far, 0u, lane, &next); }
     for (var first = 0u; first < rolled(FAR_ROWS); first += VALUE_ROWS) {
-        @if PREFETCH {} @else { load_values(pair, far, first, lane, &next); }
-        share_values(lane, &next);
-        @if PREFETCH { load_values(pair, far, first + VALUE_ROWS, lane, &next); }
+        fetch_values(pair, far, first, lane);
         multiply_values(first / 4u, lane, sum);
     }
 }
