@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::device::Gpu;
 use super::kernel::{Launch, Slice};
@@ -21,6 +21,8 @@ pub struct QueueCounters {
     pub bytes_uploaded: u64,
     /// Bytes copied from the device.
     pub bytes_read: u64,
+    /// Time for which the host waited for the device; the rest of a step's time is the host's own work.
+    pub waited: Duration,
 }
 
 /// Commands that were recorded and not yet submitted.
@@ -36,6 +38,8 @@ pub(super) struct Recorder {
     device: wgpu::Device,
     open: Open,
     timer: Option<Timer>,
+    /// Whether the timer rests.
+    is_untimed: bool,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     counters: QueueCounters,
     work_per_submit: u64,
@@ -57,6 +61,7 @@ impl Recorder {
             device: device.clone(),
             open: Open::default(),
             timer: timed.then(|| Timer::new(device, queue)),
+            is_untimed: false,
             in_flight: VecDeque::new(),
             counters: QueueCounters::default(),
             work_per_submit,
@@ -69,6 +74,11 @@ impl Recorder {
 
     pub(super) fn profile_table(&self) -> ProfileTable {
         self.timer.as_ref().map(Timer::table).unwrap_or_default()
+    }
+
+    /// The timer, unless it rests.
+    fn timer(&mut self) -> Option<&mut Timer> {
+        self.timer.as_mut().filter(|_| !self.is_untimed)
     }
 
     /// The encoder, with no pass open: for copies.
@@ -87,7 +97,7 @@ impl Recorder {
     }
 
     pub(super) fn dispatch(&mut self, pipeline: &wgpu::ComputePipeline, bind_group: &wgpu::BindGroup, launch: &Launch<'_>) {
-        let timestamps = self.timer.as_mut().map(|timer| timer.next(launch.kernel.name(), launch.work));
+        let timestamps = self.timer().map(|timer| timer.next(launch.kernel.name(), launch.work));
         let pass = self.pass();
         if let Some((queries, at)) = &timestamps {
             pass.write_timestamp(queries, *at);
@@ -112,7 +122,7 @@ impl Recorder {
     #[cfg(feature = "host")]
     pub(super) fn count_host(&mut self, launch: &Launch<'_>, time: Duration) {
         self.counters.dispatches += 1;
-        if let Some(timer) = &mut self.timer {
+        if let Some(timer) = self.timer() {
             timer.add(launch.kernel.name(), launch.work, time.as_secs_f64());
         }
     }
@@ -140,33 +150,55 @@ impl Gpu {
         let Some(mut encoder) = open.encoder else {
             return self.failure();
         };
-        if let Some(timer) = recorder.timer.as_mut() {
+        if let Some(timer) = recorder.timer() {
             timer.resolve(&mut encoder);
         }
         let index = self.inner.queue.submit([encoder.finish()]);
         recorder.counters.submits += 1;
         recorder.in_flight.push_back(index);
-        if recorder.timer.is_some() {
-            self.wait(None)?;
+        let started = Instant::now();
+        if recorder.timer().is_some() {
+            self.poll(None)?;
             recorder.in_flight.clear();
-            if let Some(timer) = recorder.timer.as_mut() {
+            if let Some(timer) = recorder.timer() {
                 timer.collect(&self.inner.device)?;
             }
         }
         while recorder.in_flight.len() > SUBMITS_IN_FLIGHT {
             let oldest = recorder.in_flight.pop_front();
-            self.wait(oldest)?;
+            self.poll(oldest)?;
         }
+        recorder.counters.waited += started.elapsed();
         self.failure()
+    }
+
+    /// Turns the timing of kernels on, with a new [`Gpu::profile`], or off, on a device that was opened with
+    /// [`GpuOptions::profile`](super::GpuOptions::profile): there it is on at first. Elsewhere it does nothing.
+    pub fn time_kernels(&self, on: bool) -> Result<()> {
+        self.flush()?;
+        let mut recorder = self.recorder();
+        recorder.is_untimed = !on;
+        if let Some(timer) = recorder.timer() {
+            timer.clear();
+        }
+        Ok(())
     }
 
     /// Submits what has been recorded and waits until the device has done it.
     pub fn synchronize(&self) -> Result<()> {
         self.flush()?;
-        self.wait(None)
+        self.wait()
     }
 
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+    /// Waits until everything submitted is done. Not to be called with the recorder locked.
+    fn wait(&self) -> Result<()> {
+        let started = Instant::now();
+        let done = self.poll(None);
+        self.recorder().counters.waited += started.elapsed();
+        done
+    }
+
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let waited = self.inner.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         waited.map_err(|error| Error::Device(error.to_string()))?;
         self.failure()
@@ -272,7 +304,7 @@ impl Gpu {
     pub(super) async fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<()> {
         let (sender, receiver) = std::sync::mpsc::channel();
         buffer.map_async(mode, .., move |result| drop(sender.send(result)));
-        self.wait(None)?;
+        self.wait()?;
         // Another thread's poll may have taken the callback and be about to call it, after this thread's poll has returned.
         match receiver.recv_timeout(CALLBACK_TIMEOUT) {
             Ok(Ok(())) => Ok(()),

@@ -1,0 +1,1 @@
+//! `docs/hardware.md`: what was measured, by adapter.
