@@ -1,12 +1,7 @@
-//! `cargo bench --bench kernels [-- FILTER]`: FLOP/s or bandwidth of each kernel relative to the adapter's peak, measured in the same
-//! run, after checking its result. The shapes are those of a training step; see RESULTS.md.
+//! `cargo bench --bench kernels [-- FILTER]`: what only matters to the engine's development: PC layers against the published way, the
+//! host's share of a dispatch, and how steps scale. Products, attention, memory and steps: `llama_pc bench`. See RESULTS.md.
 
-mod attention;
 mod dispatch;
-mod matmul;
-mod memory;
-mod model;
-mod peak;
 mod polynomial;
 mod scaling;
 
@@ -35,20 +30,6 @@ fn main() -> Result<()> {
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());
-    let peak = peak::measure(&gpu)?;
-    println!("peak: {:.1} GFLOP/s of multiply-adds", peak / 1e9);
-    if "matmul".contains(&filter) {
-        matmul::run(&gpu, peak)?;
-    }
-    if "attention".contains(&filter) {
-        attention::run(&gpu, peak)?;
-    }
-    if "memory".contains(&filter) {
-        memory::run(&gpu)?;
-    }
-    if "model".contains(&filter) {
-        model::run(&gpu)?;
-    }
     if "polynomial".contains(&filter) {
         polynomial::run(&gpu)?;
     }

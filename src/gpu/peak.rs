@@ -151,37 +151,50 @@ impl Peak {
 
 #[cfg(feature = "host")]
 mod twins {
+    use pulp::{Arch, Simd, WithSimd};
+
     use crate::gpu::host::{Host, simd::LANES};
 
-    /// Chains at a time: as many as hide the latency of a multiply-add and stay in registers.
+    /// Chains at a time: as many as hide the latency of a multiply-add.
     const CHAINS: usize = 8;
 
-    /// Every value of `out` is the sum of eight chains, as in the shader.
+    /// Some values of `out`, each the sum of eight chains, as in the shader.
+    struct Chains<'a> {
+        values: &'a mut [f32],
+        first: f32,
+        steps: usize,
+        x: f32,
+    }
+
+    impl WithSimd for Chains<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let x = simd.splat_f32s(self.x);
+            for values in S::as_mut_simd_f32s(self.values).0 {
+                let mut chains = [simd.splat_f32s(0.0); CHAINS];
+                for (number, chain) in chains.iter_mut().enumerate() {
+                    *chain = simd.splat_f32s(self.first + 0.1 * number as f32);
+                }
+                for _ in 0..8 * self.steps {
+                    for chain in &mut chains {
+                        *chain = simd.mul_add_f32s(*chain, x, x);
+                    }
+                }
+                *values = chains.into_iter().fold(simd.splat_f32s(0.0), |sum, chain| simd.add_f32s(sum, chain));
+            }
+        }
+    }
+
     pub(super) fn multiply_adds(host: &Host<'_>) {
         let [out] = host.outputs();
         let (steps, x) = (host.size(1), host.number(2));
-        host.rows(
-            host.size(0) / LANES,
-            128 * LANES * steps,
-            [(out, LANES)],
-            #[inline(always)]
-            |range, [out]| {
-                for (row, values) in range.zip(out.chunks_exact_mut(LANES)) {
-                    let mut chains: [[f32; LANES]; CHAINS] =
-                        std::array::from_fn(|chain| [row as f32 * 1e-9 + 0.1 * chain as f32; LANES]);
-                    for _ in 0..8 * steps {
-                        for chain in &mut chains {
-                            for value in chain {
-                                *value = value.mul_add(x, x);
-                            }
-                        }
-                    }
-                    for (lane, value) in values.iter_mut().enumerate() {
-                        *value = chains.iter().map(|chain| chain[lane]).sum();
-                    }
-                }
-            },
-        );
+        let step = |range: std::ops::Range<usize>, [out]: [&mut [f32]; 1]| {
+            let first = range.start as f32 * 1e-9;
+            Arch::new().dispatch(Chains { values: out, first, steps, x });
+        };
+        host.rows(host.size(0) / LANES, 128 * LANES * steps, [(out, LANES)], step);
     }
 }
 

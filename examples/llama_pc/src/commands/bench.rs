@@ -35,7 +35,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let found = args.seconds;
         return Err(Failure::usage(format!("--seconds: found {found}, expected a number from 1 to 86400")));
     }
-    let request =
-        Request { only: args.only.clone(), seconds: args.seconds, json: args.json, compare: args.compare.clone() };
+    let request = Request { only: args.only.clone(), seconds: args.seconds, json: args.json, compare: args.compare.clone() };
     bench::run(&args.device.open_to_time()?, &request)
 }

@@ -4,7 +4,8 @@ use polytape::{AttentionShape, Gpu, Gradients, Params, Result, Tape, Tensor, Var
 
 use super::report::{Row, Unit};
 use super::session::{Case, Session, Timing, agree};
-use super::sizes::{PUBLISHED, preset, tokens};
+use super::sizes::{PUBLISHED, TOKENS, preset, tokens};
+use super::table;
 use super::values::{dot, tensor, value};
 
 /// Seeds of q, k, v and the cotangent.
@@ -23,7 +24,8 @@ pub fn run(session: &mut Session) -> Case {
         let estimate = |positions| RUNS * operations(shape, positions, FORWARD + BACKWARD) / rate;
         let what = format!("{} heads of {}", shape.heads, shape.head_dim);
         let Some(positions) = tokens(share, estimate) else {
-            session.leave_out(&what, "takes too long, even of 512 positions");
+            let (least, needed) = (TOKENS[TOKENS.len() - 1], table::seconds(estimate(TOKENS[TOKENS.len() - 1])));
+            session.leave_out(&what, format!("{least} positions take about {needed}, {} are for them", table::seconds(share)));
             continue;
         };
         let (what, estimate) = (format!("{what}, {positions} positions"), estimate(positions));
@@ -110,7 +112,8 @@ impl Inputs {
     fn query(&self, position: usize) -> [Vec<f64>; 2] {
         let width = self.shape.head_dim;
         let root = (width as f64).sqrt();
-        let scores: Vec<f64> = (0..=position).map(|key| dot(width, |d| self.at(0, position, d) * self.at(1, key, d)) / root).collect();
+        let scores: Vec<f64> =
+            (0..=position).map(|key| dot(width, |d| self.at(0, position, d) * self.at(1, key, d)) / root).collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let mass: f64 = scores.iter().map(|score| (score - most).exp()).sum();
         let p: Vec<f64> = scores.iter().map(|score| (score - most).exp() / mass).collect();

@@ -51,9 +51,9 @@ pub fn parse(text: &str) -> Result<Vec<Report>, String> {
 
 /// A line for every value of both, with how many times better the new one is, and their geometric mean.
 pub fn text(earlier: &Report, now: &Report) -> String {
-    let (adapter, driver, kernels) =
-        (clipped(&earlier.adapter, 80), clipped(&earlier.driver, 80), clipped(&earlier.kernels, 80));
-    let mut lines = vec![format!("\nagainst llama_pc {} on {adapter}, {driver}, {kernels} kernels", clipped(&earlier.version, 20))];
+    let (adapter, driver, kernels) = (clipped(&earlier.adapter, 80), clipped(&earlier.driver, 80), clipped(&earlier.kernels, 80));
+    let mut lines =
+        vec![format!("\nagainst llama_pc {} on {adapter}, {driver}, {kernels} kernels", clipped(&earlier.version, 20))];
     let width = now.rows.iter().map(|row| label(row).chars().count()).max().unwrap_or_default();
     lines.push(format!("{:width$}  {:>10}  {:>10}  {:>8}", "", "then", "now", "better"));
     let (mut sum, mut count) = (0.0, 0_u32);
@@ -71,7 +71,13 @@ pub fn text(earlier: &Report, now: &Report) -> String {
     let missing = |of: &Report, within: &Report| of.rows.iter().filter(|row| within.find(row).is_none()).count();
     match count {
         0 => lines.push("no value is in both".to_owned()),
-        _ => lines.push(format!("{:width$}  {:>10}  {:>10}  {:>6.2} ×", "mean of the rates", "", "", (sum / f64::from(count)).exp())),
+        _ => lines.push(format!(
+            "{:width$}  {:>10}  {:>10}  {:>6.2} ×",
+            "mean of the rates",
+            "",
+            "",
+            (sum / f64::from(count)).exp()
+        )),
     }
     let (gone, new) = (missing(earlier, now), missing(now, earlier));
     if gone + new > 0 {

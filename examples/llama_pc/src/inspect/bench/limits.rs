@@ -53,12 +53,6 @@ fn copy(session: &mut Session, what: &str, values: usize) -> Case {
     let timing = session.time(|| x.scaled(0.5).map(drop))?;
     let rate = (2 * 4 * values) as f64 / timing.seconds;
     session.limits.copy = Some(rate);
-    session.row(Row {
-        what: what.to_owned(),
-        unit: Unit::Gigabytes,
-        value: rate / 1e9,
-        spread: timing.spread,
-        ..Row::default()
-    });
+    session.row(Row { what: what.to_owned(), unit: Unit::Gigabytes, value: rate / 1e9, spread: timing.spread, ..Row::default() });
     Ok(())
 }

@@ -298,7 +298,7 @@ fn kernels(session: &mut Session, gpu: &Gpu) -> Case {
     let others = [data.maps(), data.rows(), data.lookups(&table, &ids), data.optimizer(&state)].into_iter().flatten();
     for case in std::iter::once(copy).chain(others) {
         let what = format!("{} on {rows} × {columns}", if case.kernel == "scaled" { "scaled, a copy," } else { case.kernel });
-        session.case(&what.clone(), 0.0, |session| {
+        session.case(&what.clone(), estimate(session, case.passes * rows * columns), |session| {
             case.check()?;
             let timing = time(gpu, case.kernel, &|| (case.run)().map(drop))?;
             session.row(row(session, what, (4 * case.passes * rows * columns) as f64, timing));
@@ -307,7 +307,7 @@ fn kernels(session: &mut Session, gpu: &Gpu) -> Case {
     }
     let tokens = polytape::logit_rows(rows, VOCABULARY);
     let what = format!("cross_entropy on {tokens} × {VOCABULARY}");
-    session.case(&what.clone(), 0.0, |session| {
+    session.case(&what.clone(), estimate(session, 2 * tokens * VOCABULARY), |session| {
         let loss = Loss::new(gpu, tokens)?;
         loss.check()?;
         let timing = time(gpu, "cross_entropy", &|| loss.run().map(drop))?;
@@ -315,6 +315,12 @@ fn kernels(session: &mut Session, gpu: &Gpu) -> Case {
         Ok(())
     });
     Ok(())
+}
+
+/// Seconds that it takes to check and to time what reads and writes so many values.
+fn estimate(session: &Session, values: usize) -> f64 {
+    let calls = (SAMPLES * CALLS + 1) as f64;
+    session.limits.copy.map_or(0.0, |copy| calls * (4 * values) as f64 / copy)
 }
 
 fn row(session: &Session, what: String, bytes: f64, timing: Timing) -> Row {

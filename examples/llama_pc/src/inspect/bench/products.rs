@@ -5,7 +5,8 @@ use polytape::{Gemm, Matrix, Precision, Tensor, logit_rows};
 
 use super::report::{Row, Unit};
 use super::session::{Case, Session, agree};
-use super::sizes::{PUBLISHED, SMALL, preset, tokens};
+use super::sizes::{PUBLISHED, SMALL, TOKENS, preset, tokens};
+use super::table;
 use super::values::{dot, tensor, value};
 
 /// A product op(A)·op(B).
@@ -35,6 +36,15 @@ impl Product {
         ]
     }
 
+    /// A, B, and zeros for the product.
+    fn operands(&self, session: &Session) -> Case<[Tensor; 3]> {
+        let ([rows, inner, columns], [ta, tb], gpu) = (self.size, self.transposed, &session.gpu);
+        let stored = |first, second, turned: bool| if turned { [second, first] } else { [first, second] };
+        let a = tensor(gpu, &stored(rows, inner, ta), 1.0, 1)?;
+        let b = tensor(gpu, &stored(inner, columns, tb), 1.0, 2)?;
+        Ok([a, b, Tensor::zeros(gpu, &[rows, columns])?])
+    }
+
     /// Every product of a block, and those of the head.
     fn of_model(name: &str, sizes: &LlamaConfig, tokens: usize) -> Vec<Self> {
         let (dim, wide) = (sizes.dim, sizes.intermediate_size);
@@ -50,30 +60,44 @@ impl Product {
     }
 }
 
-/// Times that a product runs while it is measured: to compile and tune, to be checked, twice or more to be timed.
-const RUNS: f64 = 6.0;
-/// The share of the limit that a slow kernel reaches, for the first estimate.
-const SLOW: f64 = 0.15;
+/// Times that a product runs while it is measured: to be checked, and to be timed thrice.
+const RUNS: f64 = 4.0;
+/// Side of the product whose speed gives the first estimates.
+const PROBE: usize = 512;
 
 /// Every line of the part.
 pub fn run(session: &mut Session) -> Case {
-    let mut rates = Precision::ALL.map(|_| SLOW * session.limits.multiply_adds);
-    let count = PUBLISHED.len();
+    let mut rates = Precision::ALL.map(|_| f64::INFINITY);
+    for (precision, rate) in Precision::ALL.into_iter().zip(&mut rates) {
+        *rate = probe(session, precision)?;
+    }
     let mut measured = false;
     for (at, name) in PUBLISHED.into_iter().enumerate() {
         let sizes = preset(name)?;
-        let share = session.left() / (count - at) as f64;
-        let Some(tokens) = tokens(share, |tokens| estimate(&Product::of_model(name, &sizes, tokens), &rates)) else {
-            session.leave_out(name, "its products take too long, even of 512 tokens");
+        let share = session.left() / (PUBLISHED.len() - at) as f64;
+        let seconds = |tokens| estimate(&Product::of_model(name, &sizes, tokens), &rates);
+        let Some(tokens) = tokens(share, seconds) else {
+            let (least, needed) = (TOKENS[TOKENS.len() - 1], TOKENS.map(seconds)[TOKENS.len() - 1]);
+            let (needed, share) = (table::seconds(needed), table::seconds(share));
+            session.leave_out(name, format!("its products of {least} tokens take about {needed}, {share} are for them"));
             continue;
         };
         measured = true;
         products(session, &Product::of_model(name, &sizes, tokens), &mut rates);
     }
     if !measured {
-        products(session, &Product::of_model(SMALL, &preset(SMALL)?, 512), &mut rates);
+        products(session, &Product::of_model(SMALL, &preset(SMALL)?, PROBE), &mut rates);
     }
     Ok(())
+}
+
+/// FLOP/s of a small product.
+fn probe(session: &Session, precision: Precision) -> Case<f64> {
+    let x = tensor(&session.gpu, &[PROBE, PROBE], 1.0, 1)?;
+    let gemm = Gemm { precision, ..Gemm::new(Matrix::new(&x)?, Matrix::new(&x)?.t()) };
+    let out = gemm.compute()?;
+    let timing = session.time(|| gemm.compute_into(Matrix::new(&out)?))?;
+    Ok(2.0 * (PROBE as f64).powi(3) / timing.seconds)
 }
 
 /// Seconds that the products take at all precisions.
@@ -84,10 +108,17 @@ fn estimate(products: &[Product], rates: &[f64]) -> f64 {
 
 fn products(session: &mut Session, products: &[Product], rates: &mut [f64]) {
     for product in products {
+        // The operands are the same at every precision.
+        let mut operands = None;
         for (precision, rate) in Precision::ALL.into_iter().zip(rates.iter_mut()) {
             let what = format!("{} at {precision}", product.what);
             session.case(&what, RUNS * product.operations() / *rate, |session| {
-                *rate = measure(session, product, precision)?;
+                let tensors = match operands.take() {
+                    Some(tensors) => tensors,
+                    None => product.operands(session)?,
+                };
+                let tensors = operands.insert(tensors);
+                *rate = measure(session, product, precision, tensors)?;
                 Ok(())
             });
         }
@@ -95,17 +126,13 @@ fn products(session: &mut Session, products: &[Product], rates: &mut [f64]) {
 }
 
 /// FLOP/s of a product.
-fn measure(session: &mut Session, product: &Product, precision: Precision) -> Case<f64> {
-    let ([rows, inner, columns], [ta, tb]) = (product.size, product.transposed);
-    let gpu = session.gpu.clone();
-    let stored = |first, second, turned: bool| if turned { [second, first] } else { [first, second] };
-    let (a, b) = (tensor(&gpu, &stored(rows, inner, ta), 1.0, 1)?, tensor(&gpu, &stored(inner, columns, tb), 1.0, 2)?);
+fn measure(session: &mut Session, product: &Product, precision: Precision, [a, b, out]: &[Tensor; 3]) -> Case<f64> {
+    let [ta, tb] = product.transposed;
     let view = |tensor, turned| Matrix::new(tensor).map(|matrix| if turned { matrix.t() } else { matrix });
-    let gemm = Gemm { precision, ..Gemm::new(view(&a, ta)?, view(&b, tb)?) };
-    let out = Tensor::zeros(&gpu, &[rows, columns])?;
-    gemm.compute_into(Matrix::new(&out)?)?;
-    check(product, precision, &out)?;
-    let timing = session.time(|| gemm.compute_into(Matrix::new(&out)?))?;
+    let gemm = Gemm { precision, ..Gemm::new(view(a, ta)?, view(b, tb)?) };
+    gemm.compute_into(Matrix::new(out)?)?;
+    check(product, precision, out)?;
+    let timing = session.time(|| gemm.compute_into(Matrix::new(out)?))?;
     let rate = product.operations() / timing.seconds;
     // f16x3 is three products of f16.
     let limit = match (precision, session.limits.matrices) {

@@ -59,6 +59,8 @@ pub struct Limits {
 
 /// Samples of a timing.
 const SAMPLES: usize = 5;
+/// The share of the whole time that a timing may take: more than there are, as preparing and checking take as long.
+const TIMINGS: f64 = 600.0;
 
 /// A measurement in progress.
 pub struct Session {
@@ -130,6 +132,11 @@ impl Session {
         table::part(self.part, &rows, &left_out)
     }
 
+    /// Measured values so far.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Seconds that the part has left.
     pub fn left(&self) -> f64 {
         self.deadline.saturating_duration_since(Instant::now()).as_secs_f64()
@@ -199,8 +206,7 @@ impl Session {
             Ok(start.elapsed().as_secs_f64() / calls as f64)
         };
         let first = sample(1)?;
-        // A 300th of two minutes, or less near the end.
-        let budget = (self.length.as_secs_f64() / 300.0).min(self.left());
+        let budget = (self.length.as_secs_f64() / TIMINGS).min(self.left());
         let calls = (budget / (SAMPLES as f64 + 1.0) / first).clamp(1.0, 1000.0) as usize;
         let ends = Instant::now() + Duration::from_secs_f64(budget);
         let mut samples = Vec::new();

@@ -7,9 +7,9 @@ use polytape::{Gpu, Gradients, ParamId, Params, Result, Role, Tensor};
 
 use super::report::{Row, Unit};
 use super::session::{Case, Session, Timing, agree};
-use super::sizes::PUBLISHED;
+use super::sizes::{PUBLISHED, SMALL};
 use super::table;
-use super::values::{dot, tensor, value};
+use super::values::{dot, filled, tensor, value};
 use crate::config::Config;
 use crate::inspect::plan::StepFlops;
 use crate::model::engine;
@@ -17,7 +17,7 @@ use crate::model::engine;
 /// Blocks at a time, where there is time for as many: a step computes matrices of one shape together.
 const BLOCKS: [usize; 2] = [4, 1];
 /// Times that a part runs while it is measured.
-const RUNS: f64 = 6.0;
+const RUNS: f64 = 4.0;
 /// The share of the limit that slow kernels reach, for the first estimate.
 const SLOW: f64 = 0.1;
 /// Seeds of the two vectors that the PC layer's check needs.
@@ -26,34 +26,57 @@ const RIGHT: u32 = 92;
 
 /// Every line of the part.
 pub fn run(session: &mut Session) -> Case {
+    let mut measured = false;
     for (at, name) in PUBLISHED.into_iter().enumerate() {
-        let rate = session.limits.product.map_or(SLOW * session.limits.multiply_adds, |best| best / 2.0);
         let share = session.left() / (PUBLISHED.len() - at) as f64;
-        // The blocks are alike.
-        let one = StepFlops::of(&config(name, 1)?)?;
-        let seconds = |blocks: usize| RUNS * blocks as f64 * (one.pc + one.optimizer) / rate;
-        let Some(blocks) = BLOCKS.into_iter().find(|&blocks| seconds(blocks) <= share) else {
-            session.leave_out(name, format!("PC layers and Muon take about {} a block", table::seconds(seconds(1))));
+        measured |= model(session, name, share)?;
+    }
+    if !measured {
+        model(session, SMALL, session.left())?;
+    }
+    Ok(())
+}
+
+/// Measures what there is time for, in seconds; whether that is anything.
+fn model(session: &mut Session, name: &str, share: f64) -> Case<bool> {
+    let rate = session.limits.product.map_or(SLOW * session.limits.multiply_adds, |best| best / 2.0);
+    // The blocks are alike.
+    let one = StepFlops::of(&config(name, 1)?)?;
+    let seconds = |flops: f64, blocks: usize| RUNS * blocks as f64 * flops / rate;
+    let rows = session.rows();
+    for (column, flops, measure) in [("PC layers", one.pc, pc as Measure), ("Muon", one.optimizer, muon as Measure)] {
+        let Some(blocks) = BLOCKS.into_iter().find(|&blocks| seconds(flops, blocks) <= share / 2.0) else {
+            let (needed, share) = (table::seconds(seconds(flops, 1)), table::seconds(share / 2.0));
+            session.leave_out(&format!("{column} of {name}"), format!("one block takes about {needed}, {share} are for it"));
             continue;
         };
-        let config = config(name, blocks)?;
-        let flops = StepFlops::of(&config)?;
         let plural = if blocks == 1 { "" } else { "s" };
-        let what = format!("{name}: {blocks} block{plural}, PC level 4");
-        session.case(&format!("PC layers of {what}"), RUNS * flops.pc / rate, |session| {
-            let layers = Layers::new(&session.gpu, &config)?;
-            layers.check()?;
-            let timing = session.time(|| layers.step().map(drop))?;
-            session.row(row(session, &what, "PC layers", timing, flops.pc));
-            Ok(())
-        });
-        session.case(&format!("Muon of {what}"), RUNS * flops.optimizer / rate, |session| {
-            let timing = muon(session, &config)?;
-            session.row(row(session, &what, "Muon", timing, flops.optimizer));
+        let config = config(name, blocks)?;
+        session.case(&format!("{column} of {name}"), seconds(flops, blocks), |session| {
+            let timing = measure(session, &config)?;
+            session.row(Row {
+                what: format!("{name}: {blocks} block{plural}"),
+                column: column.to_owned(),
+                unit: Unit::Milliseconds,
+                value: 1e3 * timing.seconds,
+                spread: timing.spread,
+                of_limit: Some(flops * blocks as f64 / timing.seconds / session.limits.multiply_adds),
+                ..Row::default()
+            });
             Ok(())
         });
     }
-    Ok(())
+    Ok(session.rows() > rows)
+}
+
+/// Checks and times something of a configuration.
+type Measure = fn(&Session, &Config) -> Case<Timing>;
+
+/// Seconds of the PC layers of some blocks: effective weights, backward and power iterations, as a step has them once.
+fn pc(session: &Session, config: &Config) -> Case<Timing> {
+    let layers = Layers::new(&session.gpu, config)?;
+    layers.check()?;
+    Ok(session.time(|| layers.step().map(drop))?)
 }
 
 /// A published model with some of its blocks.
@@ -66,18 +89,6 @@ fn config(name: &str, blocks: usize) -> Case<Config> {
     let mut config = Config::load(None, &[&[preset, layers], &pc, &muon].map(|set| &set[..]).concat())?;
     config.resolve_vocab(None)?;
     Ok(config)
-}
-
-fn row(session: &Session, what: &str, column: &str, timing: Timing, flops: f64) -> Row {
-    Row {
-        what: what.to_owned(),
-        column: column.to_owned(),
-        unit: Unit::Milliseconds,
-        value: 1e3 * timing.seconds,
-        spread: timing.spread,
-        of_limit: Some(flops / timing.seconds / session.limits.multiply_adds),
-        ..Row::default()
-    }
 }
 
 /// PC layers with cotangents of their effective weights.
@@ -169,8 +180,7 @@ impl Layers {
 
 /// A cotangent of rank one: a·bᵀ.
 fn outer(gpu: &Gpu, [rows, columns]: [usize; 2]) -> Result<Tensor> {
-    let values: Vec<f32> = (0..rows * columns).map(|at| value(LEFT, at / columns) * value(RIGHT, at % columns)).collect();
-    Tensor::from_slice(gpu, &values, &[rows, columns])
+    filled(gpu, &[rows, columns], |at| value(LEFT, at / columns) * value(RIGHT, at % columns))
 }
 
 /// A PC layer in float64, applied to vectors.
@@ -238,7 +248,7 @@ fn norm(values: &[f64]) -> f64 {
 }
 
 /// Seconds of Muon's step on the matrices of some blocks.
-fn muon(session: &mut Session, config: &Config) -> Case<Timing> {
+fn muon(session: &Session, config: &Config) -> Case<Timing> {
     const RATE: f32 = 0.01;
     let gpu = session.gpu.clone();
     let mut params = Params::new(&gpu);
@@ -248,26 +258,25 @@ fn muon(session: &mut Session, config: &Config) -> Case<Timing> {
         let id = params.add(parameter.name, Role::Matrix, Tensor::zeros(&gpu, &shape)?)?;
         shapes.push((id, shape));
     }
-    let mut distinct: Vec<([usize; 2], Rotated)> = Vec::new();
-    let mut tensors = Vec::new();
-    for (id, shape) in &shapes {
-        let at = distinct.iter().position(|(other, _)| other == shape).unwrap_or_else(|| {
-            distinct.push((*shape, Rotated::new(*shape)));
-            distinct.len() - 1
-        });
-        tensors.push((*id, distinct[at].1.tensor(&gpu)?));
+    let mut distinct: Vec<(Rotated, Tensor)> = Vec::new();
+    for (_, shape) in &shapes {
+        if !distinct.iter().any(|(rotated, _)| rotated.shape == *shape) {
+            let rotated = Rotated::new(*shape);
+            let tensor = rotated.tensor(&gpu)?;
+            distinct.push((rotated, tensor));
+        }
     }
+    let of = |shape: [usize; 2]| distinct.iter().find(|(rotated, _)| rotated.shape == shape).expect("bug: every shape is there");
     let gradients = || -> Result<Gradients> {
         let mut gradients = Gradients::new();
-        tensors.iter().try_for_each(|(id, tensor)| gradients.add(*id, tensor.clone()))?;
+        shapes.iter().try_for_each(|(id, shape)| gradients.add(*id, of(*shape).1.clone()))?;
         Ok(gradients)
     };
     let clip = Clip::new(&gpu, &gradients()?, f32::INFINITY)?;
     let mut optimizer = (config.optimizer.rule().build)(&config.optimizer);
     optimizer.step(&mut params, gradients()?, &clip, RATE)?;
     for (id, shape) in &shapes {
-        let (_, rotated) = distinct.iter().find(|(other, _)| other == shape).expect("bug: every shape is there");
-        rotated.check(&params.get(*id)?.tensor, &params.get(*id)?.name, f64::from(RATE))?;
+        of(*shape).0.check(&params.get(*id)?.tensor, &params.get(*id)?.name, f64::from(RATE))?;
     }
     Ok(session.time(|| optimizer.step(&mut params, gradients()?, &clip, RATE))?)
 }
@@ -317,9 +326,7 @@ impl Rotated {
         let [rows, columns] = self.shape;
         let same = |sigma: f64| sigma;
         let middle = self.middle(&same);
-        let values: Vec<f32> =
-            (0..rows * columns).map(|at| self.element([at / columns, at % columns], middle, &same) as f32).collect();
-        Tensor::from_slice(gpu, &values, &self.shape)
+        filled(gpu, &[rows, columns], |at| self.element([at / columns, at % columns], middle, &same) as f32)
     }
 
     /// Compares what Muon made of zeros in one step with float64: -lr·s·O, where O has the singular values that Newton–Schulz makes of

@@ -1,8 +1,8 @@
 //! Whole training steps, plain and with PC layers: tokens per second, what the PC layers add, and where the time goes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use polytape::gpu::{KernelTier, QueueCounters};
+use polytape::gpu::KernelTier;
 use polytape::llama::{Llama, LlamaConfig, names};
 use polytape::spectral::Preconditioner;
 use polytape::{Indices, Precision, Tensor, Trainer};
@@ -44,17 +44,17 @@ const SETUPS: [[Setup; 2]; 4] = {
 
 /// Micro-batches for which the cost of the PC layers is given: they are computed once per step, however many there are.
 const MICRO_BATCHES: f64 = 8.0;
-/// Rounds of a plain and a PC step: the first compiles and is checked.
-const FEWEST_ROUNDS: usize = 1;
-const MOST_ROUNDS: usize = 5;
+/// Rounds of a plain and a PC step that are timed at most. Before them, one compiles.
+const ROUNDS: usize = 5;
 /// The share of a product's rate that a step reaches, and of the limit where no product was measured, for the estimate.
 const OF_PRODUCT: f64 = 0.4;
 const OF_LIMIT: f64 = 0.1;
 
 /// Every line of the part.
 pub fn run(session: &mut Session) -> Case {
-    for setups in SETUPS {
+    for (at, setups) in SETUPS.into_iter().enumerate() {
         let [setup, _] = setups;
+        let share = session.left() / (SETUPS.len() - at) as f64;
         if setup.precision != Precision::F32 && session.gpu.kernels() != KernelTier::Matrix {
             continue;
         }
@@ -69,7 +69,7 @@ pub fn run(session: &mut Session) -> Case {
             }
         }
         match chosen {
-            Ok(setup) => session.case(&setup.to_string(), 0.0, |session| measure(session, &setup)),
+            Ok(setup) => session.case(&setup.to_string(), 0.0, |session| measure(session, &setup, share)),
             Err(problem) => session.leave_out(&setup.to_string(), problem),
         }
     }
@@ -113,7 +113,7 @@ fn problem(session: &Session, setup: &Setup) -> Case<Option<String>> {
     let rate = session.limits.product.map_or(OF_LIMIT * session.limits.multiply_adds, |best| OF_PRODUCT * best);
     // A plain step and one with PC layers, each to compile and to be timed.
     let flops = StepFlops::of(&config)?;
-    let estimate = (1 + FEWEST_ROUNDS) as f64 * (2.0 * flops.model + flops.pc) / rate;
+    let estimate = 2.0 * (2.0 * flops.model + flops.pc) / rate;
     let left = session.left();
     let text = format!("takes about {}, {} left", table::seconds(estimate), table::seconds(left));
     Ok((estimate > left).then_some(text))
@@ -172,60 +172,56 @@ impl Model {
         trainer.preconditioner = with_pc.then(|| preconditioner.clone());
         session.gpu.synchronize()?;
         let start = Instant::now();
-        let output =
-            trainer.step(setup.micro_batches, RATE, |tape, _| llama.loss(tape, inputs, targets, setup.seq_len))?;
+        let output = trainer.step(setup.micro_batches, RATE, |tape, _| llama.loss(tape, inputs, targets, setup.seq_len))?;
         session.gpu.synchronize()?;
         Ok((start.elapsed().as_secs_f64(), output.loss))
     }
 }
 
-/// Rounds of plain and PC steps, which take turns so that other load meets both.
-fn measure(session: &mut Session, setup: &Setup) -> Case {
+/// Rounds of plain and PC steps, which take turns so that other load meets both: one, and others for as long as the share of the time
+/// lasts, in seconds.
+fn measure(session: &mut Session, setup: &Setup, share: f64) -> Case {
+    let ends = Instant::now() + Duration::from_secs_f64(share);
     let mut model = Model::new(session, setup)?;
     let what = setup.to_string();
     let first = [model.step(session, false)?.1, model.step(session, true)?.1];
     check_first(&first, &preset(setup.model)?)?;
     let mut samples = [Vec::new(), Vec::new()];
-    let mut counters = QueueCounters::default();
-    let mut last = first;
-    while samples[0].len() < MOST_ROUNDS && (samples[0].is_empty() || session.left() > 4.0 * samples[1][0]) && !session.is_over() {
+    let mut lowest = first;
+    let (mut dispatches, mut host) = (0, f64::INFINITY);
+    while samples[0].len() < ROUNDS && (samples[0].is_empty() || Instant::now() < ends) && !session.is_over() {
         for (at, samples) in samples.iter_mut().enumerate() {
             let before = session.gpu.counters();
             let (seconds, loss) = model.step(session, at == 1)?;
-            counters = difference(session.gpu.counters(), before);
+            let after = session.gpu.counters();
             samples.push(seconds);
-            last[at] = loss;
+            lowest[at] = lowest[at].min(loss);
+            if at == 1 {
+                dispatches = after.dispatches - before.dispatches;
+                host = host.min(seconds - after.waited.saturating_sub(before.waited).as_secs_f64());
+            }
         }
     }
     if samples[1].is_empty() {
         return Ok(());
     }
-    for (name, first, last) in [("plain", first[0], last[0]), ("PC", first[1], last[1])] {
-        if !(last < first) {
-            return Err(Stop::Wrong(format!("the loss of the {name} steps, on the same tokens, goes from {first} to {last}")));
+    for (at, name) in ["plain", "PC"].into_iter().enumerate() {
+        let (first, lowest) = (first[at], lowest[at]);
+        if lowest >= first {
+            return Err(Stop::Wrong(format!("the loss of {name} steps on the same tokens never falls below its first, {first}")));
         }
     }
     let [plain, pc] = samples.map(Timing::of);
     speeds(session, setup, [plain, pc]);
-    let count = counters.dispatches as f64;
-    session.row(Row { what: what.clone(), unit: Unit::Dispatches, value: count, ..Row::default() });
+    session.row(Row { what: what.clone(), unit: Unit::Dispatches, value: dispatches as f64, ..Row::default() });
     // On the host tier the host is the device.
     if session.gpu.kernels() != KernelTier::Host {
-        let host = pc.seconds - counters.waited.as_secs_f64();
         session.row(milliseconds(&what, "host", host.max(0.0)));
     }
     if has_timer(&session.gpu) && !session.is_over() {
         profile(session, &mut model, &what)?;
     }
     Ok(())
-}
-
-fn difference(after: QueueCounters, before: QueueCounters) -> QueueCounters {
-    QueueCounters {
-        dispatches: after.dispatches - before.dispatches,
-        waited: after.waited.saturating_sub(before.waited),
-        ..after
-    }
 }
 
 fn milliseconds(what: &str, column: &str, seconds: f64) -> Row {

@@ -15,8 +15,24 @@ pub fn value(seed: u32, at: usize) -> f32 {
 
 /// A tensor of such values times `std`.
 pub fn tensor(gpu: &Gpu, shape: &[usize], std: f32, seed: u32) -> Result<Tensor> {
-    let count = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|at| std * value(seed, at)).collect();
+    filled(gpu, shape, |at| std * value(seed, at))
+}
+
+/// A tensor of values by their place, computed on all cores: a billion of them on one take longer than what is measured.
+pub fn filled(gpu: &Gpu, shape: &[usize], value: impl Fn(usize) -> f32 + Sync) -> Result<Tensor> {
+    let mut values = vec![0.0; shape.iter().product()];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let step = values.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        for (part, values) in values.chunks_mut(step).enumerate() {
+            let value = &value;
+            scope.spawn(move || {
+                for (at, target) in values.iter_mut().enumerate() {
+                    *target = value(part * step + at);
+                }
+            });
+        }
+    });
     Tensor::from_slice(gpu, &values, shape)
 }
 

@@ -274,7 +274,13 @@ pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
         return Ok(None);
     }
     let binding = bindings::limit(gpu).and_then(|limit| bindings::problem(&model, limit));
-    let needs = || format!("needs {} of memory, of which there is {}", binary(memory::peak(&model).total()), limits.memory.map_or_else(|| "too little".to_owned(), binary));
+    let needs = || {
+        format!(
+            "needs {} of memory, of which there is {}",
+            binary(memory::peak(&model).total()),
+            limits.memory.map_or_else(|| "too little".to_owned(), binary)
+        )
+    };
     Ok(Some(binding.unwrap_or_else(needs)))
 }
 
