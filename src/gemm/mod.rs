@@ -89,6 +89,11 @@ impl<'a> Matrix<'a> {
         [self.offset, self.stride, self.batch_stride].iter().all(|value| value.is_multiple_of(4))
     }
 
+    /// Whether most of the elements in its binding are its own.
+    fn is_dense(&self) -> bool {
+        2 * self.count * self.rows * self.columns >= self.binding().0.size as usize / 4
+    }
+
     /// The binding that covers the elements, and the index of the first in it.
     fn binding(&self) -> (Slice<'a>, usize) {
         let count = (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
@@ -271,6 +276,7 @@ impl<'a> Gemm<'a> {
             diagonal: self.delta != 0.0,
             beta: self.beta != 0.0,
             symmetric: self.symmetric,
+            halves: false,
         }
     }
 
@@ -300,7 +306,10 @@ impl<'a> Gemm<'a> {
             first_group: 0,
             split_k: [split_k as u32, depth as u32],
         };
-        let problem = self.problem(&out, depth);
+        let mut problem = self.problem(&out, depth);
+        problem.halves = problem.halves_pay(DeviceCaps::of(gpu)) && self.a.is_dense() && self.b.is_dense();
+        let halves = if problem.halves { Some([plan::round(gpu, &a_slice)?, plan::round(gpu, &b_slice)?]) } else { None };
+        let [a_slice, b_slice] = halves.as_ref().map_or([a_slice, b_slice], |[a, b]| [a.slice(), b.slice()]);
         let plans = plans(&problem);
         let launch = |plan: &Plan, out_slice: Slice<'_>| {
             gpu.launch(&Launch {
@@ -328,7 +337,7 @@ impl<'a> Gemm<'a> {
 
 /// Index of the plan to use: the heuristic's, unless tuning is on and the product is large enough to be worth it.
 fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || problem.work() < MIN_TUNED_FLOP {
+    if plans.len() == 1 || !gpu.tunes() || problem.work() < MIN_TUNED_FLOP {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();

@@ -2,22 +2,29 @@
 
 mod adapter;
 mod device;
+mod hash;
 #[cfg(feature = "host")]
 pub(crate) mod host;
 mod kernel;
 mod matrix;
+mod memory;
+mod pace;
 mod peak;
+mod pipeline;
 mod pool;
 mod profile;
 mod queue;
+mod recorder;
 mod tune;
 mod wgsl;
+mod workers;
 mod workgroup;
 
 pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::with_twin;
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
+pub(crate) use matrix::MatrixUnits;
 pub use peak::{Peak, Unit};
 pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};

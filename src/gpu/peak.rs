@@ -113,9 +113,10 @@ impl Peak {
         Slice { buffer: &self.out, offset: 0, size: self.out.bytes() }
     }
 
-    /// (Invocations of a subgroup, side of a matrix).
+    /// (Most invocations of a subgroup, side of a matrix).
     fn matrices(&self) -> (u32, u32) {
-        self.gpu.matrices().expect("bug: the matrix kernels have matrices")
+        let units = self.gpu.matrices().expect("bug: the matrix kernels have matrices");
+        (units.lanes.1, units.block)
     }
 
     /// FLOP of a dispatch.

@@ -103,6 +103,11 @@ fn read(path: &Path, warn: fn(&str)) -> BTreeMap<String, String> {
 }
 
 impl Gpu {
+    /// Whether kernels are timed: without, [`Gpu::tuned`] need not be asked.
+    pub(crate) fn tunes(&self) -> bool {
+        self.inner.tuner.is_on
+    }
+
     /// Index of the fastest of `candidates` for a shape class; 0 without tuning. `run` records the work with a candidate; its
     /// output is discarded.
     pub(crate) fn tuned(&self, class: &str, candidates: &[String], run: impl Fn(usize) -> Result<()>) -> Result<usize> {
