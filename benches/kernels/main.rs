@@ -1,5 +1,5 @@
-//! `cargo bench --bench kernels [-- FILTER]`: what only matters to the engine's development: PC layers against the published way, the
-//! host's share of a dispatch, and how steps scale. Products, attention, memory and steps: `llama_pc bench`. See RESULTS.md.
+//! `cargo bench --bench kernels [-- FILTER]`: what only matters to the engine's development: attention kernel by kernel, PC layers against the
+//! published way, the host's share of a dispatch, and how steps scale. Products, memory and whole steps: `llama_pc bench`. See RESULTS.md.
 
 mod attention;
 mod dispatch;

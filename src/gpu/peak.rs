@@ -62,7 +62,8 @@ impl Peak {
         let count = match (unit, software) {
             (Unit::MultiplyAdd, true) => 1 << 12,
             (Unit::MultiplyAdd, false) => 1 << 20,
-            (Unit::Matrix, _) => 1 << 12,
+            (Unit::Matrix, true) => 1 << 6,
+            (Unit::Matrix, false) => 1 << 12,
         };
         if unit == Unit::Matrix && gpu.kernels() != super::KernelTier::Matrix {
             return Err(MATRICES.error(format!("the {} kernels do not use matrix units", gpu.kernels())));

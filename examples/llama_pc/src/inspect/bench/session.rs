@@ -61,6 +61,8 @@ pub struct Limits {
 const SAMPLES: usize = 5;
 /// The share of the whole time that a timing may take: more than there are, as preparing and checking take as long.
 const TIMINGS: f64 = 600.0;
+/// Seconds that it takes at least, if the part has them.
+const SHORTEST: f64 = 0.1;
 
 /// A measurement in progress.
 pub struct Session {
@@ -206,7 +208,7 @@ impl Session {
             Ok(start.elapsed().as_secs_f64() / calls as f64)
         };
         let first = sample(1)?;
-        let budget = (self.length.as_secs_f64() / TIMINGS).min(self.left());
+        let budget = (self.length.as_secs_f64() / TIMINGS).max(SHORTEST).min(self.left());
         let calls = (budget / (SAMPLES as f64 + 1.0) / first).clamp(1.0, 1000.0) as usize;
         let ends = Instant::now() + Duration::from_secs_f64(budget);
         let mut samples = Vec::new();
