@@ -96,13 +96,14 @@ impl Report {
     /// Of a device; nothing measured yet.
     pub fn of(gpu: &Gpu) -> Self {
         let adapter = gpu.adapter();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             adapter: adapter.name.clone(),
             kind: format!("{:?}, {:?}", adapter.kind, adapter.backend),
             driver: adapter.driver.clone(),
             kernels: gpu.kernels().to_string(),
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            system: format!("{} {}, {cores} cores", std::env::consts::OS, std::env::consts::ARCH),
             seconds: 0.0,
             interrupted: false,
             rows: Vec::new(),

@@ -193,6 +193,10 @@ impl Session {
 
     /// Notes a measurement.
     pub fn row(&mut self, row: Row) {
+        if !row.value.is_finite() {
+            // Such as the bandwidth of a kernel that did not run.
+            return self.judge(format!(", {}", row.what), Err(Stop::Wrong("nothing was timed".to_owned())));
+        }
         self.rows.push(Row { part: self.part.to_owned(), ..row });
     }
 
