@@ -58,19 +58,21 @@ pub fn run(session: &mut Session) -> Case {
         if setup.precision != Precision::F32 && session.gpu.kernels() != KernelTier::Matrix {
             continue;
         }
-        let mut chosen = Err(String::new());
+        let mut problems = Vec::new();
         for setup in setups {
-            chosen = match problem(session, &setup)? {
-                Some(problem) => Err(problem),
-                None => Ok(setup),
-            };
-            if chosen.is_ok() {
-                break;
+            match problem(session, &setup)? {
+                Some(problem) => problems.push((setup, problem)),
+                None => {
+                    session.case(&setup.to_string(), 0.0, |session| measure(session, &setup, share));
+                    break;
+                }
             }
         }
-        match chosen {
-            Ok(setup) => session.case(&setup.to_string(), 0.0, |session| measure(session, &setup, share)),
-            Err(problem) => session.leave_out(&setup.to_string(), problem),
+        // Of two that cannot be measured, what stands against the smaller one says more.
+        if problems.len() == setups.len()
+            && let Some((setup, problem)) = problems.pop()
+        {
+            session.leave_out(&setup.to_string(), problem);
         }
     }
     Ok(())
