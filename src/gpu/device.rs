@@ -281,7 +281,7 @@ impl Gpu {
         self.inner.pool.allocate(bytes)
     }
 
-    /// Time per kernel since the device was opened; empty without [`GpuOptions::profile`].
+    /// Time per kernel since the device was opened, or since [`Gpu::time_kernels`]; empty without [`GpuOptions::profile`].
     pub fn profile(&self) -> Result<ProfileTable> {
         self.flush()?;
         Ok(self.recorder().profile_table())

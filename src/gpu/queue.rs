@@ -1,7 +1,7 @@
 //! Uploads, copies, read-back; submitting and waiting.
 
 use std::sync::MutexGuard;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::device::Gpu;
 use super::kernel::Slice;
@@ -20,6 +20,8 @@ pub struct QueueCounters {
     pub bytes_uploaded: u64,
     /// Bytes copied from the device.
     pub bytes_read: u64,
+    /// Time for which the host waited for the device; the rest of a step's time is the host's own work.
+    pub waited: Duration,
 }
 
 /// How long another thread may take to call a callback whose work is done.
@@ -52,9 +54,21 @@ impl Gpu {
     }
 
     fn wait(&self) -> Result<()> {
+        let started = Instant::now();
         recorder::wait(&self.inner.device, None)?;
-        self.recorder().is_idle();
+        let mut recorder = self.recorder();
+        recorder.is_idle();
+        recorder.counters().waited += started.elapsed();
+        drop(recorder);
         self.failure()
+    }
+
+    /// Turns the timing of kernels on, with a new [`Gpu::profile`], or off, on a device that was opened with
+    /// [`GpuOptions::profile`](super::GpuOptions::profile): there it is on at first. Elsewhere it does nothing.
+    pub fn time_kernels(&self, on: bool) -> Result<()> {
+        self.flush()?;
+        self.recorder().time_kernels(on);
+        Ok(())
     }
 
     fn failure(&self) -> Result<()> {

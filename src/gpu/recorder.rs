@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::kernel::Launch;
 use super::pace::Pace;
@@ -72,6 +72,8 @@ pub(super) struct Recorder {
     /// Counts submits after which nothing waited. A buffer whose number is lower is used by no command that is still to be submitted.
     generation: u64,
     timer: Option<Timer>,
+    /// Whether the timer rests.
+    is_untimed: bool,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     counters: QueueCounters,
 }
@@ -95,6 +97,7 @@ impl Recorder {
             encoded: 0,
             generation: 1,
             timer: timed.then(|| Timer::new(device, queue)),
+            is_untimed: false,
             in_flight: VecDeque::new(),
             counters: QueueCounters::default(),
         }
@@ -102,6 +105,19 @@ impl Recorder {
 
     pub(super) fn counters(&mut self) -> &mut QueueCounters {
         &mut self.counters
+    }
+
+    /// The timer, unless it rests.
+    fn timer(&mut self) -> Option<&mut Timer> {
+        self.timer.as_mut().filter(|_| !self.is_untimed)
+    }
+
+    /// See [`Gpu::time_kernels`](super::Gpu::time_kernels).
+    pub(super) fn time_kernels(&mut self, on: bool) {
+        self.is_untimed = !on;
+        if let Some(timer) = self.timer() {
+            timer.clear();
+        }
     }
 
     pub(super) fn profile_table(&self) -> ProfileTable {
@@ -305,7 +321,7 @@ impl Recorder {
         arguments: &[u8],
         dispatch: &Dispatch,
     ) {
-        let timestamps = self.timer.as_mut().map(|timer| timer.next(dispatch.kernel, dispatch.work));
+        let timestamps = self.timer().map(|timer| timer.next(dispatch.kernel, dispatch.work));
         if self.open.pass.is_none() {
             let pass = self.encoder().begin_compute_pass(&Default::default()).forget_lifetime();
             self.open.pass = Some(pass);
@@ -337,7 +353,7 @@ impl Recorder {
     #[cfg(feature = "host")]
     pub(super) fn count_host(&mut self, launch: &Launch<'_>, time: Duration) {
         self.counters.dispatches += 1;
-        if let Some(timer) = &mut self.timer {
+        if let Some(timer) = self.timer() {
             timer.add(launch.kernel.name, launch.work, time.as_secs_f64());
         }
     }
@@ -355,7 +371,7 @@ impl Recorder {
         drop(open.pass);
         open.staging.iter().for_each(wgpu::Buffer::unmap);
         let mut encoder = open.encoder;
-        if let (Some(timer), Some(encoder)) = (self.timer.as_mut(), encoder.as_mut()) {
+        if let (Some(timer), Some(encoder)) = (self.timer(), encoder.as_mut()) {
             timer.resolve(encoder);
         }
         if self.waiting.is_empty() {
@@ -367,17 +383,20 @@ impl Recorder {
         let index = self.queue.submit(open.early.into_iter().chain(encoder).map(wgpu::CommandEncoder::finish));
         self.counters.submits += 1;
         self.in_flight.push_back(index);
-        if self.timer.is_some() {
+        let started = Instant::now();
+        if self.timer().is_some() {
             wait(&self.device, None)?;
             self.in_flight.clear();
-            if let Some(timer) = self.timer.as_mut() {
-                timer.collect(&self.device)?;
+            let device = self.device.clone();
+            if let Some(timer) = self.timer() {
+                timer.collect(&device)?;
             }
         }
         while self.in_flight.len() > SUBMITS_IN_FLIGHT {
             let oldest = self.in_flight.pop_front();
             wait(&self.device, oldest)?;
         }
+        self.counters.waited += started.elapsed();
         Ok(())
     }
 

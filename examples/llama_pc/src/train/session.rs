@@ -24,7 +24,7 @@ use crate::run::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
-use crate::terminal::{output, picture};
+use crate::terminal::{interrupt, output, picture};
 
 /// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
@@ -111,7 +111,7 @@ impl Session {
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            stop: stop_flag()?,
+            stop: interrupt::flag("finishing this step; press Ctrl-C again to stop at once without saving")?,
             smoothed,
             config,
             gpu: start.gpu,
@@ -347,18 +347,4 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// Set by the first Ctrl-C; the second ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        output::note("finishing this step; press Ctrl-C again to stop at once without saving");
-    };
-    ctrlc::set_handler(handler).map_err(|error| Failure::other(format!("cannot listen for Ctrl-C: {error}")))?;
-    Ok(stop)
 }
