@@ -1,5 +1,8 @@
 // The matrix-vector passes of the PC layer, over a batch w [batch, rows, columns]. The batch index is workgroup z, or x for kernels
 // with one workgroup per matrix. CHUNK is the number of rows per workgroup of `apply`.
+//
+// A row of w is the work of a team: TEAM invocations of the WORKGROUP, so that TEAMS rows are under way at a time, even of a matrix
+// with few columns. TEAM is a multiple of 32, or the WORKGROUP, which is one subgroup then.
 
 struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32 }
 
@@ -24,15 +27,47 @@ const SCALARS: u32 = 8u;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y_elements: array<Element>;
 
-// y = w·x: one row per workgroup.
+@if ONE_SUBGROUP {
+    fn team_sum(x: f32, lane: u32, turn: u32) -> f32 { return subgroupAdd(x); }
+} @else {
+    const BLOCK: u32 = 32u;
+    const BLOCKS: u32 = WORKGROUP / BLOCK;
+    // Twice: a turn writes while another invocation still reads what the turn before wrote, which saves a barrier.
+    var<workgroup> shares: array<f32, 2u * WORKGROUP>;
+    var<workgroup> block_sums: array<f32, 2u * BLOCKS>;
+
+    // The sum over an invocation's team, for every team at once: every invocation of the workgroup calls it, `turn` counting the
+    // calls. In a fixed order, without subgroups: which lanes form one is the driver's choice.
+    fn team_sum(x: f32, lane: u32, turn: u32) -> f32 {
+        let half = turn % 2u;
+        shares[half * WORKGROUP + lane] = x;
+        workgroupBarrier();
+        let block = lane / BLOCK;
+        var sum = 0.0;
+        for (var i = 0u; i < BLOCK; i++) { sum += shares[half * WORKGROUP + block * BLOCK + i]; }
+        @if SEVERAL_BLOCKS {
+            if (lane % BLOCK == 0u) { block_sums[half * BLOCKS + block] = sum; }
+            workgroupBarrier();
+            sum = 0.0;
+            let first = half * BLOCKS + lane / TEAM * (TEAM / BLOCK);
+            for (var i = 0u; i < TEAM / BLOCK; i++) { sum += block_sums[first + i]; }
+        }
+        return sum;
+    }
+}
+
+// y = w·x: one row per team.
 @compute @workgroup_size(WORKGROUP)
 fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
-    let row = (group.z * args.rows + group.x) * columns;
+    let place = lane % TEAM;
+    let row = group.x * TEAMS + lane / TEAM;
+    // A team beyond the rows sums the last one again, for the barriers' sake.
+    let start = (group.z * args.rows + min(row, args.rows - 1u)) * columns;
     var product = 0.0;
-    for (var c = lane; c < columns; c += WORKGROUP) { product += total(w[row + c] * x[group.z * columns + c]); }
-    product = workgroup_sum(product, lane);
-    if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
+    for (var c = place; c < columns; c += TEAM) { product += total(w[start + c] * x[group.z * columns + c]); }
+    product = team_sum(product, lane, 0u);
+    if (place == 0u && row < args.rows) { y[group.z * args.rows + row] = product; }
 }
 
 @group(0) @binding(1) var<storage, read> v: array<Element>;
@@ -43,42 +78,84 @@ fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
 
 // parts[chunk] = Σ over the rows r of a chunk of y[r]·w[r], chunks along x: partial sums of wᵀy, where y is u, or with PRODUCT
 // inverses·(w·v). `squares` gets Σ y². With PRODUCT this reads w once for both products: an invocation keeps its HELD Elements of a
-// row in registers in between. HELD is 0 for rows too wide for that; they are read again from cache.
-@compute @workgroup_size(WORKGROUP)
-fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let columns = args.columns / WIDTH;
-    let first = group.z * args.rows + group.x * CHUNK;
-    let count = min(CHUNK, args.rows - group.x * CHUNK);
-    let part = (group.z * args.chunks + group.x) * columns;
-    var square = 0.0;
-    @if HELD {
+// row in registers in between, and reads its team's next row meanwhile. HELD is 0 for rows too wide for that; they are read again
+// from cache.
+@if HELD {
+    @if SEVERAL_TEAMS {
+        var<workgroup> team_parts: array<Element, WORKGROUP>;
+        var<workgroup> team_squares: array<f32, TEAMS>;
+    }
+
+    @compute @workgroup_size(WORKGROUP)
+    fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+        let columns = args.columns / WIDTH;
+        let first = group.z * args.rows + group.x * CHUNK;
+        let count = min(CHUNK, args.rows - group.x * CHUNK);
+        let part = (group.z * args.chunks + group.x) * columns;
+        let team = lane / TEAM;
+        let place = lane % TEAM;
+        var square = 0.0;
         var sum: array<Element, HELD>;
         var row: array<Element, HELD>;
+        var next: array<Element, HELD>;
         @if PRODUCT {
+            let inverse = inverses[group.z];
             var right: array<Element, HELD>;
             @unroll for (var k = 0u; k < HELD; k++) {
-                let c = lane + k * WORKGROUP;
+                let c = place + k * TEAM;
                 if (c < columns) { right[k] = v[group.z * columns + c]; }
             }
         }
-        for (var i = 0u; i < count; i++) {
-            // Beyond the row: its last Element, which is multiplied by the zeros of `right` and never written.
-            @unroll for (var k = 0u; k < HELD; k++) { row[k] = w[(first + i) * columns + min(lane + k * WORKGROUP, columns - 1u)]; }
+        // Beyond the row: its last Element, which is multiplied by the zeros of `right` and never written. Beyond the chunk: its last
+        // row, with a y of zero.
+        let start = (first + min(team, count - 1u)) * columns;
+        @unroll for (var k = 0u; k < HELD; k++) { row[k] = w[start + min(place + k * TEAM, columns - 1u)]; }
+        for (var i = 0u; i < count; i += TEAMS) {
+            let own = i + team;
+            let start = (first + min(own + TEAMS, count - 1u)) * columns;
+            @unroll for (var k = 0u; k < HELD; k++) { next[k] = w[start + min(place + k * TEAM, columns - 1u)]; }
             @if PRODUCT {
                 var product = 0.0;
                 @unroll for (var k = 0u; k < HELD; k++) { product += total(row[k] * right[k]); }
-                let y = inverses[group.z] * workgroup_sum(product, lane);
-                square += y * y;
+                let full = inverse * team_sum(product, lane, i / TEAMS);
             } @else {
-                let y = u[first + i];
+                let full = u[first + min(own, count - 1u)];
             }
-            @unroll for (var k = 0u; k < HELD; k++) { sum[k] += y * row[k]; }
+            let y = select(0.0, full, own < count);
+            square += y * y;
+            @unroll for (var k = 0u; k < HELD; k++) {
+                sum[k] += y * row[k];
+                row[k] = next[k];
+            }
         }
-        @unroll for (var k = 0u; k < HELD; k++) {
-            let c = lane + k * WORKGROUP;
-            if (c < columns) { parts[part + c] = sum[k]; }
+        @if SEVERAL_TEAMS {
+            if (place == 0u) { team_squares[team] = square; }
+            @unroll for (var k = 0u; k < HELD; k++) {
+                team_parts[lane] = sum[k];
+                workgroupBarrier();
+                if (team == 0u) {
+                    for (var t = 1u; t < TEAMS; t++) { sum[k] += team_parts[t * TEAM + place]; }
+                }
+                workgroupBarrier();
+            }
+            for (var t = 1u; t < TEAMS; t++) { square += team_squares[t]; }
         }
-    } @else {
+        if (team == 0u) {
+            @unroll for (var k = 0u; k < HELD; k++) {
+                let c = place + k * TEAM;
+                if (c < columns) { parts[part + c] = sum[k]; }
+            }
+        }
+        if (lane == 0u) { squares[group.z * args.chunks + group.x] = square; }
+    }
+} @else {
+    @compute @workgroup_size(WORKGROUP)
+    fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+        let columns = args.columns / WIDTH;
+        let first = group.z * args.rows + group.x * CHUNK;
+        let count = min(CHUNK, args.rows - group.x * CHUNK);
+        let part = (group.z * args.chunks + group.x) * columns;
+        var square = 0.0;
         var y: array<f32, CHUNK>;
         for (var i = 0u; i < count; i++) {
             @if PRODUCT {
@@ -87,31 +164,31 @@ fn apply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) l
                     product += total(w[(first + i) * columns + c] * v[group.z * columns + c]);
                 }
                 y[i] = inverses[group.z] * workgroup_sum(product, lane);
-                square += y[i] * y[i];
             } @else {
                 y[i] = u[first + i];
             }
+            square += y[i] * y[i];
         }
         for (var c = lane; c < columns; c += WORKGROUP) {
             var sum = Element();
             for (var i = 0u; i < count; i++) { sum += y[i] * w[(first + i) * columns + c]; }
             parts[part + c] = sum;
         }
-    }
-    @if PRODUCT {
         if (lane == 0u) { squares[group.z * args.chunks + group.x] = square; }
     }
 }
 
-// y[r] = Σ_c w[r, c]·x[r, c]: one row per workgroup.
+// y[r] = Σ_c w[r, c]·x[r, c]: one row per team.
 @compute @workgroup_size(WORKGROUP)
 fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let columns = args.columns / WIDTH;
-    let row = (group.z * args.rows + group.x) * columns;
+    let place = lane % TEAM;
+    let row = group.x * TEAMS + lane / TEAM;
+    let start = (group.z * args.rows + min(row, args.rows - 1u)) * columns;
     var product = 0.0;
-    for (var c = lane; c < columns; c += WORKGROUP) { product += total(w[row + c] * x[row + c]); }
-    product = workgroup_sum(product, lane);
-    if (lane == 0u) { y[group.z * args.rows + group.x] = product; }
+    for (var c = place; c < columns; c += TEAM) { product += total(w[start + c] * x[start + c]); }
+    product = team_sum(product, lane, 0u);
+    if (place == 0u && row < args.rows) { y[group.z * args.rows + row] = product; }
 }
 
 @group(0) @binding(0) var<storage, read> partials: array<Element>;
@@ -132,8 +209,15 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
     let old_inverse = new_inverses[group.x];
     var square = 0.0;
     for (var c = lane; c < columns; c += WORKGROUP) {
-        var sum = Element();
-        for (var chunk = 0u; chunk < args.chunks; chunk++) { sum += partials[(group.x * args.chunks + chunk) * columns + c]; }
+        // Four sums: as many loads under way at a time.
+        var sums: array<Element, 4>;
+        let start = group.x * args.chunks * columns + c;
+        let fours = args.chunks / 4u;
+        for (var chunk = 0u; chunk < 4u * fours; chunk += 4u) {
+            @unroll for (var k = 0u; k < 4u; k++) { sums[k] += partials[start + (chunk + k) * columns]; }
+        }
+        for (var chunk = 4u * fours; chunk < args.chunks; chunk++) { sums[0] += partials[start + chunk * columns]; }
+        let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         vector[base + c] = sum;
         square += total(sum * sum);
     }

@@ -1,7 +1,7 @@
 //! The matrix-vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, Slice, grid, strides, vectors, with_twin, workgroup};
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, grid, strides, vectors, with_twin, workgroup};
 use crate::tensor::Tensor;
 
 use super::Norm;
@@ -24,8 +24,15 @@ static FINISH: Kernel = with_twin!(Kernel::trusted("spectral finish", SOURCE, "f
 
 /// Maximum rows per workgroup of `apply`: few enough to stay in cache until they are read again.
 const MAX_CHUNK: usize = 32;
-/// Maximum Elements of a row that an invocation of `apply` keeps in registers.
+/// Maximum Elements of a row that an invocation of `apply` keeps in registers, where a workgroup is one subgroup.
 const MAX_HELD: usize = 24;
+/// The same where a row may be the work of fewer invocations than a workgroup has, which then take more rows: as many Elements again
+/// are v's, the sums' and the next row's.
+const HELD_PER_TEAM: usize = 4;
+/// The same for a row that is the work of a whole workgroup.
+const HELD_PER_WORKGROUP: usize = 8;
+/// Least invocations of a team; `BLOCK` of the shader.
+const LEAST_TEAM: u32 = 32;
 /// Scalars per matrix; `SCALARS` of the shader.
 const SCALARS: usize = 8;
 
@@ -39,18 +46,66 @@ pub(super) fn factor(scalars: &Tensor, index: usize) -> crate::gemm::Factor<'_> 
     crate::gemm::Factor { tensor: scalars, index, batch_stride: SCALARS }
 }
 
+/// How a workgroup shares out the rows of a matrix.
+#[derive(Clone, Copy)]
+struct Teams {
+    /// Invocations per workgroup, and whether they are one subgroup.
+    workgroup: (u32, u32),
+    /// Invocations per row.
+    team: u32,
+    /// Elements of a row that an invocation of `apply` keeps in registers; 0 reads the rows twice.
+    held: usize,
+    /// Rows per workgroup of `apply`.
+    chunk: usize,
+}
+
+impl Teams {
+    /// For rows of `columns` values. Depends on nothing but the row's length, so that a matrix of a stack gives the bits that it gives
+    /// alone.
+    fn new(gpu: &Gpu, columns: usize) -> Self {
+        let workgroup @ (size, one_subgroup) = workgroup(gpu);
+        let chunk = (16_384 / strides(columns, size)).clamp(1, MAX_CHUNK);
+        let most_held = if one_subgroup == 1 { MAX_HELD } else { HELD_PER_WORKGROUP };
+        let all = strides(columns, size);
+        let held = if all <= most_held { all } else { 0 };
+        let whole = Self { workgroup, team: size, held, chunk };
+        if one_subgroup == 1 {
+            return whole;
+        }
+        let sizes = std::iter::successors(Some(LEAST_TEAM), |team| Some(2 * team)).take_while(|&team| team < size);
+        let fewest = sizes.map(|team| (team, strides(columns, team))).find(|(_, held)| *held <= HELD_PER_TEAM);
+        fewest.map_or(whole, |(team, held)| Self { team, held, chunk: MAX_CHUNK.max(8 * (size / team) as usize), ..whole })
+    }
+
+    /// Rows that a workgroup has under way at a time.
+    fn count(&self) -> u32 {
+        self.workgroup.0 / self.team
+    }
+
+    /// Workgroups for a row per team.
+    fn groups(&self, rows: usize) -> u32 {
+        rows.div_ceil(self.count() as usize) as u32
+    }
+
+    /// What the kernels depend on that are not `apply`.
+    fn without_chunks(self) -> Self {
+        Self { held: 0, chunk: 1, ..self }
+    }
+}
+
+/// Bound on the loop iterations of a sum over a team.
+const SUM_ITERATIONS: usize = 2 * LEAST_TEAM as usize;
+
 /// Launch parameters of all entry points.
 struct Pass<'a> {
     kernel: &'static Kernel,
     rows: usize,
     columns: usize,
     chunks: usize,
-    /// Rows per chunk.
-    chunk: usize,
+    /// Of the kernels that have a row per team; others share out nothing.
+    teams: Option<Teams>,
     /// Whether y is w·v instead of u.
     product: bool,
-    /// Elements of a row that an invocation of `apply` keeps in registers; 0 reads the rows twice.
-    held: usize,
     eps: f32,
     norm: u32,
     recover: bool,
@@ -61,7 +116,9 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn launch(self, on: &Tensor) -> Result<()> {
-        let (workgroup, one_subgroup) = workgroup(on.gpu());
+        let (size, one_subgroup) = workgroup(on.gpu());
+        let teams = self.teams.unwrap_or(Teams { workgroup: (size, one_subgroup), team: size, held: 0, chunk: 1 });
+        let Teams { workgroup: (workgroup, one_subgroup), team, held, chunk } = teams;
         let arguments =
             [self.rows as u32, self.columns as u32, self.chunks as u32, self.eps.to_bits(), self.norm, u32::from(self.recover)];
         on.gpu().launch(&Launch {
@@ -70,9 +127,13 @@ impl Pass<'_> {
                 ("WORKGROUP", workgroup),
                 ("ONE_SUBGROUP", one_subgroup),
                 ("VECTORS", vectors(self.columns)),
-                ("CHUNK", self.chunk as u32),
+                ("TEAM", team),
+                ("TEAMS", teams.count()),
+                ("SEVERAL_BLOCKS", u32::from(team > LEAST_TEAM)),
+                ("SEVERAL_TEAMS", u32::from(teams.count() > 1)),
+                ("CHUNK", chunk as u32),
                 ("PRODUCT", u32::from(self.product)),
-                ("HELD", self.held as u32),
+                ("HELD", held as u32),
             ],
             buffers: self.buffers,
             arguments: bytemuck::cast_slice(&arguments),
@@ -88,9 +149,8 @@ const DEFAULT: Pass<'static> = Pass {
     rows: 0,
     columns: 0,
     chunks: 1,
-    chunk: 1,
+    teams: None,
     product: false,
-    held: 0,
     eps: 0.0,
     norm: 0,
     recover: false,
@@ -99,13 +159,20 @@ const DEFAULT: Pass<'static> = Pass {
     iterations: 0,
 };
 
+/// A kernel with a row per team.
+fn row_sums(kernel: &'static Kernel, [batch, rows, columns]: [usize; 3], buffers: &[Slice<'_>], on: &Tensor) -> Result<()> {
+    let teams = Teams::new(on.gpu(), columns).without_chunks();
+    let workgroups = [teams.groups(rows), 1, batch as u32];
+    let iterations = strides(columns, teams.team) + SUM_ITERATIONS;
+    Pass { kernel, rows, columns, teams: Some(teams), buffers, workgroups, iterations, ..DEFAULT }.launch(on)
+}
+
 /// w·x: w [batch, rows, columns], x [batch, columns] → [batch, rows].
 pub(super) fn multiply(w: &Tensor, x: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
     let y = Tensor::uninitialized(w.gpu(), &[batch, rows])?;
     let buffers = [w, x, &y].map(Tensor::slice);
-    let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &MULTIPLY, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(w)?;
+    row_sums(&MULTIPLY, [batch, rows, columns], &buffers, w)?;
     Ok(y)
 }
 
@@ -115,7 +182,7 @@ pub(super) struct Iteration<'a> {
     eps: f32,
     /// About 1/s of each matrix, so that squares of w·v neither overflow nor underflow; updated by every normalization.
     inverses: Tensor,
-    chunk: usize,
+    teams: Teams,
 }
 
 /// Partial sums of wᵀy, per chunk of rows.
@@ -129,8 +196,7 @@ impl<'a> Iteration<'a> {
     pub(super) fn new(w: &'a Tensor, eps: f32) -> Result<Self> {
         let [batch, _, columns] = w.dims("pc")?;
         let inverses = Tensor::uninitialized(w.gpu(), &[batch])?;
-        let chunk = (16_384 / strides(columns, workgroup(w.gpu()).0)).clamp(1, MAX_CHUNK);
-        Ok(Self { w, eps, inverses, chunk })
+        Ok(Self { w, eps, inverses, teams: Teams::new(w.gpu(), columns) })
     }
 
     /// wᵀu / (‖wᵀu‖ + eps), or `previous` if wᵀu is zero → [batch, columns].
@@ -151,19 +217,20 @@ impl<'a> Iteration<'a> {
     }
 
     fn apply(&self, x: &Tensor, product: bool) -> Result<Partials> {
-        let (w, chunk) = (self.w, self.chunk);
+        let (w, teams) = (self.w, self.teams);
         let [batch, rows, columns] = w.dims("pc")?;
-        let chunks = rows.div_ceil(chunk);
+        let chunks = rows.div_ceil(teams.chunk);
         let parts = Tensor::uninitialized(w.gpu(), &[batch, chunks, columns])?;
         let squares = Tensor::uninitialized(w.gpu(), &[batch, chunks])?;
         let buffers = [w, x, &self.inverses, &squares, &parts].map(Tensor::slice);
         let workgroups = [chunks as u32, 1, batch as u32];
-        let strides = strides(columns, workgroup(w.gpu()).0);
-        let held = if strides <= MAX_HELD { strides } else { 0 };
-        let iterations = chunk * 2 * (1 + strides);
+        let iterations = match teams.held {
+            0 => teams.chunk * 2 * (1 + strides(columns, teams.team)),
+            held => teams.chunk * (1 + SUM_ITERATIONS) + held * teams.count() as usize,
+        };
         let kernel = &APPLY;
-        Pass { kernel, rows, columns, chunks, chunk, product, held, buffers: &buffers, workgroups, iterations, ..DEFAULT }
-            .launch(w)?;
+        let (teams, buffers) = (Some(teams), &buffers);
+        Pass { kernel, rows, columns, chunks, teams, product, buffers, workgroups, iterations, ..DEFAULT }.launch(w)?;
         Ok(Partials { parts, squares })
     }
 
@@ -185,8 +252,7 @@ pub(super) fn row_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = a.dims("pc")?;
     let y = Tensor::uninitialized(a.gpu(), &[batch, rows])?;
     let buffers = [a, b, &y].map(Tensor::slice);
-    let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &ROW_PRODUCTS, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(a)?;
+    row_sums(&ROW_PRODUCTS, [batch, rows, columns], &buffers, a)?;
     Ok(y)
 }
 
