@@ -4,7 +4,7 @@
 // A row of w is the work of a team: TEAM invocations of the WORKGROUP, so that TEAMS rows are under way at a time, even of a matrix
 // with few columns. TEAM is a multiple of 32, or the WORKGROUP, which is one subgroup then.
 
-struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32 }
+struct Args { rows: u32, columns: u32, chunks: u32, eps: f32, norm: u32, recover: u32, heads: u32, gamma_stride: u32 }
 
 var<immediate> args: Args;
 
@@ -19,7 +19,7 @@ const OUTPUT: u32 = 3u;      // γ·stop(s)/s, or γ/s without recovery
 const GAMMA_SCALE: u32 = 4u; // stop(s), or 1 without recovery: dγ = GAMMA_SCALE·⟨E, N·P⟩
 const PULL: u32 = 5u;        // the coefficient of u·vᵀ (spectral) or w (frobenius) in dw: ⟨M', N⟩, over ‖w‖ for frobenius
 const NORM: u32 = 6u;        // ‖w‖ (frobenius): s without eps, which s - eps would not give back
-const SCALARS: u32 = 8u;
+const SCALARS: u32 = 64u; // from one matrix's to the next one's
 
 @group(0) @binding(0) var<storage, read> w: array<Element>;
 @group(0) @binding(1) var<storage, read> x: array<Element>;
@@ -242,6 +242,9 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
 @group(0) @binding(3) var<storage, read_write> new_scalars: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dgamma: array<f32>;
 
+// Where the γ of a matrix is: one per head of a layer, and a stack of layers.
+fn gamma_at(matrix: u32) -> u32 { return matrix / args.heads * args.gamma_stride + matrix % args.heads; }
+
 // The scalars of a matrix: s = Σ numbers·others + eps (spectral: w·v and u), √Σ numbers + eps (frobenius: row sums of squares), or 1.
 @compute @workgroup_size(WORKGROUP)
 fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -259,7 +262,7 @@ fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     new_scalars[base + S] = s;
     new_scalars[base + INVERSE] = 1.0 / s;
     new_scalars[base + INVERSE2] = 1.0 / (s * s);
-    new_scalars[base + OUTPUT] = gamma[group.x] * select(1.0 / s, 1.0, args.recover == 1u);
+    new_scalars[base + OUTPUT] = gamma[gamma_at(group.x)] * select(1.0 / s, 1.0, args.recover == 1u);
     new_scalars[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
     new_scalars[base + PULL] = 0.0;
     new_scalars[base + NORM] = sqrt(max(sum, 0.0));
@@ -271,7 +274,7 @@ fn gamma_gradient(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
     var sum = 0.0;
     for (var r = lane; r < args.rows; r += WORKGROUP) { sum += numbers[group.x * args.rows + r]; }
     sum = workgroup_sum(sum, lane);
-    if (lane == 0u) { dgamma[group.x] = others[group.x * SCALARS + GAMMA_SCALE] * sum; }
+    if (lane == 0u) { dgamma[gamma_at(group.x)] = others[group.x * SCALARS + GAMMA_SCALE] * sum; }
 }
 
 // The coefficient PULL from Σ numbers = ⟨M', w⟩, into a copy of the scalars.

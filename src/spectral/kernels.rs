@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, grid, strides, vectors, with_twin, workgroup};
-use crate::tensor::Tensor;
+use crate::tensor::{ALIGNMENT, Tensor};
 
 use super::Norm;
 
@@ -33,8 +33,8 @@ const HELD_PER_TEAM: usize = 4;
 const HELD_PER_WORKGROUP: usize = 8;
 /// Least invocations of a team; `BLOCK` of the shader.
 const LEAST_TEAM: u32 = 32;
-/// Scalars per matrix; `SCALARS` of the shader.
-const SCALARS: usize = 8;
+/// Elements from a matrix's scalars to the next one's; `SCALARS` of the shader. So many, that they can be a part of a stack.
+pub(super) const SCALARS: usize = ALIGNMENT;
 
 /// Indices of the scalars of a matrix.
 pub(super) const INVERSE: usize = 1;
@@ -96,6 +96,14 @@ impl Teams {
 /// Bound on the loop iterations of a sum over a team.
 const SUM_ITERATIONS: usize = 2 * LEAST_TEAM as usize;
 
+/// γ of the matrices of a stack of layers, one for each head of a layer.
+pub(super) struct Gamma {
+    pub(super) values: Tensor,
+    pub(super) heads: usize,
+    /// Elements from a layer's first γ to the next one's.
+    pub(super) stride: usize,
+}
+
 /// Launch parameters of all entry points.
 struct Pass<'a> {
     kernel: &'static Kernel,
@@ -109,6 +117,8 @@ struct Pass<'a> {
     eps: f32,
     norm: u32,
     recover: bool,
+    /// Heads per layer, and elements from a layer's first γ to the next one's.
+    gammas: [usize; 2],
     buffers: &'a [Slice<'a>],
     workgroups: [u32; 3],
     iterations: usize,
@@ -119,8 +129,9 @@ impl Pass<'_> {
         let (size, one_subgroup) = workgroup(on.gpu());
         let teams = self.teams.unwrap_or(Teams { workgroup: (size, one_subgroup), team: size, held: 0, chunk: 1 });
         let Teams { workgroup: (workgroup, one_subgroup), team, held, chunk } = teams;
-        let arguments =
-            [self.rows as u32, self.columns as u32, self.chunks as u32, self.eps.to_bits(), self.norm, u32::from(self.recover)];
+        let sizes = [self.rows, self.columns, self.chunks].map(|size| size as u32);
+        let numbers = [self.eps.to_bits(), self.norm, u32::from(self.recover)];
+        let arguments = [&sizes[..], &numbers, &self.gammas.map(|size| size as u32)].concat();
         on.gpu().launch(&Launch {
             kernel: self.kernel,
             constants: &[
@@ -154,6 +165,7 @@ const DEFAULT: Pass<'static> = Pass {
     eps: 0.0,
     norm: 0,
     recover: false,
+    gammas: [1, 1],
     buffers: &[],
     workgroups: [1, 1, 1],
     iterations: 0,
@@ -256,25 +268,26 @@ pub(super) fn row_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The scalars [batch, 8] of each matrix from `numbers` and `others` [batch, rows] and γ [batch].
-pub(super) fn divide(numbers: &Tensor, others: &Tensor, gamma: &Tensor, norm: Norm, eps: f32, recover: bool) -> Result<Tensor> {
+/// The scalars [batch, SCALARS] of each matrix from `numbers` and `others` [batch, rows] and γ.
+pub(super) fn divide(numbers: &Tensor, others: &Tensor, gamma: &Gamma, norm: Norm, eps: f32, recover: bool) -> Result<Tensor> {
     let [batch, rows] = numbers.dims("pc")?;
     let scalars = Tensor::uninitialized(numbers.gpu(), &[batch, SCALARS])?;
-    let buffers = [numbers, others, gamma, &scalars].map(Tensor::slice);
+    let buffers = [numbers, others, &gamma.values, &scalars].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
-    let norm = norm as u32;
-    Pass { kernel: &DIVIDE, rows, eps, norm, recover, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }
+    let (norm, gammas) = (norm as u32, [gamma.heads, gamma.stride]);
+    Pass { kernel: &DIVIDE, rows, eps, norm, recover, gammas, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }
         .launch(numbers)?;
     Ok(scalars)
 }
 
-/// dγ [batch] from the row sums [batch, rows] of P∘(NᵀE).
-pub(super) fn gamma_gradient(numbers: &Tensor, scalars: &Tensor) -> Result<Tensor> {
+/// dγ, where γ is, from the row sums [batch, rows] of P∘(NᵀE).
+pub(super) fn gamma_gradient(numbers: &Tensor, scalars: &Tensor, gamma: &Gamma) -> Result<Tensor> {
     let [batch, rows] = numbers.dims("pc")?;
-    let dgamma = Tensor::uninitialized(numbers.gpu(), &[batch])?;
+    let dgamma = Tensor::uninitialized(numbers.gpu(), gamma.values.shape())?;
     let buffers = [numbers, scalars, &dgamma].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
-    Pass { kernel: &GAMMA_GRADIENT, rows, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(numbers)?;
+    let gammas = [gamma.heads, gamma.stride];
+    Pass { kernel: &GAMMA_GRADIENT, rows, gammas, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(numbers)?;
     Ok(dgamma)
 }
 
@@ -405,6 +418,7 @@ mod twins {
     pub(super) fn divide(host: &Host<'_>) {
         let (numbers, others, gamma, [scalars]) = (host.input(0), host.input(1), host.input(2), host.outputs());
         let (rows, eps, norm, recover) = (host.size(0), host.number(3), host.argument(4), host.argument(5) == 1);
+        let (heads, stride) = (host.size(6), host.size(7));
         dispatch(
             #[inline(always)]
             || {
@@ -418,7 +432,8 @@ mod twins {
                     };
                     let (output, gamma_scale) = if recover { (1.0, s) } else { (1.0 / s, 1.0) };
                     let norm = sum.max(0.0).sqrt();
-                    scalars.copy_from_slice(&[s, 1.0 / s, 1.0 / (s * s), gamma[matrix] * output, gamma_scale, 0.0, norm, 0.0]);
+                    let gamma = gamma[matrix / heads * stride + matrix % heads];
+                    scalars[..7].copy_from_slice(&[s, 1.0 / s, 1.0 / (s * s), gamma * output, gamma_scale, 0.0, norm]);
                 }
             },
         );
@@ -426,9 +441,9 @@ mod twins {
 
     pub(super) fn gamma_gradient(host: &Host<'_>) {
         let (numbers, scalars, [dgamma]) = (host.input(0), host.input(1), host.outputs());
-        let rows = host.size(0);
-        for ((dgamma, numbers), scalars) in dgamma.iter_mut().zip(numbers.chunks_exact(rows)).zip(scalars.chunks_exact(SCALARS)) {
-            *dgamma = scalars[GAMMA_SCALE] * sum_of(numbers);
+        let (rows, heads, stride) = (host.size(0), host.size(6), host.size(7));
+        for (matrix, (numbers, scalars)) in numbers.chunks_exact(rows).zip(scalars.chunks_exact(SCALARS)).enumerate() {
+            dgamma[matrix / heads * stride + matrix % heads] = scalars[GAMMA_SCALE] * sum_of(numbers);
         }
     }
 
