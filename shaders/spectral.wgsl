@@ -1,6 +1,8 @@
 // The matrix-vector passes of the PC layer, over a batch w [batch, rows, columns]. The batch index is workgroup z, or x for kernels
 // with one workgroup per matrix. CHUNK is the number of rows per workgroup of `apply`.
 //
+// The entry points `iterate` and `…_whole` take small matrices, one per workgroup, from the beginning to the end.
+//
 // A row of w is the work of a team: TEAM invocations of the WORKGROUP, so that TEAMS rows are under way at a time, even of a matrix
 // with few columns. TEAM is a multiple of 32, or the WORKGROUP, which is one subgroup then.
 
@@ -178,6 +180,107 @@ fn multiply(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     }
 }
 
+@if ITERATE {
+    @group(0) @binding(1) var<storage, read> old_u: array<f32>;
+    @group(0) @binding(2) var<storage, read> old_v: array<Element>;
+    @group(0) @binding(3) var<storage, read_write> new_u: array<f32>;
+    @group(0) @binding(4) var<storage, read_write> new_v: array<Element>;
+
+    var<workgroup> z_parts: array<Element, WORKGROUP>;
+    var<workgroup> z: array<Element, TEAM * HELD>;
+    var<workgroup> y_squares: array<f32, TEAMS>;
+
+    // The whole power iteration of one matrix: args.chunks times `apply` and `normalize`, then u = w·v / (|w·v| + eps). Every team holds
+    // all of v. Teams beyond the rows take the last one again, with a y of zero.
+    @compute @workgroup_size(WORKGROUP)
+    fn iterate(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+        let columns = args.columns / WIDTH;
+        let matrix = group.x * args.rows;
+        let team = lane / TEAM;
+        let place = lane % TEAM;
+        var right: array<Element, HELD>;
+        var row: array<Element, HELD>;
+        @unroll for (var k = 0u; k < HELD; k++) {
+            let c = place + k * TEAM;
+            if (c < columns) { right[k] = old_v[group.x * columns + c]; }
+        }
+        var inverse = 1.0;
+        var turn = 0u;
+        for (var iteration = 0u; iteration < args.chunks; iteration++) {
+            let is_first = iteration == 0u;
+            var sum = array<Element, HELD>();
+            var square = 0.0;
+            for (var i = 0u; i < args.rows; i += TEAMS) {
+                let own = min(i + team, args.rows - 1u);
+                var product = 0.0;
+                @unroll for (var k = 0u; k < HELD; k++) {
+                    row[k] = w[(matrix + own) * columns + min(place + k * TEAM, columns - 1u)];
+                    product += total(row[k] * right[k]);
+                }
+                let of_v = inverse * team_sum(product, lane, turn);
+                turn++;
+                let y = select(0.0, select(of_v, old_u[matrix + own], is_first), i + team < args.rows);
+                square += y * y;
+                @unroll for (var k = 0u; k < HELD; k++) { sum[k] += y * row[k]; }
+            }
+            if (place == 0u) { y_squares[team] = square; }
+            @unroll for (var k = 0u; k < HELD; k++) {
+                z_parts[lane] = sum[k];
+                workgroupBarrier();
+                if (team == 0u) {
+                    for (var t = 1u; t < TEAMS; t++) { sum[k] += z_parts[t * TEAM + place]; }
+                    z[place + k * TEAM] = sum[k];
+                }
+                workgroupBarrier();
+            }
+            var z_square = 0.0;
+            @unroll for (var k = 0u; k < HELD; k++) {
+                sum[k] = z[place + k * TEAM];
+                z_square += select(0.0, total(sum[k] * sum[k]), place + k * TEAM < columns);
+            }
+            let norm = sqrt(team_sum(z_square, lane, turn));
+            turn++;
+            var y_square = 0.0;
+            for (var t = 0u; t < TEAMS; t++) { y_square += y_squares[t]; }
+            let scale = select(1.0 / (sqrt(y_square) + inverse * args.eps), 1.0, is_first);
+            let next = 1.0 / (scale * norm + args.eps);
+            inverse = select(1.0, next, norm != 0.0);
+            @unroll for (var k = 0u; k < HELD; k++) {
+                if (norm != 0.0 && place + k * TEAM < columns) { right[k] = scale * next * sum[k]; }
+            }
+        }
+        @unroll for (var k = 0u; k < HELD; k++) {
+            let c = place + k * TEAM;
+            if (team == 0u && c < columns) { new_v[group.x * columns + c] = right[k]; }
+        }
+        var square = 0.0;
+        for (var i = 0u; i < args.rows; i += TEAMS) {
+            let own = min(i + team, args.rows - 1u);
+            var product = 0.0;
+            @unroll for (var k = 0u; k < HELD; k++) {
+                product += total(w[(matrix + own) * columns + min(place + k * TEAM, columns - 1u)] * right[k]);
+            }
+            let y = team_sum(product, lane, turn);
+            turn++;
+            if (i + team < args.rows) {
+                square += y * y;
+                if (place == 0u) { new_u[matrix + own] = y; }
+            }
+        }
+        if (place == 0u) { y_squares[team] = square; }
+        workgroupBarrier();
+        var y_square = 0.0;
+        for (var t = 0u; t < TEAMS; t++) { y_square += y_squares[t]; }
+        let norm = sqrt(y_square);
+        // Only the invocation that wrote an element reads it.
+        if (place == 0u) {
+            for (var own = team; own < args.rows; own += TEAMS) {
+                new_u[matrix + own] = select(old_u[matrix + own], new_u[matrix + own] / (norm + args.eps), norm != 0.0);
+            }
+        }
+    }
+}
+
 // y[r] = Σ_c w[r, c]·x[r, c]: one row per team.
 @compute @workgroup_size(WORKGROUP)
 fn row_products(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -245,6 +348,20 @@ fn normalize(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_inde
 // Where the γ of a matrix is: one per head of a layer, and a stack of layers.
 fn gamma_at(matrix: u32) -> u32 { return matrix / args.heads * args.gamma_stride + matrix % args.heads; }
 
+fn write_scalars(matrix: u32, sum: f32) {
+    var s = 1.0;
+    if (args.norm == SPECTRAL) { s = sum + args.eps; }
+    if (args.norm == FROBENIUS) { s = sqrt(sum) + args.eps; }
+    let base = matrix * SCALARS;
+    new_scalars[base + S] = s;
+    new_scalars[base + INVERSE] = 1.0 / s;
+    new_scalars[base + INVERSE2] = 1.0 / (s * s);
+    new_scalars[base + OUTPUT] = gamma[gamma_at(matrix)] * select(1.0 / s, 1.0, args.recover == 1u);
+    new_scalars[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
+    new_scalars[base + PULL] = 0.0;
+    new_scalars[base + NORM] = sqrt(max(sum, 0.0));
+}
+
 // The scalars of a matrix: s = Σ numbers·others + eps (spectral: w·v and u), √Σ numbers + eps (frobenius: row sums of squares), or 1.
 @compute @workgroup_size(WORKGROUP)
 fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -254,18 +371,26 @@ fn divide(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
         sum += select(number, number * others[group.x * args.rows + r], args.norm == SPECTRAL);
     }
     sum = workgroup_sum(sum, lane);
-    if (lane != 0u) { return; }
-    var s = 1.0;
-    if (args.norm == SPECTRAL) { s = sum + args.eps; }
-    if (args.norm == FROBENIUS) { s = sqrt(sum) + args.eps; }
-    let base = group.x * SCALARS;
-    new_scalars[base + S] = s;
-    new_scalars[base + INVERSE] = 1.0 / s;
-    new_scalars[base + INVERSE2] = 1.0 / (s * s);
-    new_scalars[base + OUTPUT] = gamma[gamma_at(group.x)] * select(1.0 / s, 1.0, args.recover == 1u);
-    new_scalars[base + GAMMA_SCALE] = select(1.0, s, args.recover == 1u);
-    new_scalars[base + PULL] = 0.0;
-    new_scalars[base + NORM] = sqrt(max(sum, 0.0));
+    if (lane == 0u) { write_scalars(group.x, sum); }
+}
+
+@group(0) @binding(4) var<storage, read> direction: array<Element>;
+
+// `divide` of u (`others`) and w·v, v being `direction`, or of the squares of w.
+@compute @workgroup_size(WORKGROUP)
+fn divide_whole(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let columns = args.columns / WIDTH;
+    var sum = 0.0;
+    for (var i = lane; i < args.rows * columns; i += WORKGROUP) {
+        let element = w[group.x * args.rows * columns + i];
+        if (args.norm == SPECTRAL) {
+            sum += others[group.x * args.rows + i / columns] * total(element * direction[group.x * columns + i % columns]);
+        } else {
+            sum += total(element * element);
+        }
+    }
+    sum = workgroup_sum(sum, lane);
+    if (lane == 0u) { write_scalars(group.x, sum); }
 }
 
 // dgamma = GAMMA_SCALE·Σ numbers, where numbers are the row sums of P∘(NᵀE).
@@ -277,25 +402,48 @@ fn gamma_gradient(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
     if (lane == 0u) { dgamma[gamma_at(group.x)] = others[group.x * SCALARS + GAMMA_SCALE] * sum; }
 }
 
+// The sum of m∘right over one matrix.
+fn sum_of_products(matrix: u32, lane: u32) -> f32 {
+    let elements = args.rows * args.columns / WIDTH;
+    var sum = 0.0;
+    for (var i = matrix * elements + lane; i < (matrix + 1u) * elements; i += WORKGROUP) { sum += total(m[i] * right[i]); }
+    return workgroup_sum(sum, lane);
+}
+
+// `gamma_gradient` of P (`m`) and NᵀE (`right`).
+@compute @workgroup_size(WORKGROUP)
+fn gamma_gradient_whole(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let sum = sum_of_products(group.x, lane);
+    if (lane == 0u) { dgamma[gamma_at(group.x)] = others[group.x * SCALARS + GAMMA_SCALE] * sum; }
+}
+
 // The coefficient PULL from Σ numbers = ⟨M', w⟩, into a copy of the scalars.
 @compute @workgroup_size(WORKGROUP)
 fn pull(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     var sum = 0.0;
     for (var r = lane; r < args.rows; r += WORKGROUP) { sum += numbers[group.x * args.rows + r]; }
     sum = workgroup_sum(sum, lane);
-    let base = group.x * SCALARS;
-    let s = others[base + S];
-    if (lane == 0u) {
-        var pull = sum / s;
-        if (args.norm == FROBENIUS) {
-            // The subgradient 0 of ‖w‖ at 0. Also covers a w whose squares underflow: ‖w‖ is far below eps, so its pull is
-            // below the rounding error of M'.
-            let norm = others[base + NORM];
-            pull = select(0.0, pull / norm, norm > 0.0);
-        }
-        scalars[base + PULL] = pull;
-        scalars[base + OUTPUT] = others[base + OUTPUT];
+    if (lane == 0u) { write_pull(group.x, sum); }
+}
+
+// `pull` of M' (`m`) and w (`right`).
+@compute @workgroup_size(WORKGROUP)
+fn pull_whole(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let sum = sum_of_products(group.x, lane);
+    if (lane == 0u) { write_pull(group.x, sum); }
+}
+
+fn write_pull(matrix: u32, sum: f32) {
+    let base = matrix * SCALARS;
+    var pull = sum / others[base + S];
+    if (args.norm == FROBENIUS) {
+        // The subgradient 0 of ‖w‖ at 0. Also covers a w whose squares underflow: ‖w‖ is far below eps, so its pull is below the
+        // rounding error of M'.
+        let norm = others[base + NORM];
+        pull = select(0.0, pull / norm, norm > 0.0);
     }
+    scalars[base + PULL] = pull;
+    scalars[base + OUTPUT] = others[base + OUTPUT];
 }
 
 @group(0) @binding(0) var<storage, read> m: array<Element>;

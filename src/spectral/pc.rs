@@ -6,9 +6,9 @@
 //! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
-use super::Norm;
-use super::kernels::{self, Gamma, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::kernels::{self, Divisor, Gamma, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
 use super::polynomial::{Form, Polynomial, gemm, gram_operands, multiply_on_smaller_side};
+use super::{Norm, small};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
@@ -103,6 +103,9 @@ impl Layer {
             return Ok((self.u.clone(), self.v.clone()));
         }
         self.check_binding()?;
+        if let Some(refreshed) = small::iterate(&self.w, &self.u, &self.v, config.power_iterations, config.eps)? {
+            return Ok(refreshed);
+        }
         let iteration = Iteration::new(&self.w, config.eps)?;
         let mut v = iteration.first(&self.u, &self.v)?;
         for _ in 1..config.power_iterations {
@@ -114,15 +117,8 @@ impl Layer {
     /// s and the scalars derived from it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
         self.check_binding()?;
-        let (numbers, others) = match config.norm {
-            Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
-            Norm::Frobenius => {
-                let squares = kernels::row_products(&self.w, &self.w)?;
-                (squares.clone(), squares)
-            }
-            Norm::None => (self.u.clone(), self.u.clone()),
-        };
-        kernels::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
+        let divisor = Divisor { norm: config.norm, eps: config.eps, recover: config.recover_norm };
+        kernels::divide(&self.w, &self.u, &self.v, &self.gamma, &divisor)
     }
 
     /// (W_eff, the scalars for the backward).
@@ -160,7 +156,7 @@ impl Layer {
         let inverse = Some(factor(scalars, INVERSE));
         let (left, right) = gram_operands(&self.w, e)?;
         let r = Gemm { factor: inverse, ..gemm(left, right) }.compute()?;
-        let dgamma = kernels::gamma_gradient(&kernels::row_products(polynomial.value(), &r)?, scalars, &self.gamma)?;
+        let dgamma = kernels::gamma_gradient(polynomial.value(), &r, scalars, &self.gamma)?;
         let m = multiply_on_smaller_side(e, polynomial.value())?.compute()?;
         let d = polynomial.backward(&r)?;
         Gemm { alpha: form.scale, factor: inverse, beta: 1.0, ..multiply_on_smaller_side(&self.w, &d)? }
@@ -175,7 +171,7 @@ impl Layer {
         let products = kernels::row_products(&m, &self.w)?.reshape(&[matrices, rows, 1])?;
         let ones = Tensor::from_slice(e.gpu(), &vec![1.0; matrices], &[matrices, 1, 1])?;
         let scaled = Gemm { factor: Some(factor(scalars, INVERSE)), ..gemm(Matrix::new(&products)?, Matrix::new(&ones)?) };
-        let dgamma = kernels::gamma_gradient(&scaled.compute()?.reshape(&[matrices, rows])?, scalars, &self.gamma)?;
+        let dgamma = kernels::gamma_sum(&scaled.compute()?.reshape(&[matrices, rows])?, scalars, &self.gamma)?;
         Ok((m, dgamma))
     }
 }

@@ -79,6 +79,12 @@ fn every_level_matches_on_every_shape() {
 }
 
 #[test]
+fn matrices_that_are_not_small_match() {
+    check(&Layer::random(2016, [1030, 256], 1, Pc::of_level(4)));
+    check(&Layer::random(2017, [256, 1030], 1, Pc { norm: Norm::Frobenius, ..Pc::of_level(2) }));
+}
+
+#[test]
 fn every_norm_matches_with_and_without_recovery() {
     for (seed, shape) in (2021..).zip([[7, 1], [33, 65], [65, 33], [36, 60]]) {
         for norm in NORMS {
@@ -175,6 +181,12 @@ fn a_refresh_follows_the_reference() {
         ([33, 2052], 1),
         ([5, 8192], 1),
         ([5, 8196], 1),
+        // Not small: with a dispatch for each pass.
+        ([2100, 128], 1),
+        ([1000, 267], 1),
+        ([600, 512], 1),
+        ([300, 1024], 1),
+        ([140, 2048], 1),
     ];
     let cases = shapes.into_iter().flat_map(|case| [(case, 1), (case, 2)]);
     for (seed, ((shape, heads), iterations)) in (2091..).zip(cases) {

@@ -154,6 +154,7 @@ fn the_dispatches_of_a_step_do_not_grow_with_the_number_of_layers() {
         };
         let [two, nine] = [2, 9].map(|count| dispatches(count).expect("a step"));
         assert_eq!(two, nine, "{} kernels", gpu.kernels());
-        assert!(two <= 48, "{two} dispatches for the layers of one shape");
+        let most = if gpu.kernels() == polytape::gpu::KernelTier::Fallback { 48 } else { 20 };
+        assert!(two <= most, "{two} dispatches for the layers of one shape with {} kernels", gpu.kernels());
     }
 }
