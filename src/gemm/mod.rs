@@ -151,6 +151,9 @@ pub struct Gemm<'a> {
     pub beta: f32,
     /// The result is known to be symmetric, as AᵀA is: only the lower triangle's tiles are computed, then mirrored.
     pub symmetric: bool,
+    /// Every sum over the inner dimension is one sum from its first term to its last. Otherwise a product with too few results to fill the
+    /// device is split along it, so that a matrix of a large batch may be rounded otherwise than alone.
+    pub whole_sums: bool,
     /// What A and B are rounded to; sums are f32.
     pub precision: Precision,
 }
@@ -158,8 +161,18 @@ pub struct Gemm<'a> {
 impl<'a> Gemm<'a> {
     /// op(A)·op(B): α = 1, everything else off, f32.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
-        let precision = Precision::F32;
-        Self { a, b, alpha: 1.0, factor: None, addend: None, delta: 0.0, beta: 0.0, symmetric: false, precision }
+        Self {
+            a,
+            b,
+            alpha: 1.0,
+            factor: None,
+            addend: None,
+            delta: 0.0,
+            beta: 0.0,
+            symmetric: false,
+            whole_sums: false,
+            precision: Precision::F32,
+        }
     }
 
     /// The product as a new tensor `[m, n]`, or `[batch, m, n]` where an operand is a batch. An error unless the inner dimensions,
@@ -190,7 +203,8 @@ impl<'a> Gemm<'a> {
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
-        let depth = self.problem(&out, self.a.size().1).split_k_depth(DeviceCaps::of(gpu));
+        let inner = self.a.size().1;
+        let depth = if self.whole_sums { inner } else { self.problem(&out, inner).split_k_depth(DeviceCaps::of(gpu)) };
         let cut = Cut { limit: (gpu.twin_limit() / 4) as usize, depth };
         for (part, out) in split(self, out, cut)? {
             part.launch(gpu, out, depth)?;
