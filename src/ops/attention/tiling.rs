@@ -80,9 +80,9 @@ impl Tiling {
             own,
             // Tiles of 64 far rows, or of the 32 that go with 16 KiB of shared memory.
             far: if is_roomy { 64 / far_lanes } else { 4 },
-            // Twice the depth is half as many barriers, on an H200 a quarter faster, and takes 35 KiB: which fit a core several times
-            // on NVIDIA, where a workgroup may have 48 KiB of its memory, but only once where the limit is all of a core's 64 KiB. With
-            // few rows it gives every lane a vec4 to fetch.
+            // Twice the depth is half as many barriers, on an H200 a quarter faster. It takes 35 KiB, which an NVIDIA core, with a limit
+            // of 48 KiB a workgroup, has several times; where the limit is 64 KiB, that is all of a core's. A depth of 8 also gives
+            // every lane a vec4 to fetch where there are few rows.
             depth: if (48 << 10..64 << 10).contains(&shared_bytes) || (own == 2 && far_lanes == 16) { 8 } else { 4 },
         }
     }
