@@ -1,5 +1,6 @@
 //! [`Gpu`], the handle to an open device, and [`GpuOptions`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +13,7 @@ use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::{QueueCounters, Recorder};
 use super::tune::{Tuner, Tuning};
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Options of [`Gpu::open`].
@@ -33,6 +35,8 @@ pub struct GpuOptions {
     pub tuning: Tuning,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
+    /// Skip the self-test of the [`KernelTier::Matrix`] kernels: for drivers that compile and execute nothing.
+    pub skip_self_test: bool,
     /// Time every kernel with timestamp queries, which slows execution down; see [`Gpu::profile`].
     pub profile: bool,
     /// Threads of the [`KernelTier::Host`] kernels; `None` takes one per core. Results are the same bits for any number.
@@ -51,6 +55,7 @@ impl Default for GpuOptions {
             work_limit: None,
             tuning: Tuning::Off,
             checked_shaders: cfg!(debug_assertions),
+            skip_self_test: false,
             profile: false,
             threads: None,
             warn: |line| eprintln!("warning: {line}"),
@@ -85,6 +90,9 @@ pub(super) struct Inner {
     pub(super) executor: Option<Executor>,
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: PipelineCache,
+    pub(super) variants: Mutex<BTreeSet<KernelVariant>>,
+    /// Notes the variants, and runs nothing.
+    pub(super) is_rehearsal: bool,
     pub(super) recorder: Mutex<Recorder>,
     pub(super) tuner: Tuner,
     pub(super) failure: Arc<Mutex<Option<String>>>,
@@ -113,6 +121,7 @@ impl Gpu {
             ));
         }
         if tier == KernelTier::Matrix
+            && !options.skip_self_test
             && let Err(problem) = Self::try_matrices(&adapter, &summary).await
         {
             if options.kernels.is_some() {
@@ -135,7 +144,18 @@ impl Gpu {
         tier: KernelTier,
         options: &GpuOptions,
     ) -> Result<Self> {
-        let (device, queue) = Self::request(adapter, summary, tier, options.profile).await?;
+        let opened = Self::request(adapter, summary, tier, options.profile).await?;
+        Self::over(opened, summary, tier, options, false)
+    }
+
+    /// A handle to an open device, used as the adapter `summary` describes it.
+    pub(super) fn over(
+        (device, queue): (wgpu::Device, wgpu::Queue),
+        summary: &AdapterSummary,
+        tier: KernelTier,
+        options: &GpuOptions,
+        is_rehearsal: bool,
+    ) -> Result<Self> {
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
@@ -156,6 +176,8 @@ impl Gpu {
                 #[cfg(feature = "host")]
                 executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
                 pipelines: PipelineCache::default(),
+                variants: Mutex::default(),
+                is_rehearsal,
                 recorder: Mutex::new(recorder),
                 checked_shaders: options.checked_shaders,
                 binding_limit,
@@ -170,7 +192,7 @@ impl Gpu {
         })
     }
 
-    fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
+    pub(super) fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }
@@ -181,7 +203,7 @@ impl Gpu {
         }
     }
 
-    async fn request(
+    pub(super) async fn request(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
         tier: KernelTier,

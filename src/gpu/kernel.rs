@@ -8,11 +8,11 @@ use super::device::Gpu;
 #[cfg(feature = "host")]
 use super::host::Twin;
 use super::pool::{BindGroupKey, Buffer};
-use super::wgsl::compose;
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Access mode of a binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// `var<storage, read>`
     Read,
@@ -176,15 +176,18 @@ impl Kernel {
     }
 
     /// The complete WGSL text for these constants and this tier.
-    fn text(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<String> {
-        let subgroups = u32::from(matches!(tier, KernelTier::Subgroup | KernelTier::Matrix));
-        let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
-        compose(self.source, &constants).map_err(|problem| self.error(problem))
+    fn text(&self, tier: KernelTier, constants: &[(&'static str, u32)]) -> Result<String> {
+        self.variant(tier, constants, 0).text()
+    }
+
+    pub(super) fn variant(&self, tier: KernelTier, constants: &[(&'static str, u32)], argument_bytes: u32) -> KernelVariant {
+        let Self { name, source, entry, bindings, .. } = *self;
+        KernelVariant { kernel: name, entry, bindings, constants: constants.to_vec(), argument_bytes, tier, source }
     }
 
     /// Parses and validates the text with naga; needs no device.
     #[cfg(test)]
-    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
+    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&'static str, u32)]) -> Result<()> {
         use wgpu::naga::{front::wgsl, valid};
         let text = self.text(tier, constants)?;
         let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;
@@ -228,6 +231,10 @@ impl Gpu {
     fn dispatch(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         self.check_limits(launch)?;
+        if self.inner.is_rehearsal {
+            self.note(kernel, launch.constants, launch.arguments.len() as u32);
+            return Ok(());
+        }
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
         let Some(Split { axis, argument }) = kernel.split.filter(|_| launch.work > self.inner.work_limit) else {
@@ -315,10 +322,11 @@ impl Gpu {
         }
         let pipeline = Arc::new(pollster::block_on(self.compile(kernel, constants, argument_bytes))?);
         compiled.insert(key, pipeline.clone());
+        self.note(kernel, constants, argument_bytes);
         Ok(pipeline)
     }
 
-    async fn compile(&self, kernel: &Kernel, constants: &[(&str, u32)], argument_bytes: u32) -> Result<Pipeline> {
+    async fn compile(&self, kernel: &Kernel, constants: &[(&'static str, u32)], argument_bytes: u32) -> Result<Pipeline> {
         if argument_bytes > IMMEDIATE_BYTES {
             return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
         }

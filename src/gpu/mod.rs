@@ -9,7 +9,9 @@ mod matrix;
 mod pool;
 mod profile;
 mod queue;
+mod rehearsal;
 mod tune;
+mod variant;
 mod wgsl;
 mod workgroup;
 
@@ -21,6 +23,7 @@ pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
 pub use tune::Tuning;
+pub use variant::KernelVariant;
 pub(crate) use workgroup::{strides, vectors, workgroup};
 
 /// Re-exported types of [`AdapterSummary`].

@@ -1,0 +1,42 @@
+//! Every kernel of the library in every combination of its constants, by kinds of adapters that need not be there; see
+//! [`Gpu::rehearsal`].
+
+mod classes;
+mod gemm;
+mod operations;
+mod steps;
+
+use std::collections::BTreeSet;
+
+use polytape::gpu::{AdapterSummary, KernelTier, KernelVariant};
+use polytape::{Gpu, Result};
+
+pub use classes::{Class, classes};
+pub use steps::{OPTIMIZERS, run_step};
+
+/// Size of a binding that makes small tensors be processed in windows.
+const NARROW: u64 = 64 << 10;
+
+/// Every kernel that an adapter runs with kernels of this tier.
+pub fn all_variants(adapter: &AdapterSummary, tier: KernelTier) -> Result<BTreeSet<KernelVariant>> {
+    let mut narrow = adapter.clone();
+    narrow.limits.max_storage_buffer_binding_size = NARROW;
+    let mut found = step_variants(adapter, tier)?;
+    for adapter in [adapter, &narrow] {
+        let gpu = Gpu::rehearsal(adapter, tier)?;
+        operations::run(&gpu)?;
+        found.extend(gpu.variants());
+    }
+    let gpu = Gpu::rehearsal(adapter, tier)?;
+    operations::run_wide(&gpu)?;
+    gemm::run(&gpu)?;
+    found.extend(gpu.variants());
+    Ok(found)
+}
+
+/// The kernels of training steps of the published sizes, with every optimizer and precision, and of sampling.
+pub fn step_variants(adapter: &AdapterSummary, tier: KernelTier) -> Result<BTreeSet<KernelVariant>> {
+    let gpu = Gpu::rehearsal(adapter, tier)?;
+    steps::rehearse(&gpu)?;
+    Ok(gpu.variants().into_iter().collect())
+}
