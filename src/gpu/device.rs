@@ -203,7 +203,7 @@ impl Gpu {
         }
     }
 
-    pub(super) async fn request(
+    async fn request(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
         tier: KernelTier,

@@ -1,5 +1,6 @@
 //! Cooperative matrices: the shape to use, and a self-test.
 
+use super::adapter::KernelTier;
 use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice};
 use crate::error::Result;
@@ -17,6 +18,17 @@ pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
             .any(|shape| [shape.m_size, shape.n_size, shape.k_size] == [side; 3] && (shape.ab_type, shape.cr_type) == (F16, F32))
     };
     [16, 8].into_iter().find(|side| has(*side))
+}
+
+fn constants(block: u32) -> [(&'static str, u32); 1] {
+    [("LARGE", u32::from(block == 16))]
+}
+
+/// Notes the kernel of the self-test, which every device of the tier runs.
+pub(super) fn note(gpu: &Gpu) {
+    if let (KernelTier::Matrix, Some((_, block))) = (gpu.kernels(), gpu.matrices()) {
+        gpu.note(&CHECK, &constants(block), 0);
+    }
 }
 
 /// The self-test: products of small integer matrices, which are exact, compared with the host.
@@ -37,7 +49,7 @@ pub(super) async fn check(gpu: &Gpu) -> Result<()> {
     let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
     gpu.launch(&Launch {
         kernel: &CHECK,
-        constants: &[("LARGE", u32::from(block == 16))],
+        constants: &constants(block),
         buffers: &slices,
         arguments: &[],
         workgroups: [1, 1, 1],

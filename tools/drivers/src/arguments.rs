@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use polytape::gpu::KernelTier;
+
 pub const HELP: &str = "\
-drivers compile [--adapter PART] [--all] [--steps] [--seconds N] [--chip NAME] [--out FILE]
+drivers compile [--adapter PART] [--all] [--seconds N] [--chip NAME] [--out FILE]
     Compiles the kernels of training steps and of sampling with the driver of an adapter, in every tier that it has, and prints what
     the driver tells of each. The adapter is the first GPU, or the one with this index or part of a name.
     --all       every kernel in every combination of its constants
-    --steps     then also runs a training step of every published size that fits the memory
     --seconds   compiles no more after so many seconds
     --chip      the name of the chip in tables; default: the adapter's
     --out       writes a report for `drivers table`
+drivers steps [--adapter PART] [--tier TIER] [--out FILE]
+    Runs a training step of every published size that fits the memory, in every tier, or one, on a driver that executes nothing.
+    --out       adds what became of them to a report of `drivers compile`
 drivers table FILE...
     Prints the tables of docs/drivers.md. Fails if a kernel of a step spills, or anything was refused.
 ";
@@ -19,15 +23,16 @@ drivers table FILE...
 pub enum Command {
     Help,
     Compile(Arguments),
+    Steps(Arguments),
     /// From these reports.
     Table(Vec<String>),
 }
 
-/// Of `compile`.
+/// Of `compile` and `steps`.
 pub struct Arguments {
     pub adapter: Option<String>,
     pub all: bool,
-    pub steps: bool,
+    pub tier: Option<KernelTier>,
     pub time: Duration,
     pub chip: Option<String>,
     pub out: Option<String>,
@@ -41,29 +46,35 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
             paths if paths.is_empty() => Err("table: no files given, reports of `drivers compile --out` expected".into()),
             paths => Ok(Command::Table(paths)),
         },
-        Some("compile") => compile(words).map(Command::Compile),
-        Some(other) => Err(format!("found `{other}`, expected compile, table or help")),
+        Some("compile") => read(words, &["--adapter", "--all", "--seconds", "--chip", "--out"]).map(Command::Compile),
+        Some("steps") => read(words, &["--adapter", "--tier", "--out"]).map(Command::Steps),
+        Some(other) => Err(format!("found `{other}`, expected compile, steps, table or help")),
     }
 }
 
-fn compile(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments =
-        Arguments { adapter: None, all: false, steps: false, time: crate::NO_LIMIT, chip: None, out: None };
+/// Reads options, of which a command knows some.
+fn read(mut words: impl Iterator<Item = String>, known: &[&str]) -> Result<Arguments, String> {
+    let mut arguments = Arguments { adapter: None, all: false, tier: None, time: NO_LIMIT, chip: None, out: None };
     while let Some(word) = words.next() {
+        if !known.contains(&&*word) {
+            return Err(format!("found `{word}`, expected {}", known.join(", ")));
+        }
         let mut value = || words.next().ok_or_else(|| format!("{word}: a value expected after it"));
-        match word.as_str() {
+        match &*word {
             "--all" => arguments.all = true,
-            "--steps" => arguments.steps = true,
             "--adapter" => arguments.adapter = Some(value()?),
             "--chip" => arguments.chip = Some(value()?),
             "--out" => arguments.out = Some(value()?),
-            "--seconds" => {
+            "--tier" => arguments.tier = Some(value()?.parse().map_err(|error: polytape::Error| error.to_string())?),
+            _ => {
                 let text = value()?;
                 let seconds = text.parse().map_err(|_| format!("--seconds: found `{text}`, expected a whole number"))?;
                 arguments.time = Duration::from_secs(seconds);
             }
-            _ => return Err(format!("found `{word}`, expected --adapter, --all, --steps, --seconds, --chip or --out")),
         }
     }
     Ok(arguments)
 }
+
+/// Long enough to never be up.
+const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);

@@ -5,6 +5,7 @@ mod classes;
 mod gemm;
 mod operations;
 mod steps;
+pub mod translate;
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use polytape::gpu::{AdapterSummary, KernelTier, KernelVariant};
 use polytape::{Gpu, Result};
 
 pub use classes::{Class, classes};
-pub use steps::{OPTIMIZERS, run_step};
+pub use steps::{Rule, OPTIMIZERS, run_step};
 
 /// Size of a binding that makes small tensors be processed in windows.
 const NARROW: u64 = 64 << 10;

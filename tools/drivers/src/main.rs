@@ -4,16 +4,15 @@
 mod arguments;
 mod report;
 mod table;
-mod translate;
 mod vulkan;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use arguments::{Arguments, Command};
 use polytape::gpu::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 use polytape::llama::{LlamaConfig, PRESETS};
 use polytape::{Error, Gpu, GpuOptions, Precision};
+use polytape_drivers::{OPTIMIZERS, Rule, run_step};
 use report::{KernelReport, Report, StepReport};
 
 fn main() -> ExitCode {
@@ -38,6 +37,7 @@ fn run(command: Command) -> Result<bool, String> {
             Ok(faults.is_empty())
         }
         Command::Compile(arguments) => compile(&arguments),
+        Command::Steps(arguments) => steps(&arguments),
     }
 }
 
@@ -61,16 +61,36 @@ fn compile(arguments: &Arguments) -> Result<bool, String> {
     if left_out > 0 {
         eprintln!("{left_out} kernels left out: the time is up");
     }
-    let steps = if arguments.steps { run_steps(&adapter, &tiers) } else { Vec::new() };
-    let report = Report { chip, adapter: adapter.name.clone(), driver: adapter.driver.clone(), kernels, left_out, steps };
+    let report =
+        Report { chip, adapter: adapter.name.clone(), driver: adapter.driver.clone(), kernels, left_out, steps: Vec::new() };
     if let Some(path) = &arguments.out {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
-        std::fs::write(path, text + "\n").map_err(|error| format!("{path}: {error}"))?;
+        write(path, &report)?;
     }
     let refused = report.kernels.iter().filter(|kernel| kernel.refusal.is_some()).count();
-    let failed = report.steps.iter().filter(|step| step.problem.is_some()).count();
-    eprintln!("{} kernels, {refused} refused; {} steps, {failed} failed", report.kernels.len(), report.steps.len());
-    Ok(refused == 0 && failed == 0)
+    eprintln!("{} kernels, {refused} refused", report.kernels.len());
+    Ok(refused == 0)
+}
+
+fn write(path: &str, report: &Report) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
+    std::fs::write(path, text + "\n").map_err(|error| format!("{path}: {error}"))
+}
+
+fn steps(arguments: &Arguments) -> Result<bool, String> {
+    let adapter = adapter(&arguments.adapter)?;
+    let tiers = adapter.kernel_tiers().filter(|tier| match arguments.tier {
+        Some(wanted) => *tier == wanted,
+        None => *tier != KernelTier::Host,
+    });
+    let steps: Vec<StepReport> = tiers.flat_map(|tier| run_steps(&adapter, tier)).collect();
+    let failed = steps.iter().filter(|step| step.problem.is_some()).count();
+    eprintln!("{} steps, {failed} failed", steps.len());
+    if let Some(path) = &arguments.out {
+        let mut report = read(path)?;
+        report.steps.extend(steps);
+        write(path, &report)?;
+    }
+    Ok(failed == 0)
 }
 
 /// The adapter that the argument names by index or part of its name, or else the best.
@@ -95,33 +115,36 @@ fn tell(kernel: &KernelReport) {
     print_all(&format!("{} [{}] ({}): {outcome}\n", kernel.kernel, constants.join(" "), kernel.tiers.join(" "))).ok();
 }
 
-/// One step of every published size that fits, with every tier, AdamW at every precision and the other optimizers.
-fn run_steps(adapter: &AdapterSummary, tiers: &[KernelTier]) -> Vec<StepReport> {
+/// One step of every published size that fits, AdamW at every precision and the other optimizers in f32.
+fn run_steps(adapter: &AdapterSummary, tier: KernelTier) -> Vec<StepReport> {
+    let gpu = match open(adapter, tier) {
+        Ok(gpu) => gpu,
+        Err(error) => return vec![StepReport { name: format!("{tier} kernels"), problem: Some(error.to_string()) }],
+    };
     let mut steps = Vec::new();
-    for &tier in tiers {
-        for (size, ..) in PRESETS {
-            for (optimizer, rule) in polytape_drivers::OPTIMIZERS {
-                let precisions: &[Precision] = if optimizer == "adamw" { &Precision::ALL } else { &[Precision::F32] };
-                for &precision in precisions {
-                    let name = format!("{tier} kernels, {size}, {optimizer}, {precision}");
-                    let done = open(adapter, tier).and_then(|gpu| {
-                        polytape_drivers::run_step(&gpu, LlamaConfig::preset(size)?, rule(), precision)
-                    });
-                    let problem = match done {
-                        Ok(()) => None,
-                        Err(Error::OutOfMemory { .. }) => {
-                            eprintln!("{name}: does not fit the memory");
-                            continue;
-                        }
-                        Err(error) => Some(error.to_string()),
-                    };
-                    eprintln!("{name}: {}", problem.as_deref().unwrap_or("ok"));
-                    steps.push(StepReport { name, problem });
-                }
+    for (size, ..) in PRESETS {
+        for rule @ (optimizer, _) in OPTIMIZERS {
+            let precisions: &[Precision] = if optimizer == "adamw" { &Precision::ALL } else { &[Precision::F32] };
+            for &precision in precisions {
+                let name = format!("{tier} kernels, {size}, {optimizer}, {precision}");
+                let problem = match step(&gpu, size, rule, precision) {
+                    Ok(()) => None,
+                    Err(Error::OutOfMemory { .. }) => {
+                        eprintln!("{name}: does not fit the memory");
+                        return steps; // nor do the sizes after it
+                    }
+                    Err(error) => Some(error.to_string()),
+                };
+                eprintln!("{name}: {}", problem.as_deref().unwrap_or("ok"));
+                steps.push(StepReport { name, problem });
             }
         }
     }
     steps
+}
+
+fn step(gpu: &Gpu, size: &str, (_, rule): Rule, precision: Precision) -> polytape::Result<()> {
+    run_step(gpu, LlamaConfig::preset(size)?, rule(), precision)
 }
 
 fn open(adapter: &AdapterSummary, tier: KernelTier) -> polytape::Result<Gpu> {
@@ -130,10 +153,9 @@ fn open(adapter: &AdapterSummary, tier: KernelTier) -> polytape::Result<Gpu> {
         kernels: Some(tier),
         // Drivers that execute nothing give no right results.
         skip_self_test: true,
+        // The shims have about 4 GiB.
+        memory_budget: Some(3 << 30),
         warn: |_| (),
         ..Default::default()
     })
 }
-
-/// Long enough to never be up.
-const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use polytape::gpu::{AdapterSummary, KernelTier, KernelVariant};
+use polytape_drivers::translate::Parsed;
 use serde::{Deserialize, Serialize};
 
 use crate::vulkan::{Device, Statistic};
@@ -38,6 +39,8 @@ pub struct KernelReport {
     pub tiers: Vec<String>,
     /// Whether a training step or sampling of a published size runs it.
     pub is_in_step: bool,
+    /// Bytes of workgroup memory.
+    pub shared_bytes: u32,
     /// The driver's numbers.
     pub statistics: Vec<Statistic>,
     /// Why the driver did not compile it.
@@ -118,17 +121,22 @@ pub fn compile(
 }
 
 fn compile_one(device: &Device, job: &Job) -> KernelReport {
-    let outcome = device.compile(&job.variant);
-    let (statistics, refusal) = match outcome {
-        Ok(statistics) => (statistics, None),
-        Err(problem) => (Vec::new(), Some(problem)),
-    };
-    KernelReport {
+    let mut report = KernelReport {
         kernel: job.variant.kernel.into(),
         constants: job.variant.constants.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
         tiers: job.tiers.iter().map(ToString::to_string).collect(),
         is_in_step: job.is_in_step,
-        statistics,
-        refusal,
+        shared_bytes: 0,
+        statistics: Vec::new(),
+        refusal: None,
+    };
+    let compiled = Parsed::new(&job.variant).and_then(|parsed| {
+        report.shared_bytes = parsed.shared_bytes();
+        device.compile(&job.variant, &parsed)
+    });
+    match compiled {
+        Ok(statistics) => report.statistics = statistics,
+        Err(problem) => report.refusal = Some(problem),
     }
+    report
 }

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString};
 use ash::{ext, khr, vk};
 use naga::back::spv;
 use polytape::gpu::{AdapterSummary, Features, KernelVariant};
+use polytape_drivers::translate::{Parsed, unchecked};
 
 /// A number that the driver tells of a compiled kernel, under the driver's own name for it.
 pub type Statistic = (String, f64);
@@ -59,14 +60,9 @@ impl Device {
         }
     }
 
-    /// Whether the driver tells anything of what it compiles.
-    pub fn tells_statistics(&self) -> bool {
-        self.executables.is_some()
-    }
-
     /// Compiles a kernel without checks, as release builds do, and returns what the driver tells of it; an error is a refusal.
-    pub fn compile(&self, variant: &KernelVariant) -> Result<Vec<Statistic>, String> {
-        let words = crate::translate::spirv(variant, &self.spirv)?;
+    pub fn compile(&self, variant: &KernelVariant, parsed: &Parsed) -> Result<Vec<Statistic>, String> {
+        let words = parsed.spirv(&self.spirv)?;
         // SAFETY: everything that is created is destroyed here, after its last use.
         unsafe {
             let module = vk::ShaderModuleCreateInfo::default().code(&words);
@@ -245,7 +241,7 @@ fn spirv_options(features: Features, api_version: u32) -> spv::Options<'static> 
         vk::API_VERSION_1_2..vk::API_VERSION_1_3 => (1, 5),
         _ => (1, 6),
     };
-    spv::Options { lang_version, capabilities: Some(capabilities.into_iter().collect()), ..crate::translate::unchecked() }
+    spv::Options { lang_version, capabilities: Some(capabilities.into_iter().collect()), ..unchecked() }
 }
 
 /// A zero-terminated text of the driver.
