@@ -6,9 +6,9 @@ use polytape::gpu::KernelTier;
 
 pub const HELP: &str = "\
 drivers compile [--adapter PART] [--all] [--seconds N] [--chip NAME] [--out FILE]
-    Compiles the kernels of training steps and of sampling with the driver of an adapter, in every tier that it has, and prints what
-    the driver tells of each. The adapter is the first GPU, or the one with this index or part of a name.
-    --all       every kernel in every combination of its constants
+    Compiles the kernels of training steps and of sampling with the driver of an adapter, in every tier that it may be given, and prints
+    what the driver tells of each. The adapter is the first GPU, or the one with this index or part of a name.
+    --all       every kernel in every combination of its constants, in every tier
     --seconds   compiles no more after so many seconds
     --chip      the name of the chip in tables; default: the adapter's
     --out       writes a report for `drivers table`
@@ -24,11 +24,13 @@ pub enum Command {
     Help,
     Compile(Arguments),
     Steps(Arguments),
+    /// A child of `compile`.
+    Worker(Arguments),
     /// From these reports.
     Table(Vec<String>),
 }
 
-/// Of `compile` and `steps`.
+/// Of all commands but `table`.
 pub struct Arguments {
     pub adapter: Option<String>,
     pub all: bool,
@@ -47,6 +49,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
             paths => Ok(Command::Table(paths)),
         },
         Some("compile") => read(words, &["--adapter", "--all", "--seconds", "--chip", "--out"]).map(Command::Compile),
+        Some("worker") => read(words, &["--adapter", "--all"]).map(Command::Worker),
         Some("steps") => read(words, &["--adapter", "--tier", "--out"]).map(Command::Steps),
         Some(other) => Err(format!("found `{other}`, expected compile, steps, table or help")),
     }

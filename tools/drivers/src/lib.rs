@@ -13,7 +13,7 @@ use polytape::gpu::{AdapterSummary, KernelTier, KernelVariant};
 use polytape::{Gpu, Result};
 
 pub use classes::{Class, classes};
-pub use steps::{Rule, OPTIMIZERS, run_step};
+pub use steps::{OPTIMIZERS, Rule, run_step};
 
 /// Size of a binding that makes small tensors be processed in windows.
 const NARROW: u64 = 64 << 10;
@@ -33,6 +33,15 @@ pub fn all_variants(adapter: &AdapterSummary, tier: KernelTier) -> Result<BTreeS
     gemm::run(&gpu)?;
     found.extend(gpu.variants());
     Ok(found)
+}
+
+/// [`all_variants`] of all [`classes`].
+pub fn variants_by_class() -> Result<Vec<(Class, BTreeSet<KernelVariant>)>> {
+    let list = |class: Class| all_variants(&class.adapter, class.tier).map(|variants| (class, variants));
+    std::thread::scope(|scope| {
+        let lists: Vec<_> = classes().into_iter().map(|class| scope.spawn(move || list(class))).collect();
+        lists.into_iter().map(|list| list.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// The kernels of training steps of the published sizes, with every optimizer and precision, and of sampling.

@@ -2,6 +2,7 @@
 //! `scripts/drivers` runs it on drivers that need no hardware.
 
 mod arguments;
+mod compile;
 mod report;
 mod table;
 mod vulkan;
@@ -36,8 +37,9 @@ fn run(command: Command) -> Result<bool, String> {
             faults.iter().for_each(|fault| eprintln!("fault: {fault}"));
             Ok(faults.is_empty())
         }
-        Command::Compile(arguments) => compile(&arguments),
+        Command::Compile(arguments) => compile_all(&arguments),
         Command::Steps(arguments) => steps(&arguments),
+        Command::Worker(arguments) => compile::work(&adapter(&arguments.adapter)?, arguments.all).map(|()| true),
     }
 }
 
@@ -52,12 +54,11 @@ fn print_all(text: &str) -> Result<(), String> {
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("standard output: {error}"))
 }
 
-fn compile(arguments: &Arguments) -> Result<bool, String> {
+fn compile_all(arguments: &Arguments) -> Result<bool, String> {
     let adapter = adapter(&arguments.adapter)?;
-    let tiers: Vec<KernelTier> = adapter.kernel_tiers().filter(|tier| *tier != KernelTier::Host).collect();
     let chip = arguments.chip.clone().unwrap_or_else(|| adapter.name.clone());
     eprintln!("{}: {}, {}", chip, adapter.name, adapter.driver);
-    let (kernels, left_out) = report::compile(&adapter, &tiers, arguments.all, arguments.time, tell)?;
+    let (kernels, left_out) = compile::run(&adapter, arguments.all, arguments.time, tell)?;
     if left_out > 0 {
         eprintln!("{left_out} kernels left out: the time is up");
     }
@@ -112,7 +113,7 @@ fn tell(kernel: &KernelReport) {
     let told: Vec<String> = kernel.statistics.iter().map(|(name, value)| format!("{name} {value}")).collect();
     let outcome = kernel.refusal.clone().map_or_else(|| told.join(", "), |problem| format!("REFUSED: {problem}"));
     // A reader that has gone is no reason to stop.
-    print_all(&format!("{} [{}] ({}): {outcome}\n", kernel.kernel, constants.join(" "), kernel.tiers.join(" "))).ok();
+    let _ = print_all(&format!("{} [{}] ({}): {outcome}\n", kernel.kernel, constants.join(" "), kernel.tiers.join(" ")));
 }
 
 /// One step of every published size that fits, AdamW at every precision and the other optimizers in f32.

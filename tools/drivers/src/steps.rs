@@ -53,15 +53,13 @@ fn sample(gpu: &Gpu, config: LlamaConfig) -> Result<()> {
 /// Records steps and sampling of all published sizes. Two blocks of each: all have the same kernels.
 pub(crate) fn rehearse(gpu: &Gpu) -> Result<()> {
     for (name, ..) in PRESETS {
-        for checkpoint_activations in [false, true] {
-            let config = LlamaConfig { layers: 2, checkpoint_activations, ..LlamaConfig::preset(name)? };
-            for (_, optimizer) in OPTIMIZERS {
-                for precision in Precision::ALL {
-                    run_step(gpu, config.clone(), optimizer(), precision)?;
-                }
+        let config = LlamaConfig { layers: 2, ..LlamaConfig::preset(name)? };
+        for (_, optimizer) in OPTIMIZERS {
+            for precision in Precision::ALL {
+                run_step(gpu, config.clone(), optimizer(), precision)?;
             }
-            sample(gpu, config)?;
         }
+        sample(gpu, config)?;
     }
     Ok(())
 }

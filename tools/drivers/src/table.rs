@@ -20,7 +20,8 @@ struct Metric {
 const REGISTERS: Metric =
     Metric { name: "registers", of: &["VGPRs", "Number of GPRs", "GPRs", "Registers used", "Register Count"] };
 const WAVES: Metric = Metric { name: "waves", of: &["Subgroups per SIMD", "Max warps/SM", "Threads", "Max Waves Per Core"] };
-const SPILLS: Metric = Metric { name: "spills", of: &["Spilled VGPRs", "Spilled SGPRs", "Spills to memory", "Spills", "STP Count"] };
+const SPILLS: Metric =
+    Metric { name: "spills", of: &["Spilled VGPRs", "Spilled SGPRs", "Spills to memory", "Spills", "STP Count"] };
 const SCRATCH: Metric = Metric { name: "bytes of scratch", of: &["Scratch size", "SLM size", "Scratch", "Local Memory Size"] };
 const CODE: Metric = Metric { name: "code", of: &["Code size", "Code Size", "Binary Size"] };
 const LATENCY: Metric = Metric { name: "latency", of: &["Latency", "Static cycle count", "ALU"] };
@@ -67,13 +68,17 @@ fn spills(kernel: &KernelReport) -> bool {
 }
 
 fn summary(text: &mut String, reports: &[Report]) {
-    let _ = writeln!(text, "| chip | adapter | driver | kernels compiled | refused | with spills or scratch | in a step | steps run |");
+    let _ = writeln!(
+        text,
+        "| chip | adapter | driver | kernels compiled | refused | with spills or scratch | in a step | steps run |"
+    );
     let _ = writeln!(text, "|---|---|---|---:|---:|---:|---:|---:|");
     for Report { chip, adapter, driver, kernels, left_out, steps } in reports {
         let count = |is: &dyn Fn(&&KernelReport) -> bool| kernels.iter().filter(is).count();
         let refused = count(&|kernel| kernel.refusal.is_some());
         let (spilling, in_steps) = (count(&|kernel| spills(kernel)), count(&|kernel| is_run(kernel) && spills(kernel)));
-        let all = if *left_out > 0 { format!("{} of {}", kernels.len(), kernels.len() + left_out) } else { kernels.len().to_string() };
+        let all =
+            if *left_out > 0 { format!("{} of {}", kernels.len(), kernels.len() + left_out) } else { kernels.len().to_string() };
         let run = steps.iter().filter(|step| step.problem.is_none()).count();
         let _ = writeln!(
             text,
@@ -151,7 +156,8 @@ fn faults(report: &Report) -> Vec<String> {
         let problem = kernel.refusal.as_ref()?.lines().next()?;
         Some(format!("{}: {} {:?}: {problem}", report.chip, kernel.kernel, kernel.constants))
     });
-    let failed = report.steps.iter().filter_map(|step| Some(format!("{}: {}: {}", report.chip, step.name, step.problem.as_ref()?)));
+    let failed =
+        report.steps.iter().filter_map(|step| Some(format!("{}: {}: {}", report.chip, step.name, step.problem.as_ref()?)));
     spilled.chain(refused).chain(failed).collect()
 }
 

@@ -22,9 +22,6 @@ pub struct Device {
     spirv: spv::Options<'static>,
 }
 
-// SAFETY: the writer's options borrow nothing, and Vulkan's functions that `compile` calls may be called from any thread.
-unsafe impl Sync for Device {}
-
 impl Device {
     /// Opens the device of an adapter, found by its name, with every feature that wgpu would be asked for.
     pub fn open(adapter: &AdapterSummary) -> Result<Self, String> {
@@ -179,8 +176,7 @@ unsafe fn create(
         .uniform_and_storage_buffer16_bit_access(true);
     let mut memory_model = vk::PhysicalDeviceVulkanMemoryModelFeatures::default().vulkan_memory_model(true);
     let mut cooperative = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
-    let mut executables =
-        vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
+    let mut executables = vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
     let mut extensions = Vec::new();
     let core = vk::PhysicalDeviceFeatures::default().robust_buffer_access(true);
     let priority = [1.0];

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use polytape::gpu::KernelVariant;
-use polytape_drivers::{all_variants, classes};
+use polytape_drivers::variants_by_class;
 
-fn every_variant() -> Vec<KernelVariant> {
-    let of_class = |class: polytape_drivers::Class| {
-        all_variants(&class.adapter, class.tier).unwrap_or_else(|error| panic!("{}: {error}", class.name))
-    };
-    classes().into_iter().flat_map(of_class).collect()
+fn every_variant() -> &'static [KernelVariant] {
+    static VARIANTS: OnceLock<Vec<KernelVariant>> = OnceLock::new();
+    VARIANTS.get_or_init(|| {
+        let by_class = variants_by_class().unwrap_or_else(|error| panic!("{error}"));
+        by_class.into_iter().flat_map(|(_, variants)| variants).collect()
+    })
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -39,7 +41,7 @@ fn names() -> BTreeSet<String> {
 
 #[test]
 fn every_kernel_of_the_library_is_listed() {
-    let listed: BTreeSet<String> = every_variant().into_iter().map(|variant| variant.kernel.to_owned()).collect();
+    let listed: BTreeSet<String> = every_variant().iter().map(|variant| variant.kernel.to_owned()).collect();
     let named = names();
     assert!(named.len() > 40, "{named:?}");
     let missing: Vec<_> = named.difference(&listed).collect();
@@ -54,8 +56,8 @@ const FIXED: [(&str, &str); 0] = [];
 fn every_constant_is_listed_with_all_its_values() {
     let mut values: BTreeMap<(&str, &str), BTreeSet<u32>> = BTreeMap::new();
     for variant in every_variant() {
-        for (name, value) in variant.constants {
-            values.entry((variant.kernel, name)).or_default().insert(value);
+        for (name, value) in &variant.constants {
+            values.entry((variant.kernel, name)).or_default().insert(*value);
         }
     }
     let constant: Vec<_> = values.iter().filter(|(key, values)| values.len() == 1 && !FIXED.contains(key)).collect();

@@ -10,7 +10,7 @@ use naga::ShaderStage;
 use naga::back::{hlsl, msl, spv};
 use polytape::gpu::{KernelTier, KernelVariant, Limits};
 use polytape_drivers::translate::{Parsed, UNCHECKED, unchecked};
-use polytape_drivers::{all_variants, classes};
+use polytape_drivers::variants_by_class;
 
 /// Widths of heads that are tried: all narrow ones, those around each power of two, and those of published models.
 const HEADS: [u32; 27] =
@@ -37,12 +37,12 @@ struct Case {
 fn translate(is_wanted: impl Fn(&KernelVariant) -> bool) {
     // Each text once, with the first class that has it: those with the least limits come first.
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
-    for class in classes() {
-        let variants = all_variants(&class.adapter, class.tier).unwrap_or_else(|error| panic!("{}: {error}", class.name));
+    for (class, variants) in variants_by_class().unwrap_or_else(|error| panic!("{error}")) {
         for variant in variants.into_iter().filter(&is_wanted) {
             let text = variant.text().unwrap_or_else(|error| panic!("{}: {error}", class.name));
-            let case = || Case { class: class.name.clone(), limits: class.adapter.limits.clone(), variant };
-            cases.entry(format!("{} {text}", case().variant.entry)).or_insert_with(case);
+            let key = format!("{} {text}", variant.entry);
+            let (class, limits) = (class.name.clone(), class.adapter.limits.clone());
+            cases.entry(key).or_insert(Case { class, variant, limits });
         }
     }
     let cases: Vec<Case> = cases.into_values().collect();
@@ -182,5 +182,7 @@ fn limits(parsed: &Parsed, variant: &KernelVariant, class: &Limits) -> Result<()
     if has_more && variant.tier != KernelTier::Matrix {
         return Err(format!("{:?} kernels are held to WebGPU's default limits", variant.tier));
     }
-    rows.iter().find(|(_, found, most)| found > most).map_or(Ok(()), |(what, found, most)| Err(format!("{found} {what}, at most {most}")))
+    rows.iter()
+        .find(|(_, found, most)| found > most)
+        .map_or(Ok(()), |(what, found, most)| Err(format!("{found} {what}, at most {most}")))
 }
