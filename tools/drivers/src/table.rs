@@ -7,7 +7,7 @@ use crate::report::{KernelReport, Report};
 
 /// The tier that a GPU can run, but is not given.
 const SOFTWARE: &str = "fallback";
-/// Constants that a row of a table stands for; it shows the worst of the others.
+/// Constants that a row of a table stands for, unless they are 0; it shows the worst of the others.
 const SHOWN: [&str; 5] = ["DIM", "TILE", "F16_TERMS", "HELD", "JOINED"];
 
 /// What drivers tell, under the names that they tell it by, of which a driver has one or more: those are added up.
@@ -107,7 +107,7 @@ fn kernels(text: &mut String, reports: &[Report], cell: fn(&[&KernelReport]) -> 
 }
 
 fn label(kernel: &KernelReport) -> String {
-    let shown = kernel.constants.iter().filter(|(name, _)| SHOWN.contains(&&**name));
+    let shown = kernel.constants.iter().filter(|(name, value)| SHOWN.contains(&&**name) && *value != 0);
     let shown: Vec<String> = shown.map(|(name, value)| format!("{name}={value}")).collect();
     let is_matrix = kernel.tiers == ["matrix"] && kernel.constants.iter().any(|(name, _)| name == "BLOCKS");
     let with = if is_matrix { " on matrix units" } else { "" };
