@@ -195,6 +195,7 @@ impl Gpu {
         let job = Job { compiler: pipelines.compiler.clone(), kernel: *kernel, constants: constants.to_vec(), argument_bytes };
         found.entry(hash).or_default().push((key, pipeline.clone()));
         drop(found);
+        self.note(kernel, constants, argument_bytes);
         if self.waits_for(kernel) {
             job.run(&pipeline);
         } else {
@@ -241,7 +242,7 @@ impl Job {
 
     fn compile(&self, layout: &Layout) -> std::result::Result<wgpu::ComputePipeline, String> {
         let Compiler { device, tier, checked_shaders, modules } = &*self.compiler;
-        let text = self.kernel.text(*tier, &self.constants)?;
+        let text = self.kernel.variant(*tier, &self.constants, self.argument_bytes).composed()?;
         let is_checked = *checked_shaders || !self.kernel.trusted;
         if is_checked {
             check_arguments(&text, self.argument_bytes)?;
