@@ -95,10 +95,12 @@ fn address(kernel: &Kernel) -> (usize, usize) {
 
 type Module = Arc<OnceLock<std::result::Result<wgpu::ShaderModule, String>>>;
 
+/// By the key's hash: those whose keys share it.
+type Found = HashMap<u64, Vec<(Key, Arc<Pipeline>)>, BuildFast>;
+
 /// All pipelines of a device.
 pub(super) struct Pipelines {
-    /// By hash.
-    found: Mutex<HashMap<u64, Vec<(Key, Arc<Pipeline>)>, BuildFast>>,
+    found: Mutex<Found>,
     layouts: Mutex<HashMap<&'static [Access], Arc<Layout>>>,
     compiler: Arc<Compiler>,
     workers: Workers,

@@ -104,7 +104,7 @@ pub fn run(
     };
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("bug: a thread panicked".into())))
     })?;
     let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
