@@ -1,8 +1,9 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! What a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
+//! How the user ends it (`interrupt`), what a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
 //! their own.
 
+mod interrupt;
 mod layers;
 mod scaling;
 mod schedule;
@@ -10,4 +11,5 @@ mod session;
 mod spikes;
 mod start;
 
-pub use start::{Request, begin, resume};
+pub use session::Session;
+pub use start::{Request, begin, rehearse, resume};

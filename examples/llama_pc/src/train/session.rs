@@ -9,7 +9,7 @@ use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
-use super::{layers, scaling, schedule};
+use super::{interrupt, layers, scaling, schedule};
 use crate::config::Config;
 use crate::data::windows::Windows;
 use crate::model::engine;
@@ -18,7 +18,7 @@ use crate::model::flops;
 use crate::model::spectra;
 use crate::run::checkpoint::{Scaling, Spikes, State, Writer};
 use crate::run::folder::Run;
-use crate::run::measured::{Gmcn, Layers};
+use crate::run::measured::{Gmcn, Layers, SigmaError};
 use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
 use crate::run::paths;
 use crate::terminal::failure::Failure;
@@ -111,7 +111,7 @@ impl Session {
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            stop: stop_flag()?,
+            stop: interrupt::flag()?,
             smoothed,
             config,
             gpu: start.gpu,
@@ -179,6 +179,11 @@ impl Session {
         }
         progress.finish();
         Ok(())
+    }
+
+    /// Whether all steps are done: not so after Ctrl-C.
+    pub fn is_done(&self) -> bool {
+        self.state.step >= self.config.train.steps
     }
 
     /// Whether something with this interval is due after the current step; it always is after the last.
@@ -251,6 +256,7 @@ impl Session {
             skipped: output.skipped.is_some(),
             skipped_steps: self.state.skipped(),
             gmcn: self.condition()?,
+            sigma_error: self.estimate()?,
             layers,
         };
         self.run.record(&row)?;
@@ -285,7 +291,7 @@ impl Session {
         let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
         let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
-        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}"))
+        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}")).diverged()
     }
 
     /// Mean loss over the first `val_batches` batches of the validation data.
@@ -303,6 +309,12 @@ impl Session {
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.is_due(self.config.train.log_spectrum_every);
         due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+    }
+
+    /// The error of the PC layers' norms, on the same steps.
+    fn estimate(&self) -> Result<Option<SigmaError>, Failure> {
+        let due = self.is_due(self.config.train.log_spectrum_every);
+        if due { spectra::sigma_error(&self.config, &self.trainer.params) } else { Ok(None) }
     }
 
     /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.
@@ -347,18 +359,4 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// Set by the first Ctrl-C; the second ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        output::note("finishing this step; press Ctrl-C again to stop at once without saving");
-    };
-    ctrlc::set_handler(handler).map_err(|error| Failure::other(format!("cannot listen for Ctrl-C: {error}")))?;
-    Ok(stop)
 }
