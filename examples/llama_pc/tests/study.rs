@@ -66,7 +66,7 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
 
     let seeds = llama_pc(path).args(["study", "--scale", "tiny", "--data", "data", "--seeds", "3"]).assert().code(2);
     let text = String::from_utf8_lossy(&seeds.get_output().stderr).into_owned();
-    assert!(text.contains("study.json: found a study of scale tiny with 2 seeds"), "{text}");
+    assert!(text.contains("study.json: found seeds = 2, expected this study's 3"), "{text}");
 }
 
 #[test]

@@ -147,33 +147,32 @@ fn data(folder: &Path, seq_len: usize) -> Result<Data, Failure> {
 /// The study's header: that of the folder, which must be of the same study, or a new one with freshly measured times.
 fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Failure> {
     let file = out.join("study.json");
+    let mut header = unplanned(gpu, setup, data)?;
     if file.is_file() {
         let found: Header = files::read_json(&file)?;
-        let same = (&found.scale[..], found.design, found.steps, &found.data)
-            == (setup.scale.name, setup.scale.design, setup.steps()?, &data);
-        if !same || found.format != record::FORMAT {
-            return Err(Failure::usage(format!(
-                "{}: found a study of scale {} with {} seeds on {}, expected scale {} with {} seeds on {}",
-                file.display(),
-                found.scale,
-                found.design.seeds,
-                found.data.folder,
-                setup.scale.name,
-                setup.scale.design.seeds,
-                data.folder
-            ))
-            .hint("another --out begins a new study"));
+        let pairs = found.identity().into_iter().zip(header.identity());
+        for ((name, found), (_, expected)) in pairs.filter(|(found, expected)| found != expected) {
+            return Err(Failure::usage(format!("{}: found {name} = {found}, expected this study's {expected}", file.display()))
+                .hint("another --out begins a new study"));
         }
         return Ok(found);
     }
-    let times = timing::measure(gpu, setup)?;
+    header.times = timing::measure(gpu, setup)?;
+    header.plan = plan::rows(setup, &header.times)?;
+    std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
+    files::replace(&file, serde_json::to_string(&header).expect("bug: a header does not serialise").as_bytes())?;
+    Ok(header)
+}
+
+/// A header without times and plan.
+fn unplanned(gpu: &Gpu, setup: &Setup, data: Data) -> Result<Header, Failure> {
     let adapter = gpu.adapter();
     let size = |size: usize| -> Result<SizeFacts, Failure> {
         let name = |target| toml::Value::try_from(target).ok().and_then(|value| value.as_str().map(str::to_owned));
         let init_scale = setup.scales[size].iter().filter_map(|(target, factor)| Some((name(target)?, *factor))).collect();
         Ok(SizeFacts { size: setup.scale.sizes[size], parameters: setup.parameters(size)?, init_scale })
     };
-    let header = Header {
+    Ok(Header {
         format: record::FORMAT,
         program: format!("llama_pc {}", env!("CARGO_PKG_VERSION")),
         scale: setup.scale.name.to_owned(),
@@ -188,12 +187,9 @@ fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Fa
         sizes: (0..setup.scale.sizes.len()).map(size).collect::<Result<_, _>>()?,
         steps: setup.steps()?,
         tokens_per_step: setup.tokens_per_step() as u64,
-        plan: plan::rows(setup, &times)?,
-        times,
-    };
-    std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
-    files::replace(&file, serde_json::to_string(&header).expect("bug: a header does not serialise").as_bytes())?;
-    Ok(header)
+        times: Vec::new(),
+        plan: Vec::new(),
+    })
 }
 
 /// Trains until nothing is missing, and gathers the records; `None` where the user interrupts.

@@ -73,6 +73,23 @@ pub struct SizeFacts {
 }
 
 impl Header {
+    /// What makes runs comparable: a study goes on only where all of it is the same.
+    pub fn identity(&self) -> [(&'static str, String); 10] {
+        let Design { seeds, points, centers } = self.design;
+        [
+            ("format", self.format.to_string()),
+            ("scale", self.scale.clone()),
+            ("seeds", seeds.to_string()),
+            ("grid", format!("{points} points from {} and {}", centers[0].value(), centers[1].value())),
+            ("steps", self.steps.to_string()),
+            ("data", self.data.folder.clone()),
+            ("data's tokens", self.data.tokens.to_string()),
+            ("data's checksum", format!("{:08x}", self.data.checksum)),
+            ("adapter", format!("{}, {}", self.machine.adapter, self.machine.driver)),
+            ("kernels", self.machine.kernels.clone()),
+        ]
+    }
+
     /// Tokens of a whole run.
     pub fn tokens(&self) -> u64 {
         self.steps * self.tokens_per_step
