@@ -72,6 +72,9 @@ pub fn run(request: &Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Re
     if request.plan_only {
         return Ok(());
     }
+    // Only now: a plan that was refused is measured anew, perhaps in a quieter hour.
+    let json = serde_json::to_string(&header).expect("bug: a header does not serialise");
+    files::replace(&request.out.join(HEADER), json.as_bytes())?;
     let Some(records) = train_all(&gpu, &setup, &header, &request.out)? else {
         output::note("interrupted; the same command goes on from here");
         return Ok(());
@@ -82,6 +85,8 @@ pub fn run(request: &Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Re
     show(&folder.join(METRICS), &request.docs)
 }
 
+/// The study's header, in the folder of its runs.
+const HEADER: &str = "study.json";
 /// The kept metrics, in the folder of the pictures.
 const METRICS: &str = "metrics.jsonl.zst";
 
@@ -146,7 +151,7 @@ fn data(folder: &Path, seq_len: usize) -> Result<Data, Failure> {
 
 /// The study's header: that of the folder, which must be of the same study, or a new one with freshly measured times.
 fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Failure> {
-    let file = out.join("study.json");
+    let file = out.join(HEADER);
     let mut header = unplanned(gpu, setup, data)?;
     if file.is_file() {
         let found: Header = files::read_json(&file)?;
@@ -159,8 +164,6 @@ fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Fa
     }
     header.times = timing::measure(gpu, setup)?;
     header.plan = plan::rows(setup, &header.times)?;
-    std::fs::create_dir_all(out).map_err(|error| Failure::io("create", out, &error))?;
-    files::replace(&file, serde_json::to_string(&header).expect("bug: a header does not serialise").as_bytes())?;
     Ok(header)
 }
 

@@ -7,7 +7,7 @@ use super::findings::{ArmResult, Findings};
 use super::plan;
 use super::queue;
 use super::record::{Header, Record};
-use super::statistics::{Paired, SPIKE, Summary, Verdict, mean};
+use super::statistics::{Paired, SPIKE, Summary, Verdict};
 use crate::terminal::format::{duration, grouped};
 
 /// `0.10M parameters`.
@@ -334,14 +334,9 @@ fn method(findings: &Findings<'_>) -> String {
 
 fn the_plan(findings: &Findings<'_>) -> String {
     let header = &findings.kept.header;
-    let speed = |record: &Record| mean(&record.tokens_per_second.iter().map(|speed| f64::from(*speed)).collect::<Vec<_>>());
-    let seconds: f64 = findings
-        .kept
-        .records
-        .values()
-        .filter(|record| !record.loss.is_empty())
-        .map(|record| record.loss.len() as f64 * header.tokens_per_step as f64 / speed(record).max(1.0))
-        .sum();
+    let tokens = header.tokens_per_step as f64;
+    let speeds = findings.kept.records.values().flat_map(|record| &record.tokens_per_second);
+    let seconds: f64 = speeds.map(|speed| tokens / f64::from((*speed).max(1))).sum();
     format!(
         "## The plan, written before the runs\n\n{}\nIt took {} runs and {} of training.\n",
         plan::table(&header.plan),
