@@ -174,7 +174,7 @@ pub fn intervals(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Failure> 
             .margin_right(24)
             .caption(title, text(15))
             .x_label_area_size(38)
-            .build_cartesian_2d(range(values, 0.05), -0.5..bars.len() as f64 - 0.5)?;
+            .build_cartesian_2d(range(values, 0.05), -0.5..bars.len().max(1) as f64 - 0.5)?;
         chart
             .configure_mesh()
             .disable_y_mesh()

@@ -32,7 +32,6 @@ use crate::data::windows::{Order, Windows};
 use crate::inspect::report;
 use crate::run::files;
 use crate::terminal::failure::Failure;
-use crate::terminal::format::duration;
 use crate::terminal::output;
 use arms::{Optimizer, Spec};
 use findings::Findings;

@@ -170,7 +170,7 @@ fn stabilities(findings: &Findings<'_>) -> Vec<Panel> {
     for optimizer in Optimizer::ALL {
         for arm in queue::stressed(optimizer, findings.choices.levels[&optimizer]) {
             let of = |at: super::findings::Stability<'_>| {
-                let norms = at.records.first().map_or(&[][..], |record| &record.grad_norm);
+                let norms = at.records.first().map_or(&[][..], |record| &record.grad_norm[..]);
                 let label = format!("{} times the best rate", 1 << at.power);
                 line(label, COLORS[[1, 2, 6][at.power as usize]], coarse(norms))
             };

@@ -11,5 +11,4 @@ mod session;
 mod spikes;
 mod start;
 
-pub use session::Session;
 pub use start::{Request, begin, rehearse, resume};
