@@ -9,7 +9,7 @@
 use plotters::prelude::*;
 use polytape::optim::{Clip, Optimizer, OptimizerState, Slot};
 use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz};
-use polytape::{Gpu, Gradients, Params, Result, Role, Tape, Tensor, Trainer};
+use polytape::{Error, Gpu, Gradients, Params, Result, Role, Tape, Tensor, Trainer};
 
 const SIZE: usize = 32;
 const DEPTHS: [usize; 5] = [2, 4, 8, 16, 32];
@@ -75,20 +75,23 @@ fn train(gpu: &Gpu, depth: usize, bounded: bool, rate: f32) -> Result<Vec<f32>> 
     let target = rotation(gpu, 1000)?;
     let mut losses: Vec<f32> = Vec::new();
     while losses.len() < STEPS && losses.last().is_none_or(|loss| *loss > GOAL * losses[0] && *loss < 10.0 * losses[0]) {
-        let output = trainer.step(1, rate, |tape, _| {
+        let stepped = trainer.step(1, rate, |tape, _| {
             let product = weights[1..].iter().try_fold(tape.param(weights[0])?, |x, &w| tape.param(w)?.matmul(&x))?;
             let error = product.sub(&tape.constant(target.clone()))?;
             error.mul(&error)?.sum()?.scale(0.5)
-        })?;
-        losses.push(output.loss);
+        });
+        losses.push(match stepped {
+            Err(Error::NonFinite { .. }) => f32::INFINITY,
+            stepped => stepped?.loss,
+        });
     }
     Ok(losses)
 }
 
-/// Of eleven learning rates the one with the fastest decrease, its losses, and that decrease of ln(loss) per step.
+/// Of fourteen learning rates the one with the fastest decrease, its losses, and that decrease of ln(loss) per step.
 fn best(gpu: &Gpu, depth: usize, bounded: bool) -> Result<(f32, Vec<f32>, f32)> {
     let mut best = (0.0, Vec::new(), f32::NEG_INFINITY);
-    for power in 1..12 {
+    for power in 1..15 {
         let rate = 0.5_f32.powi(power);
         let losses = train(gpu, depth, bounded, rate)?;
         let convergence = (losses[0] / losses[losses.len() - 1]).ln() / (losses.len() - 1) as f32;
