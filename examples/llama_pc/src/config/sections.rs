@@ -251,7 +251,7 @@ pub struct Train {
     pub keep_checkpoints: usize,
     /// Steps between lines of metrics.
     pub log_every: u64,
-    /// Steps between measurements of the condition numbers.
+    /// Steps between measurements of the condition numbers, and of the error of the PC layers' norms.
     pub log_spectrum_every: u64,
     /// Steps between per-layer measurements: norms, γ and the residual stream.
     pub log_layers_every: u64,
