@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
+use commands::{bench, devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
 use terminal::failure::Failure;
 use terminal::output;
 
@@ -36,6 +36,8 @@ enum Command {
     Devices,
     /// Check every kernel that an adapter can run against a float64 reference and print a table for bug reports
     Selftest(selftest::Args),
+    /// Measure what an adapter reaches: products, attention, memory, PC layers, Muon and whole steps, in two minutes
+    Bench(bench::Args),
     /// Tokenize text into shards for training and validation
     Prepare(prepare::Args),
     /// Estimate what a configuration needs: parameters, memory, FLOPs, and whether it fits
@@ -71,6 +73,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Prepare(args) => prepare::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => commands::train::run(&args),

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use polytape::gpu::{KernelTier, Tuning};
+use polytape::gpu::{Features, KernelTier, Tuning};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
 
 use crate::terminal::failure::Failure;
@@ -30,12 +30,7 @@ pub struct Device {
 impl Device {
     /// Opens the requested adapter, or else the best one, with the requested kernels, or else those that suit it.
     pub fn open(&self, profile: bool) -> Result<Gpu, Failure> {
-        let adapter =
-            self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
-        let warn = |line: &str| output::note(&format!("warning: {line}"));
-        let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
-        let threads = self.threads.map(NonZeroUsize::get);
-        let options = GpuOptions { adapter, kernels: self.kernels, profile, tuning, threads, warn, ..Default::default() };
+        let options = GpuOptions { profile, ..self.options() };
         Gpu::open(&options).map_err(|error| match (&error, &self.adapter, self.kernels) {
             (Error::Adapter(_), Some(name), None) => {
                 Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
@@ -47,6 +42,28 @@ impl Device {
             }
             _ => error.into(),
         })
+    }
+
+    /// [`Device::open`] with kernels that can be timed where the adapter has what that needs, and that are not timed yet.
+    pub fn open_to_time(&self) -> Result<Gpu, Failure> {
+        let gpu = self.open(false)?;
+        if !gpu.adapter().features.contains(Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+            return Ok(gpu);
+        }
+        let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
+        // What is worth a warning was said the first time.
+        let gpu = Gpu::open(&GpuOptions { adapter, kernels, profile: true, warn: |_| (), ..self.options() })?;
+        gpu.time_kernels(false)?;
+        Ok(gpu)
+    }
+
+    fn options(&self) -> GpuOptions {
+        let adapter =
+            self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
+        let warn = |line: &str| output::note(&format!("warning: {line}"));
+        let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
+        let threads = self.threads.map(NonZeroUsize::get);
+        GpuOptions { adapter, kernels: self.kernels, tuning, threads, warn, ..Default::default() }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Only `lib.rs` imports them.
 
+pub mod bench;
 mod device;
 pub mod devices;
 pub mod eval;

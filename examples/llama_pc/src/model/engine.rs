@@ -9,10 +9,11 @@ use polytape::{AdapterChoice, Gpu, GpuOptions};
 use crate::config::{self, Config, Pc, Target};
 use crate::terminal::failure::Failure;
 
-/// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
+/// Opens the adapter of a device again, for checks: each hears of the compilers' errors itself. What is worth a warning was said the first
+/// time.
 pub fn open_again(gpu: &Gpu, kernels: KernelTier) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
-    Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
+    Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), compile_ahead: false, warn: |_| (), ..Default::default() })?)
 }
 
 /// The model's sizes; the vocabulary is resolved.

@@ -1,9 +1,8 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! How the user ends it (`interrupt`), what a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
+//! What a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
 //! their own.
 
-mod interrupt;
 mod layers;
 mod scaling;
 mod schedule;

@@ -9,7 +9,7 @@ use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
-use super::{interrupt, layers, scaling, schedule};
+use super::{layers, scaling, schedule};
 use crate::config::Config;
 use crate::data::windows::Windows;
 use crate::model::engine;
@@ -24,7 +24,7 @@ use crate::run::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
-use crate::terminal::{output, picture};
+use crate::terminal::{interrupt, output, picture};
 
 /// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
@@ -111,7 +111,7 @@ impl Session {
             writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            stop: interrupt::flag()?,
+            stop: interrupt::flag("finishing this step; press Ctrl-C again to stop at once without saving")?,
             smoothed,
             config,
             gpu: start.gpu,
