@@ -10,4 +10,4 @@ mod session;
 mod spikes;
 mod start;
 
-pub use start::{Request, begin, resume};
+pub use start::{Request, begin, rehearse, resume};
