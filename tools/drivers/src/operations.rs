@@ -1,11 +1,14 @@
 //! Every operation at shapes that reach every combination of its kernels' constants. Products are in `gemm`.
 
 use polytape::gpu::KernelTier;
+use polytape::llama::LlamaConfig;
 use polytape::optim::{AdamConfig, AdamW, Clip, Muon, MuonConfig, NorMuon, Optimizer};
 use polytape::spectral::{NewtonSchulz, Norm, PcConfig, Preconditioner, level_coefficients, newton_schulz};
 use polytape::{
     AttentionShape, Gpu, Gradients, Indices, MAX_HEAD_DIM, Params, Result, Role, RotaryTable, Tape, Tensor, Var, rms_and_abs_max,
 };
+
+use crate::steps::sample;
 
 /// Columns that allow vec4 accesses, and that do not.
 const COLUMNS: [usize; 2] = [12, 7];
@@ -30,9 +33,17 @@ pub(crate) fn run(gpu: &Gpu) -> Result<()> {
     optimizers(gpu)
 }
 
-/// Records the kernels of PC layers for every length of a row that they distinguish, of which a narrow binding does not hold all.
+/// Records what a narrow binding does not hold: PC layers for every length of a row that they distinguish, and sampling at every width
+/// of a head.
 pub(crate) fn run_wide(gpu: &Gpu) -> Result<()> {
-    spectral_columns(gpu).into_iter().try_for_each(|columns| spectral(gpu, [2, columns], Norm::Spectral, 1))
+    for columns in spectral_columns(gpu) {
+        spectral(gpu, [2, columns], Norm::Spectral, 1)?;
+    }
+    for head_dim in (2..=MAX_HEAD_DIM).step_by(2) {
+        let config = LlamaConfig { head_dim: Some(head_dim), ..LlamaConfig::new(8, 1, 1, 64) };
+        sample(gpu, config)?;
+    }
+    Ok(())
 }
 
 /// An operation on leaves of these shapes: forward and backward, with new gradients and accumulated into earlier ones, where all

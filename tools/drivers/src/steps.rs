@@ -39,8 +39,8 @@ pub fn run_step(gpu: &Gpu, config: LlamaConfig, optimizer: Box<dyn Optimizer>, p
     gpu.synchronize()
 }
 
-/// Evaluation, and sampling: a prompt, then a token.
-fn sample(gpu: &Gpu, config: LlamaConfig) -> Result<()> {
+/// Evaluation, and sampling: a prompt, then a token. At least 64 tokens.
+pub(crate) fn sample(gpu: &Gpu, config: LlamaConfig) -> Result<()> {
     let (llama, params) = model(gpu, LlamaConfig { max_seq_len: SEQ_LEN, ..config })?;
     let prompt = tokens(gpu, BATCH * 32)?;
     llama.loss(&Tape::inference(&params), &prompt, &prompt, 32)?;
