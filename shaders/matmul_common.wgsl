@@ -9,8 +9,11 @@
 // F16_TERMS is the number of f16 values per operand element: 0 keeps f32, 1 rounds, 2 (F16X3) adds the rounding residual.
 // Accumulation and epilogue are f32.
 
-@group(0) @binding(0) var<storage, read> a: array<Element>;
-@group(0) @binding(1) var<storage, read> b: array<Element>;
+// With HALVES (and VECTORS), A and B have been rounded to f16 beforehand.
+@if HALVES { alias Operand = vec4<f16>; } @else { alias Operand = Element; }
+
+@group(0) @binding(0) var<storage, read> a: array<Operand>;
+@group(0) @binding(1) var<storage, read> b: array<Operand>;
 @group(0) @binding(2) var<storage, read> c: array<Element>;
 @group(0) @binding(3) var<storage, read> factor: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<Element>;
@@ -39,8 +42,8 @@ fn k_range(z: u32) -> KRange {
 }
 
 @if VECTORS {
-    fn load_a(at: u32, valid: u32) -> vec4f { return a[at / 4u]; }
-    fn load_b(at: u32, valid: u32) -> vec4f { return b[at / 4u]; }
+    fn load_a(at: u32, valid: u32) -> Operand { return a[at / 4u]; }
+    fn load_b(at: u32, valid: u32) -> Operand { return b[at / 4u]; }
     fn load_c(at: u32, valid: u32) -> vec4f { return c[at / 4u]; }
     fn load_out(at: u32, valid: u32) -> vec4f { return out[at / 4u]; }
     fn store_out(at: u32, valid: u32, value: vec4f) { out[at / 4u] = value; }
@@ -71,27 +74,6 @@ fn k_range(z: u32) -> KRange {
         @unroll for (var q = 0u; q < 4; q++) { if (q < valid) { out[at + q] = value[q]; } }
     }
     fn store_one(at: u32, value: f32) { out[at] = value; }
-}
-
-@if F16_TERMS {
-    // Rounds to f16, ties to even, as an f32; infinite from 65,520. In integer arithmetic, because the rounding of pack2x16float
-    // is implementation-defined and its overflow undefined; Mesa 25 also optimizes it away together with unpack2x16float.
-    fn to_half(x: vec4f) -> vec4f {
-        let bits = bitcast<vec4u>(x);
-        let magnitude = bits & vec4u(0x7fffffffu);
-        // f16 has 13 mantissa bits less, and below 2⁻¹⁴ (subnormal) one less per power of two.
-        let shift = 126u - clamp(magnitude >> vec4u(23u), vec4u(103u), vec4u(113u));
-        let unit = vec4u(1u) << shift;
-        var rounded = (magnitude + (unit >> vec4u(1u)) - 1u + ((magnitude >> shift) & vec4u(1u))) & ~(unit - 1u);
-        // Below the smallest subnormal, 2⁻²⁴: more than half of it rounds up, the rest to zero.
-        rounded = select(rounded, vec4u(0x33800000u), magnitude < vec4u(0x33800000u));
-        rounded = select(rounded, vec4u(0u), magnitude <= vec4u(0x33000000u));
-        // Overflow to infinity; max keeps a NaN.
-        rounded = select(rounded, max(magnitude, vec4u(0x7f800000u)), rounded >= vec4u(0x47800000u));
-        return bitcast<vec4f>(rounded | (bits & vec4u(0x80000000u)));
-    }
-} @else {
-    fn to_half(x: vec4f) -> vec4f { return x; }
 }
 
 // The residual x - `high`, `high` = to_half(x), rounded to f16 at a scale of 2¹¹ so that it does not underflow.

@@ -1,14 +1,15 @@
 // Product with cooperative matrices: f16 inputs (two per element with F16X3), f32 accumulation.
 //
-// A workgroup of 256 invocations computes a TILE × TILE output tile. It loads operand tiles of TILE × DEPTH to shared memory in
-// their storage order; the cooperative loads transpose. The output tile is divided into REGIONS regions, ACROSS per row, of
+// A workgroup computes an output tile of ROWS × COLUMNS. It loads operand tiles of DEPTH inner indices to shared memory in their
+// storage order; the cooperative loads transpose. The output tile is divided into REGIONS regions, ACROSS per row, of
 // REGION_ROWS × REGION_COLUMNS blocks; one subgroup accumulates each region. REGIONS is the number of subgroups at the maximum
-// subgroup size; with smaller subgroups, the surplus ones only load. Conditions on the subgroup are written as loops that run
+// subgroup size; with smaller subgroups, unless WHOLE, the surplus ones only load. That condition is written as a loop that runs
 // once: naga treats an `if` as divergent control flow, where cooperative operations are not allowed.
 //
-// Constants: TILE, GROUPS = TILE / 64, LARGE (blocks of 16 × 16, else 8 × 8), STEPS = DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS,
-// REGION_COLUMNS, BLOCKS = REGION_ROWS · REGION_COLUMNS, QUOTA (vec4s per invocation of one staged block per region), TRANSPOSE_A,
-// TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
+// Constants: ROWS, COLUMNS, DEPTH, INVOCATIONS, A_LOADS and B_LOADS (vec4s per invocation of an operand tile), LARGE (blocks of
+// 16 × 16, else 8 × 8), STEPS = DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS = REGION_ROWS ·
+// REGION_COLUMNS, QUOTA (vec4s per invocation of one staged block per region), HARDWARE_F16 (the adapter rounds to f16 as
+// to_half does), TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -25,94 +26,105 @@ enable wgpu_cooperative_matrix;
     alias Sum = coop_mat8x8<f32, C>;
 }
 
-const DEPTH: u32 = 16u;
-// Row strides of a tile stored along the inner dimension, or along its side; padded by eight against bank conflicts.
-const DEEP: u32 = DEPTH + 8u;
-const WIDE: u32 = TILE + 8u;
+// Row strides, in vec4s, of a tile stored along the inner dimension, or along its side; padded by eight f16 against bank conflicts.
+const DEEP: u32 = DEPTH / 4u + 2u;
+const WIDE_A: u32 = ROWS / 4u + 2u;
+const WIDE_B: u32 = COLUMNS / 4u + 2u;
 
-// op(A): [TILE][DEEP], or [DEPTH][WIDE] if A is transposed. op(B): [DEPTH][WIDE], or [TILE][DEEP] if B is transposed.
-var<workgroup> a_tile: array<f16, TILE * DEEP>;
-var<workgroup> b_tile: array<f16, TILE * DEEP>;
+// op(A): [ROWS][DEEP], or [DEPTH][WIDE_A] if A is transposed. op(B): [DEPTH][WIDE_B], or [COLUMNS][DEEP] if B is transposed.
+var<workgroup> a_tile: array<vec4<f16>, max(ROWS * DEEP, DEPTH * WIDE_A)>;
+var<workgroup> b_tile: array<vec4<f16>, max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
 @if F16X3 {
     // Rounding residuals, times 2¹¹.
-    var<workgroup> a_low: array<f16, TILE * DEEP>;
-    var<workgroup> b_low: array<f16, TILE * DEEP>;
+    var<workgroup> a_low: array<vec4<f16>, max(ROWS * DEEP, DEPTH * WIDE_A)>;
+    var<workgroup> b_low: array<vec4<f16>, max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
 }
 // Staging: one block of sums per region.
-var<workgroup> staged: array<f32, REGIONS * BLOCK * BLOCK>;
+var<workgroup> staged: array<vec4f, REGIONS * BLOCK * BLOCK / 4u>;
 
-// Tile coordinates and shared-memory offset of the vec4 that an invocation loads: four consecutive rows or columns at one inner
-// index (`along_side`), or four consecutive inner indices of one row or column.
-struct Place { side: u32, depth: u32, offset: u32 }
+@if HALVES { alias Loaded = vec4<f16>; } @else { alias Loaded = vec4f; }
 
-fn place(index: u32, along_side: bool) -> Place {
-    if (along_side) {
-        let side = (index % (TILE / 4u)) * 4u;
-        let depth = index / (TILE / 4u);
-        return Place(side, depth, depth * WIDE + side);
-    }
-    let side = index / (DEPTH / 4u);
-    let depth = (index % (DEPTH / 4u)) * 4u;
-    return Place(side, depth, side * DEEP + depth);
+// Tile coordinates of the vec4 that an invocation loads: four consecutive rows or columns at one inner index (of a tile `side`
+// wide), or four consecutive inner indices of one row or column.
+struct Place { side: u32, depth: u32 }
+
+fn along_side(index: u32, side: u32) -> Place { return Place(index % (side / 4u) * 4u, index / (side / 4u)); }
+
+fn along_depth(index: u32) -> Place { return Place(index / (DEPTH / 4u), index % (DEPTH / 4u) * 4u); }
+
+fn place_a(index: u32) -> Place {
+    if (TRANSPOSE_A == 1u) { return along_side(index, ROWS); }
+    return along_depth(index);
 }
 
-fn fetch_a(index: u32, row: u32, k: u32, base: u32) -> vec4f {
-    let at = place(index, TRANSPOSE_A == 1u);
+fn place_b(index: u32) -> Place {
+    if (TRANSPOSE_B == 0u) { return along_side(index, COLUMNS); }
+    return along_depth(index);
+}
+
+// Loads have no branch, which would hold up the compiler's schedule: addresses are clamped into the operand. Rows and columns
+// beyond it go to outputs that are never stored; inner indices beyond it become zeros in store_a and store_b.
+fn fetch_a(index: u32, row: u32, k: u32, base: u32) -> Loaded {
+    let at = place_a(index);
     let inner = k + at.depth;
     let side = row + at.side;
-    if (inner >= args.inner || side >= args.rows) { return vec4f(); }
-    if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
-    return load_a(base + side * args.a_stride + inner, args.inner - inner);
+    @if VECTORS {
+        if (TRANSPOSE_A == 1u) { return load_a(base + min(inner, args.inner - 1u) * args.a_stride + min(side, args.rows - 4u), 4u); }
+        return load_a(base + min(side, args.rows - 1u) * args.a_stride + min(inner, args.inner - 4u), 4u);
+    } @else {
+        if (inner >= args.inner || side >= args.rows) { return Loaded(); }
+        if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
+        return load_a(base + side * args.a_stride + inner, args.inner - inner);
+    }
 }
 
-fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
-    let at = place(index, TRANSPOSE_B == 0u);
+fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> Loaded {
+    let at = place_b(index);
     let inner = k + at.depth;
     let side = column + at.side;
-    if (inner >= args.inner || side >= args.columns) { return vec4f(); }
-    if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
-    return load_b(base + side * args.b_stride + inner, args.inner - inner);
-}
-
-// The values are already rounded to f16, so the conversion f16() is exact in any rounding mode.
-fn store_a(index: u32, values: vec4f) {
-    let offset = place(index, TRANSPOSE_A == 1u).offset;
-    let high = to_half(values);
-    @unroll for (var q = 0u; q < 4; q++) { a_tile[offset + q] = f16(high[q]); }
-    @if F16X3 {
-        let low = to_half((values - high) * 2048.0);
-        @unroll for (var q = 0u; q < 4; q++) { a_low[offset + q] = f16(low[q]); }
+    @if VECTORS {
+        if (TRANSPOSE_B == 0u) { return load_b(base + min(inner, args.inner - 1u) * args.b_stride + min(side, args.columns - 4u), 4u); }
+        return load_b(base + min(side, args.columns - 1u) * args.b_stride + min(inner, args.inner - 4u), 4u);
+    } @else {
+        if (inner >= args.inner || side >= args.columns) { return Loaded(); }
+        if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
+        return load_b(base + side * args.b_stride + inner, args.inner - inner);
     }
 }
 
-fn store_b(index: u32, values: vec4f) {
-    let offset = place(index, TRANSPOSE_B == 0u).offset;
-    let high = to_half(values);
-    @unroll for (var q = 0u; q < 4; q++) { b_tile[offset + q] = f16(high[q]); }
-    @if F16X3 {
-        let low = to_half((values - high) * 2048.0);
-        @unroll for (var q = 0u; q < 4; q++) { b_low[offset + q] = f16(low[q]); }
-    }
+fn store_a(index: u32, fetched: Loaded, k: u32) {
+    let at = place_a(index);
+    let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_A + at.side / 4u, TRANSPOSE_A == 1u);
+    let values = select(Loaded(), fetched, k + at.depth < args.inner);
+    @if HALVES { let high = values; } @else { let high = half(values); }
+    a_tile[to] = high;
+    @if F16X3 { a_low[to] = half((values - vec4f(high)) * 2048.0); }
 }
 
-// Four consecutive staged sums; clamped beyond the end.
-fn staged_vec4(index: u32) -> vec4f {
-    let at = min(index * 4u, REGIONS * BLOCK * BLOCK - 4u);
-    return vec4f(staged[at], staged[at + 1u], staged[at + 2u], staged[at + 3u]);
+fn store_b(index: u32, fetched: Loaded, k: u32) {
+    let at = place_b(index);
+    let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_B + at.side / 4u, TRANSPOSE_B == 0u);
+    let values = select(Loaded(), fetched, k + at.depth < args.inner);
+    @if HALVES { let high = values; } @else { let high = half(values); }
+    b_tile[to] = high;
+    @if F16X3 { b_low[to] = half((values - vec4f(high)) * 2048.0); }
 }
 
-@compute @workgroup_size(256)
+// Clamped beyond the end.
+fn staged_vec4(index: u32) -> vec4f { return staged[min(index, REGIONS * BLOCK * BLOCK / 4u - 1u)]; }
+
+@compute @workgroup_size(INVOCATIONS)
 fn main(
     @builtin(workgroup_id) group: vec3u,
     @builtin(local_invocation_index) local: u32,
     @builtin(subgroup_id) region: u32,
 ) {
-    let row = (args.first_group + group.y) * TILE;
-    let column = group.x * TILE;
+    let row = (args.first_group + group.y) * ROWS;
+    let column = group.x * COLUMNS;
     let range = k_range(group.z);
     let a_base = args.a_offset + range.batch * args.a_batch;
     let b_base = args.b_offset + range.batch * args.b_batch;
-    @if SYMMETRIC { if (column >= row + TILE) { return; } }
+    @if SYMMETRIC { if (column >= row + ROWS) { return; } }
     let first_row = region / ACROSS * REGION_ROWS * BLOCK;
     let first_column = region % ACROSS * REGION_COLUMNS * BLOCK;
     var sum: array<Sum, BLOCKS>;
@@ -122,44 +134,38 @@ fn main(
         var left_low: array<Left, REGION_ROWS>;
         var low: array<vec4f, QUOTA>;
     }
-    var next_a: array<vec4f, GROUPS>;
-    var next_b: array<vec4f, GROUPS>;
-    @unroll for (var g = 0u; g < GROUPS; g++) {
-        next_a[g] = fetch_a(g * 256u + local, row, range.first, a_base);
-        next_b[g] = fetch_b(g * 256u + local, column, range.first, b_base);
-    }
+    var next_a: array<Loaded, A_LOADS>;
+    var next_b: array<Loaded, B_LOADS>;
+    @unroll for (var g = 0u; g < A_LOADS; g++) { next_a[g] = fetch_a(g * INVOCATIONS + local, row, range.first, a_base); }
+    @unroll for (var g = 0u; g < B_LOADS; g++) { next_b[g] = fetch_b(g * INVOCATIONS + local, column, range.first, b_base); }
     for (var k = range.first; k < range.end; k += DEPTH) {
-        @unroll for (var g = 0u; g < GROUPS; g++) {
-            store_a(g * 256u + local, next_a[g]);
-            store_b(g * 256u + local, next_b[g]);
-        }
+        @unroll for (var g = 0u; g < A_LOADS; g++) { store_a(g * INVOCATIONS + local, next_a[g], k); }
+        @unroll for (var g = 0u; g < B_LOADS; g++) { store_b(g * INVOCATIONS + local, next_b[g], k); }
         workgroupBarrier();
-        @unroll for (var g = 0u; g < GROUPS; g++) {
-            next_a[g] = fetch_a(g * 256u + local, row, k + DEPTH, a_base);
-            next_b[g] = fetch_b(g * 256u + local, column, k + DEPTH, b_base);
-        }
-        while (region < REGIONS) {
+        @unroll for (var g = 0u; g < A_LOADS; g++) { next_a[g] = fetch_a(g * INVOCATIONS + local, row, k + DEPTH, a_base); }
+        @unroll for (var g = 0u; g < B_LOADS; g++) { next_b[g] = fetch_b(g * INVOCATIONS + local, column, k + DEPTH, b_base); }
+        @unless WHOLE for (var turn = region; turn < REGIONS; turn += REGIONS) {
             @unroll for (var s = 0u; s < STEPS; s++) {
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     @if TRANSPOSE_A {
-                        let at = s * BLOCK * WIDE + first_row + i * BLOCK;
-                        left[i] = coopLoad<Left>(&a_tile[at], WIDE);
-                        @if F16X3 { left_low[i] = coopLoad<Left>(&a_low[at], WIDE); }
+                        let at = s * BLOCK * WIDE_A + (first_row + i * BLOCK) / 4u;
+                        left[i] = coopLoad<Left>(&a_tile[at], WIDE_A);
+                        @if F16X3 { left_low[i] = coopLoad<Left>(&a_low[at], WIDE_A); }
                     } @else {
-                        let at = (first_row + i * BLOCK) * DEEP + s * BLOCK;
+                        let at = (first_row + i * BLOCK) * DEEP + s * BLOCK / 4u;
                         left[i] = coopLoadT<Left>(&a_tile[at], DEEP);
                         @if F16X3 { left_low[i] = coopLoadT<Left>(&a_low[at], DEEP); }
                     }
                 }
                 @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
                     @if TRANSPOSE_B {
-                        let at = (first_column + j * BLOCK) * DEEP + s * BLOCK;
+                        let at = (first_column + j * BLOCK) * DEEP + s * BLOCK / 4u;
                         let right = coopLoad<Right>(&b_tile[at], DEEP);
                         @if F16X3 { let right_low = coopLoad<Right>(&b_low[at], DEEP); }
                     } @else {
-                        let at = s * BLOCK * WIDE + first_column + j * BLOCK;
-                        let right = coopLoadT<Right>(&b_tile[at], WIDE);
-                        @if F16X3 { let right_low = coopLoadT<Right>(&b_low[at], WIDE); }
+                        let at = s * BLOCK * WIDE_B + (first_column + j * BLOCK) / 4u;
+                        let right = coopLoadT<Right>(&b_tile[at], WIDE_B);
+                        @if F16X3 { let right_low = coopLoadT<Right>(&b_low[at], WIDE_B); }
                     }
                     @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                         sum[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, sum[j * REGION_ROWS + i]);
@@ -170,7 +176,6 @@ fn main(
                     }
                 }
             }
-            break;
         }
         workgroupBarrier();
     }
@@ -178,21 +183,19 @@ fn main(
     @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
         @unroll for (var i = 0u; i < REGION_ROWS; i++) {
             @if F16X3 {
-                while (region < REGIONS) {
-                    coopStoreT(rest[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK], BLOCK);
-                    break;
+                @unless WHOLE for (var turn = region; turn < REGIONS; turn += REGIONS) {
+                    coopStoreT(rest[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK / 4u], BLOCK / 4u);
                 }
                 workgroupBarrier();
-                @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = staged_vec4(n * 256u + local); }
+                @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = staged_vec4(n * INVOCATIONS + local); }
                 workgroupBarrier();
             }
-            while (region < REGIONS) {
-                coopStoreT(sum[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK], BLOCK);
-                break;
+            @unless WHOLE for (var turn = region; turn < REGIONS; turn += REGIONS) {
+                coopStoreT(sum[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK / 4u], BLOCK / 4u);
             }
             workgroupBarrier();
             @unroll for (var n = 0u; n < QUOTA; n++) {
-                let index = n * 256u + local;
+                let index = n * INVOCATIONS + local;
                 var value = staged_vec4(index);
                 @if F16X3 { value = fma(low[n], vec4f(0.00048828125), value); }
                 let source = index / (BLOCK * BLOCK / 4u);

@@ -3,7 +3,7 @@
 // four with stride 64, so that shared-memory reads are consecutive vec4s. The next operand tile is prefetched into registers
 // during the multiply. Every output is one chain of fused multiply-adds in inner order, so the tile size never changes a bit.
 //
-// Constants: TILE, GROUPS = TILE / 64, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
+// Constants: TILE, GROUPS = TILE / 64, UNROLLED, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
 const DEPTH: u32 = 16u;
 const SIDE: u32 = TILE / 4u;
@@ -16,9 +16,9 @@ var<workgroup> b_tile: array<vec4f, DEPTH * SIDE>;
     var<workgroup> b_low: array<vec4f, DEPTH * SIDE>;
 }
 
-// Index of a vec4 in a tile, XOR-swizzled every four inner indices: avoids bank conflicts on stores of an operand that is
-// contiguous along the inner dimension.
-fn swizzle(depth: u32, quarter: u32) -> u32 { return depth * SIDE + (quarter ^ (depth / 4u * 2u)); }
+// Index of the vec4 at inner index 4·four + d, XOR-swizzled every four inner indices: avoids bank conflicts on stores of an
+// operand that is contiguous along the inner dimension. All inner indices of one `four` share the XOR, whose result is an offset.
+fn swizzle(four: u32, d: u32, quarter: u32) -> u32 { return four * 4u * SIDE + (quarter ^ (four * 2u)) + d * SIDE; }
 
 // Tile coordinates of the vec4 that an invocation loads: four consecutive rows or columns at one inner index (`along_side`), or
 // four consecutive inner indices of one row or column.
@@ -29,52 +29,66 @@ fn place(index: u32, along_side: bool) -> Place {
     return Place(index / (DEPTH / 4u), (index % (DEPTH / 4u)) * 4u);
 }
 
+// The vec4s are loaded without a branch, which would hold up the compiler's schedule: addresses are clamped into the operand. Rows
+// and columns beyond it go to outputs that are never stored; inner indices beyond it become zeros in store_a and store_b.
 fn fetch_a(index: u32, row: u32, k: u32, base: u32) -> vec4f {
     let at = place(index, TRANSPOSE_A == 1u);
     let inner = k + at.depth;
     let side = row + at.side;
-    if (inner >= args.inner || side >= args.rows) { return vec4f(); }
-    if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
-    return load_a(base + side * args.a_stride + inner, args.inner - inner);
+    @if VECTORS {
+        if (TRANSPOSE_A == 1u) { return load_a(base + min(inner, args.inner - 1u) * args.a_stride + min(side, args.rows - 4u), 4u); }
+        return load_a(base + min(side, args.rows - 1u) * args.a_stride + min(inner, args.inner - 4u), 4u);
+    } @else {
+        if (inner >= args.inner || side >= args.rows) { return vec4f(); }
+        if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
+        return load_a(base + side * args.a_stride + inner, args.inner - inner);
+    }
 }
 
 fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
     let at = place(index, TRANSPOSE_B == 0u);
     let inner = k + at.depth;
     let side = column + at.side;
-    if (inner >= args.inner || side >= args.columns) { return vec4f(); }
-    if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
-    return load_b(base + side * args.b_stride + inner, args.inner - inner);
+    @if VECTORS {
+        if (TRANSPOSE_B == 0u) { return load_b(base + min(inner, args.inner - 1u) * args.b_stride + min(side, args.columns - 4u), 4u); }
+        return load_b(base + min(side, args.columns - 1u) * args.b_stride + min(inner, args.inner - 4u), 4u);
+    } @else {
+        if (inner >= args.inner || side >= args.columns) { return vec4f(); }
+        if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
+        return load_b(base + side * args.b_stride + inner, args.inner - inner);
+    }
 }
 
-fn store_a(index: u32, values: vec4f) {
+fn store_a(index: u32, fetched: vec4f, k: u32) {
     let at = place(index, TRANSPOSE_A == 1u);
+    let values = select(vec4f(), fetched, k + at.depth < args.inner);
     let high = to_half(values);
     @if F16X3 { let low = low_half(values, high); }
     if (TRANSPOSE_A == 1u) {
-        let to = swizzle(at.depth, at.side / 4u);
+        let to = swizzle(at.depth / 4u, at.depth % 4u, at.side / 4u);
         a_tile[to] = high;
         @if F16X3 { a_low[to] = low; }
     } else {
         @unroll for (var q = 0u; q < 4; q++) {
-            let to = swizzle(at.depth + q, at.side / 4u);
+            let to = swizzle(at.depth / 4u, q, at.side / 4u);
             a_tile[to][at.side % 4u] = high[q];
             @if F16X3 { a_low[to][at.side % 4u] = low[q]; }
         }
     }
 }
 
-fn store_b(index: u32, values: vec4f) {
+fn store_b(index: u32, fetched: vec4f, k: u32) {
     let at = place(index, TRANSPOSE_B == 0u);
+    let values = select(vec4f(), fetched, k + at.depth < args.inner);
     let high = to_half(values);
     @if F16X3 { let low = low_half(values, high); }
     if (TRANSPOSE_B == 0u) {
-        let to = swizzle(at.depth, at.side / 4u);
+        let to = swizzle(at.depth / 4u, at.depth % 4u, at.side / 4u);
         b_tile[to] = high;
         @if F16X3 { b_low[to] = low; }
     } else {
         @unroll for (var q = 0u; q < 4; q++) {
-            let to = swizzle(at.depth + q, at.side / 4u);
+            let to = swizzle(at.depth / 4u, q, at.side / 4u);
             b_tile[to][at.side % 4u] = high[q];
             @if F16X3 { b_low[to][at.side % 4u] = low[q]; }
         }
@@ -107,23 +121,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     }
     for (var k = range.first; k < range.end; k += DEPTH) {
         @unroll for (var g = 0u; g < GROUPS; g++) {
-            store_a(g * 256u + local, next_a[g]);
-            store_b(g * 256u + local, next_b[g]);
+            store_a(g * 256u + local, next_a[g], k);
+            store_b(g * 256u + local, next_b[g], k);
         }
         workgroupBarrier();
         @unroll for (var g = 0u; g < GROUPS; g++) {
             next_a[g] = fetch_a(g * 256u + local, row, k + DEPTH, a_base);
             next_b[g] = fetch_b(g * 256u + local, column, k + DEPTH, b_base);
         }
-        // Unrolled by four: all sixteen take lavapipe seconds to compile and overflow the instruction cache of GPUs.
-        for (var quarter = 0u; quarter < DEPTH; quarter += 4u) {
+        // On a software adapter unrolled by four only: all sixteen take seconds to compile.
+        @unroll if UNROLLED for (var four = 0u; four < 4; four++) {
             @unroll for (var d = 0u; d < 4; d++) {
                 @unroll for (var g = 0u; g < GROUPS; g++) {
-                    x[g] = a_tile[swizzle(quarter + d, g * 16u + mine_row)];
-                    y[g] = b_tile[swizzle(quarter + d, g * 16u + mine_column)];
+                    x[g] = a_tile[swizzle(four, d, mine_row) + g * 16u];
+                    y[g] = b_tile[swizzle(four, d, mine_column) + g * 16u];
                     @if F16X3 {
-                        x_low[g] = a_low[swizzle(quarter + d, g * 16u + mine_row)];
-                        y_low[g] = b_low[swizzle(quarter + d, g * 16u + mine_column)];
+                        x_low[g] = a_low[swizzle(four, d, mine_row) + g * 16u];
+                        y_low[g] = b_low[swizzle(four, d, mine_column) + g * 16u];
                     }
                 }
                 @unroll for (var i = 0u; i < GROUPS; i++) {

@@ -1,6 +1,5 @@
-// Scalars computed from a sum of squares, by one invocation.
-//   clip:     norm = unscale·√sum, out = [norm, unscale·min(1, most / (norm + 1e-6))]; a non-finite norm propagates to the factor
-//   inverse:  out[0] = 1 / (norm + 1e-7)
+// The clipping factor from a sum of squares, by one invocation.
+//   norm = unscale·√sum, out = [norm, unscale·min(1, most / (norm + 1e-6))]; a non-finite norm propagates to the factor
 
 struct Args { most: f32, unscale: f32 }
 
@@ -17,9 +16,4 @@ fn clip() {
     // Tested by its bits: compilers may assume finite floats, and min(1, NaN) may be 1.
     if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) { factor = norm; }
     out[1] = factor;
-}
-
-@compute @workgroup_size(1)
-fn inverse() {
-    out[0] = 1.0 / (sqrt(squares[0]) + 1e-7);
 }

@@ -1,11 +1,12 @@
-// What NorMuon adds to Muon: a second moment of the rows of the orthogonal direction o [rows, columns].
+// What NorMuon adds to Muon: a second moment of the rows of the orthogonal direction o [rows, columns]; rows of several matrices, one
+// after the other, whose totals begin at `matrix`.
 //   second_moment:  v ← v + (1 - β2)(mean(o²) - v),  squares = Σ_c (o / (√v + eps))²; a workgroup per row
 //   update:         w ← w(1 - shrink) - scale/√total · o / (√v + eps)
 
 @if WORKGROUP {
     struct Args { rows: u32, first: u32, columns: u32, weight2: f32, eps: f32 }
 } @else {
-    struct Args { rows: u32, first: u32, columns: u32, scale: f32, shrink: f32, eps: f32 }
+    struct Args { rows: u32, first: u32, columns: u32, scale: f32, shrink: f32, eps: f32, matrix_rows: u32, matrix: u32 }
 }
 
 var<immediate> args: Args;
@@ -36,7 +37,7 @@ var<immediate> args: Args;
     }
 } @else {
     @group(0) @binding(1) var<storage, read> v: array<f32>;
-    @group(0) @binding(2) var<storage, read> norm: array<f32>;
+    @group(0) @binding(2) var<storage, read> totals: array<f32>;
     @group(0) @binding(3) var<storage, read_write> w: array<Element>;
 
     @compute @workgroup_size(64)
@@ -46,7 +47,8 @@ var<immediate> args: Args;
         let row = i / elements;
         if (row >= args.rows) { return; }
         // A zero direction has no norm, and stays zero.
-        let scale = select(args.scale * inverseSqrt(norm[0]), 0.0, norm[0] == 0.0);
+        let total = totals[args.matrix + (args.first + row) / args.matrix_rows];
+        let scale = select(args.scale * inverseSqrt(total), 0.0, total == 0.0);
         w[i] = w[i] * (1.0 - args.shrink) - scale / (sqrt(v[row]) + args.eps) * o[i];
     }
 }

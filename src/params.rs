@@ -1,10 +1,11 @@
 //! Named parameters with a [`Role`], and [`Gradients`], one accumulator for each.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::mpsc::Sender;
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, KernelTier};
 use crate::tensor::Tensor;
 
 /// What a parameter is; optimizers and decay choose by it, never by size.
@@ -131,6 +132,31 @@ impl Params {
             param.tensor = param.tensor.duplicate()?;
         }
         Ok(&param.tensor)
+    }
+
+    /// [`Params::make_mut`] of parameters of one shape, those that lie one after the other as one batch, with their range. Puts them together
+    /// first, unless some are parts of stacks, which others need as they are.
+    pub(crate) fn make_mut_runs(&mut self, ids: &[ParamId]) -> Result<Vec<(Range<usize>, Tensor)>> {
+        for &id in ids {
+            self.make_mut(id)?;
+        }
+        let is_part = |id: &ParamId| self.list[id.0].tensor.is_part();
+        if self.gpu.kernels() != KernelTier::Host && !ids.iter().any(is_part) {
+            self.put_together(ids)?;
+        }
+        let tensors: Vec<&Tensor> = ids.iter().map(|id| &self.list[id.0].tensor).collect();
+        let batch = |run: &Range<usize>| Tensor::joined(&tensors[run.clone()]).unwrap_or_else(|| tensors[run.start].clone());
+        Ok(Tensor::runs(&tensors).into_iter().map(|run| (run.clone(), batch(&run))).collect())
+    }
+
+    /// Puts parameters of one shape one after the other, unless they are: what runs over all of them then copies nothing.
+    pub(crate) fn put_together(&mut self, ids: &[ParamId]) -> Result<()> {
+        let tensors = ids.iter().map(|&id| Ok(&self.get(id)?.tensor)).collect::<Result<Vec<_>>>()?;
+        if tensors.len() < 2 || Tensor::joined(&tensors).is_some() {
+            return Ok(());
+        }
+        let parts = Tensor::stacked(&tensors)?.into_parts(tensors[0].shape())?;
+        ids.iter().zip(parts).try_for_each(|(&id, part)| self.set(id, part))
     }
 }
 

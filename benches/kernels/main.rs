@@ -1,18 +1,14 @@
-//! `cargo bench --bench kernels [-- FILTER]`: FLOP/s or bandwidth of each kernel relative to the adapter's peak, measured in the same
-//! run, after checking its result. The shapes are those of a training step; see RESULTS.md.
+//! `cargo bench --bench kernels [-- FILTER]`: what only matters to the engine's development: attention kernel by kernel, PC layers against the
+//! published way, the host's share of a dispatch, and how steps scale. Products, memory and whole steps: `llama_pc bench`. See RESULTS.md.
 
 mod attention;
 mod dispatch;
-mod matmul;
-mod memory;
-mod model;
-mod peak;
 mod polynomial;
 mod scaling;
 
 use std::time::Instant;
 
-use polytape::gpu::Tuning;
+use polytape::gpu::{Peak, Tuning, Unit};
 use polytape::{Gpu, GpuOptions, Result};
 
 /// Seconds per call: the best of five repetitions of about 0.1 s each.
@@ -30,24 +26,33 @@ fn fastest(gpu: &Gpu, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     (0..5).map(|_| timed(calls)).try_fold(f64::INFINITY, |best, time| Ok(best.min(time?)))
 }
 
+/// Device time of one kernel's dispatches, best of several runs.
+fn device_seconds(gpu: &Gpu, kernel: &str, run: impl Fn() -> Result<()>) -> Result<f64> {
+    let so_far = || Ok(gpu.profile()?.kernels.get(kernel).map_or(0.0, |time| time.seconds));
+    (0..7).try_fold(f64::INFINITY, |best: f64, _| {
+        let before = so_far()?;
+        run()?;
+        Ok(best.min(so_far()? - before))
+    })
+}
+
+/// FLOP/s of multiply-adds.
+fn peak(gpu: &Gpu) -> Result<f64> {
+    let peak = Peak::new(gpu, Unit::MultiplyAdd)?;
+    let rate = peak.operations() / fastest(gpu, || peak.run())?;
+    println!("peak: {:.1} GFLOP/s of multiply-adds", rate / 1e9);
+    Ok(rate)
+}
+
 fn main() -> Result<()> {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());
-    let peak = peak::measure(&gpu)?;
-    println!("peak: {:.1} GFLOP/s of multiply-adds", peak / 1e9);
-    if "matmul".contains(&filter) {
-        matmul::run(&gpu, peak)?;
-    }
-    if "attention".contains(&filter) {
+    if "attention passes".contains(&filter) {
+        let peak = peak(&gpu)?;
+        attention::passes(&gpu, peak)?;
         attention::run(&gpu, peak)?;
-    }
-    if "memory".contains(&filter) {
-        memory::run(&gpu)?;
-    }
-    if "model".contains(&filter) {
-        model::run(&gpu)?;
     }
     if "polynomial".contains(&filter) {
         polynomial::run(&gpu)?;

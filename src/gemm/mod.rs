@@ -89,6 +89,11 @@ impl<'a> Matrix<'a> {
         [self.offset, self.stride, self.batch_stride].iter().all(|value| value.is_multiple_of(4))
     }
 
+    /// Whether most of the elements in its binding are its own.
+    fn is_dense(&self) -> bool {
+        2 * self.count * self.rows * self.columns >= self.binding().0.size as usize / 4
+    }
+
     /// The binding that covers the elements, and the index of the first in it.
     fn binding(&self) -> (Slice<'a>, usize) {
         let count = (self.count - 1) * self.batch_stride + (self.rows - 1) * self.stride + self.columns;
@@ -146,6 +151,9 @@ pub struct Gemm<'a> {
     pub beta: f32,
     /// The result is known to be symmetric, as AᵀA is: only the lower triangle's tiles are computed, then mirrored.
     pub symmetric: bool,
+    /// Every sum over the inner dimension is one sum from its first term to its last. Otherwise a product with too few results to fill the
+    /// device is split along it, so that a matrix of a large batch may be rounded otherwise than alone.
+    pub whole_sums: bool,
     /// What A and B are rounded to; sums are f32.
     pub precision: Precision,
 }
@@ -153,8 +161,18 @@ pub struct Gemm<'a> {
 impl<'a> Gemm<'a> {
     /// op(A)·op(B): α = 1, everything else off, f32.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
-        let precision = Precision::F32;
-        Self { a, b, alpha: 1.0, factor: None, addend: None, delta: 0.0, beta: 0.0, symmetric: false, precision }
+        Self {
+            a,
+            b,
+            alpha: 1.0,
+            factor: None,
+            addend: None,
+            delta: 0.0,
+            beta: 0.0,
+            symmetric: false,
+            whole_sums: false,
+            precision: Precision::F32,
+        }
     }
 
     /// The product as a new tensor `[m, n]`, or `[batch, m, n]` where an operand is a batch. An error unless the inner dimensions,
@@ -185,7 +203,8 @@ impl<'a> Gemm<'a> {
     pub fn compute_into(&self, out: Matrix<'_>) -> Result<()> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
-        let depth = self.problem(&out, self.a.size().1).split_k_depth(DeviceCaps::of(gpu));
+        let inner = self.a.size().1;
+        let depth = if self.whole_sums { inner } else { self.problem(&out, inner).split_k_depth(DeviceCaps::of(gpu)) };
         let cut = Cut { limit: (gpu.twin_limit() / 4) as usize, depth };
         for (part, out) in split(self, out, cut)? {
             part.launch(gpu, out, depth)?;
@@ -271,6 +290,7 @@ impl<'a> Gemm<'a> {
             diagonal: self.delta != 0.0,
             beta: self.beta != 0.0,
             symmetric: self.symmetric,
+            halves: false,
         }
     }
 
@@ -300,7 +320,10 @@ impl<'a> Gemm<'a> {
             first_group: 0,
             split_k: [split_k as u32, depth as u32],
         };
-        let problem = self.problem(&out, depth);
+        let mut problem = self.problem(&out, depth);
+        problem.halves = problem.halves_pay(DeviceCaps::of(gpu)) && self.a.is_dense() && self.b.is_dense();
+        let halves = if problem.halves { Some([plan::round(gpu, &a_slice)?, plan::round(gpu, &b_slice)?]) } else { None };
+        let [a_slice, b_slice] = halves.as_ref().map_or([a_slice, b_slice], |[a, b]| [a.slice(), b.slice()]);
         let plans = plans(&problem);
         let launch = |plan: &Plan, out_slice: Slice<'_>| {
             gpu.launch(&Launch {
@@ -328,7 +351,7 @@ impl<'a> Gemm<'a> {
 
 /// Index of the plan to use: the heuristic's, unless tuning is on and the product is large enough to be worth it.
 fn choose(gpu: &Gpu, plans: &[Plan], problem: &Problem, run: impl Fn(&Plan) -> Result<()>) -> Result<usize> {
-    if plans.len() == 1 || problem.work() < MIN_TUNED_FLOP {
+    if plans.len() == 1 || !gpu.tunes() || problem.work() < MIN_TUNED_FLOP {
         return Ok(0);
     }
     let names: Vec<String> = plans.iter().map(Plan::name).collect();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::matrix;
+use super::memory;
 use crate::error::{Error, Result};
 
 /// Adapter selection.
@@ -34,7 +35,7 @@ impl FromStr for AdapterChoice {
 }
 
 /// The set of kernels that a device runs. Results agree within the test tolerances across tiers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KernelTier {
     /// Software adapters, whose memory is the host's own: native code on the host's threads, with the feature `host`. Kernels that
     /// have none, such as a user's own, run on the adapter as fallback kernels.
@@ -99,6 +100,9 @@ pub struct AdapterSummary {
     pub subgroup_lanes: (u32, u32),
     /// Side of its largest square cooperative matrix with f16 inputs and f32 accumulation; `None` without one.
     pub matrix_block: Option<u32>,
+    /// Bytes of device memory that this process may use, where the driver tells: on Vulkan. None for a software adapter, whose memory is
+    /// the host's, whatever it says.
+    pub memory: Option<u64>,
     /// The tier used by default; `None` if it cannot run this crate, see [`AdapterSummary::missing`].
     pub kernel_tier: Option<KernelTier>,
 }
@@ -116,6 +120,7 @@ impl AdapterSummary {
             features: adapter.features(),
             subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
             matrix_block: matrix::block(adapter),
+            memory: if info.device_type == wgpu::DeviceType::Cpu { None } else { memory::of(adapter) },
             kernel_tier: None,
         };
         let preferred: &[KernelTier] = match summary.is_software() {
@@ -183,6 +188,12 @@ impl AdapterSummary {
             .or_else(|| need(self.limits.max_compute_invocations_per_workgroup, 256, "invocations per workgroup"))
             .or_else(|| need(self.limits.max_compute_workgroup_storage_size, 16 << 10, "bytes of shared memory per workgroup"))
             .or_else(|| need(self.limits.max_storage_buffers_per_shader_stage, 8, "storage buffers per kernel"))
+    }
+
+    /// The default of [`GpuOptions::memory_budget`](super::GpuOptions::memory_budget): nine tenths of the memory, so that this crate's
+    /// error comes before the driver's. What is left is for the driver and for copies to and from the device.
+    pub fn memory_budget(&self) -> Option<u64> {
+        self.memory.map(|bytes| bytes / 10 * 9)
     }
 
     /// The fixed subgroup size, if [`KernelTier::Fallback`] supports it.
@@ -279,6 +290,7 @@ mod tests {
             features,
             subgroup_lanes: (32, 32),
             matrix_block: None,
+            memory: None,
             kernel_tier: usable.then_some(KernelTier::Portable),
         }
     }

@@ -1,17 +1,21 @@
 //! [`Gpu`], the handle to an open device, and [`GpuOptions`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, AdapterSummary, KernelTier, choose, enumerate};
 #[cfg(feature = "host")]
 use super::host::Executor;
-use super::kernel::PipelineCache;
-use super::matrix;
+use super::matrix::{self, MatrixUnits};
+use super::pace::Pace;
+use super::pipeline::Pipelines;
 use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
-use super::queue::{QueueCounters, Recorder};
+use super::queue::QueueCounters;
+use super::recorder::Recorder;
 use super::tune::{Tuner, Tuning};
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Options of [`Gpu::open`].
@@ -21,18 +25,25 @@ pub struct GpuOptions {
     pub adapter: AdapterChoice,
     /// The kernel tier; `None` picks the best one that the adapter supports.
     pub kernels: Option<KernelTier>,
-    /// Device memory budget for all buffers, in bytes; `None` leaves the limit to the driver.
+    /// Device memory budget for all buffers, in bytes; `None` takes [`AdapterSummary::memory_budget`], and where the driver does not
+    /// tell its memory, leaves the limit to the driver.
     pub memory_budget: Option<u64>,
     /// Maximum size of a binding, in bytes; `None` uses the adapter's limit. Larger tensors are processed in windows, which
     /// tests exercise with a small limit.
     pub binding_limit: Option<u64>,
-    /// Maximum FLOP per dispatch of products and attention, which are split to respect it; `None` picks a value that takes under
-    /// 100 ms on a slow adapter of its kind, well below the seconds that trip the driver's watchdog.
+    /// Maximum FLOP per dispatch of products and attention, which are split to respect it; `None` picks what takes under 100 ms, well
+    /// below the seconds that trip the driver's watchdog: on a slow adapter of its kind, and from the first long dispatches on as
+    /// measured. Splitting changes no bit.
     pub work_limit: Option<u64>,
     /// Autotuning of kernels per shape class.
     pub tuning: Tuning,
+    /// Compile the kernels of this crate on all cores while the host records on. The error of a compiler, which a kernel of this crate
+    /// has only on a faulty driver, then comes from a later call. Off: a launch waits for its kernel and returns it.
+    pub compile_ahead: bool,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
+    /// Skip the self-test of the [`KernelTier::Matrix`] kernels: for drivers that compile and execute nothing.
+    pub skip_self_test: bool,
     /// Time every kernel with timestamp queries, which slows execution down; see [`Gpu::profile`].
     pub profile: bool,
     /// Threads of the [`KernelTier::Host`] kernels; `None` takes one per core. Results are the same bits for any number.
@@ -50,20 +61,15 @@ impl Default for GpuOptions {
             binding_limit: None,
             work_limit: None,
             tuning: Tuning::Off,
+            compile_ahead: true,
             checked_shaders: cfg!(debug_assertions),
+            skip_self_test: false,
             profile: false,
             threads: None,
             warn: |line| eprintln!("warning: {line}"),
         }
     }
 }
-
-/// FLOP per dispatch that take under 100 ms: at 40 GFLOP/s on a software adapter with two cores, at 200 on a small integrated
-/// GPU.
-const SOFTWARE_WORK: u64 = 4_000_000_000;
-const GPU_WORK: u64 = 16_000_000_000;
-/// Work limits per submit: keeps a submit under 500 ms.
-const WORK_LIMITS_PER_SUBMIT: u64 = 3;
 
 /// A device with its queue, pipelines and buffers. Cheap to clone: clones share the device.
 #[derive(Clone)]
@@ -73,18 +79,22 @@ pub struct Gpu {
 
 pub(super) struct Inner {
     pub(super) device: wgpu::Device,
-    pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
     pub(super) tier: KernelTier,
     pub(super) shader_tier: KernelTier,
-    pub(super) checked_shaders: bool,
+    /// See [`MatrixUnits::rounds_f16`].
+    pub(super) rounds_f16: bool,
+    pub(super) compile_ahead: bool,
     pub(super) binding_limit: u64,
-    pub(super) work_limit: u64,
+    pub(super) pace: Arc<Pace>,
     /// On the host tier.
     #[cfg(feature = "host")]
     pub(super) executor: Option<Executor>,
     pub(super) pool: Arc<Pool>,
-    pub(super) pipelines: PipelineCache,
+    pub(super) pipelines: Pipelines,
+    pub(super) variants: Mutex<BTreeSet<KernelVariant>>,
+    /// Notes the variants, and runs nothing.
+    pub(super) is_rehearsal: bool,
     pub(super) recorder: Mutex<Recorder>,
     pub(super) tuner: Tuner,
     pub(super) failure: Arc<Mutex<Option<String>>>,
@@ -112,37 +122,54 @@ impl Gpu {
                 summary.name
             ));
         }
-        if tier == KernelTier::Matrix
-            && let Err(problem) = Self::try_matrices(&adapter, &summary).await
-        {
-            if options.kernels.is_some() {
-                return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
+        let mut rounds_f16 = false;
+        if tier == KernelTier::Matrix && !options.skip_self_test {
+            match Self::try_matrices(&adapter, &summary).await {
+                Ok(rounds) => rounds_f16 = rounds,
+                Err(problem) if options.kernels.is_some() => {
+                    return Err(Error::Adapter(format!("`{}` cannot run the {tier} kernels: {problem}", summary.name)));
+                }
+                Err(problem) => {
+                    (options.warn)(&format!("the matrix units failed their self-test, using the subgroup kernels: {problem}"));
+                    tier = KernelTier::Subgroup;
+                }
             }
-            (options.warn)(&format!("the matrix units failed their self-test, using the subgroup kernels: {problem}"));
-            tier = KernelTier::Subgroup;
         }
-        Self::open_with(&adapter, &summary, tier, options).await
+        Self::open_with(&adapter, &summary, tier, rounds_f16, options).await
     }
 
     /// Runs the self-test on a throwaway device, so that a failure cannot corrupt the real one.
-    async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<()> {
-        matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, &GpuOptions::default()).await?).await
+    async fn try_matrices(adapter: &wgpu::Adapter, summary: &AdapterSummary) -> Result<bool> {
+        matrix::check(&Self::open_with(adapter, summary, KernelTier::Matrix, false, &GpuOptions::default()).await?).await
     }
 
     async fn open_with(
         adapter: &wgpu::Adapter,
         summary: &AdapterSummary,
         tier: KernelTier,
+        rounds_f16: bool,
         options: &GpuOptions,
     ) -> Result<Self> {
-        let (device, queue) = Self::request(adapter, summary, tier, options.profile).await?;
+        let opened = Self::request(adapter, summary, tier, options.profile).await?;
+        Self::over(opened, summary, tier, rounds_f16, options, false)
+    }
+
+    /// A handle to an open device, used as the adapter `summary` describes it.
+    pub(super) fn over(
+        (device, queue): (wgpu::Device, wgpu::Queue),
+        summary: &AdapterSummary,
+        tier: KernelTier,
+        rounds_f16: bool,
+        options: &GpuOptions,
+        is_rehearsal: bool,
+    ) -> Result<Self> {
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
         let binding_limit = options.binding_limit.map_or(allowed, |limit| limit.min(allowed)) & !(GRANULE - 1);
-        let usual = if summary.is_software() { SOFTWARE_WORK } else { GPU_WORK };
-        let work_limit = options.work_limit.unwrap_or(usual).max(1);
-        let recorder = Recorder::new(&device, &queue, options.profile, WORK_LIMITS_PER_SUBMIT * usual);
+        let memory_budget = options.memory_budget.or_else(|| summary.memory_budget());
+        let pace = Arc::new(Pace::new(summary, options.work_limit));
+        let recorder = Recorder::new(&device, &queue, options.profile, &pace, &failure);
         let shader_tier = match tier {
             KernelTier::Host if summary.lacks(KernelTier::Fallback).is_none() => KernelTier::Fallback,
             KernelTier::Host => KernelTier::Portable,
@@ -152,25 +179,27 @@ impl Gpu {
         Ok(Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
-                pool: Arc::new(Pool::new(device.clone(), options.memory_budget, tier == KernelTier::Host)),
+                pool: Arc::new(Pool::new(device.clone(), memory_budget, tier == KernelTier::Host)),
                 #[cfg(feature = "host")]
                 executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
-                pipelines: PipelineCache::default(),
+                pipelines: Pipelines::new(&device, shader_tier, options.checked_shaders),
+                variants: Mutex::default(),
+                is_rehearsal,
                 recorder: Mutex::new(recorder),
-                checked_shaders: options.checked_shaders,
+                compile_ahead: options.compile_ahead,
                 binding_limit,
-                work_limit,
+                pace,
                 device,
-                queue,
                 summary: summary.clone(),
                 tier,
                 shader_tier,
+                rounds_f16,
                 failure,
             }),
         })
     }
 
-    fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
+    pub(super) fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }
@@ -237,10 +266,11 @@ impl Gpu {
         self.inner.summary.lanes().unwrap_or(8)
     }
 
-    /// (Maximum subgroup size, side of a cooperative matrix) for [`KernelTier::Matrix`].
-    pub(crate) fn matrices(&self) -> Option<(u32, u32)> {
+    /// The matrix units, for [`KernelTier::Matrix`].
+    pub(crate) fn matrices(&self) -> Option<MatrixUnits> {
         let summary = &self.inner.summary;
-        summary.matrix_block.map(|block| (summary.subgroup_lanes.1, block))
+        let rounds_f16 = self.inner.rounds_f16;
+        summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16 })
     }
 
     /// Maximum size of a binding, in bytes.
@@ -273,7 +303,7 @@ impl Gpu {
         self.inner.pool.allocate(bytes)
     }
 
-    /// Time per kernel since the device was opened; empty without [`GpuOptions::profile`].
+    /// Time per kernel since the device was opened, or since [`Gpu::time_kernels`]; empty without [`GpuOptions::profile`].
     pub fn profile(&self) -> Result<ProfileTable> {
         self.flush()?;
         Ok(self.recorder().profile_table())
@@ -281,7 +311,7 @@ impl Gpu {
 
     /// Dispatches, submits and copied bytes since the device was opened.
     pub fn counters(&self) -> QueueCounters {
-        self.recorder().counters()
+        *self.recorder().counters()
     }
 }
 

@@ -1,18 +1,19 @@
-//! Kernels: WGSL to pipelines (composed, compiled, cached), bindings, checks, dispatch.
+//! Kernels: their WGSL and bindings, checks of a launch, its dispatches.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::adapter::{IMMEDIATE_BYTES, KernelTier};
+use super::adapter::KernelTier;
 use super::device::Gpu;
 #[cfg(feature = "host")]
 use super::host::Twin;
-use super::pool::{BindGroupKey, Buffer};
-use super::wgsl::compose;
+use super::pace::Trial;
+use super::pipeline::Pipeline;
+use super::pool::Buffer;
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Access mode of a binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// `var<storage, read>`
     Read,
@@ -27,14 +28,14 @@ pub enum Access {
 /// registers. `@declare` repeats declarations the same way, and `@if NAME { … } @else { … }` is conditional compilation. The source
 /// is preceded by `shaders/prelude.wgsl`, whose `linear_index` goes with [`grid`], and by the constant `SUBGROUPS`: whether the
 /// device's [`KernelTier`] has subgroup reductions.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Kernel {
-    name: &'static str,
-    source: &'static str,
-    entry: &'static str,
-    bindings: &'static [Access],
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+    pub(super) entry: &'static str,
+    pub(super) bindings: &'static [Access],
     /// In bounds by construction: release builds compile it without bounds checks.
-    trusted: bool,
+    pub(super) trusted: bool,
     /// How a long dispatch is split; see [`Kernel::cut_along`].
     split: Option<Split>,
     /// What the host tier runs instead.
@@ -107,26 +108,6 @@ pub fn grid(invocations: u64, size: u32) -> [u32; 3] {
     [x as u32, count.div_ceil(x.max(1)) as u32, 1]
 }
 
-pub(super) struct Pipeline {
-    pub(super) raw: wgpu::ComputePipeline,
-    pub(super) layout: wgpu::BindGroupLayout,
-}
-
-/// Cache key of a pipeline. The source is identified by address and length, which are cheaper to compare than its text.
-#[derive(PartialEq, Eq, Hash)]
-struct PipelineKey {
-    source: (usize, usize),
-    entry: &'static str,
-    bindings: &'static [Access],
-    constants: Vec<(&'static str, u32)>,
-    argument_bytes: u32,
-}
-
-#[derive(Default)]
-pub(super) struct PipelineCache {
-    compiled: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
-}
-
 impl Kernel {
     /// A kernel from WGSL source, an entry point and its bindings in order; `name` appears in errors and profiles. Compiled
     /// with bounds checks.
@@ -166,27 +147,16 @@ impl Kernel {
         Self { split: Some(Split { axis, argument }), ..self }
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
-    }
-
-    #[cfg(feature = "host")]
-    pub(super) fn bindings(&self) -> &'static [Access] {
-        self.bindings
-    }
-
-    /// The complete WGSL text for these constants and this tier.
-    fn text(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<String> {
-        let subgroups = u32::from(matches!(tier, KernelTier::Subgroup | KernelTier::Matrix));
-        let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
-        compose(self.source, &constants).map_err(|problem| self.error(problem))
+    pub(super) fn variant(&self, tier: KernelTier, constants: &[(&'static str, u32)], argument_bytes: u32) -> KernelVariant {
+        let Self { name, source, entry, bindings, .. } = *self;
+        KernelVariant { kernel: name, entry, bindings, constants: constants.to_vec(), argument_bytes, tier, source }
     }
 
     /// Parses and validates the text with naga; needs no device.
     #[cfg(test)]
-    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
+    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&'static str, u32)]) -> Result<()> {
         use wgpu::naga::{front::wgsl, valid};
-        let text = self.text(tier, constants)?;
+        let text = self.variant(tier, constants, 0).text()?;
         let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;
         let mut validator = valid::Validator::new(valid::ValidationFlags::all(), valid::Capabilities::all());
         validator.validate(&module).map(drop).map_err(|error| self.error(error.emit_to_string(&text)))
@@ -228,36 +198,65 @@ impl Gpu {
     fn dispatch(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         self.check_limits(launch)?;
+        if self.inner.is_rehearsal {
+            self.note(kernel, launch.constants, launch.arguments.len() as u32);
+            return Ok(());
+        }
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
-        let Some(Split { axis, argument }) = kernel.split.filter(|_| launch.work > self.inner.work_limit) else {
-            self.recorder().dispatch(&pipeline.raw, &bind_group, launch);
-            return self.flush_if_due();
-        };
+        match kernel.split {
+            Some(split) if launch.work > self.inner.pace.limit(&pipeline) => {
+                self.dispatch_in_pieces(split, &pipeline, &bind_group, launch)
+            }
+            _ => self.recorder().dispatch(&pipeline, &bind_group, launch),
+        }
+    }
+
+    /// Splits a long dispatch. The first pieces of a kernel are timed, and the next are as long as that allows.
+    fn dispatch_in_pieces(
+        &self,
+        Split { axis, argument }: Split,
+        pipeline: &Arc<Pipeline>,
+        bind_group: &wgpu::BindGroup,
+        launch: &Launch<'_>,
+    ) -> Result<()> {
+        let pace = &self.inner.pace;
         let groups = launch.workgroups[axis];
-        let step = (u64::from(groups) * self.inner.work_limit / launch.work).max(1) as u32;
         let mut arguments = launch.arguments.to_vec();
-        for first in (0..groups).step_by(step as usize) {
-            let count = step.min(groups - first);
+        let mut first = 0;
+        while first < groups {
+            let step = (u128::from(groups) * u128::from(pace.limit(pipeline)) / u128::from(launch.work)).max(1);
+            let count = u128::from(groups - first).min(step) as u32;
             arguments[4 * argument..][..4].copy_from_slice(&first.to_ne_bytes());
             let mut workgroups = launch.workgroups;
             workgroups[axis] = count;
-            let work = launch.work / u64::from(groups) * u64::from(count);
-            self.recorder().dispatch(&pipeline.raw, &bind_group, &Launch { arguments: &arguments, workgroups, work, ..*launch });
-            self.flush_if_due()?;
+            let work = (u128::from(launch.work) * u128::from(count) / u128::from(groups)) as u64;
+            let piece = Launch { arguments: &arguments, workgroups, work, ..*launch };
+            first += count;
+            if first < groups && pace.wants_trial(pipeline) {
+                self.synchronize()?;
+                pipeline.wait()?;
+                let trial = Trial::begin();
+                self.recorder().dispatch(pipeline, bind_group, &piece)?;
+                self.synchronize()?;
+                trial.end(pipeline, work);
+            } else {
+                self.recorder().dispatch(pipeline, bind_group, &piece)?;
+            }
         }
         Ok(())
     }
 
-    fn bind_group(&self, pipeline: &Arc<Pipeline>, slices: &[Slice<'_>]) -> wgpu::BindGroup {
-        let numbered = slices.iter().map(|slice| (slice.buffer.number(), slice.offset, slice.size)).collect();
-        let key = BindGroupKey { pipeline: Arc::as_ptr(pipeline) as usize, slices: numbered };
-        self.inner.pool.bind_group(key, || {
+    fn bind_group(&self, pipeline: &Pipeline, slices: &[Slice<'_>]) -> wgpu::BindGroup {
+        let mut key = Vec::with_capacity(1 + 3 * slices.len());
+        key.push(pipeline.layout.number);
+        key.extend(slices.iter().flat_map(|slice| [slice.buffer.number(), slice.offset, slice.size]));
+        self.inner.pool.bind_group(&key, || {
             let bindings = slices.iter().map(|slice| wgpu::BindingResource::Buffer(slice.binding()));
             let entries: Vec<_> =
                 (0..).zip(bindings).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
-            let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
-            self.inner.device.create_bind_group(&descriptor)
+            let layout = &pipeline.layout.bindings;
+            self.inner.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
         })
     }
 
@@ -300,101 +299,6 @@ impl Gpu {
             None => Ok(()),
         }
     }
-
-    fn pipeline(&self, kernel: &Kernel, constants: &[(&'static str, u32)], argument_bytes: u32) -> Result<Arc<Pipeline>> {
-        let key = PipelineKey {
-            source: (kernel.source.as_ptr() as usize, kernel.source.len()),
-            entry: kernel.entry,
-            bindings: kernel.bindings,
-            constants: constants.to_vec(),
-            argument_bytes,
-        };
-        let mut compiled = self.inner.pipelines.compiled.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(pipeline) = compiled.get(&key) {
-            return Ok(pipeline.clone());
-        }
-        let pipeline = Arc::new(pollster::block_on(self.compile(kernel, constants, argument_bytes))?);
-        compiled.insert(key, pipeline.clone());
-        Ok(pipeline)
-    }
-
-    async fn compile(&self, kernel: &Kernel, constants: &[(&str, u32)], argument_bytes: u32) -> Result<Pipeline> {
-        if argument_bytes > IMMEDIATE_BYTES {
-            return Err(kernel.error(format!("{argument_bytes} bytes of arguments, at most {IMMEDIATE_BYTES} are portable")));
-        }
-        let text = kernel.text(self.shader_tier(), constants)?;
-        let is_checked = self.inner.checked_shaders || !kernel.trusted;
-        if is_checked {
-            check_arguments(&text, argument_bytes).map_err(|problem| kernel.error(problem))?;
-        }
-        let device = &self.inner.device;
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(text.into()) };
-        let module = if is_checked {
-            device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: only kernels of this crate are trusted; they guard every index and bound every loop, and the tests run them
-            // with the checks on.
-            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
-        let layout = self.bind_group_layout(kernel);
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel.name),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: argument_bytes,
-        });
-        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel.name),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(kernel.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        });
-        match scope.pop().await {
-            Some(error) => Err(kernel.error(error.to_string())),
-            None => Ok(Pipeline { raw, layout }),
-        }
-    }
-
-    fn bind_group_layout(&self, kernel: &Kernel) -> wgpu::BindGroupLayout {
-        let entry = |(binding, access): (usize, &Access)| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        };
-        let entries: Vec<_> = kernel.bindings.iter().enumerate().map(entry).collect();
-        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries };
-        self.inner.device.create_bind_group_layout(&descriptor)
-    }
-}
-
-/// Checks that the `var<immediate>` is a struct of scalars and vectors of exactly the given size: otherwise Vulkan would read
-/// undefined bytes, and DX12 has no matching layout. Parse errors are left to the compiler, which reports them better.
-fn check_arguments(text: &str, given: u32) -> std::result::Result<(), String> {
-    use wgpu::naga::{AddressSpace, TypeInner, front::wgsl};
-    let Ok(module) = wgsl::parse_str(text) else { return Ok(()) };
-    let arguments = module.global_variables.iter().find(|(_, variable)| variable.space == AddressSpace::Immediate);
-    let declared = match arguments.map(|(_, variable)| &module.types[variable.ty].inner) {
-        None => 0,
-        Some(TypeInner::Struct { members, .. }) => {
-            let inner = |ty| &module.types[ty].inner;
-            if members.iter().any(|member| matches!(inner(member.ty), TypeInner::Array { .. } | TypeInner::Struct { .. })) {
-                return Err("its `var<immediate>` may hold only scalars and vectors".into());
-            }
-            members.last().map_or(0, |last| last.offset + inner(last.ty).size(module.to_ctx()))
-        }
-        Some(_) => return Err("its `var<immediate>` is not a struct".into()),
-    };
-    if declared == given { Ok(()) } else { Err(format!("{given} bytes of arguments given, {declared} declared")) }
 }
 
 impl<'a> Slice<'a> {

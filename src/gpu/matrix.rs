@@ -1,5 +1,6 @@
-//! Cooperative matrices: the shape to use, and a self-test.
+//! Cooperative matrices: their properties, and a self-test.
 
+use super::adapter::KernelTier;
 use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice};
 use crate::error::Result;
@@ -19,9 +20,51 @@ pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {
     [16, 8].into_iter().find(|side| has(*side))
 }
 
-/// The self-test: products of small integer matrices, which are exact, compared with the host.
-pub(super) async fn check(gpu: &Gpu) -> Result<()> {
-    let Some((_, block)) = gpu.matrices() else {
+/// The matrix units of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MatrixUnits {
+    /// Subgroup size, minimum and maximum.
+    pub(crate) lanes: (u32, u32),
+    /// Side of a cooperative matrix.
+    pub(crate) block: u32,
+    /// Whether f16() rounds to nearest, ties to even, with subnormals and infinities: WGSL leaves it open.
+    pub(crate) rounds_f16: bool,
+}
+
+/// Values and what they are rounded to f16: ties, the ends of the subnormals, overflow.
+const ROUNDINGS: [(f32, f32); 16] = [
+    (0.1, 0.099_975_586),
+    (1.0 + 1.0 / 2048.0, 1.0),
+    (1.0 + 3.0 / 2048.0, 1.0 + 2.0 / 1024.0),
+    (-1.0 - 1.0 / 2048.0, -1.0),
+    (1.000_489_2, 1.0 + 1.0 / 1024.0),
+    (2049.0, 2048.0),
+    (2051.0, 2052.0),
+    (65_519.0, 65_504.0),
+    (65_520.0, f32::INFINITY),
+    (-1e30, f32::NEG_INFINITY),
+    (1.0 / 16_777_216.0, 1.0 / 16_777_216.0),
+    (-1.0 / 33_554_432.0, -0.0),
+    (3.0 / 33_554_432.0, 2.0 / 16_777_216.0),
+    (1.25 / 33_554_432.0, 1.0 / 16_777_216.0),
+    (1.0 / 16_384.0 - 1.0 / 33_554_432.0, 1.0 / 16_384.0),
+    (1e-9, 0.0),
+];
+
+fn constants(block: u32) -> [(&'static str, u32); 2] {
+    [("LARGE", u32::from(block == 16)), ("ROUNDED", ROUNDINGS.len() as u32)]
+}
+
+/// Notes the kernel of the self-test, which every device of the tier runs.
+pub(super) fn note(gpu: &Gpu) {
+    if let (KernelTier::Matrix, Some(units)) = (gpu.kernels(), gpu.matrices()) {
+        gpu.note(&CHECK, &constants(units.block), 0);
+    }
+}
+
+/// The self-test: products of small integer matrices, which are exact, compared with the host. Whether f16() rounds as it should.
+pub(super) async fn check(gpu: &Gpu) -> Result<bool> {
+    let Some(MatrixUnits { block, .. }) = gpu.matrices() else {
         return Err(CHECK.error("no cooperative matrices"));
     };
     let side = block as usize;
@@ -32,12 +75,13 @@ pub(super) async fn check(gpu: &Gpu) -> Result<()> {
     let places = (0..side).flat_map(|i| (0..side).map(move |j| (i, j)));
     let products = places.clone().map(|(i, j)| by_rows(i, j)).chain(places.map(|(i, j)| by_columns(i, j)));
     let want: Vec<f32> = products.zip(c.iter().cycle()).map(|(product, c)| product + c).collect();
-    let operands = gpu.upload(bytemuck::cast_slice(&[&a[..], &b, &c].concat()))?;
-    let out = gpu.allocate(8 * (side * side) as u64)?;
+    let unrounded = ROUNDINGS.map(|(value, _)| value);
+    let operands = gpu.upload(bytemuck::cast_slice(&[&a[..], &b, &c, &unrounded].concat()))?;
+    let out = gpu.allocate(4 * (want.len() + ROUNDINGS.len()) as u64)?;
     let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
     gpu.launch(&Launch {
         kernel: &CHECK,
-        constants: &[("LARGE", u32::from(block == 16))],
+        constants: &constants(block),
         buffers: &slices,
         arguments: &[],
         workgroups: [1, 1, 1],
@@ -46,7 +90,20 @@ pub(super) async fn check(gpu: &Gpu) -> Result<()> {
     })?;
     let found: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.read_async(&slices[1..]).await?[0]);
     match (0..want.len()).find(|&i| found[i] != want[i]) {
-        None => Ok(()),
+        None => Ok(ROUNDINGS.iter().zip(&found[want.len()..]).all(|((_, rounded), found)| rounded.to_bits() == found.to_bits())),
         Some(i) => Err(CHECK.error(format!("self-test: element {i} of a product is {}, expected {}", found[i], want[i]))),
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use super::*;
+    use crate::gpu::host::simd::to_half;
+
+    #[test]
+    fn the_roundings_are_those_of_the_twins() {
+        for (value, rounded) in ROUNDINGS {
+            assert_eq!(to_half(value).to_bits(), rounded.to_bits(), "{value}");
+        }
     }
 }

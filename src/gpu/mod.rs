@@ -2,25 +2,37 @@
 
 mod adapter;
 mod device;
+mod hash;
 #[cfg(feature = "host")]
 pub(crate) mod host;
 mod kernel;
 mod matrix;
+mod memory;
+mod pace;
+mod peak;
+mod pipeline;
 mod pool;
 mod profile;
 mod queue;
+mod recorder;
+mod rehearsal;
 mod tune;
+mod variant;
 mod wgsl;
+mod workers;
 mod workgroup;
 
 pub use adapter::{AdapterChoice, AdapterSummary, KernelTier, adapters};
 pub use device::{Gpu, GpuOptions};
 pub(crate) use kernel::with_twin;
 pub use kernel::{Access, Kernel, Launch, Slice, grid};
+pub(crate) use matrix::MatrixUnits;
+pub use peak::{Peak, Unit};
 pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
 pub use tune::Tuning;
+pub use variant::KernelVariant;
 pub(crate) use workgroup::{strides, vectors, workgroup};
 
 /// Re-exported types of [`AdapterSummary`].

@@ -5,10 +5,15 @@
 //! idle for longest go back to the driver until half as many are left, so that it happens seldom. A training step asks for the same
 //! sizes each time, and nearly all that is idle at one of its moments is live at another: it keeps all of its buffers. What comes
 //! in ever new sizes goes.
+//!
+//! Of the idle buffers of a size, the one with the lowest number is reused: which that is depends on those that are live and on nothing
+//! before, so that a step that asks as the step before binds the same buffers in the same places, and finds its bind groups.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::hash::BuildFast;
 #[cfg(feature = "host")]
 use super::host::Mapping;
 use crate::error::{Error, Result};
@@ -32,32 +37,54 @@ const IDLE_FLOOR: u64 = 16 << 20;
 
 #[derive(Default)]
 struct State {
-    /// By size; the one that was live last stands at the end.
-    idle: HashMap<u64, Vec<Idle>>,
+    /// By size and number.
+    idle: HashMap<u64, BTreeMap<u64, Idle>, BuildFast>,
     usage: MemoryUse,
     /// The largest `usage.live` since the device was opened.
     most_live: u64,
     created: u64,
     /// Buffers that have become idle so far.
     dropped: u64,
-    /// They keep their buffers alive, so those of a buffer go with it.
-    bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
+    bind_groups: BindGroups,
 }
 
-/// What a bind group is made from: the pipeline, by its address in the pipeline cache, and each buffer's number, offset and size.
-#[derive(PartialEq, Eq, Hash)]
-pub(super) struct BindGroupKey {
-    pub(super) pipeline: usize,
-    pub(super) slices: Vec<(u64, u64, u64)>,
+/// Bind groups by what they are made from: the layout's number, then each buffer's number, offset and size. They keep their buffers
+/// alive, so those of a buffer go with it. When there are too many, those that were not used since there were half as many go.
+#[derive(Default)]
+struct BindGroups {
+    recent: HashMap<Box<[u64]>, wgpu::BindGroup, BuildFast>,
+    older: HashMap<Box<[u64]>, wgpu::BindGroup, BuildFast>,
 }
 
-/// More than the dispatches of a step; a run whose buffers never repeat starts anew there.
-const MOST_BIND_GROUPS: usize = 16_384;
+/// Half of the most bind groups: more than the dispatches of a step.
+const RECENT_BIND_GROUPS: usize = 16_384;
+
+impl BindGroups {
+    fn get(&mut self, key: &[u64], create: impl FnOnce() -> wgpu::BindGroup) -> wgpu::BindGroup {
+        if let Some(known) = self.recent.get(key) {
+            return known.clone();
+        }
+        if self.recent.len() >= RECENT_BIND_GROUPS {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        let (key, group) = self.older.remove_entry(key).unwrap_or_else(|| (key.into(), create()));
+        self.recent.insert(key, group.clone());
+        group
+    }
+
+    fn release(&mut self, buffers: &HashSet<u64>) {
+        let stays = |key: &[u64]| !key[1..].chunks(3).any(|slice| buffers.contains(&slice[0]));
+        self.recent.retain(|key, _| stays(key));
+        self.older.retain(|key, _| stays(key));
+    }
+}
 
 /// A driver's buffer and a number that no other buffer of the pool has or had.
 struct Raw {
     buffer: wgpu::Buffer,
     number: u64,
+    /// The recorder's generation of the last command that uses it.
+    last_use: AtomicU64,
     #[cfg(feature = "host")]
     mapping: Mapping,
 }
@@ -76,7 +103,7 @@ impl State {
     /// Gives idle buffers back to the driver, those that were idle for longest first, until at most `keep` bytes are left.
     fn release_idle(&mut self, keep: u64) {
         let mut ages: Vec<(u64, u64)> =
-            self.idle.iter().flat_map(|(&size, buffers)| buffers.iter().map(move |idle| (idle.since, size))).collect();
+            self.idle.iter().flat_map(|(&size, buffers)| buffers.values().map(move |idle| (idle.since, size))).collect();
         ages.sort_unstable();
         let mut left = self.idle_bytes();
         let mut first_spared = u64::MAX;
@@ -89,12 +116,11 @@ impl State {
         }
         let mut released = HashSet::new();
         self.idle.retain(|_, buffers| {
-            let count = buffers.partition_point(|idle| idle.since < first_spared);
-            released.extend(buffers.drain(..count).map(|idle| idle.raw.number));
+            buffers.retain(|number, idle| idle.since >= first_spared || !released.insert(*number));
             !buffers.is_empty()
         });
         self.usage.allocated = self.usage.live + left;
-        self.bind_groups.retain(|key, _| !key.slices.iter().any(|(number, ..)| released.contains(number)));
+        self.bind_groups.release(&released);
     }
 }
 
@@ -138,9 +164,22 @@ impl Pool {
 
     /// A buffer of at least `bytes` bytes whose contents are whatever was there before.
     pub(super) fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Buffer> {
+        self.take(bytes, |idle| idle.pop_first().map(|(_, idle)| idle))
+    }
+
+    /// [`Pool::allocate`] of a buffer that no command of the recorder's `generation` uses.
+    pub(super) fn allocate_unused(self: &Arc<Self>, bytes: u64, generation: u64) -> Result<Buffer> {
+        self.take(bytes, |idle| {
+            let found = idle.iter().find(|(_, idle)| idle.raw.last_use.load(Ordering::Relaxed) < generation);
+            let number = *found?.0;
+            idle.remove(&number)
+        })
+    }
+
+    fn take(self: &Arc<Self>, bytes: u64, choose: impl FnOnce(&mut BTreeMap<u64, Idle>) -> Option<Idle>) -> Result<Buffer> {
         let size = bytes.max(1).next_multiple_of(GRANULE);
         let mut state = self.lock();
-        let raw = match state.idle.get_mut(&size).and_then(Vec::pop) {
+        let raw = match state.idle.get_mut(&size).and_then(choose) {
             Some(idle) => idle.raw,
             None => self.create(&mut state, size)?,
         };
@@ -150,14 +189,9 @@ impl Pool {
         Ok(Buffer { raw: Some(raw), pool: self.clone() })
     }
 
-    /// The bind group of this key: that of an earlier dispatch where there was one, as the same buffers are handed out step after
-    /// step.
-    pub(super) fn bind_group(&self, key: BindGroupKey, create: impl FnOnce() -> wgpu::BindGroup) -> wgpu::BindGroup {
-        let groups = &mut self.lock().bind_groups;
-        if groups.len() >= MOST_BIND_GROUPS {
-            groups.clear();
-        }
-        groups.entry(key).or_insert_with(create).clone()
+    /// The bind group of this key: that of an earlier dispatch where there was one.
+    pub(super) fn bind_group(&self, key: &[u64], create: impl FnOnce() -> wgpu::BindGroup) -> wgpu::BindGroup {
+        self.lock().bind_groups.get(key, create)
     }
 
     /// A buffer that takes bytes to the device, mapped, or from it. It is out of the budget, which counts what lasts: a copy is gone
@@ -190,6 +224,7 @@ impl Pool {
         Ok(Raw {
             buffer,
             number: state.created,
+            last_use: AtomicU64::new(0),
             #[cfg(feature = "host")]
             mapping,
         })
@@ -228,6 +263,16 @@ impl Buffer {
         self.held().number
     }
 
+    /// The recorder's generation of the last command that uses it.
+    pub(super) fn last_use(&self) -> u64 {
+        self.held().last_use.load(Ordering::Relaxed)
+    }
+
+    /// Keeps that a command of the recorder's `generation` uses it.
+    pub(super) fn use_in(&self, generation: u64) {
+        self.held().last_use.store(generation, Ordering::Relaxed);
+    }
+
     #[cfg(feature = "host")]
     pub(super) fn mapping(&self) -> &Mapping {
         &self.held().mapping
@@ -251,7 +296,7 @@ impl Drop for Buffer {
             state.usage.live -= size;
             state.dropped += 1;
             let since = state.dropped;
-            state.idle.entry(size).or_default().push(Idle { raw, since });
+            state.idle.entry(size).or_default().insert(raw.number, Idle { raw, since });
             let most_idle = (state.most_live / 2 * 3).max(IDLE_FLOOR);
             if state.idle_bytes() > most_idle {
                 state.release_idle(most_idle / 2);

@@ -15,6 +15,8 @@ pub struct KernelTime {
     pub dispatches: u64,
     /// Seconds on the device.
     pub seconds: f64,
+    /// Seconds of the longest dispatch.
+    pub longest: f64,
     /// FLOP, for kernels that report them.
     pub work: u64,
 }
@@ -99,6 +101,11 @@ impl Timer {
         self.table.add(kernel, work, seconds);
     }
 
+    /// Forgets the times so far.
+    pub(super) fn clear(&mut self) {
+        self.table = ProfileTable::default();
+    }
+
     pub(super) fn table(&self) -> ProfileTable {
         self.table.clone()
     }
@@ -110,6 +117,7 @@ impl ProfileTable {
         total.dispatches += 1;
         total.work += work;
         total.seconds += seconds;
+        total.longest = total.longest.max(seconds);
     }
 }
 

@@ -1,4 +1,4 @@
-//! WGSL preprocessor: constants become `const` declarations, and three directives are expanded.
+//! WGSL preprocessor: constants become `const` declarations, and directives are expanded.
 //!
 //! `@unroll for (var i = 0u; i < BOUND; i++) { … }` repeats its block with `i` replaced by each value; BOUND is a literal or a
 //! constant. naga does not unroll loops, and an array indexed by a loop variable cannot live in registers.
@@ -7,6 +7,7 @@
 //! `@declare for …` repeats declarations the same way at module scope: WGSL has no arrays of bindings.
 //! `@if NAME { … } @else { … }` keeps the first block if the constant NAME is set and not 0, else the second (optional): for
 //! declarations, types and features, where a plain `if` does not work.
+//! `@unless NAME HEADER { … }` drops HEADER, a loop or a condition, if the constant NAME is set and not 0, and keeps the block.
 
 /// Definitions shared by all kernels.
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
@@ -29,7 +30,8 @@ pub(super) fn compose(source: &str, constants: Constants<'_>) -> Result<String, 
 }
 
 fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
-    let directive = ["@unroll ", "@declare ", "@if "].iter().filter_map(|mark| source.find(mark).map(|at| (at, *mark))).min();
+    let directive =
+        ["@unroll ", "@declare ", "@if ", "@unless "].iter().filter_map(|mark| source.find(mark).map(|at| (at, *mark))).min();
     let Some((start, mark)) = directive else {
         return Ok(source.to_string());
     };
@@ -46,6 +48,10 @@ fn expand(source: &str, constants: Constants<'_>) -> Result<String, String> {
             chosen = if holds { body } else { otherwise };
         }
         text.push_str(&expand(chosen, constants)?);
+    } else if mark == "@unless " {
+        let (name, header) = header.split_once(' ').ok_or("@unless: a name and a header expected")?;
+        let header = if is_set(name, constants) { "" } else { header };
+        text.push_str(&format!("{header} {{{}}}\n", expand(body, constants)?));
     } else if mark == "@declare " {
         text.push_str(&copies(header, body, constants)?.concat());
     } else {

@@ -3,6 +3,7 @@
 //! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists. What exceeds the
 //! binding limit is cut by sequences, or by the queries of one.
 
+mod tiling;
 #[cfg(feature = "host")]
 mod twins;
 mod windows;
@@ -15,35 +16,57 @@ use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
+use tiling::{LaneRows, Tiling};
 use windows::{Side, Window};
 
 const R: Access = Access::Read;
 const W: Access = Access::ReadWrite;
-const BACKWARD_SOURCE: &str =
-    concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_backward.wgsl"));
+const FORWARD_BINDINGS: &[Access] = &[R, R, R, W, W];
+const QUERY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W];
+const KEY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W, W];
+/// The text of a kernel of a family: common definitions, the bindings of a direction, the family's parts, the direction's.
+macro_rules! source {
+    ($direction:literal, $family:literal, $parts:literal) => {
+        concat!(
+            include_str!("../../shaders/attention_common.wgsl"),
+            include_str!(concat!("../../shaders/attention_", $direction, ".wgsl")),
+            include_str!(concat!("../../shaders/attention_", $parts, ".wgsl")),
+            include_str!(concat!("../../shaders/attention_", $direction, "_", $family, ".wgsl")),
+        )
+    };
+}
+const BACKWARD_LANES: &str = source!("backward", "lanes", "lanes");
+const BACKWARD_TILED: &str = source!("backward", "tiled", "tiles");
 
-static FORWARD: Kernel = with_twin!(
-    Kernel::trusted(
-        "attention",
-        concat!(include_str!("../../shaders/attention_common.wgsl"), include_str!("../../shaders/attention_forward.wgsl")),
-        "main",
-        &[R, R, R, W, W],
-    )
-    .cut_along(0, FIRST_GROUP),
-    twins::forward
-);
+const FORWARD_LANES: &str = source!("forward", "lanes", "lanes");
+const FORWARD_TILED: &str = source!("forward", "tiled", "tiles");
+
+/// A pass's kernels: for software rasterizers, and for GPUs.
+struct Family {
+    lanes: Kernel,
+    tiled: Kernel,
+}
+
+const fn kernel(name: &'static str, source: &'static str, bindings: &'static [Access]) -> Kernel {
+    Kernel::trusted(name, source, "main", bindings).cut_along(0, FIRST_GROUP)
+}
+
+static FORWARD: Family = Family {
+    lanes: with_twin!(kernel("attention", FORWARD_LANES, FORWARD_BINDINGS), twins::forward),
+    tiled: with_twin!(kernel("attention", FORWARD_TILED, FORWARD_BINDINGS), twins::forward),
+};
 static DELTA: Kernel = with_twin!(
     Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]),
     twins::delta
 );
-static QUERY_BACKWARD: Kernel = with_twin!(
-    Kernel::trusted("attention backward q", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W]).cut_along(0, FIRST_GROUP),
-    twins::query_backward
-);
-static KEY_BACKWARD: Kernel = with_twin!(
-    Kernel::trusted("attention backward kv", BACKWARD_SOURCE, "main", &[R, R, R, R, R, R, W, W]).cut_along(0, FIRST_GROUP),
-    twins::key_backward
-);
+static QUERY_BACKWARD: Family = Family {
+    lanes: with_twin!(kernel("attention backward q", BACKWARD_LANES, QUERY_BINDINGS), twins::query_backward),
+    tiled: with_twin!(kernel("attention backward q", BACKWARD_TILED, QUERY_BINDINGS), twins::query_backward),
+};
+static KEY_BACKWARD: Family = Family {
+    lanes: with_twin!(kernel("attention backward kv", BACKWARD_LANES, KEY_BINDINGS), twins::key_backward),
+    tiled: with_twin!(kernel("attention backward kv", BACKWARD_TILED, KEY_BINDINGS), twins::key_backward),
+};
 static STEP: Kernel = with_twin!(
     Kernel::trusted("attention step", include_str!("../../shaders/attention_step.wgsl"), "main", &[R, R, R, W]),
     twins::step
@@ -77,8 +100,8 @@ struct Sizes {
     key_stride: usize,
 }
 
-/// Rows per lane, and the side that the lanes own.
-#[derive(Clone, Copy, PartialEq)]
+/// What a dispatch computes, and by that the side that its workgroups own.
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Pass {
     Forward,
     QueryBackward,
@@ -141,7 +164,7 @@ impl Sizes {
     }
 
     /// Runs a pass over tensors in binding order.
-    fn launch(&self, gpu: &Gpu, kernel: &Kernel, tensors: &[(&Tensor, Side)], pass: Pass) -> Result<()> {
+    fn launch(&self, gpu: &Gpu, family: &Family, tensors: &[(&Tensor, Side)], pass: Pass) -> Result<()> {
         for step in self.steps(gpu.twin_limit(), pass)? {
             let bound: Vec<(Slice<'_>, usize)> =
                 tensors.iter().map(|(tensor, side)| self.bind(&step.window, tensor, *side)).collect();
@@ -150,7 +173,7 @@ impl Sizes {
                 at.map_or(0, |at| bound[at].1 as u32)
             };
             let buffers: Vec<Slice<'_>> = bound.iter().map(|(slice, _)| *slice).collect();
-            self.dispatch(gpu, kernel, &buffers, [Side::Query, Side::Key, Side::Statistic].map(start), pass, &step)?;
+            self.dispatch(gpu, family, &buffers, [Side::Query, Side::Key, Side::Statistic].map(start), pass, &step)?;
         }
         Ok(())
     }
@@ -158,7 +181,7 @@ impl Sizes {
     fn dispatch(
         &self,
         gpu: &Gpu,
-        kernel: &Kernel,
+        family: &Family,
         buffers: &[Slice<'_>],
         starts: [u32; 3],
         pass: Pass,
@@ -166,28 +189,30 @@ impl Sizes {
     ) -> Result<()> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (batch, queries) = (step.window.sequences.len(), step.window.queries.len());
-        let quarters = head_dim.div_ceil(4);
-        let (lanes, one_subgroup, block) = match gpu.shader_tier() {
-            KernelTier::Fallback => (gpu.lanes() as usize, 1, 4),
-            _ => (64, 0, 8),
-        };
         let (near, far, near_heads, far_heads) = match pass {
             Pass::KeyBackward => (self.keys, queries, kv_heads, step.group.len()),
             _ => (queries, self.keys, heads, 1),
         };
-        // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
-        let own = match (one_subgroup, pass, head_dim) {
-            (0, ..) | (_, _, 129..) => 1,
-            (_, Pass::Forward, ..=64) => 4,
-            _ => 2,
+        let (kernel, mut constants, near_rows, iterations) = match gpu.shader_tier() {
+            KernelTier::Fallback => {
+                let rows = LaneRows::of(gpu.lanes() as usize, pass, head_dim);
+                (&family.lanes, rows.constants(head_dim), rows.near(), rows.iterations(far))
+            }
+            tier => {
+                let tiling = Tiling::of(tier, gpu.adapter().limits.max_compute_workgroup_storage_size as usize, pass, head_dim);
+                (&family.tiled, tiling.constants(head_dim), tiling.near(), tiling.iterations(pass, head_dim, far))
+            }
         };
-        let total = block * quarters;
+        constants.extend([
+            ("VECTORS", vectors(head_dim)),
+            ("QUERY_SIDE", u32::from(pass == Pass::QueryBackward)),
+            ("CONTINUED", u32::from(step.is_continued)),
+        ]);
         let products = match pass {
             Pass::Forward => 2,
             Pass::QueryBackward => 3,
             Pass::KeyBackward => 4,
         };
-        let fetches = if one_subgroup == 1 { 0 } else { total.div_ceil(lanes) };
         let sizes = [queries, self.keys, self.keys - self.queries + step.window.queries.start, heads, heads / kv_heads];
         let mut arguments = sizes.map(|size| size as u32).to_vec();
         arguments.extend([(1.0 / (head_dim as f32).sqrt()).to_bits(), 0]);
@@ -195,23 +220,11 @@ impl Sizes {
         arguments.extend([step.group.start, step.group.end, self.key_stride].map(|count| count as u32));
         gpu.launch(&Launch {
             kernel,
-            constants: &[
-                ("DIM", head_dim as u32),
-                ("QUARTERS", quarters as u32),
-                ("LANES", lanes as u32),
-                ("OWN", own as u32),
-                ("BLOCK", block as u32),
-                ("TOTAL", total as u32),
-                ("PARTS", total.div_ceil(lanes) as u32),
-                ("ONE_SUBGROUP", one_subgroup),
-                ("VECTORS", vectors(head_dim)),
-                ("QUERY_SIDE", u32::from(pass == Pass::QueryBackward)),
-                ("CONTINUED", u32::from(step.is_continued)),
-            ],
+            constants: &constants,
             buffers,
             arguments: bytemuck::cast_slice(&arguments),
-            workgroups: [near.div_ceil(lanes * own) as u32, near_heads as u32, batch as u32],
-            iterations: (far_heads * far.div_ceil(block) * (1 + fetches)) as u64,
+            workgroups: [near.div_ceil(near_rows) as u32, near_heads as u32, batch as u32],
+            iterations: (far_heads * iterations) as u64,
             // Half of all pairs are masked.
             work: (products * batch * near_heads * far_heads * queries * self.keys * head_dim) as u64,
         })

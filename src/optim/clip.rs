@@ -3,15 +3,13 @@
 
 use crate::error::Result;
 use crate::gpu::{Access, Gpu, Kernel, Launch, with_twin};
-use crate::ops::{Term, final_sum, partial_count, partial_sums};
+use crate::ops::{self, final_sum, partial_count};
 use crate::params::{Gradients, ParamId};
 use crate::tensor::Tensor;
 
 const SOURCE: &str = include_str!("../../shaders/norm.wgsl");
 
 static CLIP: Kernel = with_twin!(Kernel::trusted("clip", SOURCE, "clip", &[Access::Read, Access::ReadWrite]), twins::clip);
-static INVERSE: Kernel =
-    with_twin!(Kernel::trusted("inverse norm", SOURCE, "inverse", &[Access::Read, Access::ReadWrite]), twins::inverse);
 
 /// The norm of all gradients and the factor that clips it, on the device: optimizers read the factor there.
 #[derive(Debug, Clone)]
@@ -75,19 +73,8 @@ impl Clip {
 fn partial_squares(gpu: &Gpu, tensors: &[&Tensor]) -> Result<Tensor> {
     let count: usize = tensors.iter().map(|tensor| partial_count(tensor)).sum();
     let partials = Tensor::zeros(gpu, &[count.max(1)])?;
-    let mut first = 0;
-    for tensor in tensors {
-        partial_sums(tensor, Term::Square, &partials, first)?;
-        first += partial_count(tensor);
-    }
+    ops::partial_squares(tensors, &partials)?;
     Ok(partials)
-}
-
-/// 1 / (‖x‖_F + 1e-7) → [1].
-pub(super) fn inverse_norm(x: &Tensor) -> Result<Tensor> {
-    let out = Tensor::uninitialized(x.gpu(), &[1])?;
-    scalar(x.gpu(), &INVERSE, &partial_squares(x.gpu(), &[x])?, &out, [0.0, 1.0])?;
-    Ok(out)
 }
 
 /// One of the kernels on the sum of `partials`.
@@ -115,10 +102,5 @@ mod twins {
         let norm = unscale * squares[0].sqrt();
         out[0] = norm;
         out[1] = if norm.is_finite() { unscale * (most / (norm + 1e-6)).min(1.0) } else { norm };
-    }
-
-    pub(super) fn inverse(host: &Host<'_>) {
-        let (squares, [out]) = (host.input(0), host.outputs());
-        out[0] = 1.0 / (squares[0].sqrt() + 1e-7);
     }
 }

@@ -1,13 +1,13 @@
 //! Muon for matrices that are neither the embedding nor the head; the auxiliary Adam rule for everything else.
 
 use super::adamw::{Adam, moments};
-use super::clip::inverse_norm;
 use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, with_twin};
+use crate::gpu::{Access, Gpu, Kernel, KernelTier, with_twin};
+use crate::ops::sums_of_squares;
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};
-use crate::tensor::{Tensor, map};
+use crate::tensor::{Rows, Tensor, map, per_stack, slot};
 
 const SOURCE: &str = include_str!("../../shaders/muon.wgsl");
 
@@ -15,6 +15,8 @@ static MOMENTUM: Kernel = with_twin!(
     Kernel::trusted("muon momentum", SOURCE, "momentum", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]),
     twins::momentum
 );
+static NORMALIZE: Kernel =
+    with_twin!(Kernel::trusted("muon normalize", SOURCE, "normalize", &[Access::Read, Access::ReadWrite]), twins::normalize);
 static UPDATE: Kernel =
     with_twin!(Kernel::trusted("muon update", SOURCE, "update", &[Access::Read, Access::ReadWrite]), twins::update);
 
@@ -70,53 +72,61 @@ impl Default for MuonConfig {
     }
 }
 
-/// Elements of matrices of one shape that are orthogonalized together: small matrices would leave most of the device idle.
-const STACKED: usize = 1 << 20;
+/// Elements of matrices of one shape that are updated together on the host tier: small ones would leave most threads idle.
+const STACKED_ON_HOST: usize = 1 << 20;
 
-/// Matrices of one shape that wait for their orthogonalization, with their normalized directions.
+/// Matrices of one shape that wait for their update.
 struct Stack {
     shape: [usize; 2],
-    waiting: Vec<(ParamId, Tensor)>,
+    /// Whether their gradients are parts of a stack, and so may lie one after the other.
+    is_part: bool,
+    ids: Vec<ParamId>,
+    gradients: Vec<Tensor>,
 }
 
-impl Stack {
-    fn numel(&self) -> usize {
-        self.waiting.iter().map(|(_, x)| x.len()).sum()
+/// How many matrices are updated together.
+fn most_together(gpu: &Gpu, [rows, columns]: [usize; 2]) -> usize {
+    let numel = rows * columns;
+    // Batches have no gaps, neither of matrices nor of NorMuon's moments of their rows.
+    match gpu.kernels() {
+        _ if slot(numel) != numel || slot(rows) != rows => 1,
+        KernelTier::Host => (STACKED_ON_HOST / numel).max(1),
+        _ => per_stack(gpu, numel),
     }
 }
 
 impl MuonConfig {
-    /// Updates the momentum with a matrix's gradient: m ← μ·m + g → d/‖d‖, d = g + μ·m.
-    fn direction(&self, state: &mut OptimizerState, id: ParamId, gradient: Tensor, clip: &Clip) -> Result<Tensor> {
-        let m = state.slot(gradient.gpu(), id, "m", gradient.shape())?;
-        let direction = Tensor::uninitialized(gradient.gpu(), gradient.shape())?;
+    /// Updates the momentum of matrices of one shape: m ← μ·m + g → d/‖d‖ [count, rows, columns], d = g + μ·m.
+    fn direction(&self, state: &mut OptimizerState, stack: &mut Stack, clip: &Clip) -> Result<Tensor> {
+        let ([rows, columns], count, gpu) = (stack.shape, stack.ids.len(), clip.values().gpu());
+        let m = state.stack(gpu, &stack.ids, "m", &stack.shape)?;
+        let gradients = std::mem::take(&mut stack.gradients);
+        let g = match &gradients[..] {
+            [one] => one.clone(),
+            several => Tensor::stacked(&several.iter().collect::<Vec<_>>())?,
+        };
+        drop(gradients);
+        let d = Tensor::uninitialized(gpu, &[count, rows, columns])?;
         let momentum = self.momentum as f32;
-        map(&MOMENTUM, &[], &[&gradient, clip.values(), m, &direction], Some(1), &[momentum, 0.0, 0.0, 0.0])?;
-        drop(gradient);
-        direction.scaled_by(&inverse_norm(&direction)?, 1.0)
+        map(&MOMENTUM, &[], &[&g, clip.values(), &m, &d], Some(1), &[momentum, 0.0, 0.0, 0.0, 0.0])?;
+        drop(g);
+        let squares = sums_of_squares(&d, count)?;
+        let normalize = Rows {
+            kernel: &NORMALIZE,
+            constants: &[],
+            rows: d.len(),
+            tensors: &[(&squares, 0), (&d, 1)],
+            arguments: &[0, 0, 0, 0, (rows * columns) as u32],
+            invocations_per_row: 0.25,
+            workgroup: 64,
+            iterations: 0,
+        };
+        normalize.launch(gpu)?;
+        Ok(d)
     }
 
-    /// The orthogonal directions of a stack, which it empties.
-    fn orthogonalize(&self, stack: &mut Stack) -> Result<Vec<(ParamId, Tensor)>> {
-        let steps = self.newton_schulz_steps.unwrap_or(self.coefficients.default_steps());
-        let mut waiting = std::mem::take(&mut stack.waiting);
-        if waiting.len() <= 1 {
-            let alone = waiting.pop().map(|(id, x)| Ok((id, newton_schulz(x, self.coefficients, steps)?)));
-            return alone.into_iter().collect();
-        }
-        let [rows, columns] = stack.shape;
-        let together = Tensor::uninitialized(waiting[0].1.gpu(), &[waiting.len(), rows, columns])?;
-        let mut ids = Vec::with_capacity(waiting.len());
-        for (at, (id, x)) in waiting.into_iter().enumerate() {
-            x.reshape(&[1, rows, columns])?.write_to(&together, 0, &(at..at + 1))?;
-            ids.push(id);
-        }
-        let together = newton_schulz(together, self.coefficients, steps)?;
-        let part = |at: usize| together.slice_dim(0, at..at + 1)?.reshape(&[rows, columns]);
-        ids.into_iter().enumerate().map(|(at, id)| Ok((id, part(at)?))).collect()
-    }
-
-    /// A step in which `update` moves the matrices along their orthogonal directions and the auxiliary Adam rule everything else.
+    /// A step in which `update` moves matrices of one shape along their orthogonal directions [count, rows, columns], and the auxiliary
+    /// Adam rule everything else.
     pub(super) fn step(
         &self,
         state: &mut OptimizerState,
@@ -124,29 +134,36 @@ impl MuonConfig {
         gradients: Gradients,
         clip: &Clip,
         lr: f32,
-        update: impl Fn(&mut OptimizerState, &mut Params, ParamId, Tensor) -> Result<()>,
+        update: impl Fn(&mut OptimizerState, &mut Params, &[ParamId], Tensor) -> Result<()>,
     ) -> Result<()> {
         let gradients = gradients.into_checked(params)?;
         let mut adam = Adam::new(&self.adam, true, clip, state.count_step(), lr);
+        let steps = self.newton_schulz_steps.unwrap_or(self.coefficients.default_steps());
+        let run = |stack: &mut Stack, state: &mut OptimizerState, params: &mut Params| {
+            let d = self.direction(state, stack, clip)?;
+            let orthogonal = newton_schulz(d, self.coefficients, steps)?;
+            update(state, params, &std::mem::take(&mut stack.ids), orthogonal)
+        };
         let mut stacks: Vec<Stack> = Vec::new();
         for (id, gradient) in gradients {
             if params.get(id)?.role != Role::Matrix {
                 adam.update(params, id, state, gradient)?;
                 continue;
             }
-            let shape = gradient.dims("muon")?;
-            let at = stacks.iter().position(|stack| stack.shape == shape).unwrap_or_else(|| {
-                stacks.push(Stack { shape, waiting: Vec::new() });
+            let (shape, is_part) = (gradient.dims("muon")?, gradient.is_part());
+            let at = stacks.iter().position(|stack| (stack.shape, stack.is_part) == (shape, is_part)).unwrap_or_else(|| {
+                stacks.push(Stack { shape, is_part, ids: Vec::new(), gradients: Vec::new() });
                 stacks.len() - 1
             });
             let stack = &mut stacks[at];
-            stack.waiting.push((id, self.direction(state, id, gradient, clip)?));
-            if stack.numel() + shape[0] * shape[1] > STACKED {
-                self.orthogonalize(stack)?.into_iter().try_for_each(|(id, o)| update(state, params, id, o))?;
+            stack.ids.push(id);
+            stack.gradients.push(gradient);
+            if stack.ids.len() == most_together(params.gpu(), shape) {
+                run(stack, state, params)?;
             }
         }
-        for stack in &mut stacks {
-            self.orthogonalize(stack)?.into_iter().try_for_each(|(id, o)| update(state, params, id, o))?;
+        for stack in stacks.iter_mut().filter(|stack| !stack.ids.is_empty()) {
+            run(stack, state, params)?;
         }
         adam.finish()
     }
@@ -193,10 +210,13 @@ impl Optimizer for Muon {
     fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
         let config = self.config;
         let weight_decay = config.adam.weight_decay_of(Role::Matrix);
-        config.step(&mut self.state, params, gradients, clip, lr, |_, params, id, o| {
-            let [rows, columns] = o.dims("muon")?;
-            let numbers = [0.0, lr, weight_decay, config.lr_scale.of(rows, columns)];
-            map(&UPDATE, &[], &[&o, params.make_mut(id)?], None, &numbers)
+        config.step(&mut self.state, params, gradients, clip, lr, |_, params, ids, o| {
+            let [_, rows, columns] = o.dims("muon")?;
+            let numbers = [0.0, lr, weight_decay, config.lr_scale.of(rows, columns), 0.0];
+            params.make_mut_runs(ids)?.into_iter().try_for_each(|(run, w)| {
+                let o = o.view(run.start * rows * columns, &[run.len(), rows, columns])?;
+                map(&UPDATE, &[], &[&o, &w], None, &numbers)
+            })
         })
     }
 
@@ -235,6 +255,28 @@ mod twins {
                     let gradient = g * clip;
                     *m = momentum.mul_add(*m, gradient);
                     *d = momentum.mul_add(*m, gradient);
+                }
+            },
+        );
+    }
+
+    pub(super) fn normalize(host: &Host<'_>) {
+        let (squares, [y]) = (host.input(0), host.outputs());
+        let (first, numel) = (host.size(1), host.size(6));
+        host.map(
+            1,
+            [y],
+            #[inline(always)]
+            |range, [y]| {
+                let mut at = first + range.start;
+                let mut rest = y;
+                while !rest.is_empty() {
+                    let length = (numel - at % numel).min(rest.len());
+                    let (own, others) = std::mem::take(&mut rest).split_at_mut(length);
+                    let factor = 1.0 / (squares[at / numel].sqrt() + 1e-7);
+                    own.iter_mut().for_each(|y| *y *= factor);
+                    at += own.len();
+                    rest = others;
                 }
             },
         );

@@ -4,7 +4,7 @@ use super::adamw::moments;
 use super::{Clip, MuonConfig, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
 use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
-use crate::ops::final_sum;
+use crate::ops::final_sums;
 use crate::params::{Gradients, Params, Role};
 use crate::tensor::{Rows, Tensor};
 
@@ -55,41 +55,45 @@ impl NorMuon {
         Self { config, state: OptimizerState::default() }
     }
 
-    /// Updates the second moment with the orthogonal direction and returns ‖ô‖² → `[1]`.
-    fn normalize(&self, o: &Tensor, second_moment: &Tensor) -> Result<Tensor> {
-        let [rows, columns] = o.dims("normuon")?;
+    /// Updates the second moments with the orthogonal directions o [count, rows, columns] and returns ‖ô‖² of each → `[count]`.
+    fn normalize(&self, o: &Tensor, second_moments: &Tensor) -> Result<Tensor> {
+        let [count, rows, columns] = o.dims("normuon")?;
         let (workgroup, one_subgroup) = workgroup(o.gpu());
-        let squares = Tensor::uninitialized(o.gpu(), &[rows])?;
+        let squares = Tensor::uninitialized(o.gpu(), &[count * rows])?;
         let [_, beta2] = self.config.adam.betas;
         let launch = Rows {
             kernel: &SECOND_MOMENT,
             constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(columns))],
-            rows,
-            tensors: &[(o, columns), (second_moment, 1), (&squares, 1)],
+            rows: count * rows,
+            tensors: &[(o, columns), (second_moments, 1), (&squares, 1)],
             arguments: &[columns as u32, ((1.0 - beta2) as f32).to_bits(), (self.config.adam.eps as f32).to_bits()],
             invocations_per_row: f64::from(workgroup),
             workgroup,
             iterations: strides(columns, workgroup),
         };
         launch.launch(o.gpu())?;
-        let total = Tensor::uninitialized(o.gpu(), &[1])?;
-        final_sum(&squares, 1.0, &total, 0)?;
-        Ok(total)
+        let totals = Tensor::uninitialized(o.gpu(), &[count])?;
+        final_sums(&squares, count, 1.0, &totals, 0)?;
+        Ok(totals)
     }
 
-    fn update(&self, o: &Tensor, second_moment: &Tensor, w: &Tensor, lr: f32) -> Result<()> {
-        let [rows, columns] = o.dims("normuon")?;
-        let total = self.normalize(o, second_moment)?;
+    /// Moves w, those matrices from the one at `first` on that lie one after the other.
+    fn update(&self, o: &Tensor, second_moments: &Tensor, totals: &Tensor, first: usize, w: &Tensor, lr: f32) -> Result<()> {
+        let [_, rows, columns] = o.dims("normuon")?;
+        let count = w.len() / (rows * columns);
         let width = if columns.is_multiple_of(4) { 4 } else { 1 };
         let config = &self.config;
         let scale = lr * config.lr_scale.of(rows, columns) * (rows.min(columns) as f32).sqrt();
         let shrink = lr * config.adam.weight_decay_of(Role::Matrix);
+        let o = o.view(first * rows * columns, &[count, rows, columns])?;
+        let second_moments = second_moments.view(first * rows, &[count * rows])?;
+        let numbers = [scale, shrink, config.adam.eps as f32].map(f32::to_bits);
         let launch = Rows {
             kernel: &UPDATE,
             constants: &[("VECTORS", vectors(columns))],
-            rows,
-            tensors: &[(o, columns), (second_moment, 1), (&total, 0), (w, columns)],
-            arguments: &[columns as u32, scale.to_bits(), shrink.to_bits(), (config.adam.eps as f32).to_bits()],
+            rows: count * rows,
+            tensors: &[(&o, columns), (&second_moments, 1), (totals, 0), (w, columns)],
+            arguments: &[&[columns as u32], &numbers[..], &[rows as u32, first as u32]].concat(),
             invocations_per_row: (columns / width) as f64,
             workgroup: 64,
             iterations: 0,
@@ -101,9 +105,12 @@ impl NorMuon {
 impl Optimizer for NorMuon {
     fn step(&mut self, params: &mut Params, gradients: Gradients, clip: &Clip, lr: f32) -> Result<()> {
         let mut state = std::mem::take(&mut self.state);
-        let done = self.config.step(&mut state, params, gradients, clip, lr, |state, params, id, o| {
-            let [rows, _] = o.dims("normuon")?;
-            self.update(&o, state.slot(o.gpu(), id, "v", &[rows])?, params.make_mut(id)?, lr)
+        let done = self.config.step(&mut state, params, gradients, clip, lr, |state, params, ids, o| {
+            let [_, rows, _] = o.dims("normuon")?;
+            let second_moments = state.stack(o.gpu(), ids, "v", &[rows])?;
+            let totals = self.normalize(&o, &second_moments)?;
+            let mut runs = params.make_mut_runs(ids)?.into_iter();
+            runs.try_for_each(|(run, w)| self.update(&o, &second_moments, &totals, run.start, &w, lr))
         });
         self.state = state;
         done
@@ -154,11 +161,9 @@ mod twins {
     }
 
     pub(super) fn update(host: &Host<'_>) {
-        let (o, v, total, [w]) = (host.input(0), host.input(1), host.input(2)[0], host.outputs());
-        let (rows, columns) = (host.size(0), host.size(2));
+        let (o, v, totals, [w]) = (host.input(0), host.input(1), host.input(2), host.outputs());
+        let [rows, first, columns, matrix_rows, first_matrix] = [0, 1, 2, 6, 7].map(|at| host.size(at));
         let [scale, shrink, eps] = [3, 4, 5].map(|at| host.number(at));
-        // A zero direction has no norm, and stays zero.
-        let scale = if total == 0.0 { 0.0 } else { scale / total.sqrt() };
         host.rows(
             rows,
             3 * columns,
@@ -166,8 +171,11 @@ mod twins {
             #[inline(always)]
             |range, [w]| {
                 let o = &o[range.start * columns..range.end * columns];
-                for ((w, o), v) in w.chunks_exact_mut(columns).zip(o.chunks_exact(columns)).zip(&v[range]) {
-                    let scale = scale / (v.sqrt() + eps);
+                for (row, (w, o)) in range.zip(w.chunks_exact_mut(columns).zip(o.chunks_exact(columns))) {
+                    let total = totals[first_matrix + (first + row) / matrix_rows];
+                    // A zero direction has no norm, and stays zero.
+                    let scale = if total == 0.0 { 0.0 } else { scale / total.sqrt() };
+                    let scale = scale / (v[row].sqrt() + eps);
                     for (w, o) in w.iter_mut().zip(o) {
                         *w = w.mul_add(1.0 - shrink, -(scale * o));
                     }

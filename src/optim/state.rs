@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::params::{Param, ParamId, Params, Role};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, slot};
 
 /// One tensor that a rule keeps of a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,35 @@ impl OptimizerState {
             Some(tensor) => tensor.into_unique()?,
         };
         Ok(self.tensors.entry((id, name)).or_insert(tensor))
+    }
+
+    /// [`OptimizerState::slot`] of parameters of one shape, as a batch: their tensors are put one after the other, unless they are.
+    pub(super) fn stack(&mut self, gpu: &Gpu, ids: &[ParamId], name: &'static str, shape: &[usize]) -> Result<Tensor> {
+        if let [id] = ids {
+            return self.slot(gpu, *id, name, shape).cloned();
+        }
+        if ids.iter().all(|&id| !self.tensors.contains_key(&(id, name))) {
+            let zeros = Tensor::zeros(gpu, &[ids.len(), slot(shape.iter().product())])?;
+            self.set_parts(ids, name, zeros, shape)?;
+        }
+        for &id in ids {
+            self.slot(gpu, id, name, shape)?;
+        }
+        if let Some(batch) = Tensor::joined(&self.tensors_of(ids, name)) {
+            return Ok(batch);
+        }
+        let copied = Tensor::stacked(&self.tensors_of(ids, name))?;
+        self.set_parts(ids, name, copied, shape)?;
+        Tensor::stacked(&self.tensors_of(ids, name))
+    }
+
+    fn tensors_of(&self, ids: &[ParamId], name: &'static str) -> Vec<&Tensor> {
+        ids.iter().filter_map(|&id| self.tensors.get(&(id, name))).collect()
+    }
+
+    fn set_parts(&mut self, ids: &[ParamId], name: &'static str, stack: Tensor, shape: &[usize]) -> Result<()> {
+        self.tensors.extend(ids.iter().map(|&id| (id, name)).zip(stack.into_parts(shape)?));
+        Ok(())
     }
 
     /// Every slot of every trainable parameter under its full name; nothing before the first step.

@@ -1,14 +1,17 @@
 //! The matrix-vector passes of the PC layer, one function per entry point of `spectral.wgsl`, over a batch w [batch, rows, columns].
 
+#[cfg(feature = "host")]
+mod twins;
+
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, Launch, Slice, grid, strides, vectors, with_twin, workgroup};
-use crate::tensor::Tensor;
+use crate::gpu::{Access, Gpu, Kernel, Launch, Slice, grid, strides, vectors, with_twin, workgroup};
+use crate::tensor::{ALIGNMENT, Tensor};
 
-use super::Norm;
+use super::{Norm, small};
 
-const SOURCE: &str = include_str!("../../shaders/spectral.wgsl");
-const R: Access = Access::Read;
-const W: Access = Access::ReadWrite;
+pub(super) const SOURCE: &str = include_str!("../../shaders/spectral.wgsl");
+pub(super) const R: Access = Access::Read;
+pub(super) const W: Access = Access::ReadWrite;
 
 static MULTIPLY: Kernel = with_twin!(Kernel::trusted("spectral multiply", SOURCE, "multiply", &[R, R, W]), twins::multiply);
 static APPLY: Kernel = with_twin!(Kernel::trusted("spectral apply", SOURCE, "apply", &[R, R, R, W, W]), twins::apply);
@@ -24,10 +27,17 @@ static FINISH: Kernel = with_twin!(Kernel::trusted("spectral finish", SOURCE, "f
 
 /// Maximum rows per workgroup of `apply`: few enough to stay in cache until they are read again.
 const MAX_CHUNK: usize = 32;
-/// Maximum Elements of a row that an invocation of `apply` keeps in registers.
+/// Maximum Elements of a row that an invocation of `apply` keeps in registers, where a workgroup is one subgroup.
 const MAX_HELD: usize = 24;
-/// Scalars per matrix; `SCALARS` of the shader.
-const SCALARS: usize = 8;
+/// The same where a row may be the work of fewer invocations than a workgroup has, which then take more rows: as many Elements again
+/// are v's, the sums' and the next row's.
+const HELD_PER_TEAM: usize = 4;
+/// The same for a row that is the work of a whole workgroup.
+const HELD_PER_WORKGROUP: usize = 8;
+/// Least invocations of a team; `BLOCK` of the shader.
+const LEAST_TEAM: u32 = 32;
+/// Elements from a matrix's scalars to the next one's; `SCALARS` of the shader. So many, that they can be a part of a stack.
+pub(super) const SCALARS: usize = ALIGNMENT;
 
 /// Indices of the scalars of a matrix.
 pub(super) const INVERSE: usize = 1;
@@ -39,40 +49,110 @@ pub(super) fn factor(scalars: &Tensor, index: usize) -> crate::gemm::Factor<'_> 
     crate::gemm::Factor { tensor: scalars, index, batch_stride: SCALARS }
 }
 
-/// Launch parameters of all entry points.
-struct Pass<'a> {
-    kernel: &'static Kernel,
-    rows: usize,
-    columns: usize,
-    chunks: usize,
-    /// Rows per chunk.
-    chunk: usize,
-    /// Whether y is w·v instead of u.
-    product: bool,
+/// How a workgroup shares out the rows of a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Teams {
+    /// Invocations per workgroup, and whether they are one subgroup.
+    pub(super) workgroup: (u32, u32),
+    /// Invocations per row.
+    pub(super) team: u32,
     /// Elements of a row that an invocation of `apply` keeps in registers; 0 reads the rows twice.
-    held: usize,
-    eps: f32,
-    norm: u32,
-    recover: bool,
-    buffers: &'a [Slice<'a>],
-    workgroups: [u32; 3],
-    iterations: usize,
+    pub(super) held: usize,
+    /// Rows per workgroup of `apply`.
+    pub(super) chunk: usize,
+}
+
+impl Teams {
+    /// For rows of `columns` values. Depends on nothing but the row's length, so that a matrix of a stack gives the bits that it gives
+    /// alone.
+    pub(super) fn new(gpu: &Gpu, columns: usize) -> Self {
+        let workgroup @ (size, one_subgroup) = workgroup(gpu);
+        let chunk = (16_384 / strides(columns, size)).clamp(1, MAX_CHUNK);
+        let most_held = if one_subgroup == 1 { MAX_HELD } else { HELD_PER_WORKGROUP };
+        let all = strides(columns, size);
+        let held = if all <= most_held { all } else { 0 };
+        let whole = Self { workgroup, team: size, held, chunk };
+        if one_subgroup == 1 {
+            return whole;
+        }
+        let sizes = std::iter::successors(Some(LEAST_TEAM), |team| Some(2 * team)).take_while(|&team| team < size);
+        let fewest = sizes.map(|team| (team, strides(columns, team))).find(|(_, held)| *held <= HELD_PER_TEAM);
+        fewest.map_or(whole, |(team, held)| Self { team, held, chunk: MAX_CHUNK.max(8 * (size / team) as usize), ..whole })
+    }
+
+    /// Rows that a workgroup has under way at a time.
+    pub(super) fn count(&self) -> u32 {
+        self.workgroup.0 / self.team
+    }
+
+    /// Workgroups for a row per team.
+    fn groups(&self, rows: usize) -> u32 {
+        rows.div_ceil(self.count() as usize) as u32
+    }
+
+    /// What the kernels depend on that are not `apply`.
+    fn without_chunks(self) -> Self {
+        Self { held: 0, chunk: 1, ..self }
+    }
+
+    /// Loop iterations of a sum over a team.
+    pub(super) fn sum_iterations(&self) -> usize {
+        (LEAST_TEAM + if self.team > LEAST_TEAM { self.team / LEAST_TEAM } else { 0 }) as usize
+    }
+}
+
+/// γ of the matrices of a stack of layers, one for each head of a layer.
+pub(super) struct Gamma {
+    pub(super) values: Tensor,
+    pub(super) heads: usize,
+    /// Elements from a layer's first γ to the next one's.
+    pub(super) stride: usize,
+}
+
+/// Launch parameters of all entry points.
+pub(super) struct Pass<'a> {
+    pub(super) kernel: &'static Kernel,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) chunks: usize,
+    /// Of the kernels that have a row per team; others share out nothing.
+    pub(super) teams: Option<Teams>,
+    /// Whether y is w·v instead of u.
+    pub(super) product: bool,
+    /// Whether it is the whole power iteration.
+    pub(super) iterates: bool,
+    pub(super) eps: f32,
+    pub(super) norm: u32,
+    pub(super) recover: bool,
+    /// Heads per layer, and elements from a layer's first γ to the next one's.
+    pub(super) gammas: [usize; 2],
+    pub(super) buffers: &'a [Slice<'a>],
+    pub(super) workgroups: [u32; 3],
+    pub(super) iterations: usize,
 }
 
 impl Pass<'_> {
-    fn launch(self, on: &Tensor) -> Result<()> {
-        let (workgroup, one_subgroup) = workgroup(on.gpu());
-        let arguments =
-            [self.rows as u32, self.columns as u32, self.chunks as u32, self.eps.to_bits(), self.norm, u32::from(self.recover)];
+    pub(super) fn launch(self, on: &Tensor) -> Result<()> {
+        let (size, one_subgroup) = workgroup(on.gpu());
+        let teams = self.teams.unwrap_or(Teams { workgroup: (size, one_subgroup), team: size, held: 0, chunk: 1 });
+        let Teams { workgroup: (workgroup, one_subgroup), team, held, chunk } = teams;
+        let sizes = [self.rows, self.columns, self.chunks].map(|size| size as u32);
+        let numbers = [self.eps.to_bits(), self.norm, u32::from(self.recover)];
+        let arguments = [&sizes[..], &numbers, &self.gammas.map(|size| size as u32)].concat();
         on.gpu().launch(&Launch {
             kernel: self.kernel,
             constants: &[
                 ("WORKGROUP", workgroup),
                 ("ONE_SUBGROUP", one_subgroup),
                 ("VECTORS", vectors(self.columns)),
-                ("CHUNK", self.chunk as u32),
+                ("TEAM", team),
+                ("TEAMS", teams.count()),
+                ("SEVERAL_BLOCKS", u32::from(team > LEAST_TEAM)),
+                ("SEVERAL_TEAMS", u32::from(teams.count() > 1)),
+                ("CHUNK", chunk as u32),
                 ("PRODUCT", u32::from(self.product)),
-                ("HELD", self.held as u32),
+                ("ITERATE", u32::from(self.iterates)),
+                ("HELD", held as u32),
             ],
             buffers: self.buffers,
             arguments: bytemuck::cast_slice(&arguments),
@@ -83,29 +163,37 @@ impl Pass<'_> {
     }
 }
 
-const DEFAULT: Pass<'static> = Pass {
+pub(super) const DEFAULT: Pass<'static> = Pass {
     kernel: &MULTIPLY,
     rows: 0,
     columns: 0,
     chunks: 1,
-    chunk: 1,
+    teams: None,
     product: false,
-    held: 0,
+    iterates: false,
     eps: 0.0,
     norm: 0,
     recover: false,
+    gammas: [1, 1],
     buffers: &[],
     workgroups: [1, 1, 1],
     iterations: 0,
 };
+
+/// A kernel with a row per team.
+fn row_sums(kernel: &'static Kernel, [batch, rows, columns]: [usize; 3], buffers: &[Slice<'_>], on: &Tensor) -> Result<()> {
+    let teams = Teams::new(on.gpu(), columns).without_chunks();
+    let workgroups = [teams.groups(rows), 1, batch as u32];
+    let iterations = strides(columns, teams.team) + teams.sum_iterations();
+    Pass { kernel, rows, columns, teams: Some(teams), buffers, workgroups, iterations, ..DEFAULT }.launch(on)
+}
 
 /// w·x: w [batch, rows, columns], x [batch, columns] → [batch, rows].
 pub(super) fn multiply(w: &Tensor, x: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
     let y = Tensor::uninitialized(w.gpu(), &[batch, rows])?;
     let buffers = [w, x, &y].map(Tensor::slice);
-    let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &MULTIPLY, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(w)?;
+    row_sums(&MULTIPLY, [batch, rows, columns], &buffers, w)?;
     Ok(y)
 }
 
@@ -115,7 +203,7 @@ pub(super) struct Iteration<'a> {
     eps: f32,
     /// About 1/s of each matrix, so that squares of w·v neither overflow nor underflow; updated by every normalization.
     inverses: Tensor,
-    chunk: usize,
+    teams: Teams,
 }
 
 /// Partial sums of wᵀy, per chunk of rows.
@@ -129,8 +217,7 @@ impl<'a> Iteration<'a> {
     pub(super) fn new(w: &'a Tensor, eps: f32) -> Result<Self> {
         let [batch, _, columns] = w.dims("pc")?;
         let inverses = Tensor::uninitialized(w.gpu(), &[batch])?;
-        let chunk = (16_384 / strides(columns, workgroup(w.gpu()).0)).clamp(1, MAX_CHUNK);
-        Ok(Self { w, eps, inverses, chunk })
+        Ok(Self { w, eps, inverses, teams: Teams::new(w.gpu(), columns) })
     }
 
     /// wᵀu / (‖wᵀu‖ + eps), or `previous` if wᵀu is zero → [batch, columns].
@@ -151,19 +238,20 @@ impl<'a> Iteration<'a> {
     }
 
     fn apply(&self, x: &Tensor, product: bool) -> Result<Partials> {
-        let (w, chunk) = (self.w, self.chunk);
+        let (w, teams) = (self.w, self.teams);
         let [batch, rows, columns] = w.dims("pc")?;
-        let chunks = rows.div_ceil(chunk);
+        let chunks = rows.div_ceil(teams.chunk);
         let parts = Tensor::uninitialized(w.gpu(), &[batch, chunks, columns])?;
         let squares = Tensor::uninitialized(w.gpu(), &[batch, chunks])?;
         let buffers = [w, x, &self.inverses, &squares, &parts].map(Tensor::slice);
         let workgroups = [chunks as u32, 1, batch as u32];
-        let strides = strides(columns, workgroup(w.gpu()).0);
-        let held = if strides <= MAX_HELD { strides } else { 0 };
-        let iterations = chunk * 2 * (1 + strides);
+        let iterations = match teams.held {
+            0 => teams.chunk * 2 * (1 + strides(columns, teams.team)),
+            held => teams.chunk * (1 + teams.sum_iterations()) + held * teams.count() as usize,
+        };
         let kernel = &APPLY;
-        Pass { kernel, rows, columns, chunks, chunk, product, held, buffers: &buffers, workgroups, iterations, ..DEFAULT }
-            .launch(w)?;
+        let (teams, buffers) = (Some(teams), &buffers);
+        Pass { kernel, rows, columns, chunks, teams, product, buffers, workgroups, iterations, ..DEFAULT }.launch(w)?;
         Ok(Partials { parts, squares })
     }
 
@@ -185,229 +273,85 @@ pub(super) fn row_products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let [batch, rows, columns] = a.dims("pc")?;
     let y = Tensor::uninitialized(a.gpu(), &[batch, rows])?;
     let buffers = [a, b, &y].map(Tensor::slice);
-    let workgroups = [rows as u32, 1, batch as u32];
-    Pass { kernel: &ROW_PRODUCTS, rows, columns, buffers: &buffers, workgroups, iterations: columns, ..DEFAULT }.launch(a)?;
+    row_sums(&ROW_PRODUCTS, [batch, rows, columns], &buffers, a)?;
     Ok(y)
 }
 
-/// The scalars [batch, 8] of each matrix from `numbers` and `others` [batch, rows] and γ [batch].
-pub(super) fn divide(numbers: &Tensor, others: &Tensor, gamma: &Tensor, norm: Norm, eps: f32, recover: bool) -> Result<Tensor> {
-    let [batch, rows] = numbers.dims("pc")?;
-    let scalars = Tensor::uninitialized(numbers.gpu(), &[batch, SCALARS])?;
-    let buffers = [numbers, others, gamma, &scalars].map(Tensor::slice);
+/// What `divide` makes the scalars of.
+pub(super) struct Divisor {
+    pub(super) norm: Norm,
+    pub(super) eps: f32,
+    pub(super) recover: bool,
+}
+
+/// The scalars [batch, SCALARS] of each matrix from w [batch, rows, columns], u [batch, rows], v [batch, columns] and γ.
+pub(super) fn divide(w: &Tensor, u: &Tensor, v: &Tensor, gamma: &Gamma, divisor: &Divisor) -> Result<Tensor> {
+    let [batch, rows, _] = w.dims("pc")?;
+    if divisor.norm != Norm::None && small::is_small(w)? {
+        return small::divide(w, u, v, gamma, divisor);
+    }
+    let (numbers, others) = match divisor.norm {
+        Norm::Spectral => (multiply(w, v)?, u.clone()),
+        Norm::Frobenius => {
+            let squares = row_products(w, w)?;
+            (squares.clone(), squares)
+        }
+        Norm::None => (u.clone(), u.clone()),
+    };
+    let scalars = Tensor::uninitialized(w.gpu(), &[batch, SCALARS])?;
+    let buffers = [&numbers, &others, &gamma.values, &scalars].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
+    let (kernel, gammas) = (&DIVIDE, [gamma.heads, gamma.stride]);
+    let Divisor { norm, eps, recover } = *divisor;
     let norm = norm as u32;
-    Pass { kernel: &DIVIDE, rows, eps, norm, recover, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }
-        .launch(numbers)?;
+    Pass { kernel, rows, eps, norm, recover, gammas, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(w)?;
     Ok(scalars)
 }
 
-/// dγ [batch] from the row sums [batch, rows] of P∘(NᵀE).
-pub(super) fn gamma_gradient(numbers: &Tensor, scalars: &Tensor) -> Result<Tensor> {
+/// dγ, where γ is: the inner products of P and NᵀE [batch, n, n], times what γ is multiplied by.
+pub(super) fn gamma_gradient(p: &Tensor, r: &Tensor, scalars: &Tensor, gamma: &Gamma) -> Result<Tensor> {
+    if small::is_small(p)? {
+        small::gamma_gradient(p, r, scalars, gamma)
+    } else {
+        gamma_sum(&row_products(p, r)?, scalars, gamma)
+    }
+}
+
+/// dγ from the row sums [batch, rows] of P∘(NᵀE).
+pub(super) fn gamma_sum(numbers: &Tensor, scalars: &Tensor, gamma: &Gamma) -> Result<Tensor> {
     let [batch, rows] = numbers.dims("pc")?;
-    let dgamma = Tensor::uninitialized(numbers.gpu(), &[batch])?;
+    let dgamma = Tensor::uninitialized(numbers.gpu(), gamma.values.shape())?;
     let buffers = [numbers, scalars, &dgamma].map(Tensor::slice);
     let workgroups = [batch as u32, 1, 1];
-    Pass { kernel: &GAMMA_GRADIENT, rows, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(numbers)?;
+    let gammas = [gamma.heads, gamma.stride];
+    Pass { kernel: &GAMMA_GRADIENT, rows, gammas, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(numbers)?;
     Ok(dgamma)
+}
+
+/// A copy of the scalars with PULL, from ⟨m, w⟩.
+fn pull(m: &Tensor, w: &Tensor, scalars: &Tensor, norm: Norm) -> Result<Tensor> {
+    if small::is_small(w)? {
+        return small::pull(m, w, scalars, norm);
+    }
+    let [batch, rows, _] = w.dims("pc")?;
+    let numbers = row_products(m, w)?;
+    let factors = Tensor::uninitialized(w.gpu(), scalars.shape())?;
+    let buffers = [&numbers, scalars, &factors].map(Tensor::slice);
+    let (workgroups, norm) = ([batch as u32, 1, 1], norm as u32);
+    Pass { kernel: &PULL, rows, norm, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(w)?;
+    Ok(factors)
 }
 
 /// dw = OUTPUT·(m − PULL·direction), PULL from ⟨m, w⟩, direction u·vᵀ or w.
 pub(super) fn finish(m: &Tensor, w: &Tensor, scalars: &Tensor, u: &Tensor, v: &Tensor, norm: Norm) -> Result<Tensor> {
     let [batch, rows, columns] = w.dims("pc")?;
-    let numbers = row_products(m, w)?;
-    let factors = Tensor::uninitialized(w.gpu(), scalars.shape())?;
-    let buffers = [&numbers, scalars, &factors].map(Tensor::slice);
-    let workgroups = [batch as u32, 1, 1];
-    let norm_code = norm as u32;
-    Pass { kernel: &PULL, rows, norm: norm_code, buffers: &buffers, workgroups, iterations: rows, ..DEFAULT }.launch(w)?;
+    let factors = pull(m, w, scalars, norm)?;
     let dw = Tensor::uninitialized(w.gpu(), w.shape())?;
     let right = if norm == Norm::Frobenius { w } else { v };
     let buffers = [m, &factors, u, right, &dw].map(Tensor::slice);
     let width = if columns.is_multiple_of(4) { 4 } else { 1 };
     let workgroups = grid((w.len() / width) as u64, 64);
-    Pass { kernel: &FINISH, rows, columns, chunks: batch, norm: norm_code, buffers: &buffers, workgroups, ..DEFAULT }
-        .launch(w)?;
+    let norm = norm as u32;
+    Pass { kernel: &FINISH, rows, columns, chunks: batch, norm, buffers: &buffers, workgroups, ..DEFAULT }.launch(w)?;
     Ok(dw)
-}
-
-#[cfg(feature = "host")]
-mod twins {
-    use super::super::Norm;
-    use super::{OUTPUT, SCALARS};
-    use crate::gpu::host::Host;
-    use crate::gpu::host::simd::{dispatch, dot, sum};
-
-    const SPECTRAL: u32 = Norm::Spectral as u32;
-    const FROBENIUS: u32 = Norm::Frobenius as u32;
-    // Those of a matrix's scalars that only the twins name.
-    const S: usize = 0;
-    const GAMMA_SCALE: usize = 4;
-    const PULL: usize = 5;
-    const NORM: usize = 6;
-
-    pub(super) fn multiply(host: &Host<'_>) {
-        let (rows, columns) = (host.size(0), host.size(1));
-        row_sums(host, |row| row / rows * columns);
-    }
-
-    pub(super) fn row_products(host: &Host<'_>) {
-        let columns = host.size(1);
-        row_sums(host, |row| row * columns);
-    }
-
-    /// The product of each row of the first input with the elements of the second from `place(row)` on.
-    fn row_sums(host: &Host<'_>, place: impl Fn(usize) -> usize + Sync) {
-        let (w, x, [y]) = (host.input(0), host.input(1), host.outputs());
-        let columns = host.size(1);
-        host.rows(
-            y.len(),
-            columns,
-            [(y, 1)],
-            #[inline(always)]
-            |range, [y]| {
-                for (row, y) in range.zip(y) {
-                    *y = dot(&w[row * columns..][..columns], &x[place(row)..][..columns]);
-                }
-            },
-        );
-    }
-
-    /// A row of w is still in cache when it is added.
-    pub(super) fn apply(host: &Host<'_>) {
-        let (w, x, inverses, [squares, parts]) = (host.input(0), host.input(1), host.input(2), host.outputs());
-        let [rows, columns, chunks] = [0, 1, 2].map(|at| host.size(at));
-        let (chunk, product) = (host.constant("CHUNK") as usize, host.flag("PRODUCT"));
-        host.rows(
-            squares.len(),
-            2 * chunk.min(rows) * columns,
-            [(squares, 1), (parts, columns)],
-            #[inline(always)]
-            |range, [squares, parts]| {
-                for ((at, square), part) in range.zip(squares).zip(parts.chunks_exact_mut(columns)) {
-                    let (matrix, first) = (at / chunks, at % chunks * chunk);
-                    let (from, to) = (matrix * rows + first, matrix * rows + rows.min(first + chunk));
-                    part.fill(0.0);
-                    *square = 0.0;
-                    for (r, row) in (from..to).zip(w[from * columns..to * columns].chunks_exact(columns)) {
-                        let y = if product { inverses[matrix] * dot(row, &x[matrix * columns..][..columns]) } else { x[r] };
-                        *square += y * y;
-                        for (sum, w) in part.iter_mut().zip(row) {
-                            *sum = w.mul_add(y, *sum);
-                        }
-                    }
-                }
-            },
-        );
-    }
-
-    pub(super) fn normalize(host: &Host<'_>) {
-        let (partials, squares, previous, [inverses, vectors]) = (host.input(0), host.input(1), host.input(2), host.outputs());
-        let (columns, chunks, eps, product) = (host.size(1), host.size(2), host.number(3), host.flag("PRODUCT"));
-        host.rows(
-            inverses.len(),
-            chunks * columns,
-            [(inverses, 1), (vectors, columns)],
-            #[inline(always)]
-            |range, [inverses, vectors]| {
-                for ((matrix, inverse), vector) in range.zip(inverses).zip(vectors.chunks_exact_mut(columns)) {
-                    vector.fill(0.0);
-                    for part in partials[matrix * chunks * columns..].chunks_exact(columns).take(chunks) {
-                        for (sum, part) in vector.iter_mut().zip(part) {
-                            *sum += part;
-                        }
-                    }
-                    let norm = dot(vector, vector).sqrt();
-                    if norm == 0.0 {
-                        vector.copy_from_slice(&previous[matrix * columns..][..columns]);
-                        *inverse = 1.0;
-                        continue;
-                    }
-                    let mut scale = 1.0;
-                    if product {
-                        let y = squares[matrix * chunks..][..chunks].iter().sum::<f32>();
-                        scale = 1.0 / (y.sqrt() + *inverse * eps);
-                    }
-                    *inverse = 1.0 / (scale * norm + eps);
-                    scale *= *inverse;
-                    vector.iter_mut().for_each(|x| *x *= scale);
-                }
-            },
-        );
-    }
-
-    pub(super) fn divide(host: &Host<'_>) {
-        let (numbers, others, gamma, [scalars]) = (host.input(0), host.input(1), host.input(2), host.outputs());
-        let (rows, eps, norm, recover) = (host.size(0), host.number(3), host.argument(4), host.argument(5) == 1);
-        dispatch(
-            #[inline(always)]
-            || {
-                for (matrix, scalars) in scalars.chunks_exact_mut(SCALARS).enumerate() {
-                    let (numbers, others) = (&numbers[matrix * rows..][..rows], &others[matrix * rows..][..rows]);
-                    let sum = if norm == SPECTRAL { dot(numbers, others) } else { sum_of(numbers) };
-                    let s = match norm {
-                        SPECTRAL => sum + eps,
-                        FROBENIUS => sum.sqrt() + eps,
-                        _ => 1.0,
-                    };
-                    let (output, gamma_scale) = if recover { (1.0, s) } else { (1.0 / s, 1.0) };
-                    let norm = sum.max(0.0).sqrt();
-                    scalars.copy_from_slice(&[s, 1.0 / s, 1.0 / (s * s), gamma[matrix] * output, gamma_scale, 0.0, norm, 0.0]);
-                }
-            },
-        );
-    }
-
-    pub(super) fn gamma_gradient(host: &Host<'_>) {
-        let (numbers, scalars, [dgamma]) = (host.input(0), host.input(1), host.outputs());
-        let rows = host.size(0);
-        for ((dgamma, numbers), scalars) in dgamma.iter_mut().zip(numbers.chunks_exact(rows)).zip(scalars.chunks_exact(SCALARS)) {
-            *dgamma = scalars[GAMMA_SCALE] * sum_of(numbers);
-        }
-    }
-
-    pub(super) fn pull(host: &Host<'_>) {
-        let (numbers, old, [new]) = (host.input(0), host.input(1), host.outputs());
-        let (rows, norm) = (host.size(0), host.argument(4));
-        let matrices = numbers.chunks_exact(rows).zip(old.chunks_exact(SCALARS));
-        for ((numbers, old), new) in matrices.zip(new.chunks_exact_mut(SCALARS)) {
-            new[PULL] = sum_of(numbers) / old[S];
-            if norm == FROBENIUS {
-                // The subgradient 0 of ‖w‖ at 0.
-                new[PULL] = if old[NORM] > 0.0 { new[PULL] / old[NORM] } else { 0.0 };
-            }
-            new[OUTPUT] = old[OUTPUT];
-        }
-    }
-
-    pub(super) fn finish(host: &Host<'_>) {
-        let (m, factors, u, right, [dw]) = (host.input(0), host.input(1), host.input(2), host.input(3), host.outputs());
-        let (rows, columns, batch, norm) = (host.size(0), host.size(1), host.size(2), host.argument(4));
-        host.rows(
-            batch * rows,
-            2 * columns,
-            [(dw, columns)],
-            #[inline(always)]
-            |range, [dw]| {
-                for (row, dw) in range.zip(dw.chunks_exact_mut(columns)) {
-                    let matrix = row / rows;
-                    let factors = &factors[matrix * SCALARS..][..SCALARS];
-                    let (pull, place) = match norm {
-                        SPECTRAL => (factors[PULL] * u[row], matrix),
-                        FROBENIUS => (factors[PULL], row),
-                        _ => (0.0, matrix),
-                    };
-                    let (m, right) = (&m[row * columns..][..columns], &right[place * columns..][..columns]);
-                    for ((dw, m), right) in dw.iter_mut().zip(m).zip(right) {
-                        *dw = factors[OUTPUT] * right.mul_add(-pull, *m);
-                    }
-                }
-            },
-        );
-    }
-
-    #[inline(always)]
-    fn sum_of(numbers: &[f32]) -> f32 {
-        sum(numbers.len(), |i| numbers[i])
-    }
 }

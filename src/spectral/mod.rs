@@ -4,6 +4,7 @@ mod kernels;
 mod pc;
 mod polynomial;
 mod preconditioner;
+mod small;
 
 pub use pc::{PcConfig, level_coefficients, pc_binding};
 pub use polynomial::{NewtonSchulz, newton_schulz, newton_schulz_binding};

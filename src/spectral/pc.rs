@@ -1,14 +1,14 @@
 //! The PC layer: W_eff = γ·stop(s)·N·P(NᵀN), N = W/s, s = uᵀ(Wv) + eps (for a tall W; mirrored for a wide one), and its
 //! backward, after arXiv 2606.06470.
 //!
-//! Everything is a batch [heads, rows, columns]: one matrix, or the row blocks of a matrix preconditioned per head. N is never
+//! Everything is a batch [matrices, rows, columns]: the row blocks of the matrices of a stack, one or one per head of each. N is never
 //! materialized: 1/s, 1/s² and γ·stop(s)/s are factors in the products' epilogues. With R = NᵀE, D = ∂⟨R, P⟩/∂(NᵀN) and
 //! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
-use super::Norm;
-use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
-use super::polynomial::{Form, Polynomial, gram_operands, multiply_on_smaller_side};
+use super::kernels::{self, Divisor, Gamma, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::polynomial::{Form, Polynomial, gemm, gram_operands, multiply_on_smaller_side};
+use super::{Norm, small};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
 use crate::tensor::Tensor;
@@ -85,12 +85,12 @@ pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
     4 * (heads * rows * columns) as u64
 }
 
-/// The tensors of one layer: w [heads, rows, columns], u [heads, rows], v [heads, columns], gamma [heads].
+/// The tensors of a stack of layers: w [matrices, rows, columns], u [matrices, rows], v [matrices, columns].
 pub(super) struct Layer {
     pub(super) w: Tensor,
     pub(super) u: Tensor,
     pub(super) v: Tensor,
-    pub(super) gamma: Tensor,
+    pub(super) gamma: Gamma,
 }
 
 impl Layer {
@@ -111,6 +111,9 @@ impl Layer {
             return Ok((self.u.clone(), self.v.clone()));
         }
         self.check_binding()?;
+        if let Some(refreshed) = small::iterate(&self.w, &self.u, &self.v, config.power_iterations, config.eps)? {
+            return Ok(refreshed);
+        }
         let iteration = Iteration::new(&self.w, config.eps)?;
         let mut v = iteration.first(&self.u, &self.v)?;
         for _ in 1..config.power_iterations {
@@ -122,15 +125,8 @@ impl Layer {
     /// s and the scalars derived from it.
     fn scalars(&self, config: &PcConfig) -> Result<Tensor> {
         self.check_binding()?;
-        let (numbers, others) = match config.norm {
-            Norm::Spectral => (kernels::multiply(&self.w, &self.v)?, self.u.clone()),
-            Norm::Frobenius => {
-                let squares = kernels::row_products(&self.w, &self.w)?;
-                (squares.clone(), squares)
-            }
-            Norm::None => (self.u.clone(), self.u.clone()),
-        };
-        kernels::divide(&numbers, &others, &self.gamma, config.norm, config.eps, config.recover_norm)
+        let divisor = Divisor { norm: config.norm, eps: config.eps, recover: config.recover_norm };
+        kernels::divide(&self.w, &self.u, &self.v, &self.gamma, &divisor)
     }
 
     /// (W_eff, the scalars for the backward).
@@ -167,8 +163,8 @@ impl Layer {
         let polynomial = Polynomial::of_gram(&self.w, Some(factor(scalars, INVERSE_SQUARE)), form)?;
         let inverse = Some(factor(scalars, INVERSE));
         let (left, right) = gram_operands(&self.w, e)?;
-        let r = Gemm { factor: inverse, ..Gemm::new(left, right) }.compute()?;
-        let dgamma = kernels::gamma_gradient(&kernels::row_products(polynomial.value(), &r)?, scalars)?;
+        let r = Gemm { factor: inverse, ..gemm(left, right) }.compute()?;
+        let dgamma = kernels::gamma_gradient(polynomial.value(), &r, scalars, &self.gamma)?;
         let m = multiply_on_smaller_side(e, polynomial.value())?.compute()?;
         let d = polynomial.backward(&r)?;
         Gemm { alpha: form.scale, factor: inverse, beta: 1.0, ..multiply_on_smaller_side(&self.w, &d)? }
@@ -179,11 +175,11 @@ impl Layer {
     /// Degree 0: M' = a0·E and ⟨E, N·P⟩ = a0·⟨E, W⟩/s.
     fn backward_of_identity(&self, scalars: &Tensor, e: &Tensor, a0: f32) -> Result<(Tensor, Tensor)> {
         let m = e.scaled(a0)?;
-        let [heads, rows] = self.u.dims("pc")?;
-        let products = kernels::row_products(&m, &self.w)?.reshape(&[heads, rows, 1])?;
-        let ones = Tensor::from_slice(e.gpu(), &vec![1.0; heads], &[heads, 1, 1])?;
-        let scaled = Gemm { factor: Some(factor(scalars, INVERSE)), ..Gemm::new(Matrix::new(&products)?, Matrix::new(&ones)?) };
-        let dgamma = kernels::gamma_gradient(&scaled.compute()?.reshape(&[heads, rows])?, scalars)?;
+        let [matrices, rows] = self.u.dims("pc")?;
+        let products = kernels::row_products(&m, &self.w)?.reshape(&[matrices, rows, 1])?;
+        let ones = Tensor::from_slice(e.gpu(), &vec![1.0; matrices], &[matrices, 1, 1])?;
+        let scaled = Gemm { factor: Some(factor(scalars, INVERSE)), ..gemm(Matrix::new(&products)?, Matrix::new(&ones)?) };
+        let dgamma = kernels::gamma_sum(&scaled.compute()?.reshape(&[matrices, rows])?, scalars, &self.gamma)?;
         Ok((m, dgamma))
     }
 }

@@ -38,8 +38,13 @@ pub(super) fn plus_transposed(a: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// A product that gives a matrix of a stack the bits that it gives alone.
+pub(super) fn gemm<'a>(a: Matrix<'a>, b: Matrix<'a>) -> Gemm<'a> {
+    Gemm { whole_sums: true, ..Gemm::new(a, b) }
+}
+
 fn product<'a>(a: &'a Tensor, b: &'a Tensor) -> Result<Gemm<'a>> {
-    Ok(Gemm::new(Matrix::new(a)?, Matrix::new(b)?))
+    Ok(gemm(Matrix::new(a)?, Matrix::new(b)?))
 }
 
 /// A product whose result is known to be symmetric.
@@ -136,7 +141,7 @@ impl<'a> Polynomial<'a> {
     /// P(G) for G = f·wᵀw (tall w) or f·w·wᵀ (wide w), with the factor f on the device.
     pub(super) fn of_gram(w: &Tensor, factor: Option<Factor<'_>>, form: &'a Form) -> Result<Self> {
         let (left, right) = gram_operands(w, w)?;
-        let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..Gemm::new(left, right) }.compute()?;
+        let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..gemm(left, right) }.compute()?;
         let (top, inner) = match form.top {
             Leading::Itself => (x.clone(), None),
             Leading::Quadratic([q0, q1, q2]) => {

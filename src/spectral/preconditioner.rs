@@ -1,14 +1,19 @@
 //! [`Preconditioner`]: maps raw parameters to effective weights once per optimizer step, and pulls their gradients back.
 //!
 //! The optimizer sees raw parameters only, the model sees effective weights only, and neither knows of the other.
+//!
+//! Layers of one shape run as stacks: a dispatch for all of them. Each gives the bits that it gives alone, whichever layers are there.
+
+use std::collections::HashMap;
 
 use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 
+use super::kernels::{Gamma, SCALARS};
 use super::pc::{Layer, PcConfig};
 use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, per_stack, same_shape, slot};
 
 /// Name suffix of a PC layer's left vector u: `<name>.pc_u` belongs to `<name>.weight`.
 pub const PC_U: &str = "pc_u";
@@ -57,8 +62,8 @@ pub struct Preconditioner {
 pub struct Effective {
     /// A copy of the parameters, with the same ids, that holds W_eff in place of each preconditioned W.
     pub params: Params,
-    /// The scalars of each matrix, for the backward.
-    scalars: Vec<Tensor>,
+    /// The scalars of each layer by its weight, for the backward.
+    scalars: HashMap<ParamId, Tensor>,
 }
 
 impl Preconditioner {
@@ -121,21 +126,24 @@ impl Preconditioner {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn refresh(&self, params: &mut Params) -> Result<()> {
-        for entry in &self.entries {
-            let (u, v) = entry.layer(params, &self.config)?.refresh(&self.config)?;
-            params.set(entry.u, u.reshape(params.get(entry.u)?.tensor.shape())?)?;
-            params.set(entry.v, v.reshape(params.get(entry.v)?.tensor.shape())?)?;
+        for stack in self.stacks(params, |_| true)? {
+            params.put_together(&stack.ids(|entry| Some(entry.weight)))?;
+            params.put_together(&stack.ids(|entry| entry.gamma))?;
+            let (u, v) = stack.layer(params, &self.config)?.refresh(&self.config)?;
+            stack.set(params, |entry| entry.u, u)?;
+            stack.set(params, |entry| entry.v, v)?;
         }
         Ok(())
     }
 
     /// Computes W_eff of every target: once for all micro-batches of a step, or for evaluation. Errors: only the device's.
     pub fn effective(&self, params: &Params) -> Result<Effective> {
-        let mut effective = Effective { params: params.clone(), scalars: Vec::with_capacity(self.entries.len()) };
-        for entry in &self.entries {
-            let (weight, scalars) = entry.layer(params, &self.config)?.forward(&self.config)?;
-            effective.params.set(entry.weight, weight.reshape(params.get(entry.weight)?.tensor.shape())?)?;
-            effective.scalars.push(scalars);
+        let mut effective = Effective { params: params.clone(), scalars: HashMap::new() };
+        for stack in self.stacks(params, |_| true)? {
+            let (weights, scalars) = stack.layer(params, &self.config)?.forward(&self.config)?;
+            stack.set(&mut effective.params, |entry| entry.weight, weights)?;
+            let scalars = stack.parts(scalars, &[stack.shape[0], SCALARS])?;
+            effective.scalars.extend(stack.entries.iter().map(|entry| entry.weight).zip(scalars));
         }
         Ok(effective)
     }
@@ -163,16 +171,46 @@ impl Preconditioner {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn backward(&self, params: &Params, effective: &Effective, mut gradients: Gradients) -> Result<Gradients> {
-        for (entry, scalars) in self.entries.iter().zip(&effective.scalars) {
-            let Some(e) = gradients.take(entry.weight) else { continue };
-            let layer = entry.layer(params, &self.config)?;
-            let (dw, dgamma) = layer.backward(scalars, &e.reshape(layer.w.shape())?, &self.config)?;
-            gradients.add(entry.weight, dw.reshape(e.shape())?)?;
-            if let Some(gamma) = entry.gamma {
-                gradients.add(gamma, dgamma)?;
+        for stack in self.stacks(params, |entry| gradients.get(entry.weight).is_some())? {
+            let layer = stack.layer(params, &self.config)?;
+            let missing = || Error::Value("pc: effective weights of another preconditioner".into());
+            let scalars = stack.entries.iter().map(|entry| effective.scalars.get(&entry.weight).ok_or_else(missing));
+            let scalars = stack.gather(&scalars.collect::<Result<Vec<_>>>()?, &[layer.w.shape()[0], SCALARS])?;
+            let e = stack.take(params, &mut gradients, layer.w.shape())?;
+            let (dw, dgamma) = layer.backward(&scalars, &e, &self.config)?;
+            drop(e);
+            let shape = params.get(stack.entries[0].weight)?.tensor.shape();
+            for (entry, dw) in stack.entries.iter().zip(stack.parts(dw, shape)?) {
+                gradients.add(entry.weight, dw)?;
+            }
+            for (entry, dgamma) in stack.entries.iter().zip(stack.parts(dgamma, &stack.shape[..1])?) {
+                if let Some(gamma) = entry.gamma {
+                    gradients.add(gamma, dgamma)?;
+                }
             }
         }
         Ok(gradients)
+    }
+
+    /// The wanted layers, those of one shape together as far as a stack goes.
+    fn stacks<'a>(&'a self, params: &Params, is_wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Stack<'a>>> {
+        let mut shapes: Vec<([usize; 3], Vec<&Entry>)> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| is_wanted(entry)) {
+            let [rows, columns] = params.get(entry.weight)?.tensor.dims("pc")?;
+            let shape = [entry.heads, rows / entry.heads, columns];
+            match shapes.iter_mut().find(|(known, _)| *known == shape) {
+                Some((_, entries)) => entries.push(entry),
+                None => shapes.push((shape, vec![entry])),
+            }
+        }
+        let mut stacks = Vec::new();
+        for (shape @ [heads, rows, columns], entries) in shapes {
+            // Batches have no gaps.
+            let is_dense = [heads * rows * columns, heads * rows, heads * columns].iter().all(|&numel| slot(numel) == numel);
+            let most = if is_dense { per_stack(params.gpu(), heads * rows * columns) } else { 1 };
+            stacks.extend(entries.chunks(most).map(|entries| Stack { shape, entries: entries.to_vec() }));
+        }
+        Ok(stacks)
     }
 
     /// The parameters of a plain model with the same outputs: W_eff under the name of W, without u, v and γ. Errors: only the
@@ -224,20 +262,71 @@ impl Entry {
         });
         Ok(Self { weight, heads, u, v, gamma: gamma.transpose()? })
     }
+}
+
+/// Layers of one shape that run at once.
+struct Stack<'a> {
+    /// [heads, rows, columns] of each.
+    shape: [usize; 3],
+    entries: Vec<&'a Entry>,
+}
+
+impl Stack<'_> {
+    fn ids(&self, id: impl Fn(&Entry) -> Option<ParamId>) -> Vec<ParamId> {
+        self.entries.iter().filter_map(|entry| id(entry)).collect()
+    }
+
+    /// One tensor of each layer as a batch of `shape`.
+    fn gather(&self, tensors: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
+        match tensors {
+            [one] => one.reshape(shape),
+            several => Tensor::stacked(several)?.reshape(shape),
+        }
+    }
+
+    /// [`Stack::gather`] undone, for tensors of `shape`.
+    fn parts(&self, batch: Tensor, shape: &[usize]) -> Result<Vec<Tensor>> {
+        if self.entries.len() == 1 { Ok(vec![batch.reshape(shape)?]) } else { batch.into_parts(shape) }
+    }
+
+    fn set(&self, params: &mut Params, id: impl Fn(&Entry) -> ParamId, batch: Tensor) -> Result<()> {
+        let shape = params.get(id(self.entries[0]))?.tensor.shape().to_vec();
+        let parts = self.parts(batch, &shape)?;
+        self.entries.iter().zip(parts).try_for_each(|(entry, part)| params.set(id(entry), part))
+    }
+
+    /// The gradients of the effective weights, taken out.
+    fn take(&self, params: &Params, gradients: &mut Gradients, shape: &[usize]) -> Result<Tensor> {
+        let taken: Vec<Tensor> = self.entries.iter().filter_map(|entry| gradients.take(entry.weight)).collect();
+        for (entry, gradient) in self.entries.iter().zip(&taken) {
+            same_shape("pc", gradient, &params.get(entry.weight)?.tensor)?;
+        }
+        self.gather(&taken.iter().collect::<Vec<_>>(), shape)
+    }
 
     fn layer(&self, params: &Params, config: &PcConfig) -> Result<Layer> {
-        let w = &params.get(self.weight)?.tensor;
-        let [rows, columns] = w.dims("pc")?;
-        let (heads, rows) = (self.heads, rows / self.heads);
-        let gamma = match self.gamma {
-            Some(id) => params.get(id)?.tensor.clone(),
-            None => Tensor::from_slice(w.gpu(), &vec![config.gamma_init; heads], &[heads])?,
+        let count = self.entries.len();
+        let [heads, rows, columns] = self.shape;
+        let gather = |id: fn(&Entry) -> ParamId, shape: &[usize]| {
+            let tensors = self.entries.iter().map(|entry| Ok(&params.get(id(entry))?.tensor));
+            self.gather(&tensors.collect::<Result<Vec<_>>>()?, shape)
+        };
+        let gamma_stride = if count == 1 { heads } else { slot(heads) };
+        let gamma = match self.entries[0].gamma {
+            Some(_) => {
+                let gammas = self.entries.iter().filter_map(|entry| entry.gamma).map(|id| Ok(&params.get(id)?.tensor));
+                self.gather(&gammas.collect::<Result<Vec<_>>>()?, &[count * gamma_stride])?
+            }
+            None => {
+                let gammas = vec![config.gamma_init; count * gamma_stride];
+                Tensor::from_slice(params.gpu(), &gammas, &[count * gamma_stride])?
+            }
         };
         Ok(Layer {
-            w: w.reshape(&[heads, rows, columns])?,
-            u: params.get(self.u)?.tensor.reshape(&[heads, rows])?,
-            v: params.get(self.v)?.tensor.reshape(&[heads, columns])?,
-            gamma,
+            w: gather(|entry| entry.weight, &[count * heads, rows, columns])?,
+            u: gather(|entry| entry.u, &[count * heads, rows])?,
+            v: gather(|entry| entry.v, &[count * heads, columns])?,
+            gamma: Gamma { values: gamma, heads, stride: gamma_stride },
         })
     }
 }

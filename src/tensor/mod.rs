@@ -3,10 +3,13 @@
 mod accumulate;
 mod bytes;
 mod rows;
+mod stack;
 
 pub(crate) use accumulate::same_shape;
 pub use rows::map;
 pub(crate) use rows::{Rows, rows_per_window};
+pub use stack::STACK_BYTES;
+pub(crate) use stack::{per_stack, slot};
 
 use std::fmt;
 use std::ops::Range;
@@ -43,8 +46,24 @@ const FLUSH_NUMEL: usize = 1 << 18;
 #[derive(Clone)]
 pub struct Tensor {
     gpu: Gpu,
-    buffer: Arc<Buffer>,
+    place: Arc<Place>,
     shape: Vec<usize>,
+}
+
+/// Where the values of a tensor are.
+struct Place {
+    buffer: Arc<Buffer>,
+    /// The first element; a multiple of [`ALIGNMENT`].
+    first: usize,
+    /// Whether it is a part of the buffer that belongs to this place alone, as other parts belong to others; see `stack`.
+    is_part: bool,
+}
+
+impl Place {
+    /// All of a new buffer.
+    fn whole(buffer: Buffer) -> Arc<Self> {
+        Arc::new(Self { buffer: Arc::new(buffer), first: 0, is_part: false })
+    }
 }
 
 /// u32 values on a device, with a copy on the host: token ids, class labels, row numbers.
@@ -93,14 +112,14 @@ impl Tensor {
     /// A tensor with undefined values, for a kernel to write. Errors: an invalid shape, out of memory.
     pub fn uninitialized(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
         let elements = check_shape(shape)?;
-        let buffer = Arc::new(gpu.allocate(4 * elements as u64)?);
-        Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
+        let place = Place::whole(gpu.allocate(4 * elements as u64)?);
+        Ok(Self { gpu: gpu.clone(), place, shape: shape.to_vec() })
     }
 
     /// All zeros.
     pub fn zeros(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
         let tensor = Self::uninitialized(gpu, shape)?;
-        gpu.clear(&tensor.buffer)?;
+        gpu.clear(&tensor.place.buffer)?;
         Ok(tensor)
     }
 
@@ -111,11 +130,11 @@ impl Tensor {
             let problem = format!("{} values for shape {shape:?}, which has {elements} elements", values.len());
             return Err(Error::shape("from_slice", &[shape], problem));
         }
-        let buffer = Arc::new(gpu.upload(bytemuck::cast_slice(values))?);
+        let place = Place::whole(gpu.upload(bytemuck::cast_slice(values))?);
         if values.len() >= FLUSH_NUMEL {
             gpu.flush()?;
         }
-        Ok(Self { gpu: gpu.clone(), buffer, shape: shape.to_vec() })
+        Ok(Self { gpu: gpu.clone(), place, shape: shape.to_vec() })
     }
 
     /// Samples from N(0, std²): the same seed gives the same bits on every device.
@@ -147,7 +166,8 @@ impl Tensor {
                 format!("values {range:?} of shape {:?}: a range within it expected", self.shape),
             ));
         }
-        let part = Slice { buffer: &self.buffer, offset: 4 * range.start as u64, size: 4 * range.len() as u64 };
+        let first = self.place.first + range.start;
+        let part = Slice { buffer: &self.place.buffer, offset: 4 * first as u64, size: 4 * range.len() as u64 };
         let bytes = self.gpu.read(&[part])?;
         Ok(bytemuck::pod_collect_to_vec(&bytes[0]))
     }
@@ -212,26 +232,26 @@ impl Tensor {
     /// A copy in a buffer of its own.
     pub fn duplicate(&self) -> Result<Self> {
         let copy = Self::uninitialized(&self.gpu, &self.shape)?;
-        self.gpu.copy(Slice { size: self.bytes(), ..self.slice() }, &copy.buffer, 0)?;
+        self.gpu.copy(self.slice(), &copy.place.buffer, 0)?;
         Ok(copy)
     }
 
     /// The whole tensor as a binding.
     pub fn slice(&self) -> Slice<'_> {
-        Slice { buffer: &self.buffer, offset: 0, size: self.bytes() }
+        self.window(0, self.len())
     }
 
     /// Elements `first .. first + count` as a binding; `first` is a multiple of [`ALIGNMENT`].
     pub(crate) fn window(&self, first: usize, count: usize) -> Slice<'_> {
-        window(&self.buffer, first, count)
+        window(&self.place.buffer, self.place.first + first, count)
     }
 
     /// A binding that holds `count` elements from `first`, and the place of the first in it.
     pub(crate) fn window_around(&self, first: usize, count: usize) -> (Slice<'_>, usize) {
-        window_around(&self.buffer, first, count)
+        window_around(&self.place.buffer, self.place.first + first, count)
     }
 
-    /// The same values in a buffer that no other tensor shares.
+    /// The same values where no other tensor shares them.
     pub(crate) fn into_unique(self) -> Result<Self> {
         if self.is_unique() { Ok(self) } else { self.duplicate() }
     }
@@ -241,9 +261,9 @@ impl Tensor {
         sum.map_or_else(|| Self::uninitialized(gpu, shape), Self::into_unique)
     }
 
-    /// Whether no other tensor shares the buffer, so that it may change in place.
+    /// Whether no other tensor shares the values, so that they may change in place.
     pub(crate) fn is_unique(&self) -> bool {
-        Arc::strong_count(&self.buffer) == 1
+        Arc::strong_count(&self.place) == 1 && (self.place.is_part || Arc::strong_count(&self.place.buffer) == 1)
     }
 }
 

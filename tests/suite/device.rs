@@ -5,13 +5,15 @@ use std::sync::OnceLock;
 use polytape::gpu::KernelTier;
 use polytape::{Gpu, GpuOptions};
 
-/// The best adapter with its default tier, then the same adapter with every other tier that it supports. Without an adapter the
-/// tests fail; nothing is skipped.
+/// The best adapter with its default tier, then the same adapter with every other tier that it supports, but for the fallback kernels on a
+/// GPU: they are written for software adapters, and a GPU's compiler takes ten times as long for them as for all others together. Without
+/// an adapter the tests fail; nothing is skipped.
 pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels());
+        let is_foreign = |kernels| kernels == KernelTier::Fallback && !own.adapter().is_software();
+        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels() && !is_foreign(*profile));
         let opened = others.map(|profile| {
             open(&GpuOptions { kernels: Some(profile), ..Default::default() })
                 .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))

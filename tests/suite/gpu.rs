@@ -310,6 +310,83 @@ fn uploads_of_any_size_come_back() -> Result<()> {
 }
 
 #[test]
+fn uploads_and_zeros_do_not_overtake_what_reads_their_buffers() -> Result<()> {
+    for gpu in device::all() {
+        let mut results = Vec::new();
+        for i in 0..300 {
+            // Of equal sizes: each takes the buffer that the one before has left.
+            let x = Tensor::from_slice(gpu, &[i as f32; 700], &[700])?;
+            let y = x.scaled(2.0)?;
+            drop(x);
+            let zeros = Tensor::zeros(gpu, &[700])?;
+            results.push((y.weighted_sum(1.0, &zeros, 1.0)?, y.duplicate()?));
+        }
+        for (i, (sum, copy)) in results.iter().enumerate() {
+            assert_eq!(polytape::read_all([sum, copy])?, [vec![2.0 * i as f32; 700], vec![2.0 * i as f32; 700]]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn recording_goes_on_while_kernels_compile_and_keeps_the_order() -> Result<()> {
+    for kernels in device::all().iter().map(Gpu::kernels) {
+        let run = |compile_ahead| -> Result<[Vec<f32>; 2]> {
+            let gpu = device::open(&GpuOptions { kernels: Some(kernels), compile_ahead, ..Default::default() })?;
+            let x = Tensor::normal(&gpu, &[70, 68], 1.0, 1)?;
+            let params = Params::new(&gpu);
+            let tape = Tape::new(&params);
+            let leaf = tape.leaf(x);
+            // Kernels that were never compiled, with uploads, zeros, copies and a user's kernel between them.
+            let y = leaf.matmul_nt(&leaf)?.softmax()?.matmul(&leaf)?.gelu()?;
+            let doubled = Tensor::zeros(&gpu, &[70, 68])?;
+            launch(&gpu, &DOUBLE, &[y.value().slice(), doubled.slice()], 70 * 68)?;
+            let seed = Tensor::from_slice(&gpu, &[0.5; 70 * 68], &[70, 68])?.duplicate()?;
+            let leaves = tape.backward_from(&[(&y, seed)], &mut Gradients::new())?;
+            polytape::read_all([&doubled, leaves.get(&leaf).expect("a gradient")])
+        };
+        assert!(run(true)? == run(false)?, "{kernels} kernels");
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_read_what_they_recorded_while_kernels_compile() -> Result<()> {
+    for shared in device::all() {
+        let compute = |gpu: &Gpu, seed: u64| -> Result<Vec<f32>> {
+            let params = Params::new(gpu);
+            let tape = Tape::new(&params);
+            let x = tape.leaf(Tensor::normal(gpu, &[40, 61 + seed as usize], 1.0, seed)?);
+            let y = x.softmax()?.gelu()?.matmul_nt(&x)?.tanh()?;
+            let dy = Tensor::normal(gpu, &[40, 40], 1.0, seed)?;
+            tape.backward_from(&[(&y, dy)], &mut Gradients::new())?.get(&x).expect("a gradient").to_vec()
+        };
+        let want = (0..4).map(|seed| compute(shared, seed)).collect::<Result<Vec<_>>>()?;
+        for _ in 0..3 {
+            let gpu = &device::open(&GpuOptions { kernels: Some(shared.kernels()), ..Default::default() })?;
+            let found = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || compute(gpu, seed))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<Vec<_>>>()
+            })?;
+            assert!(found == want, "{} kernels", shared.kernels());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_budget_is_nine_tenths_of_what_the_adapter_tells() -> Result<()> {
+    let gpu = device::open(&Default::default())?;
+    let Some(budget) = gpu.adapter().memory_budget() else { return Ok(()) };
+    assert!(gpu.adapter().memory.is_some_and(|memory| memory / 10 * 9 == budget && budget > 64 << 20));
+    match gpu.allocate(budget + 1) {
+        Err(Error::OutOfMemory { budget: Some(found), .. }) => assert_eq!(found, budget),
+        other => panic!("out of memory expected, found {:?}", other.map(|buffer| buffer.bytes())),
+    }
+    Ok(())
+}
+
+#[test]
 fn a_profile_has_the_kernels_that_ran() -> Result<()> {
     let gpu = match device::open(&GpuOptions { profile: true, ..Default::default() }) {
         Err(Error::Adapter(problem)) if problem.contains("no timestamp queries") => return Ok(()),

@@ -1,6 +1,6 @@
 //! The program `llama_pc`, which pre-trains Llama models with PC layers on any GPU: [`main`], and [`readers`] to be tested from outside.
 //!
-//! Imports point one way: commands → train, inspect → model → run, data → config → terminal.
+//! Imports point one way: commands → study → train, inspect → model → run, data → config → terminal.
 
 mod commands;
 mod config;
@@ -9,6 +9,7 @@ mod inspect;
 mod model;
 pub mod readers;
 mod run;
+mod study;
 mod terminal;
 mod train;
 
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
+use commands::{bench, devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
 use terminal::failure::Failure;
 use terminal::output;
 
@@ -35,6 +36,8 @@ enum Command {
     Devices,
     /// Check every kernel that an adapter can run against a float64 reference and print a table for bug reports
     Selftest(selftest::Args),
+    /// Measure what an adapter reaches: products, attention, memory, PC layers, Muon and whole steps, in two minutes
+    Bench(bench::Args),
     /// Tokenize text into shards for training and validation
     Prepare(prepare::Args),
     /// Estimate what a configuration needs: parameters, memory, FLOPs, and whether it fits
@@ -51,6 +54,8 @@ enum Command {
     Spectrum(spectrum::Args),
     /// Write an HTML report about one or more runs
     Report(report::Args),
+    /// Study what PC layers bring: train models with and without them, and write a page about it
+    Study(commands::study::Args),
 }
 
 /// Runs the command that the command line asks for.
@@ -68,6 +73,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Prepare(args) => prepare::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => commands::train::run(&args),
@@ -76,6 +82,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args),
         Command::Spectrum(args) => spectrum::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Study(args) => commands::study::run(&args),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `spectrum`, `report`, `selftest` and `train.log_spectrum_every` as a user calls them.
+//! `spectrum`, `report`, `selftest`, `bench` and `train.log_spectrum_every` as a user calls them.
 
 mod common;
 
@@ -50,6 +50,12 @@ fn runs_are_measured_and_reported() {
         assert!((found / wanted - 1.0).abs() < 1e-9, "{key}: {found} and {wanted}");
     }
     assert_eq!(metrics.lines().filter(|line| line.contains("\"gmcn\"")).count(), 2);
+    let errors = matrices.iter().filter_map(|matrix| matrix["sigma_error"].as_f64());
+    let (found, worst) = (last["sigma_error"]["largest"].as_f64().expect("a number"), errors.fold(0.0, f64::max));
+    assert!(
+        (found - worst).abs() < 1e-6 && last["sigma_error"]["mean"].as_f64().expect("a number") <= found,
+        "{found} and {worst}"
+    );
 
     text_of(llama_pc(path).args(["report", "pc", "plain", "--out", "report.html"]));
     let page = fs::read_to_string(path.join("report.html")).expect("a page");
@@ -76,11 +82,45 @@ fn the_selftest_passes_and_says_on_what() {
 }
 
 #[test]
+fn the_bench_measures_compares_and_says_what_it_left_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path();
+    let text = text_of(llama_pc(path).args(["bench", "--seconds", "3", "--only", "products,spectral", "--json"]));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["failed"].as_array().map(Vec::len), Some(0), "{text}");
+    let rows = report["rows"].as_array().expect("rows");
+    let has = |part: &str| rows.iter().any(|row| row["part"] == part && row["value"].as_f64().is_some_and(|value| value > 0.0));
+    assert!(has("limits") && has("products") && !has("steps"), "{text}");
+    // Whatever there was no time for is said.
+    let left_out = report["left_out"].as_array().expect("a list");
+    for model in ["271M", "1B"] {
+        let names = |row: &Value| row["what"].as_str().is_some_and(|what| what.contains(model));
+        assert!(rows.iter().any(names) || left_out.iter().any(names), "{model} in {text}");
+    }
+    assert!(left_out.iter().all(|left| left["reason"].as_str().is_some_and(|reason| !reason.is_empty())), "{text}");
+
+    fs::write(path.join("then.jsonl"), &text).expect("a file");
+    let args = ["bench", "--seconds", "2", "--only", "memory", "--compare", "then.jsonl"];
+    let table = text_of(llama_pc(path).args(args));
+    for part in ["adapter  ", "limits", "memory", "rms_norm", "measured ", "against llama_pc", "mean of the rates"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    assert_eq!(fs::read_dir(path).expect("a folder").count(), 1, "nothing else is written");
+}
+
+#[test]
 fn wrong_use_has_its_sentence() {
     let folder = prepared();
     let path = folder.path();
     fs::write(path.join("there"), "").expect("a file");
-    let cases: [(&[&str], i32, &str); 6] = [
+    fs::write(path.join("metrics.jsonl"), "{\"step\": 1}\n").expect("a file");
+    let cases: [(&[&str], i32, &str); 11] = [
+        (&["bench", "--seconds", "0"], 2, "--seconds: found 0, expected a number from 1 to 86400"),
+        (&["bench", "--only", "product"], 2, "invalid value 'product' for '--only <PART>'"),
+        (&["bench", "--compare", "none.jsonl"], 1, "cannot read none.jsonl: no such file or folder"),
+        (&["bench", "--compare", "metrics.jsonl"], 1, "metrics.jsonl: line 1: not a measurement of `bench --json`"),
+        (&["bench", "--compare", "there"], 1, "there: found no measurement, expected lines of `bench --json`"),
         (&["spectrum", "data"], 1, "data: found neither config.toml nor config.json, expected a run or an exported folder"),
         (&["spectrum", "data", "--json", "there"], 2, "--json there: found it exists already, expected a new file"),
         (&["report", "data", "--out", "there"], 2, "--out there: found it exists already, expected a new file"),

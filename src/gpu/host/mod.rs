@@ -196,7 +196,7 @@ impl Gpu {
             let values = self.host_bytes(slice)?.cast::<f32>();
             Ok(Binding { values, numel: slice.size as usize / 4, access })
         };
-        let accesses = launch.kernel.bindings();
+        let accesses = launch.kernel.bindings;
         let bindings = launch.buffers.iter().zip(accesses).map(|(slice, access)| bind(slice, *access)).collect::<Result<_>>()?;
         let start = std::time::Instant::now();
         twin(&Host { launch, bindings, threads: &executor.threads, has_outputs: AtomicBool::new(false) });

@@ -293,11 +293,20 @@ fn tuning_changes_no_bit() -> Result<()> {
 
 #[test]
 fn without_memory_for_tuning_the_heuristic_decides() -> Result<()> {
-    let size @ [rows, inner, columns] = [392, 1000, 264];
+    // Tiles enough for every device without split-K, whose partial products would need memory, too.
+    let size @ [rows, inner, columns] = [1024, 36, 1040];
     // Enough memory for operands and output, but not for a second output.
     let needed = 4 * (rows * inner + inner * columns + rows * columns) as u64;
-    let options = GpuOptions { tuning: Tuning::Process, memory_budget: Some(needed + 4096), ..Default::default() };
-    assert!(kept_product(&device::open(&options)?, size, 1.0)? == kept_product(device::default(), size, 1.0)?);
+    for plain in device::all() {
+        let options = GpuOptions {
+            kernels: Some(plain.kernels()),
+            tuning: Tuning::Process,
+            memory_budget: Some(needed + 4096),
+            ..Default::default()
+        };
+        let tuned = kept_product(&device::open(&options)?, size, 1.0)?;
+        assert!(tuned == kept_product(plain, size, 1.0)?, "{} kernels", plain.kernels());
+    }
     Ok(())
 }
 

@@ -60,3 +60,22 @@ fn attention_is_split_along_its_queries_and_its_keys() -> Result<()> {
         Ok([o.value().clone()].into_iter().chain(gradients).collect())
     })
 }
+
+#[test]
+fn the_first_pieces_of_a_long_dispatch_are_timed_and_change_no_bit() -> Result<()> {
+    // The tier that is fastest on the adapter, of those that dispatch.
+    let kernels = Some(device::narrow().kernels());
+    let run = |work_limit| -> Result<(Vec<u32>, u64)> {
+        let gpu = device::open(&GpuOptions { kernels, work_limit, ..Default::default() })?;
+        // More than 100 ms at the speed that is assumed of any adapter that is not a CPU.
+        let [rows, inner, columns] = if gpu.adapter().is_software() { [1024, 1024, 2560] } else { [2048, 2048, 2560] };
+        let a = Tensor::normal(&gpu, &[rows, inner], 1.0, 1)?;
+        let b = Tensor::normal(&gpu, &[inner, columns], 1.0, 2)?;
+        let product = Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?).compute()?.to_vec()?;
+        Ok((product.into_iter().map(f32::to_bits).collect(), gpu.counters().dispatches))
+    };
+    let ((timed, pieces), (whole, one)) = (run(None)?, run(Some(u64::MAX))?);
+    assert!(pieces > 1 && one == 1, "{pieces} dispatches and {one}");
+    assert!(timed == whole, "other bits");
+    Ok(())
+}

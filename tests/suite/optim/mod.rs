@@ -3,6 +3,7 @@
 mod clipping;
 mod rules;
 mod schedules;
+mod stacks;
 mod state;
 
 use polytape::optim::{AdamConfig, AdamW, Clip, LrScale, Muon, MuonConfig, NorMuon, Optimizer, WeightDecayScope};

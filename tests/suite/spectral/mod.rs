@@ -6,6 +6,7 @@ mod identities;
 mod newton_schulz;
 mod parameters;
 mod random_layers;
+mod stacks;
 
 use polytape::spectral::{PcConfig, Preconditioner};
 use polytape::{Gpu, Gradients, ParamId, Params, Result, Role, Tensor};

@@ -79,6 +79,12 @@ fn every_level_matches_on_every_shape() {
 }
 
 #[test]
+fn matrices_that_are_not_small_match() {
+    check(&Layer::random(2016, [1030, 256], 1, Pc::of_level(4)));
+    check(&Layer::random(2017, [256, 1030], 1, Pc { norm: Norm::Frobenius, ..Pc::of_level(2) }));
+}
+
+#[test]
 fn every_norm_matches_with_and_without_recovery() {
     for (seed, shape) in (2021..).zip([[7, 1], [33, 65], [65, 33], [36, 60]]) {
         for norm in NORMS {
@@ -152,7 +158,8 @@ fn a_head_gives_the_bits_of_the_same_block_alone() {
 
 #[test]
 fn a_refresh_follows_the_reference() {
-    // The last shapes are around the maximum row length kept in registers, 24 Elements per invocation: of 8 and of 256 invocations.
+    // Several chunks of rows, the last with fewer rows than a workgroup takes at a time. Then the longest rows kept in registers: 24
+    // Elements per invocation of 8; 4 per invocation of a team of 32, 64 and 128, and 8 of 256.
     let shapes = [
         ([1, 1], 1),
         ([1, 7], 1),
@@ -160,12 +167,26 @@ fn a_refresh_follows_the_reference() {
         ([33, 65], 1),
         ([200, 120], 1),
         ([96, 40], 3),
+        ([131, 36], 1),
+        ([210, 33], 2),
         ([40, 191], 1),
         ([40, 193], 1),
         ([37, 768], 1),
         ([37, 772], 1),
-        ([5, 24_576], 1),
-        ([5, 24_580], 1),
+        ([70, 512], 1),
+        ([70, 516], 1),
+        ([35, 1024], 1),
+        ([35, 1028], 1),
+        ([33, 2048], 1),
+        ([33, 2052], 1),
+        ([5, 8192], 1),
+        ([5, 8196], 1),
+        // Not small: with a dispatch for each pass.
+        ([2100, 128], 1),
+        ([1000, 267], 1),
+        ([600, 512], 1),
+        ([300, 1024], 1),
+        ([140, 2048], 1),
     ];
     let cases = shapes.into_iter().flat_map(|case| [(case, 1), (case, 2)]);
     for (seed, ((shape, heads), iterations)) in (2091..).zip(cases) {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use polytape::gpu::{KernelTier, Tuning, adapters};
+use polytape::gpu::{Features, KernelTier, Tuning, adapters};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
 
 use crate::terminal::failure::Failure;
@@ -71,10 +71,7 @@ impl Device {
 
     fn open_with(&self, profile: bool, adapter: Option<&String>, threads: Option<NonZeroUsize>) -> Result<Gpu, Failure> {
         let choice = adapter.map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
-        let warn = |line: &str| output::note(&format!("warning: {line}"));
-        let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
-        let threads = threads.map(NonZeroUsize::get);
-        let options = GpuOptions { adapter: choice, kernels: self.kernels, profile, tuning, threads, warn, ..Default::default() };
+        let options = GpuOptions { adapter: choice, profile, threads: threads.map(NonZeroUsize::get), ..self.options() };
         Gpu::open(&options).map_err(|error| match (&error, adapter, self.kernels) {
             (Error::Adapter(_), Some(name), None) => {
                 Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
@@ -86,6 +83,28 @@ impl Device {
             }
             _ => error.into(),
         })
+    }
+
+    /// [`Device::open`] with kernels that can be timed where the adapter has what that needs, and that are not timed yet.
+    pub fn open_to_time(&self) -> Result<Gpu, Failure> {
+        let gpu = self.open(false)?;
+        if !gpu.adapter().features.contains(Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+            return Ok(gpu);
+        }
+        let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
+        // What is worth a warning was said the first time.
+        let gpu = Gpu::open(&GpuOptions { adapter, kernels, profile: true, warn: |_| (), ..self.options() })?;
+        gpu.time_kernels(false)?;
+        Ok(gpu)
+    }
+
+    fn options(&self) -> GpuOptions {
+        let adapter =
+            self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
+        let warn = |line: &str| output::note(&format!("warning: {line}"));
+        let tuning = if self.no_tune { Tuning::Off } else { cache_folder().map_or(Tuning::Process, Tuning::Folder) };
+        let threads = self.threads.map(NonZeroUsize::get);
+        GpuOptions { adapter, kernels: self.kernels, tuning, threads, warn, ..Default::default() }
     }
 }
 

@@ -43,9 +43,17 @@ fn describe(adapter: &AdapterSummary) -> String {
         Some(KernelTier::Matrix) => "on matrix units",
         _ => "without matrix units, slower",
     };
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let memory = match (adapter.memory, adapter.memory_budget()) {
+        (Some(memory), Some(budget)) => format!("{}, of which a run uses at most {}", mib(memory), mib(budget)),
+        _ if adapter.is_software() => "the host's".into(),
+        _ => "not told by the driver, whose own limit holds".into(),
+    };
+    let speed = adapter.assumed_speed() / 1e9;
     format!(
         "{} {}\n  kind      {:?}, {:?}, {}\n  limits    {} MiB a binding, {} MiB a buffer, {} KiB shared, {} invocations a workgroup\n  \
-         features  {} (subgroups of {} to {})\n  kernels   {kernels}\n  precision f32; f16x3 and f16 {halves}\n",
+         features  {} (subgroups of {} to {})\n  memory    {memory}\n  kernels   {kernels}\n  precision f32; f16x3 and f16 {halves}\n  \
+         watchdog  dispatches of at most 100 ms, at {speed:.0} GFLOP/s until a kernel's first long ones are timed\n",
         adapter.index,
         adapter.name,
         adapter.kind,

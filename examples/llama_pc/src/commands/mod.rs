@@ -2,6 +2,7 @@
 //!
 //! Only `lib.rs` imports them.
 
+pub mod bench;
 mod device;
 pub mod devices;
 pub mod eval;
@@ -12,4 +13,5 @@ pub mod report;
 pub mod sample;
 pub mod selftest;
 pub mod spectrum;
+pub mod study;
 pub mod train;

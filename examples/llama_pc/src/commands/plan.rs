@@ -19,7 +19,7 @@ pub struct Args {
     /// Override configuration keys; may be repeated
     #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Available device memory, such as 24GiB [default: system memory, if the adapter runs on the CPU]
+    /// Available device memory, such as 24GiB [default: nine tenths of what a GPU reports; system memory on the CPU]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
     /// Plan for this many ranks under mpirun, too

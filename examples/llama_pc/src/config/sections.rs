@@ -1,5 +1,7 @@
 //! The sections, and what each key means; `docs/configuration.md` is generated from these comments.
 
+use std::collections::BTreeMap;
+
 use polytape::Precision;
 use polytape::exchange::Wire;
 use polytape::llama::LlamaConfig;
@@ -84,6 +86,10 @@ pub struct Model {
     pub qk_norm: bool,
     /// Tie the output head to the token embedding.
     pub tied: bool,
+    /// Factors of the initial weights of these matrices, as in `{ o = 1.9, ffn = 1.5 }`; `qk` stands for q and k, `ffn` for gate, up and
+    /// down. A control for PC layers: they enlarge the weights that the model computes with, which alone may change how it trains.
+    #[serde(deserialize_with = "load::factors", skip_serializing_if = "BTreeMap::is_empty")]
+    pub init_scale: BTreeMap<Target, f64>,
 }
 
 /// How rotary frequencies are stretched.
@@ -251,7 +257,7 @@ pub struct Train {
     pub keep_checkpoints: usize,
     /// Steps between lines of metrics.
     pub log_every: u64,
-    /// Steps between measurements of the condition numbers.
+    /// Steps between measurements of the condition numbers, and of the error of the PC layers' norms.
     pub log_spectrum_every: u64,
     /// Steps between per-layer measurements: norms, γ and the residual stream.
     pub log_layers_every: u64,
@@ -297,6 +303,7 @@ impl Default for Model {
             rope_attention_factor: None,
             qk_norm: false,
             tied: false,
+            init_scale: BTreeMap::new(),
         }
     }
 }

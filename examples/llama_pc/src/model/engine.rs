@@ -9,10 +9,11 @@ use polytape::{AdapterChoice, Gpu, GpuOptions};
 use crate::config::{self, Config, Pc, Target};
 use crate::terminal::failure::Failure;
 
-/// Opens the adapter of a device again, with other kernels. What is worth a warning was said the first time.
+/// Opens the adapter of a device again, for checks: each hears of the compilers' errors itself. What is worth a warning was said the first
+/// time.
 pub fn open_again(gpu: &Gpu, kernels: KernelTier) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
-    Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), warn: |_| (), ..Default::default() })?)
+    Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), compile_ahead: false, warn: |_| (), ..Default::default() })?)
 }
 
 /// The model's sizes; the vocabulary is resolved.
@@ -58,7 +59,20 @@ pub fn pc_targets(config: &Config) -> Vec<(String, usize)> {
         (true, Target::K | Target::V) => config.model.kv_heads,
         _ => 1,
     };
-    let part = |target: Target| match target {
+    let name = |layer: usize, target: Target| (stem(layer, target), blocks(target));
+    (0..config.model.layers).flat_map(|layer| pc.targets.iter().map(move |&target| name(layer, target))).collect()
+}
+
+/// The matrices whose initial weights are scaled, without `.weight`, each with its factor.
+pub fn init_scales(config: &Config) -> Vec<(String, f32)> {
+    let factors = &config.model.init_scale;
+    let in_layer = |layer| factors.iter().map(move |(&target, &factor)| (stem(layer, target), factor as f32));
+    (0..config.model.layers).flat_map(in_layer).collect()
+}
+
+/// The name of a matrix, without `.weight`.
+pub fn stem(layer: usize, target: Target) -> String {
+    let part = match target {
         Target::Q => names::Q,
         Target::K => names::K,
         Target::V => names::V,
@@ -67,8 +81,7 @@ pub fn pc_targets(config: &Config) -> Vec<(String, usize)> {
         Target::Up => names::UP,
         Target::Down => names::DOWN,
     };
-    let name = |layer: usize, target: Target| (names::in_layer(layer, part(target)), blocks(target));
-    (0..config.model.layers).flat_map(|layer| pc.targets.iter().map(move |&target| name(layer, target))).collect()
+    names::in_layer(layer, part)
 }
 
 /// The learning rate's course.

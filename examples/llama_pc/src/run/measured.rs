@@ -34,6 +34,22 @@ pub struct Exchanged {
     pub slowest: u64,
 }
 
+/// How far the streaming estimates uᵀWv fall short of σ₁, relative to it: over all PC layers, and the blocks of those per head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SigmaError {
+    pub mean: f64,
+    pub largest: f64,
+}
+
+impl SigmaError {
+    /// Its scalars with their TensorBoard tags.
+    pub fn scalars(&self) -> Vec<(String, f32)> {
+        [("mean", self.mean), ("largest", self.largest)]
+            .map(|(part, value)| (format!("sigma_error/{part}"), value as f32))
+            .to_vec()
+    }
+}
+
 /// The key `layers` of a line of metrics. Parameters are keyed by their names in the checkpoint, γ by the name of its matrix; the
 /// lists go over the blocks in order. Weights and γ are those that the step's gradient was taken at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

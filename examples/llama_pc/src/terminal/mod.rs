@@ -4,6 +4,7 @@
 
 pub mod failure;
 pub mod format;
+pub mod interrupt;
 pub mod output;
 pub mod picture;
 pub mod progress;

@@ -61,9 +61,14 @@ impl Progress {
 
     /// Prints a line of its own, above the bar.
     pub fn note(&self, line: &str) {
+        self.above(|| note(line));
+    }
+
+    /// Prints something else, above the bar.
+    pub fn above<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.bar {
-            Some(bar) => bar.suspend(|| note(line)),
-            None => note(line),
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

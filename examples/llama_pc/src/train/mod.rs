@@ -1,7 +1,7 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! Several ranks train a run together in a `world`; `signals` end it in good order. What a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
-//! their own.
+//! Several ranks train a run together in a `world`; `signals` end it in good order. What a step measures (`layers`), why it may be
+//! skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of their own.
 
 mod layers;
 mod scaling;
@@ -12,5 +12,5 @@ mod spikes;
 mod start;
 mod world;
 
-pub use start::{Request, begin, resume};
+pub use start::{Request, begin, rehearse, resume};
 pub use world::World;

@@ -22,7 +22,7 @@ use crate::model::flops;
 use crate::model::spectra;
 use crate::run::checkpoint::{Scaling, Spikes, State, Writer};
 use crate::run::folder::Run;
-use crate::run::measured::{Exchanged, Gmcn, Layers};
+use crate::run::measured::{Exchanged, Gmcn, Layers, SigmaError};
 use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
 use crate::run::paths;
 use crate::terminal::failure::Failure;
@@ -214,6 +214,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether all steps are done: not so after Ctrl-C.
+    pub fn is_done(&self) -> bool {
+        self.state.step >= self.config.train.steps
+    }
+
     /// Whether something with this interval is due after the current step; it always is after the last.
     fn is_due(&self, every: u64) -> bool {
         every > 0 && (self.state.step == self.config.train.steps || self.state.step.is_multiple_of(every))
@@ -290,6 +295,7 @@ impl Session {
             skipped: output.skipped.is_some(),
             skipped_steps: self.state.skipped(),
             gmcn: self.condition()?,
+            sigma_error: self.estimate()?,
             layers,
         };
         if let Some(run) = &mut self.run {
@@ -341,7 +347,7 @@ impl Session {
         let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
         let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
-        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}"))
+        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}")).diverged()
     }
 
     /// A failure of one of several ranks: in which step, and how the run goes on.
@@ -377,6 +383,13 @@ impl Session {
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.world.is_first() && self.is_due(self.config.train.log_spectrum_every);
         due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+    }
+
+    /// The error of the PC layers' norms, on the same steps.
+    fn estimate(&self) -> Result<Option<SigmaError>, Failure> {
+        // Of several ranks, none has all layers.
+        let due = self.world.is_alone() && self.is_due(self.config.train.log_spectrum_every);
+        if due { spectra::sigma_error(&self.config, &self.trainer.params) } else { Ok(None) }
     }
 
     /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.

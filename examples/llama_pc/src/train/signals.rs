@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::terminal::failure::Failure;
+use crate::terminal::interrupt;
+#[cfg(unix)]
 use crate::terminal::output;
 
-/// What a signal changes, and what it says.
-#[derive(Default)]
+/// What signals have asked for, and what they are told of the run.
 pub struct Signals {
-    stop: AtomicBool,
+    interrupted: Arc<AtomicBool>,
+    asked: Arc<AtomicBool>,
     step: AtomicU64,
     /// 1 more than the step of the newest checkpoint; 0 for none.
     newest: AtomicU64,
@@ -18,15 +20,12 @@ pub struct Signals {
 impl Signals {
     /// Listens from now on; of several ranks, each does. `resume` is the command that resumes the run.
     pub fn listen(several: bool, resume: String) -> Result<Arc<Self>, Failure> {
-        let signals = Arc::new(Self::default());
-        let of_handler = signals.clone();
-        let handler = move || {
-            if of_handler.stop.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            output::note("finishing this step; press Ctrl-C again to stop at once without saving");
-        };
-        ctrlc::set_handler(handler).map_err(|error| Failure::other(format!("cannot listen for Ctrl-C: {error}")))?;
+        let signals = Arc::new(Self {
+            interrupted: interrupt::flag("finishing this step; press Ctrl-C again to stop at once without saving")?,
+            asked: Arc::default(),
+            step: AtomicU64::default(),
+            newest: AtomicU64::default(),
+        });
         signals.listen_to_others(several, resume)?;
         Ok(signals)
     }
@@ -35,18 +34,20 @@ impl Signals {
     fn listen_to_others(self: &Arc<Self>, several: bool, resume: String) -> Result<(), Failure> {
         use signal_hook::consts::{SIGTERM, SIGUSR1};
 
-        let wanted = [Some(SIGUSR1), several.then_some(SIGTERM)];
-        let listening = signal_hook::iterator::Signals::new(wanted.into_iter().flatten());
-        let mut listening = listening.map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))?;
+        let failed = |error| Failure::other(format!("cannot listen for signals: {error}"));
+        signal_hook::flag::register(SIGUSR1, self.asked.clone()).map_err(failed)?;
+        if !several {
+            return Ok(());
+        }
+        let mut ends = signal_hook::iterator::Signals::new([SIGTERM]).map_err(failed)?;
         let signals = self.clone();
         let listen = move || {
-            for signal in listening.forever() {
-                signals.stop.store(true, Ordering::Relaxed);
-                output::note(&if signal == SIGTERM { signals.farewell(&resume) } else { "finishing this step".to_owned() });
+            for _ in ends.forever() {
+                signals.asked.store(true, Ordering::Relaxed);
+                output::note(&signals.farewell(&resume));
             }
         };
-        let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(listen);
-        thread.map(drop).map_err(|error| Failure::other(format!("cannot start a thread for signals: {error}")))
+        std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map(drop).map_err(failed)
     }
 
     #[cfg(not(unix))]
@@ -55,6 +56,7 @@ impl Signals {
     }
 
     /// What a launcher that ends the ranks leaves time to say: it may do so because one has died.
+    #[cfg(unix)]
     fn farewell(&self, resume: &str) -> String {
         let step = self.step.load(Ordering::Relaxed);
         let newest = match self.newest.load(Ordering::Relaxed) {
@@ -66,7 +68,7 @@ impl Signals {
 
     /// Whether the run is to end.
     pub fn stop(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.interrupted.load(Ordering::Relaxed) || self.asked.load(Ordering::Relaxed)
     }
 
     /// Remembers how far the run is.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use polytape::llama::Llama;
 use polytape::{Gpu, Trainer};
 
 use super::session::{Session, Start};
@@ -48,6 +49,7 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
         refuse_existing("--out", path, "folder")?;
     }
     if let Some(init) = &init {
+        refuse_scale(&config, init)?;
         fingerprint::check(&data, init, ignore_tokenizer)?;
     }
     if config.train.val_every > 0 {
@@ -185,7 +187,24 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
     Ok(())
 }
 
-fn fresh(model: Model, config: &Config) -> Result<(polytape::llama::Llama, Trainer), Failure> {
+/// `model.init_scale` scales weights that are drawn, not those of `--init`.
+fn refuse_scale(config: &Config, init: &Path) -> Result<(), Failure> {
+    if config.model.init_scale.is_empty() {
+        return Ok(());
+    }
+    let found = &config.keys()["model.init_scale"];
+    let init = init.display();
+    Err(Failure::usage(format!("model.init_scale: found {found}, expected none with --init {init}, whose weights are not drawn"))
+        .hint("--set model.init_scale={} takes it out"))
+}
+
+/// A new run's training without its folder: what is needed to take steps.
+pub fn rehearse(gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer, Windows), Failure> {
+    let (llama, trainer) = fresh(Model::fresh(gpu, config)?, config)?;
+    Ok((llama, trainer.with_replicas(config.train.replicas)?, training_windows(config)?))
+}
+
+fn fresh(model: Model, config: &Config) -> Result<(Llama, Trainer), Failure> {
     let (optimizer, max_norm) = ((config.optimizer.rule().build)(&config.optimizer), config.train.max_grad_norm as f32);
     let trainer = Trainer::new(model.params, model.preconditioner, optimizer, max_norm)?;
     Ok((model.llama, trainer.with_precision(config.train.precision)))

@@ -72,6 +72,14 @@ impl World {
         }
     }
 
+    /// A single process, for what several cannot do together.
+    pub fn single() -> Result<Self, Failure> {
+        match launched() {
+            None => Ok(Self::alone()),
+            Some((variable, count)) => Err(Failure::usage(format!("found {variable} = {count}, expected a single process"))),
+        }
+    }
+
     fn alone() -> Self {
         Self {
             exchange: None,

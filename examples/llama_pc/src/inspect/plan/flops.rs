@@ -5,7 +5,9 @@ use polytape::Role;
 use serde::Serialize;
 
 use super::model::{Model, PcLayer};
+use crate::config::Config;
 use crate::model::flops::{attention_per_token, blocks_per_token, per_token};
+use crate::terminal::failure::Failure;
 
 /// FLOPs of an optimizer step, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -21,6 +23,11 @@ pub struct StepFlops {
 }
 
 impl StepFlops {
+    /// Of one step of a configuration whose vocabulary is resolved.
+    pub fn of(config: &Config) -> Result<Self, Failure> {
+        Ok(Self::new(&Model::new(config)?))
+    }
+
     /// Of one step.
     pub fn new(model: &Model) -> Self {
         let tokens = (model.tokens() * model.micro_batches) as f64;

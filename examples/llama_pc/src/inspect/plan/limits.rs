@@ -31,11 +31,11 @@ pub struct Advice {
 const MOST_SEQUENCES: usize = 1 << 20;
 
 impl Limits {
-    /// Device memory is what the user gives; else a software adapter has the system's, and a GPU's is unknown.
+    /// Device memory is what the user gives; else a software adapter has the system's, and a GPU what a run may use of what it reports.
     pub fn new(given: Option<u64>, gpu: Option<&Gpu>) -> Self {
         let software = gpu.is_some_and(|gpu| gpu.adapter().is_software());
         Self {
-            memory: given.or_else(|| if software { available_memory() } else { None }),
+            memory: given.or_else(|| if software { available_memory() } else { gpu?.adapter().memory_budget() }),
             buffer: gpu.map(|gpu| gpu.adapter().limits.max_buffer_size),
             binding: gpu.and_then(bindings::limit),
         }
@@ -93,7 +93,7 @@ impl Limits {
 }
 
 /// Memory that programs may still take, where the system tells.
-fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes << 10)

@@ -8,14 +8,14 @@ mod model;
 mod ranks;
 
 use polytape::Gpu;
-use polytape::gpu::KernelTier;
+use polytape::gpu::{DeviceType, KernelTier};
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::model::flops as model_flops;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, grouped};
-use flops::StepFlops;
+pub use flops::StepFlops;
 use limits::{Advice, Limits};
 use memory::Moment;
 use model::Model;
@@ -270,6 +270,26 @@ impl Report {
         }
         lines
     }
+}
+
+/// Why a step of the configuration cannot run on the device; `None` where it can, or where its memory is not known.
+pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
+    let model = Model::new(config)?;
+    // An integrated GPU's memory is the system's.
+    let shares = gpu.adapter().kind == DeviceType::IntegratedGpu;
+    let limits = Limits::new(if shares { limits::available_memory() } else { None }, Some(gpu));
+    if limits.fit(&model) {
+        return Ok(None);
+    }
+    let binding = bindings::limit(gpu).and_then(|limit| bindings::problem(&model, limit));
+    let needs = || {
+        format!(
+            "needs {} of memory, of which there is {}",
+            binary(memory::peak(&model).total()),
+            limits.memory.map_or_else(|| "too little".to_owned(), binary)
+        )
+    };
+    Ok(Some(binding.unwrap_or_else(needs)))
 }
 
 /// FLOPs with a decimal prefix: `5.92 TFLOP`.

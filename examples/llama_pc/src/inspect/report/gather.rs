@@ -105,24 +105,10 @@ pub struct KernelTime {
 pub fn gather(path: &Path) -> Result<RunData, Failure> {
     let config = Config::load(Some(&path.join(paths::CONFIG)), &[])?;
     let rows = rows(&path.join(paths::METRICS))?;
-    let all: Vec<Point> = rows.iter().filter_map(Point::of).collect();
-    let joined = all.len().div_ceil(POINTS).max(1);
-    let train = thinned(&all, joined);
-    let mut data = RunData {
-        name: path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned()),
-        path: path.to_owned(),
-        smoothed: smoothed(&train),
-        validation: all.iter().filter(|point| point.val_loss.is_some()).cloned().collect(),
-        peak_memory_bytes: rows.iter().filter_map(|row| row["memory_bytes"].as_u64()).max().unwrap_or(0),
-        gamma: gamma_of_metrics(&rows),
-        condition: conditions_of_metrics(&rows),
-        kernels: kernels(path)?,
-        ranks: ranks_of_metrics(&rows),
-        config: config.keys(),
-        train,
-        joined,
-        ..RunData::default()
-    };
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let mut data = of_rows(name, config.keys(), &rows, POINTS);
+    data.path = path.to_owned();
+    data.kernels = kernels(path)?;
     if data.gamma.is_empty() {
         data.gamma = gamma_of_checkpoints(path)?;
     }
@@ -145,6 +131,26 @@ fn ranks_of_metrics(rows: &[Value]) -> Option<Ranks> {
     }
     let (slowest, _) = slowest.into_iter().max_by_key(|(_, lines)| *lines)?;
     Some(Ranks { count, bytes_per_step: bytes as f64 / steps.max(1) as f64, share: seconds / time.max(1e-9), slowest })
+}
+
+/// What the lines of a run's metrics show, its training in at most `points` points.
+pub fn of_rows(name: String, config: BTreeMap<String, String>, rows: &[Value], points: usize) -> RunData {
+    let all: Vec<Point> = rows.iter().filter_map(Point::of).collect();
+    let joined = all.len().div_ceil(points).max(1);
+    let train = thinned(&all, joined);
+    RunData {
+        name,
+        smoothed: smoothed(&train),
+        validation: all.iter().filter(|point| point.val_loss.is_some()).cloned().collect(),
+        peak_memory_bytes: rows.iter().filter_map(|row| row["memory_bytes"].as_u64()).max().unwrap_or(0),
+        gamma: gamma_of_metrics(rows),
+        condition: conditions_of_metrics(rows),
+        ranks: ranks_of_metrics(rows),
+        config,
+        train,
+        joined,
+        ..RunData::default()
+    }
 }
 
 /// The lines of metrics.

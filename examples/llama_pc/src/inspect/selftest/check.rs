@@ -11,6 +11,32 @@ use polytape_reference::tolerance::{Tolerance, worst_error};
 pub const HEADING: &str =
     "operation                           shape                           worst error    tolerance  verdict\n";
 
+/// Computes the parts of a result, with what they should be.
+type Run = dyn Fn(&Gpu) -> Result<Vec<Part>> + Send + Sync;
+
+/// A check that can run on any device, and on any thread.
+pub struct Check {
+    operation: String,
+    shape: String,
+    run: Box<Run>,
+}
+
+impl Check {
+    /// From a function that computes the parts.
+    pub fn new(
+        operation: impl Into<String>,
+        shape: impl Into<String>,
+        run: impl Fn(&Gpu) -> Result<Vec<Part>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { operation: operation.into(), shape: shape.into(), run: Box::new(run) }
+    }
+
+    /// Its line of the table.
+    pub fn run(&self, gpu: &Gpu) -> Line {
+        Line::new(&self.operation, &self.shape, (self.run)(gpu))
+    }
+}
+
 /// A line of the table.
 pub struct Line {
     operation: String,
@@ -21,7 +47,7 @@ pub struct Line {
 
 impl Line {
     /// From the parts, or the error of running it.
-    pub fn new(operation: impl Into<String>, shape: impl Into<String>, outcome: Result<Vec<Part>>) -> Self {
+    fn new(operation: impl Into<String>, shape: impl Into<String>, outcome: Result<Vec<Part>>) -> Self {
         let ratio = |(error, limit): (f64, f64)| if error == 0.0 { 0.0 } else { error / limit };
         let worst = match outcome {
             Err(error) => Err(error.to_string()),
@@ -74,32 +100,32 @@ impl Part {
 /// Runs an operation forward on `inputs` and backward from a random cotangent; `forward` and `vjp` are the reference. The
 /// tolerances are the value's and then one per gradient; the last applies to those not given.
 pub fn differentiable<const N: usize>(
-    gpu: &Gpu,
     operation: &str,
     inputs: [Array; N],
-    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>,
-    forward: impl Fn(&[Array]) -> Array,
-    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + Send + Sync + 'static,
+    forward: impl Fn(&[Array]) -> Array + Send + Sync + 'static,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N] + Send + Sync + 'static,
     tolerances: &[Tolerance],
-) -> Line {
-    differentiable_at((gpu, Precision::F32), operation, inputs, record, forward, vjp, tolerances)
+) -> Check {
+    differentiable_at(Precision::F32, operation, inputs, record, forward, vjp, tolerances)
 }
 
 /// [`differentiable`] on a tape of the precision.
 pub fn differentiable_at<const N: usize>(
-    (gpu, precision): (&Gpu, Precision),
+    precision: Precision,
     operation: &str,
     inputs: [Array; N],
-    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>,
-    forward: impl Fn(&[Array]) -> Array,
-    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + Send + Sync + 'static,
+    forward: impl Fn(&[Array]) -> Array + Send + Sync + 'static,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N] + Send + Sync + 'static,
     tolerances: &[Tolerance],
-) -> Line {
+) -> Check {
     let shapes: Vec<String> = inputs.iter().map(|input| shape(&input.shape)).collect();
-    let value = forward(&inputs);
-    let dy = Array::random(&value.shape, &mut seeded(977));
-    let gradients = vjp(&inputs, &dy);
-    let run = || {
+    let tolerances = tolerances.to_vec();
+    Check::new(operation, shapes.join(" "), move |gpu| {
+        let value = forward(&inputs);
+        let dy = Array::random(&value.shape, &mut seeded(977));
+        let gradients = vjp(&inputs, &dy);
         let params = Params::new(gpu);
         let tape = Tape::new(&params).with_precision(precision);
         let leaves = inputs.iter().map(|input| Ok(tape.leaf(upload(gpu, input)?))).collect::<Result<Vec<Var<'_>>>>()?;
@@ -114,8 +140,7 @@ pub fn differentiable_at<const N: usize>(
             });
         }
         Ok(parts)
-    };
-    Line::new(operation, shapes.join(" "), run())
+    })
 }
 
 /// An array on the device.

@@ -6,20 +6,17 @@ use polytape::{Gpu, Indices, Params, Result, Role, Tape};
 use polytape_reference::Array;
 use polytape_reference::tolerance::Tolerance;
 
-use super::check::{Line, Part};
+use super::check::{Check, Part};
 
 /// Two blocks of attention, norms and SwiGLU, each with the rounding errors of sums of at most 100 terms.
 const MODEL: Tolerance = Tolerance { relative: 2e-5, reason: "errors of all layers, relative to the rms of the result" };
 
 const TOKENS: usize = 37;
 
-/// Every line of this group.
-pub fn lines(gpu: &Gpu) -> Vec<Line> {
+/// Every check of this group.
+pub fn checks() -> Vec<Check> {
     let shape = "2 blocks of 64, 37 tokens";
-    vec![
-        Line::new("logits with a cache, by parts", shape, cached(gpu)),
-        Line::new("logits of the merged model", shape, merged(gpu)),
-    ]
+    vec![Check::new("logits with a cache, by parts", shape, cached), Check::new("logits of the merged model", shape, merged)]
 }
 
 fn config() -> LlamaConfig {

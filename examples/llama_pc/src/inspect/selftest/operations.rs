@@ -14,11 +14,11 @@ use polytape_reference::normalize::{rms_norm, rms_norm_vjp, softmax, softmax_vjp
 use polytape_reference::rotary::{Rotary, Scaling, rotary, rotary_vjp};
 use polytape_reference::tolerance::{self, ELEMENTWISE, EXACT, TRANSCENDENTAL, normalize, reduction};
 
-use super::check::{Line, Part, differentiable, differentiable_at, shape, upload};
+use super::check::{Check, Part, differentiable, differentiable_at, shape, upload};
 
-/// Every line of this group.
-pub fn lines(gpu: &Gpu) -> Vec<Line> {
-    let groups = [matmuls(gpu), elementwise(gpu), activations(gpu), rows(gpu), layouts(gpu), transformer(gpu)];
+/// Every check of this group.
+pub fn checks() -> Vec<Check> {
+    let groups = [matmuls(), elementwise(), activations(), rows(), layouts(), transformer()];
     groups.into_iter().flatten().collect()
 }
 
@@ -31,7 +31,7 @@ fn multiply<'t>(x: &[Var<'t>], transposes: [bool; 2]) -> Result<Var<'t>> {
     }
 }
 
-fn matmuls(gpu: &Gpu) -> Vec<Line> {
+fn matmuls() -> Vec<Check> {
     let turned = |[a, b]: [usize; 2], turn: bool| if turn { [b, a] } else { [a, b] };
     let mut lines = Vec::new();
     for [rows, inner, columns] in [[67, 37, 101], [130, 68, 260]] {
@@ -40,18 +40,16 @@ fn matmuls(gpu: &Gpu) -> Vec<Line> {
             let name = format!("matmul {}·{}", if ta { "Aᵀ" } else { "A" }, if tb { "Bᵀ" } else { "B" });
             let (a, b) = (turned([rows, inner], ta), turned([inner, columns], tb));
             lines.push(differentiable(
-                gpu,
                 &name,
                 random_arrays(11, [&a, &b]),
-                |x| multiply(x, transposes),
-                |x| matmul(&x[0], &x[1], ta, tb),
-                |x, dy| matmul_vjp(&x[0], &x[1], ta, tb, dy),
+                move |x| multiply(x, transposes),
+                move |x| matmul(&x[0], &x[1], ta, tb),
+                move |x, dy| matmul_vjp(&x[0], &x[1], ta, tb, dy),
                 &[reduction(inner), reduction(columns), reduction(rows)],
             ));
         }
     }
     lines.push(differentiable(
-        gpu,
         "matmul of a batch",
         random_arrays(12, [&[3, 37, 65], &[3, 65, 41]]),
         |x| x[0].matmul(&x[1]),
@@ -59,22 +57,22 @@ fn matmuls(gpu: &Gpu) -> Vec<Line> {
         |x, dy| matmul_vjp(&x[0], &x[1], false, false, dy),
         &[reduction(65)],
     ));
-    lines.push(epilogue(gpu));
-    lines.push(symmetric(gpu));
-    lines.extend(rounded(gpu));
+    lines.push(epilogue());
+    lines.push(symmetric());
+    lines.extend(rounded());
     lines
 }
 
 /// Linear layers at the precisions below f32, against a reference that rounds the operands in the same way.
-fn rounded(gpu: &Gpu) -> Vec<Line> {
+fn rounded() -> Vec<Check> {
     let line = |(precision, operands, products): (Precision, Operands, usize), [rows, inner, columns]: [usize; 3]| {
         differentiable_at(
-            (gpu, precision),
+            precision,
             &format!("matmul A·Bᵀ at {precision}"),
             random_arrays(15, [&[rows, inner], &[columns, inner]]),
             |x| x[0].matmul_nt(&x[1]),
-            |x| operands.matmul(&x[0], &x[1], false, true),
-            |x, dy| operands.matmul_vjp(&x[0], &x[1], false, true, dy),
+            move |x| operands.matmul(&x[0], &x[1], false, true),
+            move |x, dy| operands.matmul_vjp(&x[0], &x[1], false, true, dy),
             &[inner, columns, rows].map(|terms| reduction(products * terms)),
         )
     };
@@ -83,14 +81,14 @@ fn rounded(gpu: &Gpu) -> Vec<Line> {
 }
 
 /// α·f·A·B + β·C + δ·I + κ·out.
-fn epilogue(gpu: &Gpu) -> Line {
+fn epilogue() -> Check {
     let [rows, inner, columns] = [68, 36, 132];
     let [a, b, c, old, factors] =
         random_arrays(13, [&[rows, inner], &[inner, columns], &[rows, columns], &[rows, columns], &[5]]);
     let diagonal = Array::from_fn(&c.shape, |at| if at / columns == at % columns { -0.75 } else { 0.0 });
     let product = a.matmul(&b).times(0.5 * factors.data[3]);
     let wanted = product.plus(&c.times(2.0)).plus(&diagonal).plus(&old.times(-1.5));
-    let run = || {
+    let run = move |gpu: &Gpu| -> Result<Vec<Part>> {
         let [a, b, c, out, factors] = [&a, &b, &c, &old, &factors].map(|array| upload(gpu, array));
         let (a, b, c, out, factors) = (a?, b?, c?, out?, factors?);
         let gemm = Gemm {
@@ -104,23 +102,23 @@ fn epilogue(gpu: &Gpu) -> Line {
         gemm.compute_into(Matrix::new(&out)?)?;
         Ok(vec![Part::of(&out, &wanted, reduction(inner))?])
     };
-    Line::new("matmul with its epilogue", shape(&[rows, inner, columns]), run())
+    Check::new("matmul with its epilogue", shape(&[rows, inner, columns]), run)
 }
 
 /// A·Aᵀ, of which one triangle is computed and mirrored.
-fn symmetric(gpu: &Gpu) -> Line {
+fn symmetric() -> Check {
     let [a] = random_arrays(14, [&[200, 100]]);
     let wanted = a.matmul(&a.transpose());
-    let run = || {
+    let run = move |gpu: &Gpu| -> Result<Vec<Part>> {
         let a = upload(gpu, &a)?;
         let a = Matrix::new(&a)?;
         let product = Gemm { symmetric: true, ..Gemm::new(a, a.t()) }.compute()?;
         Ok(vec![Part::of(&product, &wanted, reduction(100))?])
     };
-    Line::new("matmul A·Aᵀ, symmetric", shape(&[200, 100]), run())
+    Check::new("matmul A·Aᵀ, symmetric", shape(&[200, 100]), run)
 }
 
-fn elementwise(gpu: &Gpu) -> Vec<Line> {
+fn elementwise() -> Vec<Check> {
     let pair = || random_arrays(21, [&[37, 101], &[37, 101]]);
     let with_row = || random_arrays(22, [&[65, 257], &[257]]);
     let one = || random_arrays(23, [&[67, 301]]);
@@ -128,7 +126,6 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
     let (add_row, mul_row) = (host::add_row_vjp, host::mul_row_vjp);
     vec![
         differentiable(
-            gpu,
             "add",
             pair(),
             |x| x[0].add(&x[1]),
@@ -137,7 +134,6 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
             &[ELEMENTWISE],
         ),
         differentiable(
-            gpu,
             "sub",
             pair(),
             |x| x[0].sub(&x[1]),
@@ -146,7 +142,6 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
             &[ELEMENTWISE],
         ),
         differentiable(
-            gpu,
             "mul",
             pair(),
             |x| x[0].mul(&x[1]),
@@ -155,7 +150,6 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
             &[ELEMENTWISE],
         ),
         differentiable(
-            gpu,
             "scale",
             one(),
             |x| x[0].scale(-0.75),
@@ -164,25 +158,22 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
             &[ELEMENTWISE],
         ),
         differentiable(
-            gpu,
             "add_row",
             with_row(),
             |x| x[0].add_row(&x[1]),
             |x| host::add_row(&x[0], &x[1]),
-            |_, dy| add_row(dy),
+            move |_, dy| add_row(dy),
             &sums,
         ),
         differentiable(
-            gpu,
             "mul_row",
             with_row(),
             |x| x[0].mul_row(&x[1]),
             |x| host::mul_row(&x[0], &x[1]),
-            |x, dy| mul_row(&x[0], &x[1], dy),
+            move |x, dy| mul_row(&x[0], &x[1], dy),
             &[ELEMENTWISE, ELEMENTWISE, reduction(65)],
         ),
         differentiable(
-            gpu,
             "sum",
             one(),
             |x| x[0].sum(),
@@ -191,7 +182,6 @@ fn elementwise(gpu: &Gpu) -> Vec<Line> {
             &[reduction(67 * 301), EXACT],
         ),
         differentiable(
-            gpu,
             "mean",
             one(),
             |x| x[0].mean(),
@@ -210,7 +200,7 @@ type Unary = (
     polytape_reference::tolerance::Tolerance,
 );
 
-fn activations(gpu: &Gpu) -> Vec<Line> {
+fn activations() -> Vec<Check> {
     let list: [Unary; 6] = [
         ("relu", |x| x.relu(), host::relu, host::relu_vjp, EXACT),
         ("tanh", |x| x.tanh(), host::tanh, host::tanh_vjp, TRANSCENDENTAL),
@@ -223,12 +213,11 @@ fn activations(gpu: &Gpu) -> Vec<Line> {
         let [x] = random_arrays(31, [&[37, 101]]);
         // log needs positive inputs; all inputs stay in the range that the tolerance covers.
         let x = x.map(|value| if name == "log" { value.abs() + 0.1 } else { value.clamp(-5.0, 5.0) });
-        let (forward, vjp) = (|x: &[Array]| forward(&x[0]), |x: &[Array], dy: &Array| vjp(&x[0], dy));
-        differentiable(gpu, name, [x], |x| record(&x[0]), forward, vjp, &[tolerance])
+        let (forward, vjp) = (move |x: &[Array]| forward(&x[0]), move |x: &[Array], dy: &Array| vjp(&x[0], dy));
+        differentiable(name, [x], move |x| record(&x[0]), forward, vjp, &[tolerance])
     };
-    let mut lines: Vec<Line> = list.into_iter().map(line).collect();
+    let mut lines: Vec<Check> = list.into_iter().map(line).collect();
     lines.push(differentiable(
-        gpu,
         "swiglu",
         random_arrays(32, [&[37, 260], &[37, 260]]),
         |x| x[0].swiglu(&x[1]),
@@ -239,11 +228,10 @@ fn activations(gpu: &Gpu) -> Vec<Line> {
     lines
 }
 
-fn rows(gpu: &Gpu) -> Vec<Line> {
+fn rows() -> Vec<Check> {
     let mut lines = Vec::new();
     for columns in [257, 1028] {
         lines.push(differentiable(
-            gpu,
             "softmax",
             random_arrays(41, [&[33, columns]]),
             |x| x[0].softmax(),
@@ -252,7 +240,6 @@ fn rows(gpu: &Gpu) -> Vec<Line> {
             &[normalize(columns)],
         ));
         lines.push(differentiable(
-            gpu,
             "rms_norm",
             random_arrays(42, [&[33, columns], &[columns]]),
             |x| x[0].rms_norm(&x[1], 1e-5),
@@ -264,10 +251,9 @@ fn rows(gpu: &Gpu) -> Vec<Line> {
     lines
 }
 
-fn layouts(gpu: &Gpu) -> Vec<Line> {
+fn layouts() -> Vec<Check> {
     vec![
         differentiable(
-            gpu,
             "transpose",
             random_arrays(51, [&[67, 130]]),
             |x| x[0].transpose(),
@@ -276,7 +262,6 @@ fn layouts(gpu: &Gpu) -> Vec<Line> {
             &[EXACT],
         ),
         differentiable(
-            gpu,
             "slice",
             random_arrays(52, [&[5, 37, 11]]),
             |x| x[0].slice(1, 3..29),
@@ -285,7 +270,6 @@ fn layouts(gpu: &Gpu) -> Vec<Line> {
             &[EXACT],
         ),
         differentiable(
-            gpu,
             "concat",
             random_arrays(53, [&[5, 7, 11], &[5, 30, 11]]),
             |x| Var::concat(&[&x[0], &x[1]], 1),
@@ -296,27 +280,25 @@ fn layouts(gpu: &Gpu) -> Vec<Line> {
     ]
 }
 
-fn transformer(gpu: &Gpu) -> Vec<Line> {
+fn transformer() -> Vec<Check> {
     let mut lines = Vec::new();
-    let ids: Vec<u32> = (0..301).map(|at| at * 7919 % 97).collect();
-    let look_up = |x: &[Var<'_>]| Indices::from_slice(x[0].value().gpu(), &ids);
+    let ids = || (0..301).map(|at| at * 7919 % 97).collect::<Vec<u32>>();
+    let look_up = move |x: &[Var<'_>]| Indices::from_slice(x[0].value().gpu(), &ids());
     lines.push(differentiable(
-        gpu,
         "embedding",
         random_arrays(61, [&[97, 68]]),
-        |x| x[0].embedding(&look_up(x)?),
-        |x| embedding(&x[0], &ids),
-        |x, dy| embedding_vjp(&x[0], &ids, dy),
+        move |x| x[0].embedding(&look_up(x)?),
+        move |x| embedding(&x[0], &ids()),
+        move |x, dy| embedding_vjp(&x[0], &ids(), dy),
         &[EXACT, reduction(4)],
     ));
     let settings = Rotary { seq: 101, head_dim: 64, offset: 0, theta: 10_000.0, scaling: Scaling::None };
     lines.push(differentiable(
-        gpu,
         "rotary",
         random_arrays(62, [&[2 * 101, 2 * 64]]),
         |x| x[0].rotary(&RotaryTable::new(x[0].value().gpu(), 101, 64, 10_000.0)?, 101),
-        |x| rotary(&x[0], settings),
-        |_, dy| rotary_vjp(settings, dy),
+        move |x| rotary(&x[0], settings),
+        move |_, dy| rotary_vjp(settings, dy),
         &[ELEMENTWISE],
     ));
     for [batch, seq, heads, kv_heads, head_dim] in [[2, 67, 4, 2, 32], [1, 130, 2, 1, 64], [1, 37, 2, 2, 128]] {
@@ -324,24 +306,22 @@ fn transformer(gpu: &Gpu) -> Vec<Line> {
         let on_host = attention::AttentionShape { batch, seq, heads, kv_heads, head_dim };
         let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
         lines.push(differentiable(
-            gpu,
             &format!("attention, {heads} heads of {head_dim}, {kv_heads} for k, v"),
             random_arrays(63, [&q, &kv, &kv]),
-            |x| x[0].attention(&x[1], &x[2], on_device),
-            |x| attention(&x[0], &x[1], &x[2], on_host),
-            |x, dy| attention_vjp(&x[0], &x[1], &x[2], on_host, dy),
+            move |x| x[0].attention(&x[1], &x[2], on_device),
+            move |x| attention(&x[0], &x[1], &x[2], on_host),
+            move |x, dy| attention_vjp(&x[0], &x[1], &x[2], on_host, dy),
             &[tolerance::attention(seq, head_dim)],
         ));
     }
-    let targets: Vec<u32> = (0..68).map(|at| at * 31 % 260).collect();
+    let targets = || (0..68).map(|at| at * 31 % 260).collect::<Vec<u32>>();
     let limit = tolerance::cross_entropy(68, 36, 260);
     lines.push(differentiable(
-        gpu,
         "head and cross-entropy",
         random_arrays(64, [&[68, 36], &[260, 36]]),
-        |x| x[0].head_cross_entropy(&x[1], &Indices::from_slice(x[0].value().gpu(), &targets)?),
-        |x| cross_entropy_head(&x[0], &x[1], &targets),
-        |x, dy| cross_entropy_head_vjp(&x[0], &x[1], &targets, dy),
+        move |x| x[0].head_cross_entropy(&x[1], &Indices::from_slice(x[0].value().gpu(), &targets())?),
+        move |x| cross_entropy_head(&x[0], &x[1], &targets()),
+        move |x, dy| cross_entropy_head_vjp(&x[0], &x[1], &targets(), dy),
         // In dx the target's term is as large as all others together and of the other sign.
         &[limit, limit.and(reduction(260).times(2.0)), limit],
     ));

@@ -8,22 +8,22 @@ use polytape_reference::newton_schulz::Coefficients;
 use polytape_reference::optimizer::{self as host, Adam, Moments, Ratio, adamw, auxiliary_adam};
 use polytape_reference::tolerance::{self, ELEMENTWISE, Tolerance, reduction};
 
-use super::check::{Line, Part, rounded, shape, upload};
+use super::check::{Check, Part, rounded, shape, upload};
 
 const RATE: f32 = 0.02;
 const DECAY: f64 = 0.1;
 const STEPS: usize = 3;
 
-/// Every line of this group.
-pub fn lines(gpu: &Gpu) -> Vec<Line> {
-    let (vector, matrix) = (&[16_500][..], &[65, 132][..]);
+/// Every check of this group.
+pub fn checks() -> Vec<Check> {
+    let (vector, matrix): (&'static [usize], &'static [usize]) = (&[16_500], &[65, 132]);
     vec![
-        Line::new("AdamW, 3 steps", shape(vector), adam(gpu, vector, Role::Vector, false)),
-        Line::new("AdamW, 3 steps", shape(matrix), adam(gpu, matrix, Role::Matrix, false)),
-        Line::new("auxiliary Adam of Muon, 3 steps", shape(matrix), adam(gpu, matrix, Role::Embedding, true)),
-        Line::new("Muon, 3 steps", shape(matrix), muon(gpu, [65, 132])),
-        Line::new("Muon, 3 steps", shape(&[132, 65]), muon(gpu, [132, 65])),
-        Line::new("clipping to a norm", "3 tensors", clip(gpu)),
+        Check::new("AdamW, 3 steps", shape(vector), move |gpu| adam(gpu, vector, Role::Vector, false)),
+        Check::new("AdamW, 3 steps", shape(matrix), move |gpu| adam(gpu, matrix, Role::Matrix, false)),
+        Check::new("auxiliary Adam of Muon, 3 steps", shape(matrix), move |gpu| adam(gpu, matrix, Role::Embedding, true)),
+        Check::new("Muon, 3 steps", shape(matrix), |gpu| muon(gpu, [65, 132])),
+        Check::new("Muon, 3 steps", shape(&[132, 65]), |gpu| muon(gpu, [132, 65])),
+        Check::new("clipping to a norm", "3 tensors", clip),
     ]
 }
 

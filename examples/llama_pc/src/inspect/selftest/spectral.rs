@@ -9,19 +9,19 @@ use polytape_reference::newton_schulz::{self as host, Coefficients};
 use polytape_reference::pc::{Pc, PowerVectors, forward, refresh, vjp};
 use polytape_reference::tolerance;
 
-use super::check::{Line, Part, rounded, shape, upload};
+use super::check::{Check, Part, rounded, shape, upload};
 
-/// Every line of this group.
-pub fn lines(gpu: &Gpu) -> Vec<Line> {
+/// Every check of this group.
+pub fn checks() -> Vec<Check> {
     let mut lines = Vec::new();
     for sizes in [[200, 120], [65, 132]] {
         for level in [1, 2, 3, 4] {
-            lines.push(Line::new(format!("PC layer, level {level}"), shape(&sizes), pc_layer(gpu, sizes, level)));
+            lines.push(Check::new(format!("PC layer, level {level}"), shape(&sizes), move |gpu| pc_layer(gpu, sizes, level)));
         }
-        lines.push(Line::new("power iteration", shape(&sizes), power_iteration(gpu, sizes)));
+        lines.push(Check::new("power iteration", shape(&sizes), move |gpu| power_iteration(gpu, sizes)));
     }
     for sizes in [[96, 64], [60, 130]] {
-        lines.push(Line::new("Newton–Schulz, 5 steps", shape(&sizes), orthogonalize(gpu, sizes)));
+        lines.push(Check::new("Newton–Schulz, 5 steps", shape(&sizes), move |gpu| orthogonalize(gpu, sizes)));
     }
     lines
 }

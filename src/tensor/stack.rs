@@ -1,0 +1,101 @@
+//! Stacks: tensors of one shape, one after the other in one buffer, so that a kernel runs over all of them as a batch.
+//!
+//! The parts of a stack are tensors like any other, which happen to share a buffer: while none of them has moved, putting them together
+//! again copies nothing. Each begins at a multiple of [`ALIGNMENT`], so that it can be bound alone, too. The buffer is free once
+//! all of its parts are.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{ALIGNMENT, Place, Tensor, check_shape};
+use crate::error::Result;
+use crate::gpu::{Gpu, KernelTier};
+
+/// The most bytes of a stack: that many fill a GPU. What runs over stacks needs a few such buffers beside its parameters.
+pub const STACK_BYTES: u64 = 128 << 20;
+
+/// Elements from one part of a stack to the next.
+pub(crate) fn slot(numel: usize) -> usize {
+    numel.next_multiple_of(ALIGNMENT)
+}
+
+/// How many tensors of so many elements a stack holds. One on the host tier, where a launch costs next to nothing, but a copy time.
+pub(crate) fn per_stack(gpu: &Gpu, numel: usize) -> usize {
+    match gpu.kernels() {
+        KernelTier::Host => 1,
+        _ => (STACK_BYTES.min(gpu.binding_limit()) as usize / (4 * slot(numel))).max(1),
+    }
+}
+
+impl Tensor {
+    /// Tensors of one shape as a batch [count, slot]: in place where they lie one after the other, else copied.
+    pub(crate) fn stacked(tensors: &[&Tensor]) -> Result<Tensor> {
+        if let Some(view) = Self::joined(tensors) {
+            return Ok(view);
+        }
+        let step = slot(tensors[0].len());
+        let stack = Self::uninitialized(tensors[0].gpu(), &[tensors.len(), step])?;
+        for (at, tensor) in tensors.iter().enumerate() {
+            tensor.gpu.copy(tensor.slice(), &stack.place.buffer, 4 * (at * step) as u64)?;
+        }
+        Ok(stack)
+    }
+
+    /// [`Tensor::stacked`] of parts that lie one after the other; `None` for others. The view shares their values.
+    pub(crate) fn joined(tensors: &[&Tensor]) -> Option<Tensor> {
+        let first = tensors.first()?;
+        let step = slot(first.len());
+        let follows = |(at, tensor): (usize, &&Tensor)| {
+            let (place, start) = (&tensor.place, first.place.first + at * step);
+            place.is_part
+                && Arc::ptr_eq(&place.buffer, &first.place.buffer)
+                && place.first == start
+                && tensor.len() == first.len()
+        };
+        let (buffer, start) = (first.place.buffer.clone(), first.place.first);
+        tensors.iter().enumerate().all(follows).then(|| Self {
+            gpu: first.gpu.clone(),
+            place: Arc::new(Place { buffer, first: start, is_part: false }),
+            shape: vec![tensors.len(), step],
+        })
+    }
+
+    /// The most neighbours that lie one after the other, range by range.
+    pub(crate) fn runs(tensors: &[&Tensor]) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for at in 0..tensors.len() {
+            match runs.last_mut() {
+                Some(run) if Self::joined(&tensors[run.start..=at]).is_some() => run.end = at + 1,
+                _ => runs.push(at..at + 1),
+            }
+        }
+        runs
+    }
+
+    /// The parts of a stack, each of `shape`; copied if the values are shared.
+    pub(crate) fn into_parts(self, shape: &[usize]) -> Result<Vec<Tensor>> {
+        if !self.is_unique() {
+            return self.duplicate()?.into_parts(shape);
+        }
+        let step = slot(check_shape(shape)?);
+        assert!(self.len().is_multiple_of(step), "bug: {:?} is no stack of {shape:?}", self.shape);
+        let part = |at: usize| {
+            let (buffer, first) = (self.place.buffer.clone(), self.place.first + at * step);
+            Self { gpu: self.gpu.clone(), place: Arc::new(Place { buffer, first, is_part: true }), shape: shape.to_vec() }
+        };
+        Ok((0..self.len() / step).map(part).collect())
+    }
+
+    /// Elements from `first` on in another shape, shared; `first` is a multiple of [`ALIGNMENT`].
+    pub(crate) fn view(&self, first: usize, shape: &[usize]) -> Result<Tensor> {
+        let within = first.is_multiple_of(ALIGNMENT) && first + check_shape(shape)? <= self.len();
+        assert!(within, "bug: {shape:?} from {first} of {:?}", self.shape);
+        let place = Place { buffer: self.place.buffer.clone(), first: self.place.first + first, is_part: false };
+        Ok(Self { gpu: self.gpu.clone(), place: Arc::new(place), shape: shape.to_vec() })
+    }
+
+    /// Whether it is a part of a stack.
+    pub(crate) fn is_part(&self) -> bool {
+        self.place.is_part
+    }
+}
