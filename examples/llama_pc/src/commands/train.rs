@@ -42,6 +42,9 @@ pub struct Args {
     /// How long the ranks under mpirun wait for one that is silent, such as 120s or 5m; five times as long until the first step is done
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_time)]
     patience: Duration,
+    /// Send gradients after the backward of a step instead of during it. Results are the same
+    #[arg(long)]
+    no_overlap: bool,
     /// Adapters of the ranks of each host, in order, as numbers of `devices` [default: each rank another GPU]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     device_map: Vec<usize>,
@@ -64,7 +67,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let found = args.peak_tflops.unwrap_or_default();
         return Err(Failure::usage(format!("--peak-tflops: found {found}, expected a number above 0")));
     }
-    let world = Rc::new(World::join(args.patience)?);
+    let world = Rc::new(World::join(args.patience, !args.no_overlap)?);
     world.run(|| train(args, &world))
 }
 

@@ -28,6 +28,8 @@ pub struct World {
     /// The host of each rank.
     hosts: Vec<String>,
     rank: usize,
+    /// Whether gradients are sent during the backward.
+    overlap: bool,
     /// What connects them, and how long they wait for each other.
     #[cfg(feature = "mpi")]
     mpi: Option<(Arc<polytape::exchange::Mpi>, Duration)>,
@@ -42,7 +44,7 @@ fn launched() -> Option<(&'static str, usize)> {
 impl World {
     /// Joins the other ranks, if a launcher has started several.
     #[cfg(feature = "mpi")]
-    pub fn join(patience: Duration) -> Result<Self, Failure> {
+    pub fn join(patience: Duration, overlap: bool) -> Result<Self, Failure> {
         let Some((variable, count)) = launched() else { return Ok(Self::alone()) };
         let mpi = Arc::new(polytape::exchange::Mpi::start(FIRST * patience)?);
         let (rank, ranks) = (mpi.rank(), mpi.ranks());
@@ -51,7 +53,7 @@ impl World {
                 .hint("the program must be built with the MPI whose mpirun starts it"));
         }
         let exchange: Arc<dyn Exchange> = mpi.clone();
-        let mut world = Self { exchange: Some(exchange), hosts: Vec::new(), rank, mpi: Some((mpi.clone(), patience)) };
+        let mut world = Self { exchange: Some(exchange), hosts: Vec::new(), rank, overlap, mpi: Some((mpi.clone(), patience)) };
         output::speak_for(rank, mpi.host());
         match world.gather(mpi.host()) {
             Ok(hosts) => world.hosts = hosts,
@@ -62,7 +64,7 @@ impl World {
 
     /// Refuses to be one of several: each would train alone, into the same folder.
     #[cfg(not(feature = "mpi"))]
-    pub fn join(_patience: Duration) -> Result<Self, Failure> {
+    pub fn join(_patience: Duration, _overlap: bool) -> Result<Self, Failure> {
         match launched() {
             None => Ok(Self::alone()),
             Some((variable, count)) => Err(Failure::usage(format!(
@@ -85,6 +87,7 @@ impl World {
             exchange: None,
             hosts: vec![String::new()],
             rank: 0,
+            overlap: true,
             #[cfg(feature = "mpi")]
             mpi: None,
         }
@@ -217,7 +220,7 @@ impl World {
     pub fn place(&self, trainer: Trainer, config: &Config) -> Result<Trainer, Failure> {
         let trainer = trainer.with_replicas(config.train.replicas)?;
         let Some(exchange) = &self.exchange else { return Ok(trainer) };
-        let options = ExchangeOptions { wire: config.train.exchange, ..ExchangeOptions::default() };
+        let options = ExchangeOptions { wire: config.train.exchange, overlap: self.overlap, ..ExchangeOptions::default() };
         trainer.on_ranks(exchange.clone(), options).map_err(|error| self.explain(error))
     }
 
