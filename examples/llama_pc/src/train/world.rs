@@ -48,13 +48,13 @@ impl World {
         let Some((variable, count)) = launched() else { return Ok(Self::alone()) };
         let mpi = Arc::new(polytape::exchange::Mpi::start(FIRST * patience)?);
         let (rank, ranks) = (mpi.rank(), mpi.ranks());
-        if ranks != count {
-            return Err(Failure::usage(format!("found {ranks} ranks in MPI, expected the {count} of {variable}"))
-                .hint("the program must be built with the MPI whose mpirun starts it"));
-        }
         let exchange: Arc<dyn Exchange> = mpi.clone();
         let mut world = Self { exchange: Some(exchange), hosts: Vec::new(), rank, overlap, mpi: Some((mpi.clone(), patience)) };
         output::speak_for(rank, mpi.host());
+        if ranks != count {
+            let failure = Failure::usage(format!("found {ranks} ranks in MPI, expected the {count} of {variable}"));
+            world.end(&failure.hint("the program must be built with the MPI whose mpirun starts it"));
+        }
         match world.gather(mpi.host()) {
             Ok(hosts) => world.hosts = hosts,
             Err(failure) => world.end(&failure),
