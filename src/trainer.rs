@@ -25,6 +25,9 @@ use crate::spectral::{Effective, Preconditioner};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, read_all};
 
+/// Reads a tensor of a checkpoint by its name: a range of its first dimension, or all of it for `None`.
+pub type LoadRows<'a> = dyn FnMut(&str, Option<Range<usize>>) -> Result<Tensor> + 'a;
+
 /// Parameters with the rule that trains them.
 pub struct Trainer {
     /// The raw parameters: of several ranks, those that this one owns.
@@ -406,7 +409,7 @@ impl Trainer {
 
     /// The optimizer's state from a checkpoint: `load` returns what of the first dimension of a tensor this rank needs, `None` for all of
     /// it.
-    pub fn load_state(&mut self, steps: u64, load: &mut dyn FnMut(&str, Option<Range<usize>>) -> Result<Tensor>) -> Result<()> {
+    pub fn load_state(&mut self, steps: u64, load: &mut LoadRows<'_>) -> Result<()> {
         let Self { optimizer, params, ranks, .. } = self;
         optimizer.load_state(params, steps, &mut |name| {
             let origin = name.rsplit_once('.').and_then(|(own, slot)| Some((ranks.as_ref()?.origin(own)?, slot)));

@@ -2,6 +2,7 @@
 //! another receives, uploads and adds what this rank owns. No order of arrival changes a sum.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -202,10 +203,11 @@ impl Connection {
         if part.rows == item.rows {
             return gradients.add(self.own_id(part.item), sum);
         }
-        if !cut.contains_key(&part.item) {
-            cut.insert(part.item, Tensor::uninitialized(&self.gpu, &item.own_shape())?);
-        }
-        sum.copy_to(&cut[&part.item], self.first_of(part))
+        let whole = match cut.entry(part.item) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Tensor::uninitialized(&self.gpu, &item.own_shape())?),
+        };
+        sum.copy_to(whole, self.first_of(part))
     }
 }
 

@@ -164,7 +164,7 @@ impl Layout {
 fn pieces(role: Role, shape: &[usize], shares: usize) -> Vec<Range<usize>> {
     let rows = shape[0];
     if !matches!(role, Role::Embedding | Role::Head) {
-        return vec![0..rows];
+        return std::iter::once(0..rows).collect();
     }
     let columns: usize = shape[1..].iter().product();
     let least = CHUNK >> columns.trailing_zeros().min(CHUNK.ilog2());
@@ -178,10 +178,11 @@ mod tests {
 
     #[test]
     fn tables_are_cut_where_a_partial_sum_begins() {
-        assert_eq!(pieces(Role::Matrix, &[4096, 256], 4), [0..4096]);
+        let whole = |rows| std::iter::once(0..rows).collect::<Vec<_>>();
+        assert_eq!(pieces(Role::Matrix, &[4096, 256], 4), whole(4096));
         assert_eq!(pieces(Role::Embedding, &[4096, 256], 4), [0..1024, 1024..2048, 2048..3072, 3072..4096]);
         assert_eq!(pieces(Role::Head, &[1000, 256], 4), [0..256, 256..512, 512..768, 768..1000]);
-        assert_eq!(pieces(Role::Head, &[50, 32], 4), [0..50], "less than one sum");
+        assert_eq!(pieces(Role::Head, &[50, 32], 4), whole(50), "less than one sum");
         assert_eq!(pieces(Role::Head, &[40_000, 7], 2), [0..32_768, 32_768..40_000]);
     }
 }

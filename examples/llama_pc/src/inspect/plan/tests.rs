@@ -58,7 +58,7 @@ fn the_memory_of_a_rank_is_within_a_tenth_of_the_measured_peak_and_the_bytes_are
     let shape = ["model.dim=128", "model.layers=6", "model.heads=4", "model.vocab=4000", "data.seq_len=32", "train.batch_size=2"];
     let train = ["train.grad_accumulation=4", "train.replicas=4"];
     for sets in [&["optimizer.kind=adamw"][..], &["optimizer.kind=muon", "pc.level=4"]] {
-        let config = config(&[&shape, &train, sets].concat());
+        let config = config(&[&shape[..], &train[..], sets].concat());
         let model = Model::new(&config).expect("a model");
         for ranks in [2, 4] {
             let ask = Ask { ranks, bandwidth: 1e9, speed: Some(1e12) };
