@@ -35,7 +35,7 @@ impl FromStr for AdapterChoice {
 }
 
 /// The set of kernels that a device runs. Results agree within the test tolerances across tiers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KernelTier {
     /// Software adapters, whose memory is the host's own: native code on the host's threads, with the feature `host`. Kernels that
     /// have none, such as a user's own, run on the adapter as fallback kernels.

@@ -1,5 +1,6 @@
 //! [`Gpu`], the handle to an open device, and [`GpuOptions`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +15,7 @@ use super::profile::ProfileTable;
 use super::queue::QueueCounters;
 use super::recorder::Recorder;
 use super::tune::{Tuner, Tuning};
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Options of [`Gpu::open`].
@@ -40,6 +42,8 @@ pub struct GpuOptions {
     pub compile_ahead: bool,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
+    /// Skip the self-test of the [`KernelTier::Matrix`] kernels: for drivers that compile and execute nothing.
+    pub skip_self_test: bool,
     /// Time every kernel with timestamp queries, which slows execution down; see [`Gpu::profile`].
     pub profile: bool,
     /// Threads of the [`KernelTier::Host`] kernels; `None` takes one per core. Results are the same bits for any number.
@@ -59,6 +63,7 @@ impl Default for GpuOptions {
             tuning: Tuning::Off,
             compile_ahead: true,
             checked_shaders: cfg!(debug_assertions),
+            skip_self_test: false,
             profile: false,
             threads: None,
             warn: |line| eprintln!("warning: {line}"),
@@ -87,6 +92,9 @@ pub(super) struct Inner {
     pub(super) executor: Option<Executor>,
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: Pipelines,
+    pub(super) variants: Mutex<BTreeSet<KernelVariant>>,
+    /// Notes the variants, and runs nothing.
+    pub(super) is_rehearsal: bool,
     pub(super) recorder: Mutex<Recorder>,
     pub(super) tuner: Tuner,
     pub(super) failure: Arc<Mutex<Option<String>>>,
@@ -115,7 +123,7 @@ impl Gpu {
             ));
         }
         let mut rounds_f16 = false;
-        if tier == KernelTier::Matrix {
+        if tier == KernelTier::Matrix && !options.skip_self_test {
             match Self::try_matrices(&adapter, &summary).await {
                 Ok(rounds) => rounds_f16 = rounds,
                 Err(problem) if options.kernels.is_some() => {
@@ -142,7 +150,19 @@ impl Gpu {
         rounds_f16: bool,
         options: &GpuOptions,
     ) -> Result<Self> {
-        let (device, queue) = Self::request(adapter, summary, tier, options.profile).await?;
+        let opened = Self::request(adapter, summary, tier, options.profile).await?;
+        Self::over(opened, summary, tier, rounds_f16, options, false)
+    }
+
+    /// A handle to an open device, used as the adapter `summary` describes it.
+    pub(super) fn over(
+        (device, queue): (wgpu::Device, wgpu::Queue),
+        summary: &AdapterSummary,
+        tier: KernelTier,
+        rounds_f16: bool,
+        options: &GpuOptions,
+        is_rehearsal: bool,
+    ) -> Result<Self> {
         let failure = Arc::new(Mutex::new(None));
         watch(&device, &failure);
         let allowed = summary.limits.max_storage_buffer_binding_size;
@@ -163,6 +183,8 @@ impl Gpu {
                 #[cfg(feature = "host")]
                 executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
                 pipelines: Pipelines::new(&device, shader_tier, options.checked_shaders),
+                variants: Mutex::default(),
+                is_rehearsal,
                 recorder: Mutex::new(recorder),
                 compile_ahead: options.compile_ahead,
                 binding_limit,
@@ -177,7 +199,7 @@ impl Gpu {
         })
     }
 
-    fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
+    pub(super) fn choose_tier(summary: &AdapterSummary, forced: Option<KernelTier>) -> Result<KernelTier> {
         if let Some(missing) = summary.missing() {
             return Err(Error::Adapter(format!("`{}` cannot be used: {missing}", summary.name)));
         }

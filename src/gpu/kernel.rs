@@ -9,11 +9,11 @@ use super::host::Twin;
 use super::pace::Trial;
 use super::pipeline::Pipeline;
 use super::pool::Buffer;
-use super::wgsl::compose;
+use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
 /// Access mode of a binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// `var<storage, read>`
     Read,
@@ -147,18 +147,16 @@ impl Kernel {
         Self { split: Some(Split { axis, argument }), ..self }
     }
 
-    /// The complete WGSL text for these constants and this tier.
-    pub(super) fn text(&self, tier: KernelTier, constants: &[(&str, u32)]) -> std::result::Result<String, String> {
-        let subgroups = u32::from(matches!(tier, KernelTier::Subgroup | KernelTier::Matrix));
-        let constants = [constants, &[("SUBGROUPS", subgroups)]].concat();
-        compose(self.source, &constants)
+    pub(super) fn variant(&self, tier: KernelTier, constants: &[(&'static str, u32)], argument_bytes: u32) -> KernelVariant {
+        let Self { name, source, entry, bindings, .. } = *self;
+        KernelVariant { kernel: name, entry, bindings, constants: constants.to_vec(), argument_bytes, tier, source }
     }
 
     /// Parses and validates the text with naga; needs no device.
     #[cfg(test)]
-    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&str, u32)]) -> Result<()> {
+    pub(crate) fn validate(&self, tier: KernelTier, constants: &[(&'static str, u32)]) -> Result<()> {
         use wgpu::naga::{front::wgsl, valid};
-        let text = self.text(tier, constants).map_err(|problem| self.error(problem))?;
+        let text = self.variant(tier, constants, 0).text()?;
         let module = wgsl::parse_str(&text).map_err(|error| self.error(error.emit_to_string(&text)))?;
         let mut validator = valid::Validator::new(valid::ValidationFlags::all(), valid::Capabilities::all());
         validator.validate(&module).map(drop).map_err(|error| self.error(error.emit_to_string(&text)))
@@ -200,6 +198,10 @@ impl Gpu {
     fn dispatch(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
         self.check_limits(launch)?;
+        if self.inner.is_rehearsal {
+            self.note(kernel, launch.constants, launch.arguments.len() as u32);
+            return Ok(());
+        }
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
         match kernel.split {

@@ -1,5 +1,6 @@
 //! Cooperative matrices: their properties, and a self-test.
 
+use super::adapter::KernelTier;
 use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice};
 use crate::error::Result;
@@ -50,6 +51,17 @@ const ROUNDINGS: [(f32, f32); 16] = [
     (1e-9, 0.0),
 ];
 
+fn constants(block: u32) -> [(&'static str, u32); 2] {
+    [("LARGE", u32::from(block == 16)), ("ROUNDED", ROUNDINGS.len() as u32)]
+}
+
+/// Notes the kernel of the self-test, which every device of the tier runs.
+pub(super) fn note(gpu: &Gpu) {
+    if let (KernelTier::Matrix, Some(units)) = (gpu.kernels(), gpu.matrices()) {
+        gpu.note(&CHECK, &constants(units.block), 0);
+    }
+}
+
 /// The self-test: products of small integer matrices, which are exact, compared with the host. Whether f16() rounds as it should.
 pub(super) async fn check(gpu: &Gpu) -> Result<bool> {
     let Some(MatrixUnits { block, .. }) = gpu.matrices() else {
@@ -69,7 +81,7 @@ pub(super) async fn check(gpu: &Gpu) -> Result<bool> {
     let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
     gpu.launch(&Launch {
         kernel: &CHECK,
-        constants: &[("LARGE", u32::from(block == 16)), ("ROUNDED", ROUNDINGS.len() as u32)],
+        constants: &constants(block),
         buffers: &slices,
         arguments: &[],
         workgroups: [1, 1, 1],

@@ -15,7 +15,9 @@ mod pool;
 mod profile;
 mod queue;
 mod recorder;
+mod rehearsal;
 mod tune;
+mod variant;
 mod wgsl;
 mod workers;
 mod workgroup;
@@ -30,6 +32,7 @@ pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
 pub use tune::Tuning;
+pub use variant::KernelVariant;
 pub(crate) use workgroup::{strides, vectors, workgroup};
 
 /// Re-exported types of [`AdapterSummary`].

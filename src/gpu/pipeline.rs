@@ -95,10 +95,12 @@ fn address(kernel: &Kernel) -> (usize, usize) {
 
 type Module = Arc<OnceLock<std::result::Result<wgpu::ShaderModule, String>>>;
 
+/// By the key's hash: those whose keys share it.
+type Found = HashMap<u64, Vec<(Key, Arc<Pipeline>)>, BuildFast>;
+
 /// All pipelines of a device.
 pub(super) struct Pipelines {
-    /// By hash.
-    found: Mutex<HashMap<u64, Vec<(Key, Arc<Pipeline>)>, BuildFast>>,
+    found: Mutex<Found>,
     layouts: Mutex<HashMap<&'static [Access], Arc<Layout>>>,
     compiler: Arc<Compiler>,
     workers: Workers,
@@ -195,6 +197,7 @@ impl Gpu {
         let job = Job { compiler: pipelines.compiler.clone(), kernel: *kernel, constants: constants.to_vec(), argument_bytes };
         found.entry(hash).or_default().push((key, pipeline.clone()));
         drop(found);
+        self.note(kernel, constants, argument_bytes);
         if self.waits_for(kernel) {
             job.run(&pipeline);
         } else {
@@ -241,7 +244,7 @@ impl Job {
 
     fn compile(&self, layout: &Layout) -> std::result::Result<wgpu::ComputePipeline, String> {
         let Compiler { device, tier, checked_shaders, modules } = &*self.compiler;
-        let text = self.kernel.text(*tier, &self.constants)?;
+        let text = self.kernel.variant(*tier, &self.constants, self.argument_bytes).composed()?;
         let is_checked = *checked_shaders || !self.kernel.trusted;
         if is_checked {
             check_arguments(&text, self.argument_bytes)?;

@@ -1,6 +1,6 @@
 //! The program `llama_pc`, which pre-trains Llama models with PC layers on any GPU: [`main`], and [`readers`] to be tested from outside.
 //!
-//! Imports point one way: commands → train, inspect → model → run, data → config → terminal.
+//! Imports point one way: commands → study → train, inspect → model → run, data → config → terminal.
 
 mod commands;
 mod config;
@@ -9,6 +9,7 @@ mod inspect;
 mod model;
 pub mod readers;
 mod run;
+mod study;
 mod terminal;
 mod train;
 
@@ -53,6 +54,8 @@ enum Command {
     Spectrum(spectrum::Args),
     /// Write an HTML report about one or more runs
     Report(report::Args),
+    /// Study what PC layers bring: train models with and without them, and write a page about it
+    Study(commands::study::Args),
 }
 
 /// Runs the command that the command line asks for.
@@ -79,6 +82,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Export(args) => export::run(&args),
         Command::Spectrum(args) => spectrum::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Study(args) => commands::study::run(&args),
     }
 }
 

@@ -50,6 +50,12 @@ fn runs_are_measured_and_reported() {
         assert!((found / wanted - 1.0).abs() < 1e-9, "{key}: {found} and {wanted}");
     }
     assert_eq!(metrics.lines().filter(|line| line.contains("\"gmcn\"")).count(), 2);
+    let errors = matrices.iter().filter_map(|matrix| matrix["sigma_error"].as_f64());
+    let (found, worst) = (last["sigma_error"]["largest"].as_f64().expect("a number"), errors.fold(0.0, f64::max));
+    assert!(
+        (found - worst).abs() < 1e-6 && last["sigma_error"]["mean"].as_f64().expect("a number") <= found,
+        "{found} and {worst}"
+    );
 
     text_of(llama_pc(path).args(["report", "pc", "plain", "--out", "report.html"]));
     let page = fs::read_to_string(path.join("report.html")).expect("a page");

@@ -79,6 +79,28 @@ fn a_run_learns_and_can_be_evaluated_and_sampled() {
 }
 
 #[test]
+fn initial_weights_are_scaled_where_they_are_drawn() {
+    let folder = prepared();
+    let norms = |out: &str, scale: &str| {
+        let extra = [scale, "train.steps=1", "train.log_layers_every=1", "train.val_every=0"];
+        train(folder.path(), out, &extra).assert().success();
+        metrics(folder.path(), out)[0]["layers"]["weight_norm"].clone()
+    };
+    let (plain, scaled) = (norms("plain", "seed=1"), norms("scaled", "model.init_scale={ o = 2.0, ffn = 0.5 }"));
+    for (part, factor) in [("o_proj", 2.0), ("gate_proj", 0.5), ("up_proj", 0.5), ("down_proj", 0.5), ("q_proj", 1.0)] {
+        for (name, norm) in plain.as_object().expect("norms").iter().filter(|(name, _)| name.contains(part)) {
+            let ratio = scaled[name].as_f64().expect("a norm") / norm.as_f64().expect("a norm");
+            assert!((ratio / factor - 1.0).abs() < 1e-5, "{name}: {ratio}");
+        }
+    }
+    let assert = train(folder.path(), "third", &["model.init_scale={ o = 2.0 }"]).args(["--init", "plain"]).assert().code(2);
+    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(text.contains("model.init_scale: found") && text.contains("--init plain"), "{text}");
+    // A scaled run's weights are weights like any others.
+    train(folder.path(), "fourth", &["train.steps=1"]).args(["--init", "scaled"]).assert().success();
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run_with_either_optimizer() {
     let folder = prepared();
     for kind in ["adamw", "muon"] {
@@ -184,4 +206,21 @@ fn wrong_use_has_its_sentence_and_its_exit_status() {
         assert!(text.contains("error: ") && !text.contains("panicked"), "{text}");
     }
     assert!(!folder.path().join("run").exists(), "a run that could not begin leaves no folder");
+}
+
+/// Each would train alone, into the same folder. A build with MPI asks that instead.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_build_without_mpi_refuses_to_be_one_of_several_processes() {
+    let folder = prepared();
+    for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let assert = train(folder.path(), "run", &[]).env(variable, "2").assert().code(2);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(
+            text.contains(&format!("error: found {variable} = 2, expected a single process: this build has no MPI")),
+            "{text}"
+        );
+        assert!(text.contains("--features mpi") && !folder.path().join("run").exists(), "{text}");
+    }
+    train(folder.path(), "run", &["train.steps=1", "train.val_every=0"]).env("OMPI_COMM_WORLD_SIZE", "1").assert().success();
 }

@@ -13,4 +13,5 @@ pub mod report;
 pub mod sample;
 pub mod selftest;
 pub mod spectrum;
+pub mod study;
 pub mod train;

@@ -46,7 +46,8 @@ impl Config {
 
     fn keys_of(&self, sections: &[&str]) -> Keys {
         let mut keys = self.keys();
-        keys.retain(|key, _| sections.iter().any(|section| key.starts_with(section)));
+        // The scale of weights before their first step says nothing of the network.
+        keys.retain(|key, _| key != "model.init_scale" && sections.iter().any(|section| key.starts_with(section)));
         keys
     }
 }
@@ -97,6 +98,13 @@ mod tests {
         let level = differences(&plain, &with_pc).into_iter().find(|difference| difference.key == "pc.level");
         assert_eq!(level, Some(Difference { key: "pc.level".into(), found: None, expected: Some("2".into()) }));
         assert!(differences(&with_pc, &plain).iter().any(|difference| difference.key == "pc.level"));
+    }
+
+    #[test]
+    fn the_initial_scale_is_no_part_of_the_network() {
+        let scaled = Config::load(None, &["model.init_scale={ o = 2 }".to_owned()]).expect("a good configuration");
+        assert_eq!(scaled.weight_keys(), Config::default().weight_keys());
+        assert_ne!(scaled.keys(), Config::default().keys());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 //! Each source is checked against the schema while its name is still known; then the sources are merged, the defaults that
 //! depend on other keys are filled in, and constraints between keys are checked last.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use polytape::MAX_HEAD_DIM;
 use polytape::llama::{LlamaConfig, PRESET_VOCAB, PRESETS};
 use polytape::optim::ScheduleKind;
 use polytape::spectral::NewtonSchulz;
-use serde::de::{Deserialize, Deserializer};
+use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer};
 use toml::{Table, Value};
 
 use super::rope;
@@ -269,6 +270,12 @@ fn check_whole(config: &Config) -> Result<(), String> {
     if !heads.is_multiple_of(kv_heads) {
         return Err(format!("model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"));
     }
+    let (replicas, accumulation) = (config.train.replicas, config.train.grad_accumulation);
+    if !replicas.is_power_of_two() || !accumulation.is_multiple_of(replicas) {
+        return Err(format!(
+            "train.replicas: found {replicas}, expected a power of two that divides train.grad_accumulation = {accumulation}"
+        ));
+    }
     let (decay, steps) = (config.schedule.decay_steps, config.train.steps);
     if config.schedule.kind == ScheduleKind::Wsd && decay > steps {
         return Err(format!("schedule.decay_steps: found {decay}, expected at most train.steps = {steps}"));
@@ -280,18 +287,34 @@ fn check_whole(config: &Config) -> Result<(), String> {
 pub(super) fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Target>, D::Error> {
     let mut targets = Vec::new();
     for name in Vec::<String>::deserialize(deserializer)? {
-        match name.as_str() {
-            "qk" => targets.extend([Target::Q, Target::K]),
-            "ffn" => targets.extend([Target::Gate, Target::Up, Target::Down]),
-            single => {
-                use serde::de::IntoDeserializer;
-                targets.push(Target::deserialize(single.into_deserializer())?);
-            }
-        }
+        targets.extend(named(&name)?);
     }
     targets.sort();
     targets.dedup();
     Ok(targets)
+}
+
+/// Expands the groups of `model.init_scale`; a matrix that gets two factors is an error.
+pub(super) fn factors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Target, f64>, D::Error> {
+    let mut factors = BTreeMap::new();
+    for (name, factor) in BTreeMap::<String, f64>::deserialize(deserializer)? {
+        for target in named(&name)? {
+            if factors.insert(target, factor).is_some() {
+                let twice = Value::try_from(target).expect("bug: a target does not serialise");
+                return Err(D::Error::custom(format!("model.init_scale: found two factors of {twice}, expected one")));
+            }
+        }
+    }
+    Ok(factors)
+}
+
+/// The matrices that a name stands for.
+fn named<E: serde::de::Error>(name: &str) -> Result<Vec<Target>, E> {
+    match name {
+        "qk" => Ok(vec![Target::Q, Target::K]),
+        "ffn" => Ok(vec![Target::Gate, Target::Up, Target::Down]),
+        single => Target::deserialize(single.into_deserializer()).map(|target| vec![target]),
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{Config, Pc};
 const SOURCE: &str = include_str!("sections.rs");
 
 /// Defaults that depend on other keys or files.
-const DEPENDENT: [(&str, &str, &str); 14] = [
+const DEPENDENT: [(&str, &str, &str); 15] = [
     ("model", "preset", "none"),
     ("model", "kv_heads", "`heads`"),
     ("model", "head_dim", "`dim` / `heads`"),
@@ -24,6 +24,7 @@ const DEPENDENT: [(&str, &str, &str); 14] = [
     ("model", "rope_attention_factor", "0.1·ln(`rope_factor`) + 1"),
     ("model", "intermediate_size", "8·dim/3, rounded up to a multiple of 256"),
     ("model", "vocab", "the tokenizer's; of a preset without one, 32000"),
+    ("model", "init_scale", "none"),
     ("pc", "coefficients", "the level's"),
     ("optimizer", "ns_steps", "5; 8 for `polar_express`"),
 ];

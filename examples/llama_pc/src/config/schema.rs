@@ -26,6 +26,8 @@ enum Kind {
     Choice(&'static [&'static str]),
     /// Any number of these names.
     Choices(&'static [&'static str]),
+    /// A table from any of these names to numbers, each in the range.
+    Factors(&'static [&'static str], Range),
 }
 
 struct Range(Bound<f64>, Bound<f64>);
@@ -49,12 +51,15 @@ const PRESET_NAMES: [&str; PRESETS.len()] = {
     names
 };
 
+/// The matrices of a block, and groups of them.
+const TARGETS: [&str; 9] = ["q", "k", "v", "o", "gate", "up", "down", "qk", "ffn"];
+
 const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
     Key { section, name, kind }
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
-pub static KEYS: [Key; 65] = [
+pub static KEYS: [Key; 68] = [
     key("", "seed", COUNT_OR_NEVER),
     key("model", "preset", Kind::Choice(&PRESET_NAMES)),
     key("model", "dim", Kind::Integer(2..=65_536)),
@@ -76,7 +81,9 @@ pub static KEYS: [Key; 65] = [
     key("model", "rope_attention_factor", POSITIVE),
     key("model", "qk_norm", FLAG),
     key("model", "tied", FLAG),
-    key("pc", "targets", Kind::Choices(&["q", "k", "v", "o", "gate", "up", "down", "qk", "ffn"])),
+    // Beyond these limits weights would leave the range of f32, or their squares would.
+    key("model", "init_scale", Kind::Factors(&TARGETS, Range(Included(1e-6), Included(1e6)))),
+    key("pc", "targets", Kind::Choices(&TARGETS)),
     key("pc", "level", Kind::Integer(0..=4)),
     key("pc", "coefficients", Kind::Numbers(1..=16, Range(Unbounded, Unbounded))),
     key("pc", "norm", Kind::Choice(&["spectral", "frobenius", "none"])),
@@ -109,6 +116,8 @@ pub static KEYS: [Key; 65] = [
     key("train", "steps", COUNT),
     key("train", "batch_size", Kind::Integer(1..=1 << 20)),
     key("train", "grad_accumulation", Kind::Integer(1..=1 << 20)),
+    key("train", "replicas", Kind::Integer(1..=4096)),
+    key("train", "exchange", Kind::Choice(&["f32", "bf16"])),
     key("train", "max_grad_norm", POSITIVE),
     key("train", "checkpoint_activations", FLAG),
     key("train", "precision", Kind::Choice(&["f32", "f16x3", "f16"])),
@@ -217,6 +226,9 @@ impl Key {
             }
             Kind::Choice(names) => one_of(value, names),
             Kind::Choices(names) => value.as_array().is_some_and(|list| list.iter().all(|v| one_of(v, names))),
+            Kind::Factors(names, range) => value
+                .as_table()
+                .is_some_and(|table| table.iter().all(|(name, v)| names.contains(&name.as_str()) && range.holds(v))),
         };
         if fits {
             return Ok(());
@@ -276,6 +288,9 @@ impl Kind {
             }
             Self::Choice(names) => format!("one of {}", names.join(", ")),
             Self::Choices(names) => format!("a list of names out of {}", names.join(", ")),
+            Self::Factors(names, range) => {
+                format!("a table from names out of {} to numbers {}", names.join(", "), range.expected())
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The sections, and what each key means; `docs/configuration.md` is generated from these comments.
 
+use std::collections::BTreeMap;
+
 use polytape::Precision;
+use polytape::exchange::Wire;
 use polytape::llama::LlamaConfig;
 use polytape::optim::{LrDecay, LrScale, ScheduleKind, WeightDecayScope};
 use polytape::spectral::{NewtonSchulz, Norm};
@@ -83,6 +86,10 @@ pub struct Model {
     pub qk_norm: bool,
     /// Tie the output head to the token embedding.
     pub tied: bool,
+    /// Factors of the initial weights of these matrices, as in `{ o = 1.9, ffn = 1.5 }`; `qk` stands for q and k, `ffn` for gate, up and
+    /// down. A control for PC layers: they enlarge the weights that the model computes with, which alone may change how it trains.
+    #[serde(deserialize_with = "load::factors", skip_serializing_if = "BTreeMap::is_empty")]
+    pub init_scale: BTreeMap<Target, f64>,
 }
 
 /// How rotary frequencies are stretched.
@@ -226,6 +233,11 @@ pub struct Train {
     pub batch_size: usize,
     /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
+    /// Leaves of the tree in which a step's gradients are summed: a power of two that divides `grad_accumulation`. Any number of ranks
+    /// (`mpirun -n`) that divides it gives the same bits, one process included.
+    pub replicas: usize,
+    /// Gradients and weights between ranks: as they are, or rounded to half the bytes. Of no effect on a single process.
+    pub exchange: Wire,
     /// Maximum global L2 norm of the gradients; larger ones are clipped.
     pub max_grad_norm: f64,
     /// Recompute each block in the backward pass instead of keeping its activations.
@@ -245,7 +257,7 @@ pub struct Train {
     pub keep_checkpoints: usize,
     /// Steps between lines of metrics.
     pub log_every: u64,
-    /// Steps between measurements of the condition numbers.
+    /// Steps between measurements of the condition numbers, and of the error of the PC layers' norms.
     pub log_spectrum_every: u64,
     /// Steps between per-layer measurements: norms, γ and the residual stream.
     pub log_layers_every: u64,
@@ -291,6 +303,7 @@ impl Default for Model {
             rope_attention_factor: None,
             qk_norm: false,
             tied: false,
+            init_scale: BTreeMap::new(),
         }
     }
 }
@@ -353,6 +366,8 @@ impl Default for Train {
             steps: 1000,
             batch_size: 8,
             grad_accumulation: 1,
+            replicas: 1,
+            exchange: Wire::F32,
             max_grad_norm: 1.0,
             checkpoint_activations: false,
             precision: Precision::F32,

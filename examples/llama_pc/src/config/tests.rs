@@ -48,10 +48,28 @@ fn the_schema_lists_exactly_the_written_keys() {
     config.model.rope_beta_fast = Some(32.0);
     config.model.rope_beta_slow = Some(1.0);
     config.model.rope_attention_factor = Some(1.0);
+    config.model.init_scale.insert(Target::O, 2.0);
     let table: Table = config.to_toml().parse().expect("TOML");
     let written: usize = table.values().map(|value| value.as_table().map_or(1, Table::len)).sum();
     assert_eq!(written, schema::KEYS.len());
     assert!(check_table(&table).is_ok());
+}
+
+#[test]
+fn initial_scales_are_factors_per_matrix() {
+    let config = parse("[model]\ninit_scale = { o = 2, ffn = 1.5 }", &[]).expect("a good file");
+    let factors: Vec<(Target, f64)> = config.model.init_scale.clone().into_iter().collect();
+    assert_eq!(factors, [(Target::O, 2.0), (Target::Gate, 1.5), (Target::Up, 1.5), (Target::Down, 1.5)]);
+    assert_eq!(parse(&config.to_toml(), &[]), Ok(config.clone()));
+    assert_eq!(parse("", &["model.init_scale={ qk = 3.0 }"]).map(|config| config.model.init_scale.len()), Ok(2));
+    assert_eq!(
+        error("[model]\ninit_scale = { gate = 2.0, ffn = 1.5 }"),
+        "model.init_scale: found two factors of \"gate\", expected one"
+    );
+    for wrong in ["{ o = 0 }", "{ o = -1.0 }", "{ o = 1e30 }", "{ o = \"a\" }", "{ head = 2.0 }", "2.0", "{ o = nan }"] {
+        let message = error(&format!("[model]\ninit_scale = {wrong}"));
+        assert!(message.starts_with("test.toml: model.init_scale: found ") && message.contains("expected a table"), "{message}");
+    }
 }
 
 #[test]

@@ -59,7 +59,20 @@ pub fn pc_targets(config: &Config) -> Vec<(String, usize)> {
         (true, Target::K | Target::V) => config.model.kv_heads,
         _ => 1,
     };
-    let part = |target: Target| match target {
+    let name = |layer: usize, target: Target| (stem(layer, target), blocks(target));
+    (0..config.model.layers).flat_map(|layer| pc.targets.iter().map(move |&target| name(layer, target))).collect()
+}
+
+/// The matrices whose initial weights are scaled, without `.weight`, each with its factor.
+pub fn init_scales(config: &Config) -> Vec<(String, f32)> {
+    let factors = &config.model.init_scale;
+    let in_layer = |layer| factors.iter().map(move |(&target, &factor)| (stem(layer, target), factor as f32));
+    (0..config.model.layers).flat_map(in_layer).collect()
+}
+
+/// The name of a matrix, without `.weight`.
+pub fn stem(layer: usize, target: Target) -> String {
+    let part = match target {
         Target::Q => names::Q,
         Target::K => names::K,
         Target::V => names::V,
@@ -68,8 +81,7 @@ pub fn pc_targets(config: &Config) -> Vec<(String, usize)> {
         Target::Up => names::UP,
         Target::Down => names::DOWN,
     };
-    let name = |layer: usize, target: Target| (names::in_layer(layer, part(target)), blocks(target));
-    (0..config.model.layers).flat_map(|layer| pc.targets.iter().map(move |&target| name(layer, target))).collect()
+    names::in_layer(layer, part)
 }
 
 /// The learning rate's course.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::measured::{Gmcn, Layers};
+use super::measured::{Exchanged, Gmcn, Layers, SigmaError};
 use super::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, grouped};
@@ -33,6 +33,9 @@ pub struct Metrics {
     /// Model FLOPs utilization: share of the adapter's peak; if the user gives the peak.
     #[serde(default, alias = "utilization", skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
+    /// On several ranks only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Exchanged>,
     /// On validation steps only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
@@ -48,6 +51,9 @@ pub struct Metrics {
     /// On the steps of `train.log_spectrum_every` only: of the weights after the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gmcn: Option<Gmcn>,
+    /// On the same steps: of the PC layers with the spectral norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigma_error: Option<SigmaError>,
     /// On the steps of `train.log_layers_every` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Layers>,
@@ -94,6 +100,7 @@ impl Metrics {
             scalars.push(("skipped_steps".to_owned(), self.skipped_steps as f32));
         }
         scalars.extend(self.gmcn.iter().flat_map(Gmcn::scalars));
+        scalars.extend(self.sigma_error.iter().flat_map(SigmaError::scalars));
         scalars.extend(self.layers.iter().flat_map(Layers::scalars));
         scalars
     }

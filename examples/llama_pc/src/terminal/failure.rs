@@ -9,6 +9,8 @@ use std::path::Path;
 pub struct Failure {
     /// 2 for a usage or configuration error, 1 for anything else.
     pub status: u8,
+    /// A training's numbers left the range of their format: a result where divergence is studied, an error elsewhere.
+    pub has_diverged: bool,
     message: String,
     hint: Option<String>,
 }
@@ -16,12 +18,12 @@ pub struct Failure {
 impl Failure {
     /// The user asked for something that cannot be: a bad flag, a bad key, an output that exists already.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { status: 2, message: one_line(message.into()), hint: None }
+        Self { status: 2, has_diverged: false, message: one_line(message.into()), hint: None }
     }
 
     /// Anything else: a file that is missing, cut or foreign, a device that fails.
     pub fn other(message: impl Into<String>) -> Self {
-        Self { status: 1, message: one_line(message.into()), hint: None }
+        Self { status: 1, has_diverged: false, message: one_line(message.into()), hint: None }
     }
 
     /// An input or output error. There is no `From<std::io::Error>`, because such an error must always name its file.
@@ -34,10 +36,28 @@ impl Failure {
         Self::other(format!("cannot {action} {}: {reason}", path.display()))
     }
 
+    /// Says in which step it happened, unless it does.
+    pub fn within_step(mut self, step: u64) -> Self {
+        if !self.message.starts_with("step ") {
+            self.message = format!("step {step}: {}", self.message);
+        }
+        self
+    }
+
+    /// Marks it as that of a training that diverged.
+    pub fn diverged(self) -> Self {
+        Self { has_diverged: true, ..self }
+    }
+
     /// Adds a line that says what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// [`Failure::hint`] unless there is one.
+    pub fn or_hint(self, hint: impl FnOnce() -> String) -> Self {
+        if self.hint.is_some() { self } else { self.hint(hint()) }
     }
 }
 

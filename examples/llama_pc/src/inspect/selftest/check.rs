@@ -11,11 +11,14 @@ use polytape_reference::tolerance::{Tolerance, worst_error};
 pub const HEADING: &str =
     "operation                           shape                           worst error    tolerance  verdict\n";
 
+/// Computes the parts of a result, with what they should be.
+type Run = dyn Fn(&Gpu) -> Result<Vec<Part>> + Send + Sync;
+
 /// A check that can run on any device, and on any thread.
 pub struct Check {
     operation: String,
     shape: String,
-    run: Box<dyn Fn(&Gpu) -> Result<Vec<Part>> + Send + Sync>,
+    run: Box<Run>,
 }
 
 impl Check {

@@ -22,9 +22,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Initial weights, drawn from the configuration's seed.
+    /// Initial weights, drawn from the configuration's seed and scaled by its `model.init_scale`.
     pub fn fresh(gpu: &Gpu, config: &Config) -> Result<Self, Failure> {
-        let (llama, params) = Llama::init(gpu, engine::model(config), config.seed)?;
+        let (llama, mut params) = Llama::init(gpu, engine::model(config), config.seed)?;
+        for (stem, factor) in engine::init_scales(config) {
+            let id = params.id(&names::weight(&stem))?;
+            let scaled = params.get(id)?.tensor.scaled(factor)?;
+            params.set(id, scaled)?;
+        }
         Self::precondition(llama, params, config)
     }
 

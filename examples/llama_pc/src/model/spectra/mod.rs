@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::model::engine;
 use crate::model::import::Stored;
-use crate::run::measured::Gmcn;
+use crate::run::measured::{Gmcn, SigmaError};
 use crate::terminal::failure::Failure;
 pub use numerics::Spectrum;
 use numerics::{bilinear, geometric_mean, modified_condition, singular_values};
@@ -128,19 +128,43 @@ impl Task {
         })
     }
 
+    /// The largest of the blocks' errors.
     fn sigma_error(&self, u: &[f32], v: &[f32], blocks: usize) -> Result<f64, Failure> {
-        let rows = self.rows / blocks;
-        let mut worst = 0.0f64;
-        for block in 0..blocks {
-            let w = &self.raw[block * rows * self.columns..][..rows * self.columns];
-            let largest = singular_values(w, self.columns).ok_or_else(|| not_finite(&self.name))?[0];
-            let estimate = bilinear(&u[block * rows..][..rows], w, &v[block * self.columns..][..self.columns]);
-            if largest > 0.0 {
-                worst = worst.max(1.0 - estimate / largest);
-            }
-        }
-        Ok(worst)
+        let errors = estimate_errors(&self.raw, self.columns, u, v, blocks).ok_or_else(|| not_finite(&self.name))?;
+        Ok(errors.into_iter().fold(0.0, f64::max))
     }
+}
+
+/// 1 − uᵀWv/σ₁ of each block of rows; 0 where W is. `None` if a value is not finite.
+fn estimate_errors(w: &[f32], columns: usize, u: &[f32], v: &[f32], blocks: usize) -> Option<Vec<f64>> {
+    let parts = w.chunks_exact(w.len() / blocks).zip(u.chunks_exact(u.len() / blocks)).zip(v.chunks_exact(columns));
+    let error = |((w, u), v): ((&[f32], &[f32]), &[f32])| {
+        let largest = singular_values(w, columns)?[0];
+        Some(if largest > 0.0 { 1.0 - bilinear(u, w, v) / largest } else { 0.0 })
+    };
+    parts.map(error).collect()
+}
+
+/// [`SigmaError`] of the PC layers at these raw parameters; `None` without any that estimate their norm.
+pub fn sigma_error(config: &Config, params: &Params) -> Result<Option<SigmaError>, Failure> {
+    if config.pc.as_ref().is_none_or(|pc| pc.norm != Norm::Spectral) {
+        return Ok(None);
+    }
+    let values = |name: String| -> Result<(Vec<f32>, usize), Failure> {
+        let tensor = &params.get(params.id(&name)?)?.tensor;
+        Ok((tensor.to_vec()?, tensor.shape().last().copied().unwrap_or(1)))
+    };
+    let fetch = |(stem, _): &(String, usize)| {
+        let vector = |part: &str| Ok::<_, Failure>(values(format!("{stem}.{part}"))?.0);
+        Ok((values(names::weight(stem))?, vector(PC_U)?, vector(PC_V)?))
+    };
+    type Fetched = ((Vec<f32>, usize), Vec<f32>, Vec<f32>);
+    let measure = |(stem, blocks): &(String, usize), ((w, columns), u, v): Fetched| {
+        estimate_errors(&w, columns, &u, &v, *blocks).ok_or_else(|| not_finite(stem))
+    };
+    let errors = in_parallel(&engine::pc_targets(config), fetch, measure, || {})?.concat();
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    Ok((!errors.is_empty()).then(|| SigmaError { mean, largest: errors.into_iter().fold(0.0, f64::max) }))
 }
 
 fn not_finite(name: &str) -> Failure {

@@ -1,0 +1,227 @@
+//! The study of what PC layers bring: `arms` and `scale` say what is compared, `queue` which run comes next (with `grid`), `plan` what it will
+//! cost (with `timing`), `runs` trains, `record` keeps.
+//!
+//! `findings` (with `statistics`) are what the records say, `page`, `pictures` and `chart` show them. Everything shown is made from
+//! what is kept, so that it can be made again.
+
+mod arms;
+mod chart;
+mod findings;
+mod grid;
+mod merged;
+mod page;
+mod pictures;
+mod plan;
+mod queue;
+mod record;
+mod runs;
+mod scale;
+mod statistics;
+mod timing;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use polytape::Gpu;
+
+use crate::config::DataFormat;
+use crate::data::meta::{bytes_per_token, tokenizer_of};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::TokenStream;
+use crate::data::windows::{Order, Windows};
+use crate::inspect::report;
+use crate::run::files;
+use crate::terminal::failure::Failure;
+use crate::terminal::output;
+use arms::{Optimizer, Spec};
+use findings::Findings;
+use merged::Merged;
+use queue::Losses;
+use record::{Data, Header, Kept, Machine, Record, SizeFacts};
+use runs::Stand;
+use scale::Setup;
+pub use scale::{SMALL, Scale, TINY};
+
+/// What to study.
+pub struct Request {
+    pub scale: Scale,
+    /// The folder of the runs; one that exists is gone on with.
+    pub out: PathBuf,
+    /// The folder of `study.md` and `study/`.
+    pub docs: PathBuf,
+    /// The folder of `train/` and `val/`.
+    pub data: PathBuf,
+    /// Only write the plan.
+    pub plan_only: bool,
+}
+
+/// Plans, runs whatever is missing, and writes the page. Stops where the user interrupts.
+pub fn run(request: &Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<(), Failure> {
+    let data = data(&request.data, request.scale.seq_len)?;
+    let gpu = open()?;
+    let mut setup = Setup { scale: request.scale, data: request.data.clone(), vocab: data.vocab, scales: Vec::new() };
+    for size in 0..setup.scale.sizes.len() {
+        setup.scales.push(timing::initial_scales(&gpu, &setup, size)?);
+    }
+    let header = header(&gpu, &setup, data, &request.out)?;
+    let table = plan::table(&header.plan);
+    output::print(&format!("The plan, from measured step times:\n\n{table}\n"))?;
+    files::replace(&request.out.join("plan.md"), format!("# The plan\n\n{table}").as_bytes())?;
+    plan::check(&header.plan, setup.scale.max_hours)?;
+    if request.plan_only {
+        return Ok(());
+    }
+    // Only now: a plan that was refused is measured anew, perhaps in a quieter hour.
+    let json = serde_json::to_string(&header).expect("bug: a header does not serialise");
+    files::replace(&request.out.join(HEADER), json.as_bytes())?;
+    let Some(records) = train_all(&gpu, &setup, &header, &request.out)? else {
+        output::note("interrupted; the same command goes on from here");
+        return Ok(());
+    };
+    let kept = Kept { header, records };
+    let folder = pictures_folder(&request.docs)?;
+    kept.write(&folder.join(METRICS))?;
+    show(&folder.join(METRICS), &request.docs)
+}
+
+/// The study's header, in the folder of its runs.
+const HEADER: &str = "study.json";
+/// The kept metrics, in the folder of the pictures.
+const METRICS: &str = "metrics.jsonl.zst";
+
+/// Points of a run in the report: what a screen shows of some runs beside each other.
+const REPORT_POINTS: usize = 300;
+
+/// Writes the page, its pictures and the report from kept metrics, and prints their paths.
+pub fn show(metrics: &Path, docs: &Path) -> Result<(), Failure> {
+    let kept = Kept::read(metrics)?;
+    let findings = Findings::new(&kept)?;
+    let folder = pictures_folder(docs)?;
+    pictures::save_all(&findings, &folder)?;
+    let mut runs = Vec::new();
+    for size in 0..kept.header.sizes.len() {
+        for optimizer in Optimizer::ALL {
+            for result in findings.compared(size, optimizer) {
+                let Some(record) = result.records.first() else { continue };
+                let name = format!("{}, {}, {}", page::size_title(&kept.header, size), optimizer.title(), result.arm.title());
+                runs.push(report::of_rows(
+                    name,
+                    record.config.clone(),
+                    &record.rows(kept.header.tokens_per_step)?,
+                    REPORT_POINTS,
+                ));
+            }
+        }
+    }
+    let html = folder.join("report.html");
+    files::replace(&html, report::page(runs).as_bytes())?;
+    let command = format!("cargo llama_pc study --from {}", metrics.display());
+    let page = docs.join("study.md");
+    files::replace(&page, page::page(&findings, "study", &command).as_bytes())?;
+    output::print(&format!("{}\n{}\n", page.display(), html.display()))
+}
+
+fn pictures_folder(docs: &Path) -> Result<PathBuf, Failure> {
+    let folder = docs.join("study");
+    std::fs::create_dir_all(&folder).map_err(|error| Failure::io("create", &folder, &error))?;
+    Ok(folder)
+}
+
+/// What is trained on.
+fn data(folder: &Path, seq_len: usize) -> Result<Data, Failure> {
+    let train = folder.join("train");
+    let hint = "scripts/demo prepares data/demo; `prepare --out DIR` makes such a folder of any text";
+    std::fs::metadata(&train).map_err(|error| Failure::io("read", &train, &error).hint(hint))?;
+    let tokenizer = tokenizer_of(&train).ok_or_else(|| {
+        Failure::other(format!("{}: found no tokenizer.json, expected prepared data", folder.display())).hint(hint)
+    })?;
+    let vocab = Tokenizer::load(&tokenizer)?.vocab_size();
+    let stream = TokenStream::open(&train, vocab, DataFormat::Auto)?;
+    let tokens = stream.len();
+    let windows = Windows::new(stream, &train.display().to_string(), seq_len, Order::Sequential)?;
+    Ok(Data {
+        folder: folder.display().to_string(),
+        tokens,
+        checksum: windows.fingerprint()?,
+        vocab,
+        bytes_per_token: bytes_per_token(&train).map(record::rounded),
+    })
+}
+
+/// The study's header: that of the folder, which must be of the same study, or a new one with freshly measured times.
+fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Failure> {
+    let file = out.join(HEADER);
+    let mut header = unplanned(gpu, setup, data)?;
+    if file.is_file() {
+        let found: Header = files::read_json(&file)?;
+        let mut pairs = found.identity().into_iter().zip(header.identity());
+        if let Some(((name, found), (_, expected))) = pairs.find(|(found, expected)| found != expected) {
+            return Err(Failure::usage(format!("{}: found {name} = {found}, expected this study's {expected}", file.display()))
+                .hint("another --out begins a new study"));
+        }
+        return Ok(found);
+    }
+    header.times = timing::measure(gpu, setup)?;
+    header.plan = plan::rows(setup, &header.times)?;
+    Ok(header)
+}
+
+/// A header without times and plan.
+fn unplanned(gpu: &Gpu, setup: &Setup, data: Data) -> Result<Header, Failure> {
+    let adapter = gpu.adapter();
+    let size = |size: usize| -> Result<SizeFacts, Failure> {
+        let name = |target| toml::Value::try_from(target).ok().and_then(|value| value.as_str().map(str::to_owned));
+        let init_scale = setup.scales[size].iter().filter_map(|(target, factor)| Some((name(target)?, *factor))).collect();
+        Ok(SizeFacts { size: setup.scale.sizes[size], parameters: setup.parameters(size)?, init_scale })
+    };
+    Ok(Header {
+        format: record::FORMAT,
+        program: format!("llama_pc {}", env!("CARGO_PKG_VERSION")),
+        scale: setup.scale.name.to_owned(),
+        design: setup.scale.design,
+        machine: Machine {
+            adapter: adapter.name.clone(),
+            driver: adapter.driver.clone(),
+            kernels: gpu.kernels().to_string(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        },
+        data,
+        sizes: (0..setup.scale.sizes.len()).map(size).collect::<Result<_, _>>()?,
+        steps: setup.steps()?,
+        tokens_per_step: setup.tokens_per_step() as u64,
+        times: Vec::new(),
+        plan: Vec::new(),
+    })
+}
+
+/// Trains until nothing is missing, and gathers the records; `None` where the user interrupts.
+fn train_all(gpu: &Gpu, setup: &Setup, header: &Header, out: &Path) -> Result<Option<BTreeMap<Spec, Record>>, Failure> {
+    let mut records = BTreeMap::new();
+    let mut losses = Losses::new();
+    let planned = plan::total(&header.plan).0;
+    let choices = loop {
+        let spec = match queue::finished(&header.design, &losses) {
+            Ok(choices) => break choices,
+            Err(spec) => spec,
+        };
+        let folder = runs::folder(out, &spec);
+        if runs::outcome(&folder)?.is_none() {
+            output::note(&format!("\nrun {} of about {planned}: {}", records.len() + 1, spec.name()));
+        }
+        let outcome = match runs::train(gpu, &folder, setup.config(&spec, header.steps)?)? {
+            Stand::Finished(outcome) => outcome,
+            Stand::Interrupted => return Ok(None),
+        };
+        let record = Record::gather(&folder, spec, outcome)?;
+        losses.insert(spec, record.final_loss());
+        records.insert(spec, record);
+    };
+    for (&(size, arm), best) in choices.rates.iter().filter(|((_, arm), _)| arm.level().is_some()) {
+        let spec = Spec::new(size, arm, best.rate, 1);
+        let folder = runs::folder(out, &spec);
+        let Some(record) = records.get_mut(&spec).filter(|record| record.outcome.diverged_at.is_none()) else { continue };
+        Merged::measure(gpu, &folder)?;
+        record.merged = Merged::read(&folder)?;
+    }
+    Ok(Some(records))
+}

@@ -1,0 +1,217 @@
+//! Which run comes next: a function of the results so far, so that a study goes on wherever it was stopped.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::arms::{Arm, FEWER_ITERATIONS, LEVELS, Optimizer, Spec, Treatment};
+use super::grid::{self, Best, Next, Rate};
+
+/// What decides on the runs of a study.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Design {
+    /// Seeds of every arm at its best rate: 1 to this.
+    pub seeds: u64,
+    /// The most rates that are tried for an arm.
+    pub points: usize,
+    /// Where the grids of plain AdamW and of plain Muon begin.
+    pub centers: [Rate; 2],
+}
+
+/// How many times the best rate the stability is tested at, as powers of two.
+pub const STRESS: [i32; 2] = [1, 2];
+
+/// The final validation loss of every finished run, infinite where it diverged.
+pub type Losses = BTreeMap<Spec, f64>;
+
+/// What a finished study chose.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choices {
+    /// The best rate of each arm by size.
+    pub rates: BTreeMap<(usize, Arm), Best>,
+    /// The best level of each optimizer at the first size.
+    pub levels: BTreeMap<Optimizer, u8>,
+}
+
+impl Choices {
+    /// The arm with the best level.
+    pub fn best_level(&self, optimizer: Optimizer) -> Arm {
+        Arm::new(optimizer, Treatment::Level(self.levels[&optimizer]))
+    }
+}
+
+/// The choices, or the first run that is missing for them.
+pub fn finished(design: &Design, losses: &Losses) -> Result<Choices, Spec> {
+    let queue = Queue { design, losses };
+    let mut choices = Choices::default();
+    for optimizer in Optimizer::ALL {
+        queue.first_size(optimizer, &mut choices)?;
+    }
+    for optimizer in Optimizer::ALL {
+        queue.second_size(optimizer, &mut choices)?;
+    }
+    for optimizer in Optimizer::ALL {
+        queue.stability(optimizer, &choices)?;
+    }
+    queue.iterations(&choices)?;
+    Ok(choices)
+}
+
+/// The arms of the second size: the level is the one that was best at the first, so that there it is no choice among four.
+pub fn arms_of_second(optimizer: Optimizer, level: u8) -> [Arm; 3] {
+    [Treatment::Plain, Treatment::Scaled, Treatment::Level(level)].map(|treatment| Arm::new(optimizer, treatment))
+}
+
+/// The arms whose stability is tested.
+pub fn stressed(optimizer: Optimizer, level: u8) -> [Arm; 2] {
+    [Treatment::Plain, Treatment::Level(level)].map(|treatment| Arm::new(optimizer, treatment))
+}
+
+/// The arm whose power iterations are varied: Muon's updates turn the singular vectors most, and level 4 suffers most from a low
+/// estimate.
+pub fn iterated() -> Arm {
+    Arm::new(Optimizer::Muon, Treatment::Level(4))
+}
+
+struct Queue<'a> {
+    design: &'a Design,
+    losses: &'a Losses,
+}
+
+impl Queue<'_> {
+    fn loss(&self, spec: Spec) -> Result<f64, Spec> {
+        self.losses.get(&spec).copied().ok_or(spec)
+    }
+
+    /// The grid of an arm, and the other seeds of its best rate.
+    fn tune(&self, size: usize, arm: Arm, center: Rate) -> Result<Best, Spec> {
+        let mut tried = BTreeMap::new();
+        let best = loop {
+            match grid::next(&tried, center, self.design.points) {
+                Next::Try(rate) => drop(tried.insert(rate, self.loss(Spec::new(size, arm, rate, 1))?)),
+                Next::Best(best) => break best,
+            }
+        };
+        self.all_seeds(Spec::new(size, arm, best.rate, 1))?;
+        Ok(best)
+    }
+
+    fn all_seeds(&self, spec: Spec) -> Result<Vec<f64>, Spec> {
+        (1..=self.design.seeds).map(|seed| self.loss(Spec { seed, ..spec })).collect()
+    }
+
+    /// All arms. Each grid begins at the best rate of the nearest arm before.
+    fn first_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Spec> {
+        let mut center = self.design.centers[optimizer as usize];
+        for arm in Arm::all(optimizer) {
+            let nearest = match arm.treatment {
+                Treatment::Level(level) if level > 1 => Some(Treatment::Level(level - 1)),
+                Treatment::QkNormLevel(level) => Some(Treatment::Level(level)),
+                Treatment::Plain => None,
+                _ => Some(Treatment::Plain),
+            };
+            if let Some(treatment) = nearest {
+                center = choices.rates[&(0, Arm::new(optimizer, treatment))].rate;
+            }
+            choices.rates.insert((0, arm), self.tune(0, arm, center)?);
+        }
+        let mut best = (f64::INFINITY, LEVELS[0]);
+        for level in LEVELS {
+            let arm = Arm::new(optimizer, Treatment::Level(level));
+            let losses = self.all_seeds(Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1))?;
+            let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+            if mean < best.0 {
+                best = (mean, level);
+            }
+        }
+        choices.levels.insert(optimizer, best.1);
+        Ok(())
+    }
+
+    fn second_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Spec> {
+        for arm in arms_of_second(optimizer, choices.levels[&optimizer]) {
+            let best = self.tune(1, arm, choices.rates[&(0, arm)].rate)?;
+            choices.rates.insert((1, arm), best);
+        }
+        Ok(())
+    }
+
+    fn stability(&self, optimizer: Optimizer, choices: &Choices) -> Result<(), Spec> {
+        for arm in stressed(optimizer, choices.levels[&optimizer]) {
+            for power in STRESS {
+                let rate = choices.rates[&(0, arm)].rate.times_two_to(power);
+                self.all_seeds(Spec::new(0, arm, rate, 1))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn iterations(&self, choices: &Choices) -> Result<(), Spec> {
+        let arm = iterated();
+        let spec = Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1);
+        FEWER_ITERATIONS.into_iter().try_for_each(|iterations| self.all_seeds(Spec { iterations, ..spec }).map(drop))
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub const DESIGN: Design = Design { seeds: 3, points: 7, centers: [Rate(4), Rate(7)] };
+
+    /// A loss whose best rate depends on the arm; level 3 is the best.
+    pub fn loss(spec: &Spec) -> f64 {
+        let level = f64::from(spec.arm.level().unwrap_or(0));
+        let optimum = 5.0 + level / 2.0 + spec.size as f64;
+        let distance = f64::from(spec.rate.0) - optimum;
+        3.0 + 0.01 * distance * distance + 0.1 * (level - 3.0).abs() + 0.001 * spec.seed as f64
+    }
+
+    /// The runs of a study, in order.
+    pub fn all(design: &Design) -> (Vec<Spec>, Losses, Choices) {
+        let (mut order, mut losses) = (Vec::new(), Losses::new());
+        loop {
+            match finished(design, &losses) {
+                Ok(choices) => return (order, losses, choices),
+                Err(spec) => {
+                    assert!(losses.insert(spec, loss(&spec)).is_none(), "{} twice", spec.name());
+                    order.push(spec);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_study_comes_to_its_end_and_repeats_no_run() {
+        let (order, losses, choices) = all(&DESIGN);
+        assert_eq!(choices.levels.values().collect::<Vec<_>>(), [&3, &3]);
+        assert_eq!(choices.rates.len(), 2 * (8 + 3));
+        assert!(choices.rates.values().all(|best| best.is_inside));
+        for (&(size, arm), best) in &choices.rates {
+            assert!((1..=3).all(|seed| losses.contains_key(&Spec::new(size, arm, best.rate, seed))), "{arm:?}");
+            let neighbors = [-1, 1].map(|place| Spec::new(size, arm, best.rate.up(place), 1));
+            assert!(neighbors.iter().all(|spec| losses[spec] >= losses[&Spec::new(size, arm, best.rate, 1)]), "{arm:?}");
+        }
+        let stressed = order.iter().filter(|spec| spec.seed == 3).count();
+        // Best rates, twofold and fourfold rates, fewer iterations.
+        assert_eq!(stressed, 22 + 8 + 3);
+    }
+
+    #[test]
+    fn the_order_does_not_depend_on_where_it_was_stopped() {
+        let (order, ..) = all(&DESIGN);
+        for stop in [0, 1, order.len() / 2, order.len() - 1] {
+            let losses: Losses = order[..stop].iter().map(|spec| (*spec, loss(spec))).collect();
+            assert_eq!(finished(&DESIGN, &losses), Err(order[stop]));
+        }
+    }
+
+    #[test]
+    fn a_study_in_which_everything_diverges_ends_too() {
+        let mut losses = Losses::new();
+        while let Err(spec) = finished(&DESIGN, &losses) {
+            losses.insert(spec, f64::INFINITY);
+            assert!(losses.len() < 1000);
+        }
+    }
+}
