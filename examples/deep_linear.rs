@@ -128,7 +128,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     println!("{:>5}  {:<5}  {:>8}  {:>5}  {:>10}  {:>17}", "depth", "layer", "rate", "steps", "last loss", "ln(loss) per step");
     let mut curves = [("plain", vec![]), ("PC, level 4", vec![])];
     for depth in DEPTHS {
-        for (bounded, (label, points)) in [false, true].into_iter().zip(&mut curves) {
+        for (bounded, (_, points)) in [false, true].into_iter().zip(&mut curves) {
             let (rate, losses, convergence) = best(&gpu, depth, bounded)?;
             let (steps, last) = (losses.len() - 1, losses[losses.len() - 1]);
             println!(

@@ -68,6 +68,14 @@ pub enum Error {
         /// The first parameter whose gradient is not finite; none where the loss is not, or where only the sum of squares overflows.
         parameter: Option<String>,
     },
+    /// Another rank that has ended, sends nothing, or sends what does not fit.
+    #[error("rank {rank} {problem}")]
+    Rank {
+        /// The rank, counted from 0.
+        rank: usize,
+        /// What it did.
+        problem: String,
+    },
     /// A value that an operation, optimizer or model does not accept.
     #[error("{0}")]
     Value(String),

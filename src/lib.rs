@@ -37,6 +37,7 @@
 #![deny(missing_docs)]
 
 mod error;
+pub mod exchange;
 mod gemm;
 pub mod gpu;
 pub mod llama;
@@ -59,7 +60,7 @@ pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};
 pub use tensor::{Indices, MAX_RANK, STACK_BYTES, Tensor, map, read_all, read_many};
-pub use trainer::{EffectiveGradients, Skip, StepHook, StepOutput, Trainer};
+pub use trainer::{EffectiveGradients, LoadRows, Skip, StepHook, StepOutput, Trainer};
 
 /// The README's example, compiled and run with the other documentation tests.
 #[cfg(doctest)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::mpsc::Sender;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, KernelTier};
@@ -199,12 +200,33 @@ impl Gradient {
 #[derive(Debug, Default)]
 pub struct Gradients {
     list: Vec<Option<Tensor>>,
+    /// How often something was added to each.
+    additions: Vec<u32>,
+    watch: Option<Watch>,
+}
+
+/// Takes each gradient out as soon as it is final.
+#[derive(Debug)]
+struct Watch {
+    /// Additions after which it is; 0 where none are known.
+    expected: Vec<u32>,
+    done: Sender<(ParamId, Tensor)>,
 }
 
 impl Gradients {
     /// No gradients yet, for any set of parameters.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// No gradients yet, each of which goes to `done` instead of staying here once something was added to it as often as expected.
+    pub(crate) fn watched(expected: Vec<u32>, done: Sender<(ParamId, Tensor)>) -> Self {
+        Self { watch: Some(Watch { expected, done }), ..Self::default() }
+    }
+
+    /// How often something was added to each.
+    pub(crate) fn additions(&self) -> &[u32] {
+        &self.additions
     }
 
     /// The gradient of a parameter; `None` when nothing flowed into it.
@@ -225,8 +247,23 @@ impl Gradients {
     pub(crate) fn add_gradient(&mut self, id: ParamId, gradient: Gradient) -> Result<()> {
         if self.list.len() <= id.0 {
             self.list.resize_with(id.0 + 1, || None);
+            self.additions.resize(id.0 + 1, 0);
         }
-        gradient.add_to(&mut self.list[id.0])
+        gradient.add_to(&mut self.list[id.0])?;
+        self.additions[id.0] += 1;
+        let Some(Watch { expected, done }) = &self.watch else { return Ok(()) };
+        let (found, expected) = (self.additions[id.0], expected.get(id.0).copied().unwrap_or(0));
+        if expected > 0 && found > expected {
+            let problem = "its gradient has been sent, and more flows into it: this model cannot overlap both";
+            return Err(Error::Value(format!("parameter {}: {problem}", id.0)));
+        }
+        if found == expected
+            && let Some(gradient) = self.list[id.0].take()
+        {
+            // A closed channel: the thread behind it has failed, and says why when it is joined.
+            let _ = done.send((id, gradient));
+        }
+        Ok(())
     }
 
     /// The gradients of the trainable parameters, in order, once every one is known to have its parameter's shape: what an
@@ -243,6 +280,11 @@ impl Gradients {
         let is_trainable: Vec<bool> = params.list.iter().map(|param| param.role != Role::State).collect();
         let gradients = self.list.into_iter().enumerate();
         Ok(gradients.filter_map(move |(at, slot)| slot.filter(|_| is_trainable[at]).map(|tensor| (ParamId(at), tensor))))
+    }
+
+    /// The gradients that are there, by parameter, in order, without the accumulators.
+    pub(crate) fn into_present(self) -> impl Iterator<Item = (ParamId, Tensor)> {
+        self.list.into_iter().enumerate().filter_map(|(index, slot)| slot.map(|tensor| (ParamId(index), tensor)))
     }
 
     /// The gradients that are there, by parameter, in order.

@@ -181,11 +181,25 @@ impl Reader {
 
     /// Loads a float32, float16 or bfloat16 tensor by name, through a host buffer of bounded size.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        self.load(gpu, name, 0, &self.info(name)?.shape)
+    }
+
+    /// Loads some rows of a tensor: a range of its first dimension.
+    pub fn rows(&self, gpu: &Gpu, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let shape = &self.info(name)?.shape;
+        let within = shape.first().is_some_and(|&all| !rows.is_empty() && rows.end <= all);
+        if !within {
+            return Err(failed(&self.path, format!("tensor `{name}` has shape {shape:?}, rows {rows:?} asked for")));
+        }
+        let columns: usize = shape[1..].iter().product();
+        self.load(gpu, name, rows.start * columns, &[&[rows.len()], &shape[1..]].concat())
+    }
+
+    fn load(&self, gpu: &Gpu, name: &str, first: usize, shape: &[usize]) -> Result<Tensor> {
         let tensor =
             Tensor::uninitialized(gpu, shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))?;
         for begin in (0..tensor.len()).step_by(CHUNK) {
-            let values = self.part(name, begin..tensor.len().min(begin + CHUNK))?;
+            let values = self.part(name, first + begin..first + tensor.len().min(begin + CHUNK))?;
             let chunk = gpu.upload(bytemuck::cast_slice(&values))?;
             let from = Slice { buffer: &chunk, offset: 0, size: 4 * values.len() as u64 };
             gpu.copy(from, tensor.slice().buffer, 4 * begin as u64)?;

@@ -17,7 +17,7 @@ mod swiglu;
 
 pub use attention::{AttentionShape, AttentionWindows, MAX_HEAD_DIM};
 pub use cross_entropy::logit_rows;
-pub(crate) use reduce::{final_sum, final_sums, partial_count, partial_squares, sums_of_squares};
+pub(crate) use reduce::{CHUNK, final_sum, final_sums, partial_count, partial_squares, sums_of_squares};
 pub use rms_and_abs_max::rms_and_abs_max;
 pub use rotary::RotaryTable;
 pub(crate) use rotary::frequencies;

@@ -28,7 +28,7 @@ const fn joining(tensors: usize) -> Kernel {
 }
 
 /// Elements per workgroup, reduced to one partial sum.
-pub(super) const CHUNK: usize = 16_384;
+pub(crate) const CHUNK: usize = 16_384;
 
 /// The summand: values of the shader's TERM constant.
 #[derive(Clone, Copy)]

@@ -31,11 +31,21 @@ impl Clip {
     /// [`Clip::new`] for gradients of `loss_scale` times the loss: the norm is that of the unscaled gradients, and the factor both
     /// unscales and clips.
     pub fn with_loss_scale(gpu: &Gpu, gradients: &Gradients, max_norm: f32, loss_scale: f32) -> Result<Self> {
-        let tensors: Vec<&Tensor> = gradients.iter().map(|(_, tensor)| tensor).collect();
-        let partials = partial_squares(gpu, &tensors)?;
+        let partials = Self::partials(gpu, gradients)?;
+        let owners = gradients.iter().map(|(id, tensor)| (id, partial_count(tensor))).collect();
+        Self::of_partials(partials, owners, max_norm, loss_scale)
+    }
+
+    /// Partial sums of squares of all gradients, one after the other.
+    pub(crate) fn partials(gpu: &Gpu, gradients: &Gradients) -> Result<Tensor> {
+        partial_squares(gpu, &gradients.iter().map(|(_, tensor)| tensor).collect::<Vec<_>>())
+    }
+
+    /// [`Clip::with_loss_scale`] of partial sums of which each parameter has that many.
+    pub(crate) fn of_partials(partials: Tensor, owners: Vec<(ParamId, usize)>, max_norm: f32, loss_scale: f32) -> Result<Self> {
+        let gpu = partials.gpu();
         let values = Tensor::uninitialized(gpu, &[2])?;
         scalar(gpu, &CLIP, &partials, &values, [max_norm.min(f32::MAX), 1.0 / loss_scale])?;
-        let owners = gradients.iter().map(|(id, tensor)| (id, partial_count(tensor))).collect();
         Ok(Self { values, partials, owners })
     }
 

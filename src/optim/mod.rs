@@ -31,6 +31,12 @@ pub trait Optimizer: Send {
     /// The tensors that it keeps of a parameter of this role and shape.
     fn slots(&self, role: Role, shape: &[usize]) -> Vec<Slot>;
 
+    /// Products with a matrix of its smaller side's size that the update of a parameter of this role takes: owners' work is balanced by
+    /// it.
+    fn products(&self, _role: Role) -> usize {
+        0
+    }
+
     /// Its state.
     fn state(&self) -> &OptimizerState;
 

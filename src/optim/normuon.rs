@@ -120,6 +120,12 @@ impl Optimizer for NorMuon {
         if role == Role::Matrix { vec![Slot::new("m", shape), Slot::new("v", &shape[..1])] } else { moments(shape) }
     }
 
+    fn products(&self, role: Role) -> usize {
+        // Each step takes a Gram matrix, its square, and a product with the matrix.
+        let steps = self.config.newton_schulz_steps.unwrap_or(self.config.coefficients.default_steps());
+        if role == Role::Matrix { 3 * steps } else { 0 }
+    }
+
     fn state(&self) -> &OptimizerState {
         &self.state
     }

@@ -47,6 +47,14 @@ impl Default for PcConfig {
     }
 }
 
+impl PcConfig {
+    /// Products with a matrix of its smaller side's size that a layer takes in a step, about: forward, backward, and the forward again in
+    /// it.
+    pub fn products(&self) -> usize {
+        4 * self.coefficients.len()
+    }
+}
+
 const LEVELS: [&[f32]; 5] = [
     &[1.0],
     &[1.507, -0.507],

@@ -92,6 +92,24 @@ impl Preconditioner {
         self.entries.iter().map(|entry| entry.weight)
     }
 
+    /// Every preconditioned matrix with its u, v and γ.
+    pub(crate) fn companions(&self) -> Vec<(ParamId, Vec<ParamId>)> {
+        let of = |entry: &Entry| (entry.weight, [Some(entry.u), Some(entry.v), entry.gamma].into_iter().flatten().collect());
+        self.entries.iter().map(of).collect()
+    }
+
+    /// The layers whose parameters another set has, too, under the ids that `id` returns.
+    pub(crate) fn restricted(&self, id: impl Fn(ParamId) -> Option<ParamId>) -> Self {
+        let entry = |entry: &Entry| {
+            let gamma = match entry.gamma {
+                Some(gamma) => Some(id(gamma)?),
+                None => None,
+            };
+            Some(Entry { weight: id(entry.weight)?, heads: entry.heads, u: id(entry.u)?, v: id(entry.v)?, gamma })
+        };
+        Self { config: self.config.clone(), entries: self.entries.iter().filter_map(entry).collect() }
+    }
+
     /// Power iteration, `power_iterations` times v ← Wᵀu/‖Wᵀu‖, u ← Wv/‖Wv‖: before the first step of a new run and after every
     /// optimizer step; never on resume, because a checkpoint holds u and v. Errors: only the device's.
     ///

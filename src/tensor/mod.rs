@@ -1,6 +1,7 @@
 //! [`Tensor`]: a shape and a buffer of f32, row-major and contiguous. [`Indices`]: the same for u32. No gradients here.
 
 mod accumulate;
+mod bytes;
 mod rows;
 mod stack;
 

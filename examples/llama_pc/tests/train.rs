@@ -207,3 +207,20 @@ fn wrong_use_has_its_sentence_and_its_exit_status() {
     }
     assert!(!folder.path().join("run").exists(), "a run that could not begin leaves no folder");
 }
+
+/// Each would train alone, into the same folder. A build with MPI asks that instead.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_build_without_mpi_refuses_to_be_one_of_several_processes() {
+    let folder = prepared();
+    for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
+        let assert = train(folder.path(), "run", &[]).env(variable, "2").assert().code(2);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(
+            text.contains(&format!("error: found {variable} = 2, expected a single process: this build has no MPI")),
+            "{text}"
+        );
+        assert!(text.contains("--features mpi") && !folder.path().join("run").exists(), "{text}");
+    }
+    train(folder.path(), "run", &["train.steps=1", "train.val_every=0"]).env("OMPI_COMM_WORLD_SIZE", "1").assert().success();
+}

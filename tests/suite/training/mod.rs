@@ -5,6 +5,7 @@ mod golden_runs;
 mod models;
 mod precision;
 mod properties;
+mod ranks;
 pub mod small;
 
 use polytape::llama::{Llama, LlamaConfig};

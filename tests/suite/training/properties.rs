@@ -93,8 +93,8 @@ fn a_checkpoint_resumes_with_the_same_bits() {
             }
             let mut optimizer = optimizer(muon);
             optimizer.load_state(&params, 2, &mut |name| file.tensor(gpu, name)).expect("a state");
-            let trainer = Trainer::resume(params, preconditioner, optimizer, 1.0);
-            let trainer = Trainer { precision, loss_scale, ..trainer };
+            let mut trainer = Trainer::resume(params, preconditioner, optimizer, 1.0);
+            (trainer.precision, trainer.loss_scale) = (precision, loss_scale);
             let mut resumed = Small { model, trainer };
             let context = format!("{precision}, {} kernels, Muon: {muon}", gpu.kernels());
             assert!(resumed.run(2..4).expect("two more steps") == expected, "{context}");
@@ -156,7 +156,7 @@ struct Refusing {
 }
 
 impl StepHook for Refusing {
-    fn exchange(&mut self, effective: &mut EffectiveGradients) -> Result<()> {
+    fn adjust(&mut self, effective: &mut EffectiveGradients) -> Result<()> {
         let doubled = std::mem::take(&mut effective.gradients);
         for (id, gradient) in doubled.iter() {
             effective.gradients.add(id, gradient.scaled(2.0)?)?;

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use polytape::gpu::{Features, KernelTier, Tuning};
+use polytape::gpu::{Features, KernelTier, Tuning, adapters};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions};
 
 use crate::terminal::failure::Failure;
@@ -30,8 +30,49 @@ pub struct Device {
 impl Device {
     /// Opens the requested adapter, or else the best one, with the requested kernels, or else those that suit it.
     pub fn open(&self, profile: bool) -> Result<Gpu, Failure> {
-        let options = GpuOptions { profile, ..self.options() };
-        Gpu::open(&options).map_err(|error| match (&error, &self.adapter, self.kernels) {
+        self.open_with(profile, self.adapter.as_ref(), self.threads)
+    }
+
+    /// [`Device::open`] for one of the ranks of this host: (which, of how many). Each takes another GPU, or the one that `map` names for it; on
+    /// a CPU adapter they share the cores.
+    pub fn open_on_rank(&self, profile: bool, (rank, ranks): (usize, usize), map: &[usize]) -> Result<Gpu, Failure> {
+        if !map.is_empty() && map.len() != ranks {
+            let found = map.len();
+            return Err(Failure::usage(format!(
+                "--device-map: found {found} adapters, expected one for each of the {ranks} ranks of a host"
+            )));
+        }
+        if ranks == 1 && map.is_empty() {
+            return self.open(profile);
+        }
+        let share = std::thread::available_parallelism().map_or(1, |cores| cores.get() / ranks).max(1);
+        let threads = self.threads.or(NonZeroUsize::new(share));
+        let own = if let Some(index) = map.get(rank) {
+            Some(index.to_string())
+        } else if self.adapter.is_some() {
+            self.adapter.clone()
+        } else {
+            let gpus: Vec<usize> = adapters().iter().filter(|one| !one.is_software()).map(|one| one.index).collect();
+            if !gpus.is_empty() && gpus.len() < ranks {
+                let found = gpus.len();
+                return Err(Failure::usage(format!("found {ranks} ranks on a host with {found} GPUs, expected one each"))
+                    .hint("--device-map 0,0 puts two ranks on one GPU; a rank gains nothing there"));
+            }
+            gpus.get(rank).map(usize::to_string)
+        };
+        let gpu = self.open_with(profile, own.as_ref(), threads)?;
+        if map.is_empty() && self.adapter.is_some() && !gpu.adapter().is_software() {
+            let name = &gpu.adapter().name;
+            return Err(Failure::usage(format!("--adapter: found `{name}` for {ranks} ranks of a host, expected one for each"))
+                .hint("--device-map names the adapter of each rank"));
+        }
+        Ok(gpu)
+    }
+
+    fn open_with(&self, profile: bool, adapter: Option<&String>, threads: Option<NonZeroUsize>) -> Result<Gpu, Failure> {
+        let choice = adapter.map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));
+        let options = GpuOptions { adapter: choice, profile, threads: threads.map(NonZeroUsize::get), ..self.options() };
+        Gpu::open(&options).map_err(|error| match (&error, adapter, self.kernels) {
             (Error::Adapter(_), Some(name), None) => {
                 Failure::usage(format!("--adapter {name}: {error}")).hint("`devices` lists the adapters")
             }

@@ -6,7 +6,7 @@ use super::device::Device;
 use crate::config::Config;
 use crate::data::meta::tokenizer_of;
 use crate::data::tokenizer::Tokenizer;
-use crate::inspect::plan::Report;
+use crate::inspect::plan::{Ask, Report};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
@@ -22,6 +22,15 @@ pub struct Args {
     /// Available device memory, such as 24GiB [default: nine tenths of what a GPU reports; system memory on the CPU]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    /// Plan for this many ranks under mpirun, too
+    #[arg(long, value_name = "P")]
+    ranks: Option<usize>,
+    /// Bandwidth between the ranks' hosts, such as 10Gbit or 1.25GB (per second)
+    #[arg(long, value_name = "B", default_value = "10Gbit", value_parser = parse_bandwidth)]
+    bandwidth: f64,
+    /// Speed of an adapter in a step in TFLOP/s, to predict the time of a step on several ranks
+    #[arg(long, value_name = "X")]
+    tflops: Option<f64>,
     /// Print the plan as one JSON object
     #[arg(long)]
     json: bool,
@@ -40,8 +49,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Err(failure) if args.device.adapter.is_some() || args.device.kernels.is_some() => return Err(failure),
         opened => opened.ok(),
     };
-    let report = Report::new(&config, args.memory, gpu.as_ref())?;
+    if let Some(found) = args.tflops.filter(|speed| !(*speed > 0.0 && speed.is_finite())) {
+        return Err(Failure::usage(format!("--tflops: found {found}, expected a number above 0")));
+    }
+    let speed = args.tflops.map(|speed| speed * 1e12);
+    let ask = args.ranks.map(|ranks| Ask { ranks, bandwidth: args.bandwidth, speed });
+    let report = Report::new(&config, args.memory, gpu.as_ref(), ask)?;
     output::print(&if args.json { report.json() } else { report.text() })
+}
+
+/// Reads `10Gbit`, `100 Mbit/s` or bytes such as `1.25GB`: bytes per second.
+fn parse_bandwidth(text: &str) -> Result<f64, String> {
+    let wrong = || format!("found \"{text}\", expected a bandwidth such as 10Gbit, 100Mbit or 1.25GB");
+    let lower = text.trim().to_ascii_lowercase();
+    let lower = lower.strip_suffix("/s").unwrap_or(&lower);
+    match lower.strip_suffix("bit") {
+        Some(bits) => parse_bytes(bits).map(|bits| bits as f64 / 8.0).map_err(|_| wrong()),
+        None => parse_bytes(lower).map(|bytes| bytes as f64).map_err(|_| wrong()),
+    }
 }
 
 /// Reads `24GiB`, `24 GB`, `1.5g` or plain bytes.
@@ -71,6 +96,13 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bandwidths_are_bits_or_bytes() {
+        let read = ["10Gbit", "100 Mbit/s", "1.25GB", "125m"].map(parse_bandwidth);
+        assert_eq!(read, [Ok(1.25e9), Ok(1.25e7), Ok(1.25e9), Ok(1.25e8)]);
+        assert!(["", "fast", "0Gbit", "-1Gbit"].iter().all(|bad| parse_bandwidth(bad).is_err()));
+    }
 
     #[test]
     fn sizes_are_read_with_their_units() {

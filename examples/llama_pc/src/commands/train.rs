@@ -1,12 +1,14 @@
 //! `train`: begins a run, or resumes one.
 
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
 
 use super::device::Device;
 use crate::config::Config;
 use crate::run::paths::NewRun;
 use crate::terminal::failure::Failure;
-use crate::train;
+use crate::train::{self, World};
 
 /// Arguments of `train`.
 #[derive(clap::Args)]
@@ -37,6 +39,15 @@ pub struct Args {
     /// Train on data prepared with another tokenizer than that of --init or of the run to resume
     #[arg(long)]
     ignore_tokenizer: bool,
+    /// How long the ranks under mpirun wait for one that is silent, such as 120s or 5m; five times as long until the first step is done
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_time)]
+    patience: Duration,
+    /// Send gradients after the backward of a step instead of during it. Results are the same
+    #[arg(long)]
+    no_overlap: bool,
+    /// Adapters of the ranks of each host, in order, as numbers of `devices` [default: each rank another GPU]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    device_map: Vec<usize>,
     /// Peak of the adapter in TFLOP/s, to report model FLOPs utilization (MFU)
     #[arg(long, value_name = "X")]
     peak_tflops: Option<f64>,
@@ -56,19 +67,43 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let found = args.peak_tflops.unwrap_or_default();
         return Err(Failure::usage(format!("--peak-tflops: found {found}, expected a number above 0")));
     }
-    let open = || args.device.open(args.profile);
+    let world = Rc::new(World::join(args.patience, !args.no_overlap)?);
+    world.run(|| train(args, &world))
+}
+
+/// Trains as one of the ranks.
+fn train(args: &Args, world: &Rc<World>) -> Result<(), Failure> {
+    let open = || args.device.open_on_rank(args.profile, world.local(), &args.device_map);
     let mut session = match &args.resume {
-        Some(path) => train::resume(path, &args.settings(), args.peak_tflops, args.ignore_tokenizer, open)?,
+        Some(path) => train::resume(path, &args.settings(), args.peak_tflops, args.ignore_tokenizer, world.clone(), open)?,
         None => {
             let config = Config::load(args.config.as_deref(), &args.settings())?;
             let out = args.out.clone().map_or_else(|| NewRun::next(args.config.as_deref()), NewRun::At);
             let (init, peak_tflops, ignore_tokenizer) = (args.init.clone(), args.peak_tflops, args.ignore_tokenizer);
-            train::begin(train::Request { config, out, init, peak_tflops, ignore_tokenizer }, open)?
+            let world = world.clone();
+            train::begin(train::Request { config, out, init, peak_tflops, ignore_tokenizer, world }, open)?
         }
     };
     session.announce()?;
     session.train()?;
     session.finish(args.profile)
+}
+
+/// Reads `120s`, `2m`, `1h` or plain seconds.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("found \"{text}\", expected a time such as 120s, 2m or 1h");
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    // A year, which keeps sums of times far from their limit.
+    seconds.filter(|seconds| (1..=31_536_000).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -81,6 +116,15 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn times_have_units() {
+        let seconds = |text| parse_time(text).map(|time| time.as_secs());
+        assert_eq!(["120s", "2m", "1h", "7"].map(seconds), [Ok(120), Ok(120), Ok(3600), Ok(7)]);
+        for bad in ["", "s", "0s", "-1s", "2d", "99999999999h", "1.5m"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -270,6 +270,12 @@ fn check_whole(config: &Config) -> Result<(), String> {
     if !heads.is_multiple_of(kv_heads) {
         return Err(format!("model.kv_heads: found {kv_heads}, expected a divisor of heads = {heads}"));
     }
+    let (replicas, accumulation) = (config.train.replicas, config.train.grad_accumulation);
+    if !replicas.is_power_of_two() || !accumulation.is_multiple_of(replicas) {
+        return Err(format!(
+            "train.replicas: found {replicas}, expected a power of two that divides train.grad_accumulation = {accumulation}"
+        ));
+    }
     let (decay, steps) = (config.schedule.decay_steps, config.train.steps);
     if config.schedule.kind == ScheduleKind::Wsd && decay > steps {
         return Err(format!("schedule.decay_steps: found {decay}, expected at most train.steps = {steps}"));

@@ -59,7 +59,7 @@ const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
 }
 
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
-pub static KEYS: [Key; 66] = [
+pub static KEYS: [Key; 68] = [
     key("", "seed", COUNT_OR_NEVER),
     key("model", "preset", Kind::Choice(&PRESET_NAMES)),
     key("model", "dim", Kind::Integer(2..=65_536)),
@@ -116,6 +116,8 @@ pub static KEYS: [Key; 66] = [
     key("train", "steps", COUNT),
     key("train", "batch_size", Kind::Integer(1..=1 << 20)),
     key("train", "grad_accumulation", Kind::Integer(1..=1 << 20)),
+    key("train", "replicas", Kind::Integer(1..=4096)),
+    key("train", "exchange", Kind::Choice(&["f32", "bf16"])),
     key("train", "max_grad_norm", POSITIVE),
     key("train", "checkpoint_activations", FLAG),
     key("train", "precision", Kind::Choice(&["f32", "f16x3", "f16"])),

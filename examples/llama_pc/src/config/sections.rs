@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use polytape::Precision;
+use polytape::exchange::Wire;
 use polytape::llama::LlamaConfig;
 use polytape::optim::{LrDecay, LrScale, ScheduleKind, WeightDecayScope};
 use polytape::spectral::{NewtonSchulz, Norm};
@@ -232,6 +233,11 @@ pub struct Train {
     pub batch_size: usize,
     /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
+    /// Leaves of the tree in which a step's gradients are summed: a power of two that divides `grad_accumulation`. Any number of ranks
+    /// (`mpirun -n`) that divides it gives the same bits, one process included.
+    pub replicas: usize,
+    /// Gradients and weights between ranks: as they are, or rounded to half the bytes. Of no effect on a single process.
+    pub exchange: Wire,
     /// Maximum global L2 norm of the gradients; larger ones are clipped.
     pub max_grad_norm: f64,
     /// Recompute each block in the backward pass instead of keeping its activations.
@@ -360,6 +366,8 @@ impl Default for Train {
             steps: 1000,
             batch_size: 8,
             grad_accumulation: 1,
+            replicas: 1,
+            exchange: Wire::F32,
             max_grad_norm: 1.0,
             checkpoint_activations: false,
             precision: Precision::F32,

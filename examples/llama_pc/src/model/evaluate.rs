@@ -1,5 +1,7 @@
 //! The mean loss over windows of tokens.
 
+use std::ops::Range;
+
 use polytape::llama::Llama;
 use polytape::{Gpu, Indices, Params, Tape, Tensor};
 
@@ -12,6 +14,9 @@ pub struct Measured {
     pub tokens: u64,
 }
 
+/// Loss of each of some batches, with its windows.
+pub type Losses = Vec<(f32, u64)>;
+
 /// Mean loss over up to `limit` windows from the current position, `batch` at a time; `seen` gets the number of windows done.
 pub fn mean_loss(
     llama: &Llama,
@@ -20,11 +25,38 @@ pub fn mean_loss(
     limit: u64,
     batch: usize,
     seq_len: usize,
-    mut seen: impl FnMut(u64),
+    seen: impl FnMut(u64),
 ) -> Result<Measured, Failure> {
+    let all = 0..batches(windows, limit, batch);
+    Ok(mean(&batch_losses(llama, params, windows, (limit, batch, seq_len), all, seen)?, seq_len))
+}
+
+/// Number of batches in up to `limit` windows.
+pub fn batches(windows: &Windows, limit: u64, batch: usize) -> u64 {
+    limit.min(windows.count()).div_ceil(batch as u64)
+}
+
+/// The mean over batches.
+pub fn mean(losses: &Losses, seq_len: usize) -> Measured {
+    let total: u64 = losses.iter().map(|(_, count)| count).sum();
+    let sum: f64 = losses.iter().map(|(loss, count)| f64::from(*loss) * *count as f64).sum();
+    Measured { loss: sum / total as f64, tokens: total * seq_len as u64 }
+}
+
+/// Losses of the batches `own` out of up to `limit` windows from the current position, `batch` of `seq_len` tokens at a time; `seen` gets the
+/// number of windows done.
+pub fn batch_losses(
+    llama: &Llama,
+    params: &Params,
+    windows: &mut Windows,
+    (limit, batch, seq_len): (u64, usize, usize),
+    own: Range<u64>,
+    mut seen: impl FnMut(u64),
+) -> Result<Losses, Failure> {
     let total = limit.min(windows.count());
-    let (mut done, mut losses): (u64, Vec<(Tensor, u64)>) = (0, Vec::new());
-    while done < total {
+    windows.seek(windows.position() + own.start * batch as u64);
+    let (mut done, mut losses): (u64, Vec<(Tensor, u64)>) = (own.start * batch as u64, Vec::new());
+    for _ in own {
         let count = (batch as u64).min(total - done);
         let (inputs, targets) = upload(params.gpu(), &windows.next_batch(count as usize)?)?;
         let tape = Tape::inference(params);
@@ -33,11 +65,7 @@ pub fn mean_loss(
         // Losses stay on the device until the end: reading each one back would stall it.
         seen(done);
     }
-    let mut sum = 0.0;
-    for (loss, count) in &losses {
-        sum += f64::from(loss.item()?) * *count as f64;
-    }
-    Ok(Measured { loss: sum / total as f64, tokens: total * seq_len as u64 })
+    losses.iter().map(|(loss, count)| Ok((loss.item()?, *count))).collect()
 }
 
 /// Uploads a batch: inputs and targets.

@@ -22,6 +22,18 @@ impl Gmcn {
     }
 }
 
+/// The key `ranks` of a line of metrics: what several ranks have exchanged since the line before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchanged {
+    pub count: u64,
+    /// Bytes that all ranks together have sent.
+    pub bytes: u64,
+    /// Seconds in which a rank did nothing but exchange and wait for others; the mean of the ranks.
+    pub seconds: f64,
+    /// The rank that waited least: the others waited for it.
+    pub slowest: u64,
+}
+
 /// How far the streaming estimates uᵀWv fall short of σ₁, relative to it: over all PC layers, and the blocks of those per head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SigmaError {

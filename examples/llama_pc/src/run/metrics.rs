@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::measured::{Gmcn, Layers, SigmaError};
+use super::measured::{Exchanged, Gmcn, Layers, SigmaError};
 use super::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, grouped};
@@ -33,6 +33,9 @@ pub struct Metrics {
     /// Model FLOPs utilization: share of the adapter's peak; if the user gives the peak.
     #[serde(default, alias = "utilization", skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
+    /// On several ranks only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Exchanged>,
     /// On validation steps only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,

@@ -154,8 +154,8 @@ fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Fa
     let mut header = unplanned(gpu, setup, data)?;
     if file.is_file() {
         let found: Header = files::read_json(&file)?;
-        let pairs = found.identity().into_iter().zip(header.identity());
-        for ((name, found), (_, expected)) in pairs.filter(|(found, expected)| found != expected) {
+        let mut pairs = found.identity().into_iter().zip(header.identity());
+        if let Some(((name, found), (_, expected))) = pairs.find(|(found, expected)| found != expected) {
             return Err(Failure::usage(format!("{}: found {name} = {found}, expected this study's {expected}", file.display()))
                 .hint("another --out begins a new study"));
         }

@@ -1,6 +1,7 @@
 //! One run of a study, by the program's own training: begun, resumed or, if it is finished, left alone.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use polytape::Gpu;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use crate::run::metrics::read_metrics;
 use crate::run::paths::{self, NewRun};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
-use crate::train;
+use crate::train::{self, World};
 
 /// What a run's `outcome.json` says; a run without one is not finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,16 +50,16 @@ pub fn train(gpu: &Gpu, folder: &Path, config: Config) -> Result<Stand, Failure>
     if let Some(outcome) = outcome(folder)? {
         return Ok(Stand::Finished(outcome));
     }
-    let open = || Ok(gpu.clone());
+    let (open, world) = (|| Ok(gpu.clone()), Rc::new(World::single()?));
     let mut session = if has_begun {
-        train::resume(folder, &[], None, false, open)?
+        train::resume(folder, &[], None, false, world, open)?
     } else {
         // A process that was killed before its run began leaves a folder without configuration.
         if folder.symlink_metadata().is_ok() {
             std::fs::remove_dir_all(folder).map_err(|error| Failure::io("remove", folder, &error))?;
         }
         let out = NewRun::At(folder.to_owned());
-        train::begin(train::Request { config, out, init: None, peak_tflops: None, ignore_tokenizer: false }, open)?
+        train::begin(train::Request { config, out, init: None, peak_tflops: None, ignore_tokenizer: false, world }, open)?
     };
     session.announce()?;
     let diverged_at = match session.train() {

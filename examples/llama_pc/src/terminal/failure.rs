@@ -36,6 +36,14 @@ impl Failure {
         Self::other(format!("cannot {action} {}: {reason}", path.display()))
     }
 
+    /// Says in which step it happened, unless it does.
+    pub fn within_step(mut self, step: u64) -> Self {
+        if !self.message.starts_with("step ") {
+            self.message = format!("step {step}: {}", self.message);
+        }
+        self
+    }
+
     /// Marks it as that of a training that diverged.
     pub fn diverged(self) -> Self {
         Self { has_diverged: true, ..self }
@@ -45,6 +53,11 @@ impl Failure {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// [`Failure::hint`] unless there is one.
+    pub fn or_hint(self, hint: impl FnOnce() -> String) -> Self {
+        if self.hint.is_some() { self } else { self.hint(hint()) }
     }
 }
 

@@ -1,13 +1,16 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! What a step measures (`layers`), why it may be skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of
-//! their own.
+//! Several ranks train a run together in a `world`; `signals` end it in good order. What a step measures (`layers`), why it may be
+//! skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of their own.
 
 mod layers;
 mod scaling;
 mod schedule;
 mod session;
+mod signals;
 mod spikes;
 mod start;
+mod world;
 
 pub use start::{Request, begin, rehearse, resume};
+pub use world::World;

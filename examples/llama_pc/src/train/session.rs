@@ -1,14 +1,18 @@
 //! The training loop: steps, metrics, checkpoints.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use polytape::exchange::Traffic;
 use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
 
+use super::signals::Signals;
+use super::world::World;
 use super::{layers, scaling, schedule};
 use crate::config::Config;
 use crate::data::windows::Windows;
@@ -18,13 +22,13 @@ use crate::model::flops;
 use crate::model::spectra;
 use crate::run::checkpoint::{Scaling, Spikes, State, Writer};
 use crate::run::folder::Run;
-use crate::run::measured::{Gmcn, Layers, SigmaError};
+use crate::run::measured::{Exchanged, Gmcn, Layers, SigmaError};
 use crate::run::metrics::{Metrics, Smoothed, losses, read_metrics};
 use crate::run::paths;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
-use crate::terminal::{interrupt, output, picture};
+use crate::terminal::{output, picture};
 
 /// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
@@ -33,11 +37,15 @@ pub struct Start {
     pub trainer: Trainer,
     pub windows: Windows,
     pub validation: Option<Windows>,
-    pub run: Run,
+    /// The run's folder, at the rank that writes it.
+    pub run: Option<Run>,
+    /// Its path.
+    pub path: PathBuf,
     pub state: State,
     /// Step of the newest checkpoint.
     pub newest: Option<u64>,
     pub peak_tflops: Option<f64>,
+    pub world: Rc<World>,
 }
 
 /// A run in training.
@@ -49,13 +57,17 @@ pub struct Session {
     schedule: Schedule,
     windows: Windows,
     validation: Option<Windows>,
-    run: Run,
+    run: Option<Run>,
+    path: PathBuf,
+    world: Rc<World>,
     state: State,
     writer: Writer,
     smoothed: Smoothed,
     /// MFU at one token per second, if the user gives the peak.
     mfu_per_speed: Option<f64>,
-    stop: Arc<AtomicBool>,
+    signals: Arc<Signals>,
+    /// What this rank had exchanged when metrics were last written.
+    exchanged: Traffic,
     clock: Clock,
 }
 
@@ -102,16 +114,19 @@ impl StepHook for Hook<'_> {
 impl Session {
     pub fn new(config: Config, start: Start) -> Result<Self, Failure> {
         let mut smoothed = Smoothed::default();
-        for row in read_metrics(start.run.path())? {
-            smoothed.add(row.loss);
+        if let Some(run) = &start.run {
+            for row in read_metrics(run.path())? {
+                smoothed.add(row.loss);
+            }
         }
         let per_token = flops::per_token(&engine::model(&config), config.data.seq_len);
         Ok(Self {
             schedule: engine::schedule(&config),
-            writer: Writer::new(start.run.path(), config.train.keep_checkpoints, start.newest),
+            writer: Writer::new(&start.path, start.run.is_some(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            stop: interrupt::flag("finishing this step; press Ctrl-C again to stop at once without saving")?,
+            signals: Signals::listen(!start.world.is_alone(), start.world.resume_command(&start.path))?,
+            exchanged: start.trainer.traffic(),
             smoothed,
             config,
             gpu: start.gpu,
@@ -120,26 +135,36 @@ impl Session {
             windows: start.windows,
             validation: start.validation,
             run: start.run,
+            path: start.path,
+            world: start.world,
             state: start.state,
         })
     }
 
     /// Writes the run's `config.toml`.
     pub fn write_config(&self) -> Result<(), Failure> {
-        self.run.write_config(&self.config)
+        self.run.as_ref().map_or(Ok(()), |run| run.write_config(&self.config))
+    }
+
+    fn log(&mut self, line: &str) -> Result<(), Failure> {
+        self.run.as_mut().map_or(Ok(()), |run| run.log(line))
     }
 
     /// Announces the run.
     pub fn announce(&mut self) -> Result<(), Failure> {
         let adapter = self.gpu.adapter();
+        let ranks = match self.world.ranks() {
+            1 => String::new(),
+            ranks => format!(", on {ranks} ranks"),
+        };
         let resumed = match self.writer.newest() {
             Some(step) if step > 0 => format!(", going on after step {step}"),
             _ => String::new(),
         };
         let line = format!(
-            "{}: {} parameters on {} ({}, {} kernels), {} windows of {} tokens{resumed}",
-            self.run.path().display(),
-            grouped(self.trainer.params.numel() as u64),
+            "{}: {} parameters on {} ({}, {} kernels), {} windows of {} tokens{ranks}{resumed}",
+            self.path.display(),
+            grouped(self.trainer.numel() as u64),
             adapter.name,
             adapter.driver,
             self.gpu.kernels(),
@@ -149,17 +174,23 @@ impl Session {
         let warning = scaling::warning(self.trainer.precision, self.gpu.kernels());
         let note = schedule::note(&self.schedule);
         for line in [Some(line), warning, note].into_iter().flatten() {
-            output::note(&line);
-            self.run.log(&line)?;
+            if self.world.is_first() {
+                output::note(&line);
+            }
+            self.log(&line)?;
         }
         Ok(())
     }
 
     /// Runs all remaining steps, or until the user interrupts.
     pub fn train(&mut self) -> Result<(), Failure> {
+        self.steps().map_err(|failure| self.place(failure))
+    }
+
+    fn steps(&mut self) -> Result<(), Failure> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("train", self.state.step, steps);
-        while self.state.step < steps && !self.stop.load(Ordering::Relaxed) {
+        while self.state.step < steps && !self.world.any(self.signals.stop())? {
             let lr = self.config.optimizer.lr * self.schedule.factor(self.state.step);
             let (output, layers) = self.step(lr)?;
             let train = &self.config.train;
@@ -172,10 +203,12 @@ impl Session {
                 progress.set(self.state.step, &row.summary(smoothed));
                 self.report(&row, &progress)?;
             }
+            self.world.has_started();
             if checkpoint && self.state.step < steps {
                 self.save()?;
             }
             self.writer.check()?;
+            self.signals.tell(self.state.step, self.writer.newest());
         }
         progress.finish();
         Ok(())
@@ -194,9 +227,14 @@ impl Session {
     /// One optimizer step, with the measurements of its layers where they are due.
     fn step(&mut self, lr: f64) -> Result<(StepOutput, Option<Layers>), Failure> {
         let train = &self.config.train;
-        let batches = (0..train.grad_accumulation)
+        let own = self.trainer.micro_batches(train.grad_accumulation)?;
+        let begin = self.windows.position();
+        self.windows.seek(begin + (own.start * train.batch_size) as u64);
+        let batches = own
+            .clone()
             .map(|_| upload(&self.gpu, &self.windows.next_batch(train.batch_size)?))
             .collect::<Result<Vec<_>, Failure>>()?;
+        self.windows.seek(begin + (train.grad_accumulation * train.batch_size) as u64);
         let seq_len = self.config.data.seq_len;
         self.state.step += 1;
         self.state.tokens += (train.grad_accumulation * train.batch_size * seq_len) as u64;
@@ -211,10 +249,10 @@ impl Session {
             layers: None,
         };
         let stepped = self.trainer.step_with(
-            batches.len(),
+            train.grad_accumulation,
             lr as f32,
             |tape, i| {
-                let (inputs, targets) = &batches[i];
+                let (inputs, targets) = &batches[i - own.start];
                 if !observe_layers {
                     return llama.loss(tape, inputs, targets, seq_len);
                 }
@@ -251,6 +289,7 @@ impl Session {
             seconds: self.clock.elapsed().as_secs_f64(),
             memory_bytes: self.gpu.memory().peak,
             mfu: self.mfu_per_speed.map(|share| share * tokens_per_second),
+            ranks: self.exchanged()?,
             val_loss,
             loss_scale: self.trainer.loss_scale.is_some().then_some(output.loss_scale),
             skipped: output.skipped.is_some(),
@@ -259,9 +298,22 @@ impl Session {
             sigma_error: self.estimate()?,
             layers,
         };
-        self.run.record(&row)?;
+        if let Some(run) = &mut self.run {
+            run.record(&row)?;
+        }
         self.clock.last = (Instant::now(), self.state.tokens);
         Ok(row)
+    }
+
+    /// What the ranks have exchanged since this was last asked.
+    fn exchanged(&mut self) -> Result<Option<Exchanged>, Failure> {
+        if self.world.is_alone() {
+            return Ok(None);
+        }
+        let now = self.trainer.traffic();
+        let own = (now.sent - self.exchanged.sent, (now.time - self.exchanged.time).as_secs_f64());
+        self.exchanged = now;
+        Ok(Some(self.world.exchanged(own)?))
     }
 
     /// Prints and logs skipped steps and validations.
@@ -271,14 +323,17 @@ impl Session {
             Some(norm) => format!("its gradient norm {norm:.4} is a spike"),
             None => format!("its gradients overflow at a loss scale of {}", row.loss_scale.unwrap_or_default()),
         };
+        if !self.world.is_first() {
+            return Ok(());
+        }
         if row.skipped {
             let line = format!("step {step}: left out, {reason}");
             progress.note(&line);
-            self.run.log(&line)?;
+            self.log(&line)?;
         }
         if let Some(val_loss) = row.val_loss {
             progress.note(&format!("step {step}: validation loss {val_loss:.4}"));
-            self.run.log(&format!("step {step}: loss {:.6}, validation loss {val_loss:.6}", row.loss))?;
+            self.log(&format!("step {step}: loss {:.6}, validation loss {val_loss:.6}", row.loss))?;
         }
         Ok(())
     }
@@ -286,12 +341,26 @@ impl Session {
     /// The error of a step. One that is not finite ends the run; the checkpoints stay.
     fn explain(&self, error: Error) -> Failure {
         if !matches!(error, Error::NonFinite { .. }) {
-            return error.into();
+            return self.world.explain(error);
         }
+        self.world.leave_it_to_the_first();
         let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
         let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
         Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}")).diverged()
+    }
+
+    /// A failure of one of several ranks: in which step, and how the run goes on.
+    fn place(&self, failure: Failure) -> Failure {
+        if self.world.is_alone() {
+            return failure;
+        }
+        let newest = self
+            .writer
+            .newest()
+            .map_or("there is no checkpoint yet".to_owned(), |step| format!("newest checkpoint: step-{step}"));
+        let resume = self.world.resume_command(&self.path);
+        failure.within_step(self.state.step).or_hint(|| format!("{newest}; to resume: {resume}"))
     }
 
     /// Mean loss over the first `val_batches` batches of the validation data.
@@ -300,20 +369,26 @@ impl Session {
         windows.seek(0);
         let params: Params = self.trainer.effective_params()?;
         let limit = (self.config.train.val_batches * self.config.train.batch_size) as u64;
-        let batch = self.config.train.batch_size;
-        let measured = evaluate::mean_loss(&self.llama, &params, windows, limit, batch, self.config.data.seq_len, |_| {})?;
-        Ok(Some(measured.loss))
+        let (batch, seq_len) = (self.config.train.batch_size, self.config.data.seq_len);
+        let (rank, ranks) = (self.world.rank() as u64, self.world.ranks() as u64);
+        let count = evaluate::batches(windows, limit, batch);
+        let own = rank * count / ranks..(rank + 1) * count / ranks;
+        let losses = evaluate::batch_losses(&self.llama, &params, windows, (limit, batch, seq_len), own, |_| {})?;
+        // Every rank measures some batches; all are added up in order.
+        let all = self.world.gather_losses(&losses)?;
+        Ok(Some(evaluate::mean(&all, seq_len).loss))
     }
 
     /// The condition numbers, on the steps that measure them.
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
-        let due = self.is_due(self.config.train.log_spectrum_every);
+        let due = self.world.is_first() && self.is_due(self.config.train.log_spectrum_every);
         due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
     }
 
     /// The error of the PC layers' norms, on the same steps.
     fn estimate(&self) -> Result<Option<SigmaError>, Failure> {
-        let due = self.is_due(self.config.train.log_spectrum_every);
+        // Of several ranks, none has all layers.
+        let due = self.world.is_alone() && self.is_due(self.config.train.log_spectrum_every);
         if due { spectra::sigma_error(&self.config, &self.trainer.params) } else { Ok(None) }
     }
 
@@ -323,16 +398,21 @@ impl Session {
             return Ok(());
         }
         self.state.milliseconds = self.clock.elapsed().as_millis() as u64;
-        self.run.sync()?;
-        self.writer.save(&self.trainer.params, self.trainer.optimizer.as_ref(), &self.state)
+        if let Some(run) = &self.run {
+            run.sync()?;
+        }
+        self.writer.save(&self.trainer, &self.state)
     }
 
     /// Writes the last checkpoint and the loss curve, and prints a summary.
     pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
         self.writer.wait()?;
-        let rows = read_metrics(self.run.path())?;
-        let picture = self.run.path().join("loss.svg");
+        if !self.world.is_first() {
+            return Ok(());
+        }
+        let rows = read_metrics(&self.path)?;
+        let picture = self.path.join("loss.svg");
         if rows.len() > 1 {
             let [train, val] = losses(&rows);
             picture::loss_curve(&train, &val, &picture)?;
@@ -348,14 +428,14 @@ impl Session {
             grouped(self.state.tokens),
             duration(self.clock.elapsed().as_secs_f64()),
             binary(self.gpu.memory().peak),
-            paths::checkpoint(self.run.path(), self.state.step).display(),
+            paths::checkpoint(&self.path, self.state.step).display(),
         );
-        self.run.log(&line)?;
+        self.log(&line)?;
         output::note(&line);
         if profile {
             let table = self.gpu.profile()?;
             output::print(&format!("{table}\n"))?;
-            self.run.write_profile(&table)?;
+            self.run.as_ref().map_or(Ok(()), |run| run.write_profile(&table))?;
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! Begins a run, or resumes one.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use polytape::llama::Llama;
 use polytape::{Gpu, Trainer};
 
 use super::session::{Session, Start};
+use super::world::World;
 use crate::config::{Config, DataOrder};
 use crate::data::meta::tokenizer_of;
 use crate::data::tokenizer::{Tokenizer, fingerprint};
@@ -30,17 +32,20 @@ pub struct Request {
     pub peak_tflops: Option<f64>,
     /// Whether data of another tokenizer than that of `init` will do.
     pub ignore_tokenizer: bool,
+    /// The ranks that train it.
+    pub world: Rc<World>,
 }
 
 /// Begins a run; the device is opened by `open` once everything else has been checked.
 pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<Session, Failure> {
-    let Request { mut config, out, init, peak_tflops, ignore_tokenizer } = request;
+    let Request { mut config, out, init, peak_tflops, ignore_tokenizer, world } = request;
     let data = PathBuf::from(&config.data.train);
     // Before the vocabulary is resolved: without the data, its tokenizer is missing, too.
     std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
     let tokenizer = tokenizer_of(&data).as_deref().map(Tokenizer::load).transpose()?;
     config.resolve_vocab(tokenizer.as_ref().map(Tokenizer::vocab_size))?;
-    if let NewRun::At(path) = &out {
+    world.check(&config)?;
+    if let (true, NewRun::At(path)) = (world.is_first(), &out) {
         refuse_existing("--out", path, "folder")?;
     }
     if let Some(init) = &init {
@@ -52,13 +57,17 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     }
     let windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
+    let state = first_state(&config, &windows)?;
+    agree(&world, &config, &state)?;
     let gpu = open()?;
     let model = model(&gpu, &config, init.as_deref())?;
-    let state = first_state(&config, &windows)?;
     let (llama, trainer) = fresh(model, &config)?;
-    let run = Run::create(&out)?;
-    tokenizer.iter().try_for_each(|tokenizer| tokenizer.save(run.path()))?;
-    let start = Start { gpu, llama, trainer, windows, validation, run, state, newest: None, peak_tflops };
+    let trainer = world.place(trainer, &config)?;
+    let run = if world.is_first() { Some(Run::create(&out)?) } else { None };
+    let path = common_path(&world, run.as_ref())?;
+    let begun = tokenizer.iter().filter(|_| run.is_some());
+    begun.into_iter().try_for_each(|tokenizer| tokenizer.save(&path))?;
+    let start = Start { gpu, llama, trainer, windows, validation, run, path, state, newest: None, peak_tflops, world };
     let mut session = Session::new(config, start)?;
     if init.is_some() {
         // Unlike initial weights, these cannot be redrawn from the seed.
@@ -74,6 +83,7 @@ pub fn resume(
     settings: &[String],
     peak_tflops: Option<f64>,
     ignore_tokenizer: bool,
+    world: Rc<World>,
     open: impl FnOnce() -> Result<Gpu, Failure>,
 ) -> Result<Session, Failure> {
     let file = path.join(paths::CONFIG);
@@ -83,7 +93,8 @@ pub fn resume(
     }
     let mut config = Config::resume(&file, settings)?;
     config.resolve_vocab(None)?;
-    let locked = Locked::new(path)?;
+    world.check(&config)?;
+    let locked = if world.is_first() { Some(Locked::new(path)?) } else { None };
     let saved = Saved::newest(path)?;
     match &saved {
         Some(saved) => checkpoint::check_weights(saved.folder(), &config, &file)?,
@@ -100,18 +111,46 @@ pub fn resume(
     let state = State { configuration: config.weight_keys(), ..state };
     check_state(&config, &state, &first)?;
     windows.seek(state.position);
+    agree(&world, &config, &state)?;
     let gpu = open()?;
+    let place = |trainer| world.place(trainer, &config);
     let (llama, trainer) = match &saved {
-        Some(saved) => saved.load(&gpu, &config)?,
-        None => fresh(Model::fresh(&gpu, &config)?, &config)?,
+        Some(saved) => saved.load(&gpu, &config, place)?,
+        None => {
+            let (llama, trainer) = fresh(Model::fresh(&gpu, &config)?, &config)?;
+            (llama, place(trainer)?)
+        }
     };
-    checkpoint::sweep(path)?;
-    let run = locked.open(state.step)?;
+    let run = match locked {
+        Some(locked) => {
+            checkpoint::sweep(path)?;
+            Some(locked.open(state.step)?)
+        }
+        None => None,
+    };
     let newest = saved.map(|saved| saved.state.step);
-    let start = Start { gpu, llama, trainer, windows, validation, run, state, newest, peak_tflops };
+    let path = path.to_owned();
+    let start = Start { gpu, llama, trainer, windows, validation, run, path, state, newest, peak_tflops, world };
     let session = Session::new(config, start)?;
     session.write_config()?;
     Ok(session)
+}
+
+/// Whether all ranks train the same: program, configuration, data, and step to go on from.
+fn agree(world: &World, config: &Config, state: &State) -> Result<(), Failure> {
+    let data = format!("{} windows with the checksum {:08x}", state.windows, state.data);
+    world.agree(&[
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("configuration", config.to_toml()),
+        ("data.train", data),
+        ("checkpoint", format!("step {}", state.step)),
+    ])
+}
+
+/// The run's folder, which the first rank has created.
+fn common_path(world: &World, run: Option<&Run>) -> Result<PathBuf, Failure> {
+    let own = run.map_or(Path::new(""), Run::path).display().to_string();
+    Ok(PathBuf::from(&world.gather(&own)?[0]))
 }
 
 /// The state before the first step.
@@ -162,7 +201,7 @@ fn refuse_scale(config: &Config, init: &Path) -> Result<(), Failure> {
 /// A new run's training without its folder: what is needed to take steps.
 pub fn rehearse(gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer, Windows), Failure> {
     let (llama, trainer) = fresh(Model::fresh(gpu, config)?, config)?;
-    Ok((llama, trainer, training_windows(config)?))
+    Ok((llama, trainer.with_replicas(config.train.replicas)?, training_windows(config)?))
 }
 
 fn fresh(model: Model, config: &Config) -> Result<(Llama, Trainer), Failure> {

@@ -78,9 +78,9 @@ impl Limits {
         let advise = |checkpoint_activations: bool| {
             let mut model = Model { checkpoint_activations, ..model.clone() };
             // More micro-batches need a little more memory: gradients are kept from one to the next.
-            model.micro_batches = 2;
+            model.micro_batches = 2 * model.replicas;
             let most = self.largest_batch(&model)?.min(sequences);
-            model.batch = (1..=most).rev().find(|&batch| sequences.is_multiple_of(batch))?;
+            model.batch = (1..=most).rev().find(|&batch| sequences.is_multiple_of(batch * model.replicas))?;
             model.micro_batches = sequences / model.batch;
             let bytes = memory::peak(&model).total();
             let (batch_size, grad_accumulation) = (model.batch, model.micro_batches);

@@ -42,6 +42,21 @@ pub fn peak(model: &Model) -> Moment {
     Estimate::new(model).moments().into_iter().max_by_key(Moment::total).expect("bug: a step has moments")
 }
 
+/// [`peak`] on one of several ranks, which has these bytes of parameters and of moments alone.
+pub fn peak_of_rank(model: &Model, ranks: usize, parameters: u64, optimizer: u64) -> Moment {
+    let leaves = model.replicas / ranks;
+    let model = &Model { leaves, ..model.clone() };
+    let mut estimate = Estimate::new(model);
+    let rotary = bytes(model.sizes.max_seq_len * model.sizes.head_dim());
+    let seen = model.parameters.iter().map(|parameter| bytes(parameter.numel())).sum();
+    // γ is not among the gradients of the weights that the model sees.
+    estimate.gradients = seen;
+    estimate.base = Moment { parameters: parameters + rotary, optimizer, effective_weights: seen, ..estimate.base };
+    // Updates and pull-backs are those of what a rank owns: never the peak.
+    let moments = estimate.of_model();
+    moments.into_iter().max_by_key(Moment::total).expect("bug: a step has moments")
+}
+
 /// The largest single buffer of a step: its name and its bytes.
 pub fn largest_buffer(model: &Model) -> (String, u64) {
     let tokens = model.tokens();
@@ -90,7 +105,7 @@ impl<'a> Estimate<'a> {
             effective_weights: model.pc.iter().map(|layer| bytes(layer.numel())).sum(),
             gradients: 0,
             activations: 0,
-            workspace: 2 * (model.micro_batches as u64) * bytes(model.tokens()),
+            workspace: 2 * (model.micro_batches * model.leaves / model.replicas) as u64 * bytes(model.tokens()),
         };
         let (tokens, dim) = (model.tokens(), sizes.dim);
         let (q_dim, kv_dim, normed) = (sizes.q_dim(), sizes.kv_dim(), u64::from(sizes.qk_norm));
@@ -117,10 +132,19 @@ impl<'a> Estimate<'a> {
     }
 
     fn moments(&self) -> Vec<Moment> {
-        let mut moments = vec![self.cross_entropy(), self.cross_entropy_backward(), self.embedding_backward()];
-        moments.extend([self.model.sizes.layers - 1, 0].map(|block| self.block_backward(block)));
+        let mut moments = self.of_model();
         moments.push(self.optimizer());
         moments.extend(self.preconditioner());
+        moments
+    }
+
+    /// Those of the micro-batches.
+    fn of_model(&self) -> Vec<Moment> {
+        let mut moments = vec![self.cross_entropy(), self.cross_entropy_backward(), self.embedding_backward()];
+        moments.extend([self.model.sizes.layers - 1, 0].map(|block| self.block_backward(block)));
+        // Sums of earlier leaves: one waits on each level of the tree.
+        let waiting = u64::from(self.model.leaves.ilog2()) * self.gradients;
+        moments.iter_mut().for_each(|moment| moment.gradients += waiting);
         moments
     }
 
@@ -135,9 +159,9 @@ impl<'a> Estimate<'a> {
         blocks as u64 * per_block + self.stream + bytes(self.model.tokens())
     }
 
-    /// Gradients that earlier micro-batches have left.
+    /// Gradients that earlier micro-batches of a leaf have left.
     fn earlier(&self) -> u64 {
-        if self.model.micro_batches > 1 { self.gradients } else { 0 }
+        if self.model.accumulates() { self.gradients } else { 0 }
     }
 
     /// The end of a forward: all activations, the head's input, a chunk of logits, and the gradients of both.
@@ -161,16 +185,16 @@ impl<'a> Estimate<'a> {
             workspace += self.block;
         }
         let after = (sizes.layers - 1 - block) as u64 * self.block_gradients;
-        let head = if sizes.tied && self.model.micro_batches == 1 { self.table } else { self.table + bytes(sizes.dim) };
+        let head = if sizes.tied && !self.model.accumulates() { self.table } else { self.table + bytes(sizes.dim) };
         let down = bytes(sizes.dim * sizes.intermediate_size);
-        let gradients = if self.model.micro_batches > 1 { self.gradients } else { head + after + down };
-        workspace += if self.model.micro_batches > 1 { down } else { 0 };
+        let gradients = if self.model.accumulates() { self.gradients } else { head + after + down };
+        workspace += if self.model.accumulates() { down } else { 0 };
         self.at("backward of a block", gradients, self.kept(block + 1) - self.stream, workspace)
     }
 
     /// The end of a backward: the embedding's gradient is made whole and then added.
     fn embedding_backward(&self) -> Moment {
-        let is_added = self.model.micro_batches > 1 || self.model.sizes.tied;
+        let is_added = self.model.accumulates() || self.model.sizes.tied;
         self.at("backward of the embedding", self.gradients, 0, self.stream + if is_added { self.table } else { 0 })
     }
 

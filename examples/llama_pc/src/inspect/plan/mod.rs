@@ -5,6 +5,7 @@ mod flops;
 mod limits;
 mod memory;
 mod model;
+mod ranks;
 
 use polytape::Gpu;
 use polytape::gpu::{DeviceType, KernelTier};
@@ -18,6 +19,8 @@ pub use flops::StepFlops;
 use limits::{Advice, Limits};
 use memory::Moment;
 use model::Model;
+pub use ranks::Ask;
+use ranks::Ranks;
 
 /// The plan; what `--json` prints.
 #[derive(Serialize)]
@@ -53,6 +56,9 @@ pub struct Report {
     largest_batch_size: Option<usize>,
     /// Configurations that fit, if the plan does not.
     advice: Vec<Advice>,
+    /// With `--ranks` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<Ranks>,
 }
 
 #[derive(Serialize)]
@@ -128,7 +134,7 @@ impl Attention {
 
 impl Report {
     /// Of a configuration whose vocabulary is resolved; `device_memory` is in bytes, if the user gives it.
-    pub fn new(config: &Config, device_memory: Option<u64>, gpu: Option<&Gpu>) -> Result<Self, Failure> {
+    pub fn new(config: &Config, device_memory: Option<u64>, gpu: Option<&Gpu>, ranks: Option<Ask>) -> Result<Self, Failure> {
         let (model, limits) = (&Model::new(config)?, Limits::new(device_memory, gpu));
         let memory = memory::peak(model);
         let (name, bytes) = memory::largest_buffer(model);
@@ -151,6 +157,7 @@ impl Report {
             fits: (limits.memory.is_some() || !fits).then_some(fits),
             largest_batch_size: limits.memory.map(|_| limits.largest_batch(model).unwrap_or(0)),
             advice: limits.advice(model),
+            ranks: ranks.map(|ask| Ranks::new(config, model, flops, ask)).transpose()?,
         })
     }
 
@@ -190,6 +197,7 @@ impl Report {
         }
         lines.extend(self.arithmetic());
         lines.extend(self.verdict());
+        lines.extend(self.ranks.iter().flat_map(Ranks::lines));
         lines.join("\n") + "\n"
     }
 

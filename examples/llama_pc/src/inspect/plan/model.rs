@@ -59,6 +59,9 @@ pub struct Model {
     pub batch: usize,
     pub seq_len: usize,
     pub micro_batches: usize,
+    /// Leaves of the gradient sum, and how many of them one rank has.
+    pub replicas: usize,
+    pub leaves: usize,
     pub checkpoint_activations: bool,
     pub precision: Precision,
 }
@@ -96,6 +99,8 @@ impl Model {
             batch: train.batch_size,
             seq_len: config.data.seq_len,
             micro_batches: train.grad_accumulation,
+            replicas: train.replicas,
+            leaves: train.replicas,
             checkpoint_activations: train.checkpoint_activations,
             precision: train.precision,
             sizes,
@@ -106,6 +111,11 @@ impl Model {
     /// Tokens of a micro-batch.
     pub fn tokens(&self) -> usize {
         self.batch * self.seq_len
+    }
+
+    /// Whether a leaf has several micro-batches, whose gradients are added to those before.
+    pub fn accumulates(&self) -> bool {
+        self.micro_batches > self.replicas
     }
 
     /// Trainable parameters, including γ.

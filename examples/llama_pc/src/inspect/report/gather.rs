@@ -13,7 +13,7 @@ use super::curves::{Point, smoothed, thinned};
 use crate::config::Config;
 use crate::inspect::spectrum;
 use crate::model::spectra;
-use crate::run::measured::Gmcn;
+use crate::run::measured::{Exchanged, Gmcn};
 use crate::run::metrics::read_lines;
 use crate::run::{checkpoint, files, paths};
 use crate::terminal::failure::Failure;
@@ -42,6 +42,9 @@ pub struct RunData {
     pub condition: Vec<Condition>,
     pub spectra: Vec<MatrixSpectra>,
     pub kernels: Vec<KernelTime>,
+    /// Of a run that several ranks have trained last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Ranks>,
     /// Every configuration key with its value in TOML.
     pub config: BTreeMap<String, String>,
 }
@@ -79,6 +82,17 @@ pub struct MatrixSpectra {
     pub effective_condition: Option<f64>,
 }
 
+/// What the ranks of a run have exchanged.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Ranks {
+    pub count: u64,
+    pub bytes_per_step: f64,
+    /// Share of the time in which a rank did nothing but exchange and wait for others.
+    pub share: f64,
+    /// The rank for which the others waited most often.
+    pub slowest: u64,
+}
+
 /// A line of `profile.json`.
 #[derive(Serialize)]
 pub struct KernelTime {
@@ -101,6 +115,24 @@ pub fn gather(path: &Path) -> Result<RunData, Failure> {
     Ok(data)
 }
 
+/// What the ranks have exchanged, over the lines in a row with as many ranks as the last one.
+fn ranks_of_metrics(rows: &[Value]) -> Option<Ranks> {
+    let exchanged = |row: &Value| serde_json::from_value::<Exchanged>(row["ranks"].clone()).ok();
+    let count = exchanged(rows.last()?)?.count;
+    let (mut bytes, mut seconds, mut steps, mut time) = (0, 0.0, 0, 0.0);
+    let mut slowest: BTreeMap<u64, u64> = BTreeMap::new();
+    for (before, row) in rows.iter().zip(rows.iter().skip(1)).rev() {
+        let Some(found) = exchanged(row).filter(|found| found.count == count) else { break };
+        bytes += found.bytes;
+        seconds += found.seconds;
+        steps += row["step"].as_u64()?.checked_sub(before["step"].as_u64()?)?;
+        time += row["seconds"].as_f64()? - before["seconds"].as_f64()?;
+        *slowest.entry(found.slowest).or_default() += 1;
+    }
+    let (slowest, _) = slowest.into_iter().max_by_key(|(_, lines)| *lines)?;
+    Some(Ranks { count, bytes_per_step: bytes as f64 / steps.max(1) as f64, share: seconds / time.max(1e-9), slowest })
+}
+
 /// What the lines of a run's metrics show, its training in at most `points` points.
 pub fn of_rows(name: String, config: BTreeMap<String, String>, rows: &[Value], points: usize) -> RunData {
     let all: Vec<Point> = rows.iter().filter_map(Point::of).collect();
@@ -113,6 +145,7 @@ pub fn of_rows(name: String, config: BTreeMap<String, String>, rows: &[Value], p
         peak_memory_bytes: rows.iter().filter_map(|row| row["memory_bytes"].as_u64()).max().unwrap_or(0),
         gamma: gamma_of_metrics(rows),
         condition: conditions_of_metrics(rows),
+        ranks: ranks_of_metrics(rows),
         config,
         train,
         joined,
@@ -286,5 +319,17 @@ pub mod tests {
             let failure = rows(&path).expect_err("a bad line");
             assert!(failure.to_string().contains("metrics.jsonl: line 2: found "), "{failure}");
         }
+    }
+
+    #[test]
+    fn ranks_are_summed_up_over_the_last_lines() {
+        let row = |step: u64, ranks: Value| serde_json::json!({ "step": step, "seconds": step as f64, "ranks": ranks });
+        let of =
+            |count: u64, slowest: u64| serde_json::json!({ "count": count, "bytes": 30, "seconds": 0.25, "slowest": slowest });
+        let rows = [row(1, of(4, 3)), row(2, of(2, 1)), row(4, of(2, 0)), row(5, of(2, 1)), row(6, of(2, 1))];
+        let found = ranks_of_metrics(&rows).expect("ranks");
+        assert_eq!(found, Ranks { count: 2, bytes_per_step: 24.0, share: 0.2, slowest: 1 });
+        assert_eq!(ranks_of_metrics(&[row(1, of(2, 0)), row(2, Value::Null)]), None, "a single process trained it last");
+        assert_eq!(ranks_of_metrics(&rows[..1]), None, "too few lines");
     }
 }

@@ -38,6 +38,10 @@ function overview(runs) {
   });
   made.append(table("Losses in nats per token; the training loss is smoothed, the speed is the median.",
     ["run", "steps", "tokens", "training loss", "validation", "best", "tokens/s", "time", "memory", "optimizer", "PC"], rows));
+  const several = runs.filter(run => run.ranks).map(run => [run.name, whole(run.ranks.count), `${(run.ranks.bytes_per_step / 2 ** 20).toFixed(1)} MiB`,
+    `${(100 * run.ranks.share).toFixed(1)} %`, `rank ${run.ranks.slowest}`]);
+  if (several.length) made.append(table("Runs on several ranks: what all of them send in a step, the share of the time in which a rank only exchanges and waits, and the rank for which the others wait most often.",
+    ["run", "ranks", "sent per step", "exchange", "slowest"], several));
   return made;
 }
 

@@ -13,8 +13,14 @@ use crate::run::checkpoint::{MODEL, OPTIMIZER, Saved};
 use crate::terminal::failure::Failure;
 
 impl Saved {
-    /// The model and trainer as saved; a missing, extra or misshaped tensor is an error.
-    pub fn load(&self, gpu: &Gpu, config: &Config) -> Result<(Llama, Trainer), Failure> {
+    /// The model and trainer as saved; a missing, extra or misshaped tensor is an error. `place` makes the trainer one of several ranks,
+    /// which then loads only the state of what it owns.
+    pub fn load(
+        &self,
+        gpu: &Gpu,
+        config: &Config,
+        place: impl FnOnce(Trainer) -> Result<Trainer, Failure>,
+    ) -> Result<(Llama, Trainer), Failure> {
         // Loading verifies the file.
         let (model, _) = Model::load(gpu, config, self.folder())?;
         let path = self.folder().join(MODEL);
@@ -23,17 +29,20 @@ impl Saved {
 
         let path = self.verify(OPTIMIZER)?;
         let file = Reader::open(&path)?;
-        let mut optimizer = (config.optimizer.rule().build)(&config.optimizer);
+        let optimizer = (config.optimizer.rule().build)(&config.optimizer);
+        let max_grad_norm = config.train.max_grad_norm as f32;
+        let mut trainer = place(Trainer::resume(model.params, model.preconditioner, optimizer, max_grad_norm))?;
         let steps = self.state.step - self.state.skipped();
-        let loaded = optimizer.load_state(&model.params, steps, &mut |name| file.tensor(gpu, name));
+        let loaded = trainer.load_state(steps, &mut |name, rows| match rows {
+            Some(rows) => file.rows(gpu, name, rows),
+            None => file.tensor(gpu, name),
+        });
         loaded.map_err(|error| match error {
             polytape::Error::File { .. } | polytape::Error::Io { .. } => Failure::from(error),
             _ => Failure::other(format!("{}: {error}", path.display())),
         })?;
-        let expected = optimizer.state_tensors(&model.params)?.into_iter().map(|(name, _)| name).collect();
+        let expected = trainer.stored()?.1.into_iter().map(|stored| stored.name).collect();
         same_names(&path, &file, expected)?;
-        let max_grad_norm = config.train.max_grad_norm as f32;
-        let mut trainer = Trainer::resume(model.params, model.preconditioner, optimizer, max_grad_norm);
         trainer = trainer.with_precision(config.train.precision);
         if let (Some(loss_scale), Some(saved)) = (&mut trainer.loss_scale, &self.state.loss_scale) {
             *loss_scale = saved.restored();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use polytape::optim::{AdamConfig, AdamW};
-use polytape::{Gpu, GpuOptions, Params, Role, Tensor};
+use polytape::{Gpu, GpuOptions, Params, Role, Tensor, Trainer};
 
 use super::*;
 use crate::config::Config;
@@ -23,15 +23,19 @@ fn params(gpu: &Gpu) -> Params {
     params
 }
 
+fn trainer(gpu: &Gpu) -> Trainer {
+    Trainer::resume(params(gpu), None, Box::new(AdamW::new(AdamConfig::default())), 1.0)
+}
+
 #[test]
 fn a_saved_checkpoint_holds_the_values_under_their_names() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
-    let params = params(&gpu);
+    let trainer = trainer(&gpu);
+    let params = &trainer.params;
     let state = State { step: 7, position: u64::MAX, ..State::default() };
-    let mut writer = Writer::new(folder.path(), 1, None);
-    let optimizer = AdamW::new(AdamConfig::default());
-    writer.save(&params, &optimizer, &State { step: 3, ..State::default() }).expect("it is begun");
-    writer.save(&params, &optimizer, &state).expect("it is begun");
+    let mut writer = Writer::new(folder.path(), true, 1, None);
+    writer.save(&trainer, &State { step: 3, ..State::default() }).expect("it is begun");
+    writer.save(&trainer, &state).expect("it is begun");
     writer.wait().expect("it is written");
     assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [7], "the older one is removed");
     let saved = Saved::newest(folder.path()).expect("it is whole").expect("it is there");
@@ -53,14 +57,13 @@ fn a_saved_checkpoint_holds_the_values_under_their_names() {
 #[test]
 fn values_that_are_not_finite_are_not_saved() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
-    let mut params = params(&gpu);
-    let mut writer = Writer::new(folder.path(), 3, None);
-    let optimizer = AdamW::new(AdamConfig::default());
-    writer.save(&params, &optimizer, &State { step: 1, ..State::default() }).expect("it is begun");
-    let id = params.id("b").expect("a name");
+    let mut trainer = trainer(&gpu);
+    let mut writer = Writer::new(folder.path(), true, 3, None);
+    writer.save(&trainer, &State { step: 1, ..State::default() }).expect("it is begun");
+    let id = trainer.params.id("b").expect("a name");
     let bad = Tensor::from_slice(&gpu, &[f32::NAN; 15], &[3, 5]).expect("a tensor");
-    params.set(id, bad).expect("its shape");
-    let failed = writer.save(&params, &optimizer, &State { step: 2, ..State::default() }).and_then(|()| writer.wait());
+    trainer.params.set(id, bad).expect("its shape");
+    let failed = writer.save(&trainer, &State { step: 2, ..State::default() }).and_then(|()| writer.wait());
     let text = failed.expect_err("not finite").to_string();
     assert!(
         text.starts_with("step 2: found NaN in b, expected finite numbers; the checkpoint was not written\nhint: last"),

@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crc32c::crc32c_append;
-use polytape::optim::Optimizer;
+use polytape::Trainer;
 use polytape::safetensors::{self, Header};
-use polytape::{Params, Tensor};
 
 use super::document::{Document, MODEL, OPTIMIZER, Recorded, STATE, hexadecimal};
 use super::state::State;
@@ -27,9 +26,10 @@ use crate::terminal::output;
 /// Capacity of the queue in groups of pieces, of up to 16 MiB each.
 const WAITING: usize = 64;
 
-/// Saves the checkpoints of one run, one at a time.
+/// Saves the checkpoints of one run, one at a time. Of several ranks, the first writes them; the others send it what they own.
 pub struct Writer {
     run: PathBuf,
+    writes: bool,
     /// Number of checkpoints to keep.
     keep: usize,
     running: Option<JoinHandle<Result<(), Failure>>>,
@@ -37,9 +37,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// For a run whose newest checkpoint is `newest`.
-    pub fn new(run: &Path, keep: usize, newest: Option<u64>) -> Self {
-        Self { run: run.to_owned(), keep, running: None, newest }
+    /// For a run whose newest checkpoint is `newest`; `writes` unless this is another rank than the first.
+    pub fn new(run: &Path, writes: bool, keep: usize, newest: Option<u64>) -> Self {
+        Self { run: run.to_owned(), writes, keep, running: None, newest }
     }
 
     /// The step of the newest checkpoint, which may not be on disk yet.
@@ -47,11 +47,28 @@ impl Writer {
         self.newest
     }
 
-    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error.
-    pub fn save(&mut self, params: &Params, optimizer: &dyn Optimizer, state: &State) -> Result<(), Failure> {
+    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error. All ranks call it together.
+    pub fn save(&mut self, trainer: &Trainer, state: &State) -> Result<(), Failure> {
         self.wait()?;
-        let model: Vec<(String, Tensor)> = params.iter().map(|(_, param)| (param.name.clone(), param.tensor.clone())).collect();
-        let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer.state_tensors(params)?)];
+        let (model, optimizer) = trainer.stored()?;
+        let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer)];
+        let sender = if self.writes { Some(self.begin(&files, state)?) } else { None };
+        self.newest = Some(state.step);
+        let mut listening = true;
+        for file in files {
+            file.read(trainer.params.gpu(), trainer.ranks(), |pieces| {
+                listening = sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
+                listening
+            })?;
+            if !listening {
+                return self.wait();
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the thread that writes what is sent to it.
+    fn begin(&mut self, files: &[TensorFile], state: &State) -> Result<SyncSender<Vec<Piece>>, Failure> {
         let job = Job {
             run: self.run.clone(),
             keep: self.keep,
@@ -61,18 +78,7 @@ impl Writer {
         let (sender, receiver) = sync_channel(WAITING);
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(move || job.run(&receiver));
         self.running = Some(thread.map_err(|error| Failure::other(format!("cannot start a thread for checkpoints: {error}")))?);
-        self.newest = Some(state.step);
-        let mut listening = true;
-        for file in files {
-            file.read(|pieces| {
-                listening = sender.send(pieces).is_ok();
-                listening
-            })?;
-            if !listening {
-                return self.wait();
-            }
-        }
-        Ok(())
+        Ok(sender)
     }
 
     /// Returns the error of a save that has failed since the last call; does not wait for a save in progress.

@@ -1,0 +1,167 @@
+//! What a step needs on several ranks: memory of each, bytes between them, and the time that both take.
+//!
+//! A rank holds all effective weights and, for a while, all gradients; what it owns (raw weights of PC layers, rows of the tables, u, v, γ,
+//! moments) it holds alone. With P ranks, N parameters, β the bandwidth and α the latency, a rank sends (P−1)/P·N values to the owners of
+//! gradients and as many to the readers of weights, each in (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α. Without
+//! overlap: T(P) = model/P/F + most PC and optimizer work of a rank/F + both exchanges, and the efficiency is T(1)/(P·T(P)).
+
+use polytape::exchange::{Dealt, deal};
+use polytape::{Role, spectral::PcConfig};
+use serde::Serialize;
+
+use super::flops::StepFlops;
+use super::memory::{self, Moment};
+use super::model::{Model, bytes};
+use crate::config::Config;
+use crate::model::engine;
+use crate::terminal::failure::Failure;
+use crate::terminal::format::binary;
+
+/// Latency of a message between hosts, in seconds: of TCP on Ethernet.
+const LATENCY: f64 = 50e-6;
+
+/// What the user says about the ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub ranks: usize,
+    /// Bytes per second between hosts.
+    pub bandwidth: f64,
+    /// Operations per second that an adapter does in a step.
+    pub speed: Option<f64>,
+}
+
+/// The part of the plan.
+#[derive(Debug, Serialize)]
+pub struct Ranks {
+    pub ranks: usize,
+    /// Bytes at the peak, of the rank that owns most.
+    pub memory: Moment,
+    pub memory_bytes: u64,
+    /// Bytes that a rank sends in a step; on the average of the ranks.
+    pub sent_per_step: u64,
+    /// Seconds of a step in which values travel.
+    pub exchange_seconds: f64,
+    /// The largest part of the work on PC layers and optimizer that one rank has, 1/ranks at best.
+    pub largest_share: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
+}
+
+/// Seconds of a step, where the adapter's speed is known.
+#[derive(Debug, Serialize)]
+pub struct Prediction {
+    pub one_rank: f64,
+    pub step: f64,
+    pub efficiency: f64,
+}
+
+/// Bytes that one rank has alone.
+#[derive(Clone, Copy, Default)]
+struct Own {
+    parameters: u64,
+    optimizer: u64,
+    work: f64,
+}
+
+impl Ranks {
+    pub fn new(config: &Config, model: &Model, flops: StepFlops, ask: Ask) -> Result<Self, Failure> {
+        let ranks = ask.ranks;
+        if ranks == 0 || !model.replicas.is_multiple_of(ranks) {
+            let replicas = model.replicas;
+            return Err(Failure::usage(format!("--ranks: found {ranks}, expected a divisor of train.replicas = {replicas}")));
+        }
+        let own = owned(config, model, ranks)?;
+        let most = own.iter().max_by_key(|own| own.parameters + own.optimizer).copied().unwrap_or_default();
+        let total: f64 = own.iter().map(|own| own.work).sum();
+        let heaviest = own.iter().map(|own| own.work).fold(0.0, f64::max);
+        let memory = memory::peak_of_rank(model, ranks, most.parameters, most.optimizer);
+        let share = (ranks - 1) as f64 / ranks as f64;
+        let values: usize = model.parameters.iter().map(|parameter| parameter.numel()).sum();
+        let one_way = share * (values * config.train.exchange.size()) as f64;
+        let exchange_seconds = 2.0 * one_way / ask.bandwidth + 5.0 * (ranks - 1) as f64 * LATENCY;
+        let largest_share = if total > 0.0 { heaviest / total } else { 1.0 / ranks as f64 };
+        let prediction = ask.speed.map(|speed| {
+            let (of_model, of_owners) = (flops.model + flops.recomputation, flops.pc + flops.optimizer);
+            let one_rank = (of_model + of_owners) / speed;
+            let step = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
+            Prediction { one_rank, step, efficiency: one_rank / (ranks as f64 * step) }
+        });
+        let memory_bytes = memory.total();
+        Ok(Self { ranks, memory, memory_bytes, sent_per_step: 2 * one_way as u64, exchange_seconds, largest_share, prediction })
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        let Self { ranks, memory, memory_bytes, sent_per_step, exchange_seconds, largest_share, prediction } = self;
+        let mut lines = vec![
+            format!(
+                "on {:<16}{} each at its peak, the {}, of the rank that owns most",
+                format!("{ranks} ranks"),
+                binary(*memory_bytes),
+                memory.name
+            ),
+            format!("sent per step      {} by each rank, in {}", binary(*sent_per_step), seconds(*exchange_seconds)),
+            format!(
+                "PC and optimizer   {:.1} % of the work on one rank, {:.1} % at best",
+                100.0 * largest_share,
+                100.0 / *ranks as f64
+            ),
+        ];
+        lines.push(match prediction {
+            Some(Prediction { one_rank, step, efficiency }) => format!(
+                "step               {} instead of {} on one rank: efficiency {:.0} %",
+                seconds(*step),
+                seconds(*one_rank),
+                100.0 * efficiency
+            ),
+            None => "step               unknown; --tflops X, the speed of an adapter in a step, tells".to_owned(),
+        });
+        lines
+    }
+}
+
+fn seconds(time: f64) -> String {
+    if time < 1.0 { format!("{:.3} s", time) } else { format!("{time:.2} s") }
+}
+
+/// What each rank has alone.
+fn owned(config: &Config, model: &Model, ranks: usize) -> Result<Vec<Own>, Failure> {
+    let layers = engine::pc_targets(config);
+    let pc: Option<PcConfig> = config.pc.as_ref().map(engine::pc).transpose()?;
+    let optimizer = (config.optimizer.rule().build)(&config.optimizer);
+    let layer_of = |name: &str| {
+        let at = layers.iter().position(|(stem, _)| name.strip_suffix(".weight") == Some(stem))?;
+        Some(model.pc[at])
+    };
+    let list: Vec<Dealt<'_>> = model
+        .parameters
+        .iter()
+        .map(|parameter| {
+            let of_layer = layer_of(&parameter.name).and(pc.as_ref()).map_or(0, PcConfig::products);
+            let products = of_layer + optimizer.products(parameter.role);
+            Dealt { role: parameter.role, shape: &parameter.shape, products }
+        })
+        .collect();
+    let mut own = vec![Own::default(); ranks];
+    let state = |role: Role, shape: &[usize]| -> u64 {
+        optimizer.slots(role, shape).iter().map(|slot| bytes(slot.shape.iter().product())).sum()
+    };
+    for piece in deal(&list, model.replicas) {
+        let parameter = &model.parameters[piece.parameter];
+        let own = &mut own[piece.share * ranks / model.replicas];
+        let shape = [&[piece.rows.len()], &parameter.shape[1..]].concat();
+        let numel: usize = shape.iter().product();
+        own.optimizer += state(parameter.role, &shape);
+        own.work += (numel * list[piece.parameter].products * parameter.shape.iter().min().unwrap_or(&1)) as f64;
+        if piece.rows.len() < parameter.shape[0] {
+            own.parameters += bytes(numel);
+        }
+        if let Some(layer) = layer_of(&parameter.name) {
+            own.parameters += bytes(numel) + bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns);
+            if model.learnable_gamma {
+                own.parameters += bytes(layer.heads);
+                own.optimizer += state(Role::Vector, &[layer.heads]);
+            }
+        }
+    }
+    Ok(own)
+}

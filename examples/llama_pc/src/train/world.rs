@@ -1,0 +1,265 @@
+//! The ranks that train a run together: one process, or those that `mpirun` started.
+
+#[cfg(feature = "mpi")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polytape::exchange::{Exchange, ExchangeOptions};
+use polytape::{Error, Trainer};
+
+use crate::config::Config;
+use crate::model::evaluate::Losses;
+use crate::run::measured::Exchanged;
+use crate::terminal::failure::Failure;
+#[cfg(feature = "mpi")]
+use crate::terminal::output;
+
+/// How much longer ranks wait for each other until the first step is done: kernels are compiled and timed, weights are loaded.
+#[cfg(feature = "mpi")]
+const FIRST: u32 = 5;
+/// What launchers tell each process of their number.
+const LAUNCHERS: [&str; 4] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"];
+
+/// This process among the ranks.
+pub struct World {
+    exchange: Option<Arc<dyn Exchange>>,
+    /// The host of each rank.
+    hosts: Vec<String>,
+    rank: usize,
+    /// Whether gradients are sent during the backward.
+    overlap: bool,
+    /// What connects them, and how long they wait for each other.
+    #[cfg(feature = "mpi")]
+    mpi: Option<(Arc<polytape::exchange::Mpi>, Duration)>,
+}
+
+/// The number of processes that a launcher says it has started, if it is more than one, and the variable that says so.
+fn launched() -> Option<(&'static str, usize)> {
+    let number = |name: &&'static str| Some((*name, std::env::var(name).ok()?.trim().parse::<usize>().ok()?));
+    LAUNCHERS.iter().filter_map(number).find(|(_, count)| *count > 1)
+}
+
+impl World {
+    /// Joins the other ranks, if a launcher has started several.
+    #[cfg(feature = "mpi")]
+    pub fn join(patience: Duration, overlap: bool) -> Result<Self, Failure> {
+        let Some((variable, count)) = launched() else { return Ok(Self::alone()) };
+        let mpi = Arc::new(polytape::exchange::Mpi::start(FIRST * patience)?);
+        let (rank, ranks) = (mpi.rank(), mpi.ranks());
+        let exchange: Arc<dyn Exchange> = mpi.clone();
+        let mut world = Self { exchange: Some(exchange), hosts: Vec::new(), rank, overlap, mpi: Some((mpi.clone(), patience)) };
+        output::speak_for(rank, mpi.host());
+        if ranks != count {
+            let failure = Failure::usage(format!("found {ranks} ranks in MPI, expected the {count} of {variable}"));
+            world.end(&failure.hint("the program must be built with the MPI whose mpirun starts it"));
+        }
+        match world.gather(mpi.host()) {
+            Ok(hosts) => world.hosts = hosts,
+            Err(failure) => world.end(&failure),
+        }
+        Ok(world)
+    }
+
+    /// Refuses to be one of several: each would train alone, into the same folder.
+    #[cfg(not(feature = "mpi"))]
+    pub fn join(_patience: Duration, _overlap: bool) -> Result<Self, Failure> {
+        match launched() {
+            None => Ok(Self::alone()),
+            Some((variable, count)) => Err(Failure::usage(format!(
+                "found {variable} = {count}, expected a single process: this build has no MPI"
+            ))
+            .hint("build it with `cargo build --release -p llama_pc --features mpi`; docs/distributed.md says what that needs")),
+        }
+    }
+
+    /// A single process, for what several cannot do together.
+    pub fn single() -> Result<Self, Failure> {
+        match launched() {
+            None => Ok(Self::alone()),
+            Some((variable, count)) => Err(Failure::usage(format!("found {variable} = {count}, expected a single process"))),
+        }
+    }
+
+    fn alone() -> Self {
+        Self {
+            exchange: None,
+            hosts: vec![String::new()],
+            rank: 0,
+            overlap: true,
+            #[cfg(feature = "mpi")]
+            mpi: None,
+        }
+    }
+
+    /// Runs what this rank does. If it fails, or panics, all ranks end.
+    #[cfg(feature = "mpi")]
+    pub fn run(&self, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        let Some((mpi, _)) = &self.mpi else { return work() };
+        let failure = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => match mpi.finish() {
+                Ok(()) => return Ok(()),
+                Err(error) => self.explain(error),
+            },
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::other("found a bug, which the lines above describe"),
+        };
+        self.end(&failure)
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    pub fn run(&self, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        work()
+    }
+
+    /// Says why, and ends all ranks.
+    #[cfg(feature = "mpi")]
+    fn end(&self, failure: &Failure) -> ! {
+        output::note(&format!("error: {failure}"));
+        let (mpi, _) = self.mpi.as_ref().expect("bug: one of several ranks");
+        mpi.abort(i32::from(failure.status))
+    }
+
+    /// Lets the first rank tell of an error that all have: it ends the others.
+    pub fn leave_it_to_the_first(&self) {
+        if let (Some(exchange), false) = (&self.exchange, self.is_first()) {
+            // Nothing comes any more. Should the first rank be silent, too, this one speaks.
+            let _ = exchange.receive(0);
+        }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub fn ranks(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether this is the rank that writes: metrics, checkpoints, the terminal.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    pub fn is_alone(&self) -> bool {
+        self.exchange.is_none()
+    }
+
+    /// (This rank, all ranks) of this host, counted from 0.
+    pub fn local(&self) -> (usize, usize) {
+        let same = |hosts: &[String]| hosts.iter().filter(|host| **host == self.hosts[self.rank]).count();
+        (same(&self.hosts[..self.rank]), same(&self.hosts))
+    }
+
+    /// Whether any rank says so.
+    pub fn any(&self, own: bool) -> Result<bool, Failure> {
+        self.exchange.as_ref().map_or(Ok(own), |exchange| exchange.any(own).map_err(|error| self.explain(error)))
+    }
+
+    /// Bytes of all ranks, in order.
+    pub fn gather_bytes(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>, Failure> {
+        match &self.exchange {
+            None => Ok(vec![own]),
+            Some(exchange) => {
+                let messages = exchange.all_gather(own).map_err(|error| self.explain(error))?;
+                Ok(messages.iter().map(|message| message.to_vec()).collect())
+            }
+        }
+    }
+
+    /// What all ranks have exchanged, out of the bytes that this one has sent and the seconds that it took.
+    pub fn exchanged(&self, (bytes, seconds): (u64, f64)) -> Result<Exchanged, Failure> {
+        let all = self.gather_bytes([bytes.to_le_bytes(), seconds.to_le_bytes()].concat())?;
+        let word = |bytes: &[u8], at: usize| bytes.as_chunks().0.get(at).copied().unwrap_or_default();
+        let times: Vec<f64> = all.iter().map(|bytes| f64::from_le_bytes(word(bytes, 1))).collect();
+        let slowest = (0..times.len()).min_by(|&a, &b| times[a].total_cmp(&times[b])).unwrap_or(0);
+        Ok(Exchanged {
+            count: all.len() as u64,
+            bytes: all.iter().map(|bytes| u64::from_le_bytes(word(bytes, 0))).sum(),
+            seconds: times.iter().sum::<f64>() / times.len() as f64,
+            slowest: slowest as u64,
+        })
+    }
+
+    /// Losses of all ranks, in order.
+    pub fn gather_losses(&self, own: &Losses) -> Result<Losses, Failure> {
+        let bytes = own.iter().flat_map(|(loss, count)| [loss.to_le_bytes().to_vec(), count.to_le_bytes().to_vec()]).flatten();
+        let loss = |bytes: &[u8; 12]| {
+            let (loss, count) = bytes.split_at(4);
+            let (loss, count) = (loss.try_into().unwrap_or_default(), count.try_into().unwrap_or_default());
+            (f32::from_le_bytes(loss), u64::from_le_bytes(count))
+        };
+        let all = self.gather_bytes(bytes.collect())?;
+        Ok(all.iter().flat_map(|bytes| bytes.as_chunks().0).map(loss).collect())
+    }
+
+    /// Texts of all ranks, in order.
+    pub fn gather(&self, own: &str) -> Result<Vec<String>, Failure> {
+        let texts = self.gather_bytes(own.as_bytes().to_vec())?;
+        Ok(texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect())
+    }
+
+    /// An error unless all ranks say the same about everything in the list: its name, and what this rank says.
+    pub fn agree(&self, list: &[(&str, String)]) -> Result<(), Failure> {
+        for (name, own) in list {
+            let all = self.gather(own)?;
+            let Some(other) = all.iter().position(|text| *text != all[0]) else { continue };
+            let pair = || all[0].lines().zip(all[other].lines()).find(|(first, second)| first != second);
+            let (first, second) = pair().unwrap_or((&all[0], &all[other]));
+            let host = &self.hosts[other];
+            return Err(Failure::usage(format!(
+                "{name}: found {second} on rank {other} (host {host}), expected {first} as on rank 0 (host {})",
+                self.hosts[0]
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes a trainer one of the ranks, or of the replicas alone.
+    pub fn place(&self, trainer: Trainer, config: &Config) -> Result<Trainer, Failure> {
+        let trainer = trainer.with_replicas(config.train.replicas)?;
+        let Some(exchange) = &self.exchange else { return Ok(trainer) };
+        let options = ExchangeOptions { wire: config.train.exchange, overlap: self.overlap, ..ExchangeOptions::default() };
+        trainer.on_ranks(exchange.clone(), options).map_err(|error| self.explain(error))
+    }
+
+    /// An error unless this number of ranks can train the configuration.
+    pub fn check(&self, config: &Config) -> Result<(), Failure> {
+        let (ranks, replicas) = (self.ranks(), config.train.replicas);
+        if !replicas.is_multiple_of(ranks) {
+            return Err(Failure::usage(format!("train.replicas: found {replicas}, expected a multiple of the {ranks} ranks"))
+                .hint("a run keeps the replicas that it began with; any number of ranks that divides them can train it"));
+        }
+        if ranks > 1 && config.train.log_layers_every > 0 {
+            let found = config.train.log_layers_every;
+            return Err(Failure::usage(format!("train.log_layers_every: found {found}, expected 0 on several ranks"))
+                .hint("no rank has all gradients to measure; a single process measures them"));
+        }
+        Ok(())
+    }
+
+    /// To be called once a step is done: from now on ranks wait for each other as long as the user says.
+    pub fn has_started(&self) {
+        #[cfg(feature = "mpi")]
+        if let Some((mpi, patience)) = &self.mpi {
+            mpi.set_patience(*patience);
+        }
+    }
+
+    /// The error of an exchange, with the host.
+    pub fn explain(&self, error: Error) -> Failure {
+        match error {
+            Error::Rank { rank, problem } if rank < self.hosts.len() => {
+                Failure::other(format!("rank {rank} (host {}) {problem}", self.hosts[rank]))
+            }
+            error => error.into(),
+        }
+    }
+
+    /// What resumes a run with as many ranks.
+    pub fn resume_command(&self, run: &Path) -> String {
+        let launcher = if self.is_alone() { String::new() } else { format!("mpirun -n {} ", self.ranks()) };
+        format!("{launcher}llama_pc train --resume {}", run.display())
+    }
+}

@@ -1,0 +1,119 @@
+//! Two "hosts" of two ranks each: network namespaces with names of their own, joined by a bridge. Only root may make them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::{Job, assert_same, begin, kill, mpirun, newest, process_of, program, run, turn};
+use crate::common::prepared;
+
+/// Removed again at the end, also of a test that fails.
+struct Hosts;
+
+/// Names that nothing else on the machine has.
+const BRIDGE: &str = "polytapebr";
+const NAMES: [&str; 2] = ["polytape1", "polytape2"];
+const NETWORK: &str = "10.213.77";
+
+fn ip(args: &str) -> bool {
+    let output = Command::new("ip").args(args.split(' ')).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+impl Hosts {
+    /// `None` where this user may not.
+    fn new() -> Option<Self> {
+        drop(Self);
+        if !ip(&format!("netns add {}", NAMES[0])) {
+            return None;
+        }
+        let hosts = Self;
+        let mut commands = vec![
+            format!("netns add {}", NAMES[1]),
+            format!("link add {BRIDGE} type bridge"),
+            format!("addr add {NETWORK}.254/24 dev {BRIDGE}"),
+            format!("link set {BRIDGE} up"),
+        ];
+        for (number, name) in (1..).zip(NAMES) {
+            commands.extend([
+                format!("link add {name} type veth peer name eth0 netns {name}"),
+                format!("link set {name} master {BRIDGE} up"),
+                format!("-n {name} addr add {NETWORK}.{number}/24 dev eth0"),
+                format!("-n {name} link set eth0 up"),
+                format!("-n {name} link set lo up"),
+            ]);
+        }
+        for command in commands {
+            assert!(ip(&command), "ip {command}");
+        }
+        Some(hosts)
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for name in NAMES {
+            ip(&format!("netns del {name}"));
+        }
+        ip(&format!("link del {BRIDGE}"));
+    }
+}
+
+/// What `mpirun` calls instead of ssh.
+fn agent(folder: &Path) -> String {
+    let path = folder.join("agent");
+    let script = "#!/bin/sh\nhost=$1\nshift\nexec ip netns exec \"$host\" unshare --uts sh -c \"hostname $host; $*\"\n";
+    fs::write(&path, script).expect("a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script");
+    path.display().to_string()
+}
+
+fn on_hosts(folder: &Path, args: &[&str]) -> Job {
+    let (network, hosts) = (format!("{NETWORK}.0/24"), format!("{}:2,{}:2", NAMES[0], NAMES[1]));
+    let agent = agent(folder);
+    let launch = [
+        "--mca",
+        "plm_rsh_agent",
+        &agent,
+        "--mca",
+        "oob_tcp_if_include",
+        &network,
+        "--mca",
+        "btl_tcp_if_include",
+        &network,
+        "--host",
+        &hosts,
+        "-n",
+        "4",
+        program(),
+    ];
+    Job::start(mpirun(folder, &[&launch, args].concat()))
+}
+
+#[test]
+fn a_run_on_two_hosts_survives_a_killed_rank() {
+    let _turn = turn();
+    let folder = prepared();
+    let Some(_hosts) = Hosts::new() else {
+        eprintln!("this user may not make network namespaces, so ranks are tested on loopback only");
+        return;
+    };
+    let mut job = on_hosts(folder.path(), &begin("run", &["train.steps=100000"]));
+    job.wait_for(&folder.path().join("run/checkpoints/step-2"));
+    kill("KILL", process_of("run", 3));
+    let (status, text) = job.end();
+    assert!(status != Some(0) && text.contains("rank 3") && text.contains(NAMES[1]), "{text}");
+    let newest = newest(&folder.path().join("run"));
+    let steps = |more: u64| (newest + more).to_string();
+    let (status, text) = on_hosts(folder.path(), &["train", "--resume", "run", "--steps", &steps(1)]).end();
+    assert_eq!(status, Some(0), "{text}");
+    run(folder.path(), "2", &["train", "--resume", "run", "--steps", &steps(2)]);
+    run(folder.path(), "1", &["train", "--resume", "run", "--steps", &steps(3)]);
+    // Ends are due for a validation: the undisturbed run has the same ones.
+    run(folder.path(), "1", &begin("whole", &[&format!("train.steps={}", newest + 1)]));
+    for more in [2, 3] {
+        run(folder.path(), "1", &["train", "--resume", "whole", "--steps", &steps(more)]);
+    }
+    assert_same(folder.path(), "whole", "run", newest + 3);
+}

@@ -1,0 +1,405 @@
+//! Ranks that are processes under `mpirun`. One thread owns MPI: it starts sends and receives, tests them, and sleeps in between, because MPI's own
+//! waiting spins, and nothing moves while nobody calls it. All calls of MPI are in this file.
+//!
+//! Every second the thread tells the others that the process lives, and which rank it waits for: a rank that has waited too long
+//! follows these words to the one that nobody answers for.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::mem::ManuallyDrop;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ::mpi::environment::{Universe, processor_name};
+use ::mpi::ffi;
+use ::mpi::topology::Communicator;
+use ::mpi::{Threading, initialize_with_threading};
+
+use super::{Exchange, Message};
+use crate::error::{Error, Result};
+
+const DATA: c_int = 1;
+const BEAT: c_int = 2;
+/// Time between two signs of life.
+const BEATS: Duration = Duration::from_secs(1);
+/// After this long without one, a process has stopped or cannot be reached.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Bytes on their way out, and bytes that wait for one another rank's reader: beyond, senders wait.
+const MOST_BYTES: usize = 256 << 20;
+/// How long the thread sleeps when nothing moves: from, to.
+const PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_micros(500)];
+/// What standard error may take to reach `mpirun` before the job ends, and what an orderly end may take.
+const DRAIN: Duration = Duration::from_millis(200);
+const ABORT: Duration = Duration::from_secs(5);
+
+/// One rank under `mpirun`.
+pub struct Mpi {
+    rank: usize,
+    ranks: usize,
+    host: String,
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Command {
+    Send { to: usize, message: Message },
+    Finish,
+    Abort(i32),
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    peers: Vec<Peer>,
+    /// Bytes on their way out.
+    sending: usize,
+    patience: Duration,
+    /// Which rank this one waits for.
+    waits_for: Option<usize>,
+    /// When this process last gave a sign of life.
+    beaten: Option<Instant>,
+}
+
+struct Peer {
+    arrived: VecDeque<Message>,
+    /// Of `arrived`.
+    bytes: usize,
+    /// When it last gave a sign of life.
+    seen: Instant,
+    waits_for: Option<usize>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mpi {
+    /// Joins the other ranks, each of which must do so. `patience` is how long a rank may send nothing.
+    pub fn start(patience: Duration) -> Result<Self> {
+        let (commands, orders) = channel();
+        let (started, ready) = channel();
+        let shared = Arc::new(Shared::default());
+        let of_thread = shared.clone();
+        let run = move || {
+            let (worker, host) = match Worker::start(of_thread, orders, patience) {
+                Ok(worker) => (worker, processor_name().unwrap_or_else(|_| "unnamed".into())),
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            drop(started.send(Ok((worker.rank, worker.ranks, host))));
+            worker.run();
+        };
+        let thread = std::thread::Builder::new().name("mpi".into()).spawn(run);
+        let thread = thread.map_err(|error| Error::Value(format!("cannot start a thread for MPI: {error}")))?;
+        let started = ready.recv().map_err(|_| Error::Value("MPI did not start".into()))?;
+        let (rank, ranks, host) = started?;
+        Ok(Self { rank, ranks, host, shared, commands, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The name of this rank's host.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Changes how long a rank may send nothing.
+    pub fn set_patience(&self, patience: Duration) {
+        self.shared.lock().patience = patience;
+    }
+
+    /// Leaves the other ranks, once all are here to do so.
+    pub fn finish(&self) -> Result<()> {
+        let all: &dyn Exchange = self;
+        all.any(false)?;
+        drop(self.commands.send(Command::Finish));
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread.map(JoinHandle::join) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Ends all ranks at once, with this status.
+    pub fn abort(&self, status: i32) -> ! {
+        std::thread::sleep(DRAIN);
+        drop(self.commands.send(Command::Abort(status)));
+        std::thread::sleep(ABORT);
+        std::process::exit(status)
+    }
+
+    /// The error of having waited for `from` too long: it names the rank at the end of the chain of those that wait.
+    fn blame(&self, state: &State, from: usize, waited: Duration) -> Error {
+        if let Some(slept) = state.beaten.map(|beaten| beaten.elapsed()).filter(|slept| *slept > SILENCE) {
+            let problem = format!("was itself stopped for {} s", slept.as_secs());
+            return Error::Rank { rank: self.rank, problem };
+        }
+        let mut rank = from;
+        for _ in 0..self.ranks {
+            let peer = &state.peers[rank];
+            match peer.waits_for {
+                Some(next) if next != self.rank && peer.seen.elapsed() < SILENCE => rank = next,
+                _ => break,
+            }
+        }
+        let silent = state.peers[rank].seen.elapsed();
+        let problem = if silent < SILENCE {
+            format!("was busy for {} s, longer than the others wait", waited.as_secs())
+        } else {
+            format!("sent nothing for {} s: it has stopped, or cannot be reached", waited.max(silent).as_secs())
+        };
+        Error::Rank { rank, problem }
+    }
+
+    /// Waits until `ready` returns something, at most as long as ranks wait for `rank`.
+    fn wait_for<T>(&self, rank: usize, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
+        let started = Instant::now();
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(value) = ready(&mut state) {
+                state.waits_for = None;
+                return Ok(value);
+            }
+            state.waits_for = Some(rank);
+            let waited = started.elapsed();
+            if waited > state.patience {
+                return Err(self.blame(&state, rank, waited));
+            }
+            let woken = self.shared.changed.wait_timeout(state, Duration::from_millis(100));
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Exchange for Mpi {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    fn send(&self, to: usize, message: Message) -> Result<()> {
+        let size = message.len();
+        self.wait_for(to, |state| {
+            let free = state.sending == 0 || state.sending + size <= MOST_BYTES;
+            free.then(|| state.sending += size)
+        })?;
+        let ended = |_| Error::Rank { rank: self.rank, problem: "has left the others".into() };
+        self.commands.send(Command::Send { to, message }).map_err(ended)
+    }
+
+    fn receive(&self, from: usize) -> Result<Message> {
+        self.wait_for(from, |state| {
+            let peer = &mut state.peers[from];
+            let message = peer.arrived.pop_front()?;
+            peer.bytes -= message.len();
+            Some(message)
+        })
+    }
+}
+
+/// A send or receive that has begun. The buffer stays where it is until MPI says that it is done.
+struct Pending<B> {
+    request: ffi::MPI_Request,
+    buffer: B,
+}
+
+impl<B> Pending<B> {
+    fn is_done(&mut self) -> bool {
+        let mut done = 0;
+        // SAFETY: the request was begun by this thread and has not been found done before.
+        unsafe { ffi::MPI_Test(&mut self.request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+        done != 0
+    }
+}
+
+/// The thread that owns MPI.
+struct Worker {
+    /// Dropping it finalizes MPI, which a rank that fails must not do.
+    universe: ManuallyDrop<Universe>,
+    communicator: ffi::MPI_Comm,
+    rank: usize,
+    ranks: usize,
+    shared: Arc<Shared>,
+    orders: Receiver<Command>,
+    outgoing: VecDeque<Pending<Message>>,
+    beats: Vec<Pending<Box<[u8; 4]>>>,
+    /// By source, in order.
+    incoming: Vec<VecDeque<Pending<Vec<u8>>>>,
+    last_beat: Instant,
+}
+
+impl Worker {
+    fn start(shared: Arc<Shared>, orders: Receiver<Command>, patience: Duration) -> Result<Self> {
+        let refused = |problem: &str| Error::Value(format!("MPI: {problem}"));
+        let (universe, level) =
+            initialize_with_threading(Threading::Funneled).ok_or_else(|| refused("it was started already"))?;
+        if level < Threading::Funneled {
+            return Err(refused("its library cannot be used in a program with threads"));
+        }
+        let world = universe.world();
+        let (rank, ranks) = (world.rank() as usize, world.size() as usize);
+        let now = Instant::now();
+        let peer = |_| Peer { arrived: VecDeque::new(), bytes: 0, seen: now, waits_for: None };
+        *shared.lock() = State { peers: (0..ranks).map(peer).collect(), patience, ..State::default() };
+        Ok(Self {
+            // SAFETY: a constant of the library, which has been initialized.
+            communicator: unsafe { ffi::RSMPI_COMM_WORLD },
+            incoming: (0..ranks).map(|_| VecDeque::new()).collect(),
+            outgoing: VecDeque::new(),
+            beats: Vec::new(),
+            last_beat: now,
+            universe: ManuallyDrop::new(universe),
+            rank,
+            ranks,
+            shared,
+            orders,
+        })
+    }
+
+    /// Serves until told to finish; then all that was sent has left.
+    fn run(mut self) {
+        let (mut pause, mut finishing) = (PAUSES[0], false);
+        loop {
+            match self.orders.recv_timeout(pause) {
+                Ok(Command::Send { to, message }) => self.begin(to, message),
+                Ok(Command::Abort(status)) => self.universe.world().abort(status),
+                Ok(Command::Finish) => finishing = true,
+                // The handle was dropped without a word: MPI must not be finalized while others go on.
+                Err(RecvTimeoutError::Disconnected) if !finishing => self.universe.world().abort(1),
+                Err(_) => {}
+            }
+            let moved = self.complete_sends() | self.receive() | self.listen();
+            self.beat();
+            if finishing && self.outgoing.is_empty() {
+                break;
+            }
+            pause = if moved { PAUSES[0] } else { (2 * pause).min(PAUSES[1]) };
+        }
+        for beat in &mut self.beats {
+            while !beat.is_done() {
+                std::thread::sleep(PAUSES[1]);
+            }
+        }
+        drop(ManuallyDrop::into_inner(self.universe));
+    }
+
+    fn begin(&mut self, to: usize, message: Message) {
+        let request = self.isend(to, &message, DATA);
+        self.outgoing.push_back(Pending { request, buffer: message });
+    }
+
+    fn isend(&self, to: usize, bytes: &[u8], tag: c_int) -> ffi::MPI_Request {
+        // SAFETY: `bytes` is kept, unchanged and in its place, in a `Pending` until the request is done.
+        unsafe {
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            let (count, kind) = (bytes.len() as c_int, ffi::RSMPI_UINT8_T);
+            ffi::MPI_Isend(bytes.as_ptr().cast(), count, kind, to as c_int, tag, self.communicator, &mut request);
+            request
+        }
+    }
+
+    fn complete_sends(&mut self) -> bool {
+        let before = self.outgoing.len();
+        let mut freed = 0;
+        self.outgoing.retain_mut(|pending| {
+            let done = pending.is_done();
+            freed += if done { pending.buffer.len() } else { 0 };
+            !done
+        });
+        if freed > 0 {
+            self.shared.lock().sending -= freed;
+            self.shared.changed.notify_all();
+        }
+        self.beats.retain_mut(|pending| !pending.is_done());
+        self.outgoing.len() != before
+    }
+
+    /// Begins and completes receives. From each rank they are completed in the order in which they were sent.
+    fn receive(&mut self) -> bool {
+        let mut moved = false;
+        for from in (0..self.ranks).filter(|rank| *rank != self.rank) {
+            let waiting: usize = self.incoming[from].iter().map(|pending| pending.buffer.len()).sum();
+            if self.shared.lock().peers[from].bytes + waiting < MOST_BYTES
+                && let Some(pending) = self.matched(from as c_int, DATA)
+            {
+                self.incoming[from].push_back(pending);
+                moved = true;
+            }
+            while let Some(pending) = self.incoming[from].pop_front_if(Pending::is_done) {
+                let mut state = self.shared.lock();
+                let peer = &mut state.peers[from];
+                peer.bytes += pending.buffer.len();
+                peer.seen = Instant::now();
+                peer.arrived.push_back(Arc::new(pending.buffer));
+                self.shared.changed.notify_all();
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    /// Begins to receive a message that has been announced, if there is one.
+    fn matched(&self, from: c_int, tag: c_int) -> Option<Pending<Vec<u8>>> {
+        // SAFETY: the buffer has the size of the message and is kept in place, on the heap, until the request is done.
+        unsafe {
+            let (mut flag, mut count) = (0, 0);
+            let mut message = ffi::RSMPI_MESSAGE_NULL;
+            let mut status = std::mem::zeroed::<ffi::MPI_Status>();
+            ffi::MPI_Improbe(from, tag, self.communicator, &mut flag, &mut message, &mut status);
+            if flag == 0 {
+                return None;
+            }
+            ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut count);
+            let mut buffer = vec![0u8; count as usize];
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            ffi::MPI_Imrecv(buffer.as_mut_ptr().cast(), count, ffi::RSMPI_UINT8_T, &mut message, &mut request);
+            Some(Pending { request, buffer })
+        }
+    }
+
+    /// Signs of life of the others.
+    fn listen(&mut self) -> bool {
+        let mut heard = false;
+        for from in (0..self.ranks).filter(|rank| *rank != self.rank) {
+            while let Some(mut pending) = self.matched(from as c_int, BEAT) {
+                // Four bytes are here as soon as they are announced.
+                while !pending.is_done() {
+                    std::thread::yield_now();
+                }
+                let bytes: [u8; 4] = pending.buffer.try_into().unwrap_or([u8::MAX; 4]);
+                let rank = u32::from_le_bytes(bytes) as usize;
+                let peer = &mut self.shared.lock().peers[from];
+                peer.seen = Instant::now();
+                peer.waits_for = (rank < self.ranks).then_some(rank);
+                heard = true;
+            }
+        }
+        heard
+    }
+
+    fn beat(&mut self) {
+        if self.last_beat.elapsed() < BEATS {
+            return;
+        }
+        self.last_beat = Instant::now();
+        let mut state = self.shared.lock();
+        state.beaten = Some(self.last_beat);
+        let waits_for = state.waits_for.map_or(u32::MAX, |rank| rank as u32);
+        drop(state);
+        for to in (0..self.ranks).filter(|rank| *rank != self.rank) {
+            let buffer = Box::new(waits_for.to_le_bytes());
+            let request = self.isend(to, &buffer[..], BEAT);
+            self.beats.push(Pending { request, buffer });
+        }
+    }
+}
