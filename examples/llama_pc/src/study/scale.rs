@@ -92,7 +92,7 @@ pub const TINY: Scale = Scale {
     validations: 4,
     val_sequences: 16,
     measurements: 2,
-    timing: (2, 2),
+    timing: (5, 4),
     max_hours: 1.0,
 };
 
