@@ -179,7 +179,7 @@ impl Gpu {
         Ok(Self {
             inner: Arc::new(Inner {
                 tuner: Tuner::new(&options.tuning, &tuned_for, options.warn),
-                pool: Arc::new(Pool::new(device.clone(), memory_budget, tier == KernelTier::Host)),
+                pool: Arc::new(Pool::new(device.clone(), memory_budget, tier == KernelTier::Host, is_rehearsal)),
                 #[cfg(feature = "host")]
                 executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
                 pipelines: Pipelines::new(&device, shader_tier, options.checked_shaders),

@@ -82,6 +82,7 @@ impl BindGroups {
 /// A driver's buffer and a number that no other buffer of the pool has or had.
 struct Raw {
     buffer: wgpu::Buffer,
+    bytes: u64,
     number: u64,
     /// The recorder's generation of the last command that uses it.
     last_use: AtomicU64,
@@ -128,6 +129,8 @@ pub(super) struct Pool {
     device: wgpu::Device,
     budget: Option<u64>,
     usage: wgpu::BufferUsages,
+    /// Buffers are not used: the driver's are as small as can be.
+    is_rehearsal: bool,
     state: Mutex<State>,
 }
 
@@ -139,10 +142,10 @@ pub struct Buffer {
 
 impl Pool {
     /// With `mapped`, for the host tier, buffers are mapped as long as the adapter does not use them.
-    pub(super) fn new(device: wgpu::Device, budget: Option<u64>, mapped: bool) -> Self {
+    pub(super) fn new(device: wgpu::Device, budget: Option<u64>, mapped: bool, is_rehearsal: bool) -> Self {
         let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
-        Self { device, budget, usage, state: Mutex::default() }
+        Self { device, budget, usage, is_rehearsal, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -212,7 +215,7 @@ impl Pool {
         }
         let descriptor = wgpu::BufferDescriptor {
             label: None,
-            size,
+            size: if self.is_rehearsal { GRANULE } else { size },
             usage: self.usage,
             mapped_at_creation: self.usage.contains(wgpu::BufferUsages::MAP_WRITE),
         };
@@ -223,6 +226,7 @@ impl Pool {
         state.created += 1;
         Ok(Raw {
             buffer,
+            bytes: size,
             number: state.created,
             last_use: AtomicU64::new(0),
             #[cfg(feature = "host")]
@@ -284,14 +288,14 @@ impl Buffer {
 
     /// Size in bytes, rounded up to the pool's granule.
     pub fn bytes(&self) -> u64 {
-        self.raw().size()
+        self.held().bytes
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(raw) = self.raw.take() {
-            let size = raw.buffer.size();
+            let size = raw.bytes;
             let mut state = self.pool.lock();
             state.usage.live -= size;
             state.dropped += 1;

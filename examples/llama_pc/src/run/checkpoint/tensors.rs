@@ -62,8 +62,9 @@ impl TensorFile {
                     group.rank = part.rank;
                     group.size += count;
                     group.pieces.push((&stored.name, count));
-                    let slice = part.tensor.as_ref().map(|tensor| Slice { offset: begin, size: count, ..tensor.slice() });
-                    group.slices.extend(slice);
+                    // A tensor may be a part of a buffer.
+                    let whole = part.tensor.as_ref().map(polytape::Tensor::slice);
+                    group.slices.extend(whole.map(|whole| Slice { offset: whole.offset + begin, size: count, ..whole }));
                 }
             }
         }
