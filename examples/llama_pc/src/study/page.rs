@@ -378,6 +378,9 @@ mod tests {
         assert_eq!(difference(paired(-0.02, -0.01)), "-0.0150 (-0.0200 to -0.0100): better");
         assert_eq!(difference(paired(0.01, 0.02)), "+0.0150 (+0.0100 to +0.0200): worse");
         assert!(difference(paired(-0.01, 0.02)).ends_with("below the noise"));
-        assert_eq!((difference(None), percent(None), percent(Some(0.876))), ("–".into(), "not all get there".into(), "88 %".into()));
+        assert_eq!(
+            (difference(None), percent(None), percent(Some(0.876))),
+            ("–".into(), "not all get there".into(), "88 %".into())
+        );
     }
 }
