@@ -28,6 +28,7 @@ static MATRIX: Kernel = Kernel::trusted(
     "matmul",
     concat!(
         include_str!("../../shaders/half.wgsl"),
+        include_str!("../../shaders/half_storage.wgsl"),
         include_str!("../../shaders/matmul_common.wgsl"),
         include_str!("../../shaders/matmul_matrix.wgsl")
     ),
@@ -53,7 +54,11 @@ static TILED: Kernel = with_twin!(
 
 static ROUND: Kernel = Kernel::trusted(
     "round to f16",
-    concat!(include_str!("../../shaders/half.wgsl"), include_str!("../../shaders/round_f16.wgsl")),
+    concat!(
+        include_str!("../../shaders/half.wgsl"),
+        include_str!("../../shaders/half_storage.wgsl"),
+        include_str!("../../shaders/round_f16.wgsl")
+    ),
     "main",
     &[Access::Read, Access::ReadWrite],
 );
@@ -64,11 +69,7 @@ pub(super) fn round(gpu: &Gpu, slice: &Slice<'_>) -> Result<Tensor> {
     let out = Tensor::uninitialized(gpu, &[2 * vec4s as usize])?;
     gpu.launch(&Launch {
         kernel: &ROUND,
-        constants: &[
-            ("F16_TERMS", 1),
-            ("F16_STORAGE", 1),
-            ("HARDWARE_F16", gpu.matrices().is_some_and(|units| units.rounds_f16).into()),
-        ],
+        constants: &[("F16_TERMS", 1), ("HARDWARE_F16", gpu.matrices().is_some_and(|units| units.rounds_f16).into())],
         buffers: &[*slice, out.slice()],
         arguments: bytemuck::bytes_of(&(vec4s as u32)),
         workgroups: grid(vec4s, 256),
@@ -331,7 +332,6 @@ impl Plan {
                 ("BLOCKS", region_rows * region_columns),
                 ("QUOTA", (regions * block * block).div_ceil(4 * tile.invocations)),
                 ("HARDWARE_F16", units.rounds_f16.into()),
-                ("F16_STORAGE", 1),
                 ("WHOLE", (units.lanes.0 == lanes && regions * lanes == tile.invocations).into()),
                 ("HALVES", problem.halves.into()),
             ],

@@ -34,7 +34,12 @@ pub fn classes() -> Vec<Class> {
         adapter: AdapterSummary { matrix_block, ..roomy.clone() },
         tier,
     });
-    let others = [few, many(KernelTier::Portable), subgroup, many(KernelTier::Subgroup)];
+    let software = Class {
+        name: "portable, on the CPU".into(),
+        adapter: AdapterSummary { kind: DeviceType::Cpu, ..webgpu() },
+        tier: KernelTier::Portable,
+    };
+    let others = [few, software, many(KernelTier::Portable), subgroup, many(KernelTier::Subgroup)];
     fallback.into_iter().chain(others).chain(roomy).chain(matrix).collect()
 }
 

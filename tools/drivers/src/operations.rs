@@ -1,6 +1,6 @@
 //! Every operation at shapes that reach every combination of its kernels' constants. Products are in `gemm`.
 
-use polytape::gpu::KernelTier;
+use polytape::gpu::{KernelTier, Peak, Unit};
 use polytape::llama::LlamaConfig;
 use polytape::optim::{AdamConfig, AdamW, Clip, Muon, MuonConfig, NorMuon, Optimizer};
 use polytape::spectral::{NewtonSchulz, Norm, PcConfig, Preconditioner, level_coefficients, newton_schulz};
@@ -36,6 +36,10 @@ pub(crate) fn run(gpu: &Gpu) -> Result<()> {
 /// Records what a narrow binding does not hold: PC layers for every length of a row that they distinguish, and sampling at every width
 /// of a head.
 pub(crate) fn run_wide(gpu: &Gpu) -> Result<()> {
+    Peak::new(gpu, Unit::MultiplyAdd)?.run()?;
+    if gpu.kernels() == KernelTier::Matrix {
+        Peak::new(gpu, Unit::Matrix)?.run()?;
+    }
     for columns in spectral_columns(gpu) {
         spectral(gpu, [2, columns], Norm::Spectral, 1)?;
     }

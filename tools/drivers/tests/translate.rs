@@ -17,15 +17,24 @@ const HEADS: [u32; 27] =
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 96, 100, 127, 128, 129, 192, 255, 256];
 
 #[test]
-fn every_kernel_translates_to_every_shading_language() {
-    translate(|variant| variant.constant("DIM").is_none_or(|dim| HEADS.contains(&dim)));
+fn every_kernel_translates_to_every_shading_language_in_some_combinations() {
+    translate(|variant| variant.constant("DIM").is_none_or(|dim| HEADS.contains(&dim)), SAMPLE);
 }
 
 #[test]
-#[ignore = "takes minutes: attention at every width of a head"]
-fn every_kernel_at_every_width_of_a_head_translates() {
-    translate(|_| true);
+#[ignore = "takes minutes: every combination of constants"]
+fn every_combination_translates() {
+    translate(|variant| variant.constant("DIM").is_none_or(|dim| HEADS.contains(&dim)), 1);
 }
+
+#[test]
+#[ignore = "takes longer: attention at every width of a head"]
+fn every_kernel_at_every_width_of_a_head_translates() {
+    translate(|_| true, 1);
+}
+
+/// One in so many combinations of a kernel is translated where all take too long; the first always.
+const SAMPLE: usize = 24;
 
 /// A kernel with the limits that it must keep.
 struct Case {
@@ -34,7 +43,7 @@ struct Case {
     limits: Limits,
 }
 
-fn translate(is_wanted: impl Fn(&KernelVariant) -> bool) {
+fn translate(is_wanted: impl Fn(&KernelVariant) -> bool, one_in: usize) {
     // Each text once, with the first class that has it: those with the least limits come first.
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
     for (class, variants) in variants_by_class().unwrap_or_else(|error| panic!("{error}")) {
@@ -45,7 +54,13 @@ fn translate(is_wanted: impl Fn(&KernelVariant) -> bool) {
             cases.entry(key).or_insert(Case { class, variant, limits });
         }
     }
-    let cases: Vec<Case> = cases.into_values().collect();
+    let mut seen: BTreeMap<(&str, KernelTier), usize> = BTreeMap::new();
+    let is_due = |case: &Case| {
+        let count = seen.entry((case.variant.kernel, case.variant.tier)).or_default();
+        *count += 1;
+        (*count - 1).is_multiple_of(one_in)
+    };
+    let cases: Vec<Case> = cases.into_values().filter(is_due).collect();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (next, problems) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -109,7 +124,7 @@ fn validate(words: &[u32], folder: &Path) -> Result<(), String> {
     std::fs::write(&path, bytes).map_err(|error| error.to_string())?;
     let run = Command::new("spirv-val").args(["--target-env", "vulkan1.3"]).arg(&path).output();
     let output = run.map_err(|error| format!("spirv-val, which scripts/test installs: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(format!("spirv-val: {}", String::from_utf8_lossy(&output.stdout))) }
+    if output.status.success() { Ok(()) } else { Err(format!("spirv-val: {}", String::from_utf8_lossy(&output.stderr))) }
 }
 
 fn to_hlsl(parsed: &Parsed, variant: &KernelVariant, shader_model: hlsl::ShaderModel) -> Result<(), String> {
