@@ -65,6 +65,8 @@ pub fn unchecked() -> spv::Options<'static> {
         force_loop_bounding: false,
         ray_query_initialization_tracking: false,
         emit_int_div_checks: false,
+        // That of Vulkan 1.1, the least with subgroups.
+        lang_version: (1, 3),
         ..Default::default()
     }
 }
