@@ -6,6 +6,8 @@
 // Constants: TILE, GROUPS = TILE / 64, UNROLLED, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
 
 const DEPTH: u32 = 16u;
+const ROWS: u32 = TILE;
+const COLUMNS: u32 = TILE;
 const SIDE: u32 = TILE / 4u;
 
 // Both [DEPTH][SIDE]: an element is four rows of op(A), or four columns of op(B), at one inner index.
@@ -20,47 +22,8 @@ var<workgroup> b_tile: array<vec4f, DEPTH * SIDE>;
 // operand that is contiguous along the inner dimension. All inner indices of one `four` share the XOR, whose result is an offset.
 fn swizzle(four: u32, d: u32, quarter: u32) -> u32 { return four * 4u * SIDE + (quarter ^ (four * 2u)) + d * SIDE; }
 
-// Tile coordinates of the vec4 that an invocation loads: four consecutive rows or columns at one inner index (`along_side`), or
-// four consecutive inner indices of one row or column.
-struct Place { side: u32, depth: u32 }
-
-fn place(index: u32, along_side: bool) -> Place {
-    if (along_side) { return Place((index % SIDE) * 4u, index / SIDE); }
-    return Place(index / (DEPTH / 4u), (index % (DEPTH / 4u)) * 4u);
-}
-
-// The vec4s are loaded without a branch, which would hold up the compiler's schedule: addresses are clamped into the operand. Rows
-// and columns beyond it go to outputs that are never stored; inner indices beyond it become zeros in store_a and store_b.
-fn fetch_a(index: u32, row: u32, k: u32, base: u32) -> vec4f {
-    let at = place(index, TRANSPOSE_A == 1u);
-    let inner = k + at.depth;
-    let side = row + at.side;
-    @if VECTORS {
-        if (TRANSPOSE_A == 1u) { return load_a(base + min(inner, args.inner - 1u) * args.a_stride + min(side, args.rows - 4u), 4u); }
-        return load_a(base + min(side, args.rows - 1u) * args.a_stride + min(inner, args.inner - 4u), 4u);
-    } @else {
-        if (inner >= args.inner || side >= args.rows) { return vec4f(); }
-        if (TRANSPOSE_A == 1u) { return load_a(base + inner * args.a_stride + side, args.rows - side); }
-        return load_a(base + side * args.a_stride + inner, args.inner - inner);
-    }
-}
-
-fn fetch_b(index: u32, column: u32, k: u32, base: u32) -> vec4f {
-    let at = place(index, TRANSPOSE_B == 0u);
-    let inner = k + at.depth;
-    let side = column + at.side;
-    @if VECTORS {
-        if (TRANSPOSE_B == 0u) { return load_b(base + min(inner, args.inner - 1u) * args.b_stride + min(side, args.columns - 4u), 4u); }
-        return load_b(base + min(side, args.columns - 1u) * args.b_stride + min(inner, args.inner - 4u), 4u);
-    } @else {
-        if (inner >= args.inner || side >= args.columns) { return vec4f(); }
-        if (TRANSPOSE_B == 0u) { return load_b(base + inner * args.b_stride + side, args.columns - side); }
-        return load_b(base + side * args.b_stride + inner, args.inner - inner);
-    }
-}
-
 fn store_a(index: u32, fetched: vec4f, k: u32) {
-    let at = place(index, TRANSPOSE_A == 1u);
+    let at = place_a(index);
     let values = select(vec4f(), fetched, k + at.depth < args.inner);
     let high = to_half(values);
     @if F16X3 { let low = low_half(values, high); }
@@ -78,7 +41,7 @@ fn store_a(index: u32, fetched: vec4f, k: u32) {
 }
 
 fn store_b(index: u32, fetched: vec4f, k: u32) {
-    let at = place(index, TRANSPOSE_B == 0u);
+    let at = place_b(index);
     let values = select(vec4f(), fetched, k + at.depth < args.inner);
     let high = to_half(values);
     @if F16X3 { let low = low_half(values, high); }
@@ -107,8 +70,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     if (SYMMETRIC == 1u && column >= row + TILE) { return; }
     // Four rows of group i by four columns of group j: sum[(i·4 + row)·GROUPS + j].
     var sum: array<vec4f, 4u * GROUPS * GROUPS>;
-    var next_a: array<vec4f, GROUPS>;
-    var next_b: array<vec4f, GROUPS>;
+    var next_a: array<Loaded, GROUPS>;
+    var next_b: array<Loaded, GROUPS>;
     var x: array<vec4f, GROUPS>;
     var y: array<vec4f, GROUPS>;
     @if F16X3 {

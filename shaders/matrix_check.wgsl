@@ -1,25 +1,10 @@
-// Self-test of cooperative matrices: out[0] = A·B + C and out[1] = Aᵀ·Bᵀ + C for SIDE × SIDE matrices, in one subgroup. Row-major and
+// Self-test of cooperative matrices: out[0] = A·B + C and out[1] = Aᵀ·Bᵀ + C for BLOCK × BLOCK matrices, in one subgroup. Row-major and
 // column-major loads from shared memory in units of vec4s, as in the product kernel. Then ROUNDED values, rounded to f16.
-
-enable f16;
-enable wgpu_cooperative_matrix;
 
 @group(0) @binding(0) var<storage, read> operands: array<f32>; // A, B, C, values to round
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 
-@if LARGE {
-    const SIDE: u32 = 16u;
-    alias Left = coop_mat16x16<f16, A>;
-    alias Right = coop_mat16x16<f16, B>;
-    alias Sum = coop_mat16x16<f32, C>;
-} @else {
-    const SIDE: u32 = 8u;
-    alias Left = coop_mat8x8<f16, A>;
-    alias Right = coop_mat8x8<f16, B>;
-    alias Sum = coop_mat8x8<f32, C>;
-}
-
-const SIZE: u32 = SIDE * SIDE;
+const SIZE: u32 = BLOCK * BLOCK;
 
 var<workgroup> values: array<vec4<f16>, 2u * SIZE / 4u>;
 var<workgroup> sums: array<vec4f, 2u * SIZE / 4u>;
@@ -33,15 +18,15 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(subgroup_id) subgr
     }
     workgroupBarrier();
     while (subgroup == 0u) { // naga treats an `if` as divergent control flow, where cooperative operations are not allowed
-        let c = coopLoadT<Sum>(&sums[0], SIDE / 4u);
-        let a_rows = coopLoadT<Left>(&values[0], SIDE / 4u);
-        let b_rows = coopLoadT<Right>(&values[SIZE / 4u], SIDE / 4u);
-        let a_columns = coopLoad<Left>(&values[0], SIDE / 4u);
-        let b_columns = coopLoad<Right>(&values[SIZE / 4u], SIDE / 4u);
+        let c = coopLoadT<Sum>(&sums[0], BLOCK / 4u);
+        let a_rows = coopLoadT<Left>(&values[0], BLOCK / 4u);
+        let b_rows = coopLoadT<Right>(&values[SIZE / 4u], BLOCK / 4u);
+        let a_columns = coopLoad<Left>(&values[0], BLOCK / 4u);
+        let b_columns = coopLoad<Right>(&values[SIZE / 4u], BLOCK / 4u);
         let by_rows = coopMultiplyAdd(a_rows, b_rows, c);
         let by_columns = coopMultiplyAdd(a_columns, b_columns, c);
-        coopStoreT(by_rows, &sums[0], SIDE / 4u);
-        coopStoreT(by_columns, &sums[SIZE / 4u], SIDE / 4u);
+        coopStoreT(by_rows, &sums[0], BLOCK / 4u);
+        coopStoreT(by_columns, &sums[SIZE / 4u], BLOCK / 4u);
         break;
     }
     workgroupBarrier();

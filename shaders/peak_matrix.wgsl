@@ -1,27 +1,12 @@
 // Nothing but products of cooperative matrices, f16 with f32 sums: eight independent sums in each subgroup. Every element of an
-// operand is ¼, so that each product adds SIDE / 16 to each element, exactly; out[group] = the first elements of subgroup 0's sums,
-// added: 8 · steps · SIDE / 16.
+// operand is ¼, so that each product adds BLOCK / 16 to each element, exactly; out[group] = the first elements of subgroup 0's sums,
+// added: 8 · steps · BLOCK / 16.
 //
-// Constants: LARGE (blocks of 16 × 16, else 8 × 8), REGIONS (subgroups of 256 invocations at the maximum subgroup size).
-
-enable f16;
-enable wgpu_cooperative_matrix;
+// Constants: LARGE, REGIONS (subgroups of 256 invocations at the maximum subgroup size).
 
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
 
-@if LARGE {
-    const SIDE: u32 = 16u;
-    alias Left = coop_mat16x16<f16, A>;
-    alias Right = coop_mat16x16<f16, B>;
-    alias Sum = coop_mat16x16<f32, C>;
-} @else {
-    const SIDE: u32 = 8u;
-    alias Left = coop_mat8x8<f16, A>;
-    alias Right = coop_mat8x8<f16, B>;
-    alias Sum = coop_mat8x8<f32, C>;
-}
-
-const SIZE: u32 = SIDE * SIDE;
+const SIZE: u32 = BLOCK * BLOCK;
 
 struct Args {
     count: u32, // workgroups
@@ -41,8 +26,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     while (region < REGIONS) { // naga treats an `if` as divergent control flow, where cooperative operations are not allowed
         var left: array<Left, 2>;
         var right: array<Right, 4>;
-        @unroll for (var i = 0u; i < 2; i++) { left[i] = coopLoadT<Left>(&values[i * SIZE], SIDE); }
-        @unroll for (var j = 0u; j < 4; j++) { right[j] = coopLoadT<Right>(&values[(2u + j) * SIZE], SIDE); }
+        @unroll for (var i = 0u; i < 2; i++) { left[i] = coopLoadT<Left>(&values[i * SIZE], BLOCK); }
+        @unroll for (var j = 0u; j < 4; j++) { right[j] = coopLoadT<Right>(&values[(2u + j) * SIZE], BLOCK); }
         for (var s = 0u; s < args.steps; s++) {
             @unroll for (var i = 0u; i < 2; i++) {
                 @unroll for (var j = 0u; j < 4; j++) {
@@ -55,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     var total = 0.0;
     @unroll for (var n = 0u; n < 8; n++) {
         while (region < REGIONS) {
-            coopStoreT(sum[n], &sums[region * SIZE], SIDE);
+            coopStoreT(sum[n], &sums[region * SIZE], BLOCK);
             break;
         }
         workgroupBarrier();

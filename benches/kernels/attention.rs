@@ -38,7 +38,7 @@ impl Case {
         Ok([value].into_iter().chain([&q, &k, &v].map(gradient)).collect())
     }
 
-    /// FLOP of so many products over the unmasked pairs.
+    /// FLOP of that number of products over the unmasked pairs.
     fn operations(&self, products: f64) -> f64 {
         let AttentionShape { batch, heads, head_dim, .. } = self.shape;
         let pairs = (batch * heads * self.positions * (self.positions + 1) / 2) as f64;

@@ -1,9 +1,12 @@
 //! The general matrix product, [`Gemm`], on strided views, [`Matrix`]. Products too large for the bindings are split along the
 //! batch, rows, columns or inner dimension. Not differentiable; [`Var::matmul`](crate::Var::matmul) is.
 
+mod matrix_tile;
 #[cfg(feature = "host")]
 pub(crate) mod native;
 mod plan;
+mod problem;
+mod round;
 #[cfg(feature = "host")]
 mod twin;
 
@@ -11,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Slice};
 use crate::precision::Precision;
 use crate::tensor::Tensor;
-use plan::{DeviceCaps, Plan, Problem};
+use plan::Plan;
+use problem::{DeviceCaps, Problem};
 
 /// A view of a row-major matrix, or of a batch of them, in a tensor: offset, row stride and batch stride, so that heads, row
 /// windows and column blocks need no copy.
@@ -322,7 +326,7 @@ impl<'a> Gemm<'a> {
         };
         let mut problem = self.problem(&out, depth);
         problem.halves = problem.halves_pay(DeviceCaps::of(gpu)) && self.a.is_dense() && self.b.is_dense();
-        let halves = if problem.halves { Some([plan::round(gpu, &a_slice)?, plan::round(gpu, &b_slice)?]) } else { None };
+        let halves = if problem.halves { Some([round::round(gpu, &a_slice)?, round::round(gpu, &b_slice)?]) } else { None };
         let [a_slice, b_slice] = halves.as_ref().map_or([a_slice, b_slice], |[a, b]| [a.slice(), b.slice()]);
         let plans = plans(&problem);
         let launch = |plan: &Plan, out_slice: Slice<'_>| {

@@ -1,11 +1,11 @@
 //! Kernel selection for a product: tile size, split-K, compile-time constants.
 
 use super::FIRST_GROUP;
+use super::matrix_tile::MatrixTile;
+use super::problem::{DeviceCaps, MIN_LARGE_TILES, Problem};
 #[cfg(feature = "host")]
 use super::twin;
-use crate::error::Result;
-use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, MatrixUnits, Slice, grid, with_twin};
-use crate::tensor::Tensor;
+use crate::gpu::{Access, Kernel, KernelTier, MatrixUnits, with_twin};
 
 const BINDINGS: &[Access] = &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite];
 
@@ -30,6 +30,8 @@ static MATRIX: Kernel = Kernel::trusted(
         include_str!("../../shaders/half.wgsl"),
         include_str!("../../shaders/half_storage.wgsl"),
         include_str!("../../shaders/matmul_common.wgsl"),
+        include_str!("../../shaders/matmul_loads.wgsl"),
+        include_str!("../../shaders/matrices.wgsl"),
         include_str!("../../shaders/matmul_matrix.wgsl")
     ),
     "main",
@@ -43,6 +45,7 @@ static TILED: Kernel = with_twin!(
         concat!(
             include_str!("../../shaders/half.wgsl"),
             include_str!("../../shaders/matmul_common.wgsl"),
+            include_str!("../../shaders/matmul_loads.wgsl"),
             include_str!("../../shaders/matmul_tiled.wgsl")
         ),
         "main",
@@ -51,33 +54,6 @@ static TILED: Kernel = with_twin!(
     .cut_along(1, FIRST_GROUP),
     twin::product
 );
-
-static ROUND: Kernel = Kernel::trusted(
-    "round to f16",
-    concat!(
-        include_str!("../../shaders/half.wgsl"),
-        include_str!("../../shaders/half_storage.wgsl"),
-        include_str!("../../shaders/round_f16.wgsl")
-    ),
-    "main",
-    &[Access::Read, Access::ReadWrite],
-);
-
-/// The values of a slice as f16, two in a float, at the same indices.
-pub(super) fn round(gpu: &Gpu, slice: &Slice<'_>) -> Result<Tensor> {
-    let vec4s = slice.size.div_ceil(16);
-    let out = Tensor::uninitialized(gpu, &[2 * vec4s as usize])?;
-    gpu.launch(&Launch {
-        kernel: &ROUND,
-        constants: &[("F16_TERMS", 1), ("HARDWARE_F16", gpu.matrices().is_some_and(|units| units.rounds_f16).into())],
-        buffers: &[*slice, out.slice()],
-        arguments: bytemuck::bytes_of(&(vec4s as u32)),
-        workgroups: grid(vec4s, 256),
-        iterations: 0,
-        work: 0,
-    })?;
-    Ok(out)
-}
 
 static SUM: Kernel = Kernel::trusted(
     "matmul sum",
@@ -90,56 +66,6 @@ static SUM: Kernel = Kernel::trusted(
     BINDINGS,
 );
 
-/// The properties of a product that its kernel depends on.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Problem {
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) inner: usize,
-    pub(super) batch: usize,
-    pub(super) transpose_a: bool,
-    pub(super) transpose_b: bool,
-    /// Sizes, strides and offsets allow vec4 accesses.
-    pub(super) vectors: bool,
-    /// f16 values per operand element: 0 for f32, 1 for f16, 2 for f16x3.
-    pub(super) f16_terms: u32,
-    pub(super) addend: bool,
-    pub(super) diagonal: bool,
-    pub(super) beta: bool,
-    pub(super) symmetric: bool,
-    /// A and B are rounded to f16 beforehand.
-    pub(super) halves: bool,
-}
-
-/// The properties of a device that kernel selection depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct DeviceCaps {
-    tier: KernelTier,
-    /// The tier of the kernel whose twin the host tier runs.
-    shader_tier: KernelTier,
-    /// Fixed subgroup size, for the fallback tier.
-    lanes: u32,
-    /// For the matrix tier.
-    matrices: Option<MatrixUnits>,
-    /// Bytes of shared memory per workgroup.
-    shared: u32,
-    /// Whether shaders run on the CPU, where long ones take seconds to compile.
-    software: bool,
-}
-
-impl DeviceCaps {
-    pub(super) fn of(gpu: &Gpu) -> Self {
-        Self {
-            tier: gpu.kernels(),
-            shader_tier: gpu.shader_tier(),
-            lanes: gpu.lanes(),
-            matrices: gpu.matrices(),
-            shared: gpu.adapter().limits.max_compute_workgroup_storage_size,
-            software: gpu.adapter().is_software(),
-        }
-    }
-}
-
 /// A kernel with its constants and tile.
 pub(super) struct Plan {
     pub(super) kernel: &'static Kernel,
@@ -149,9 +75,6 @@ pub(super) struct Plan {
     /// Loop iterations per invocation.
     pub(super) iterations: usize,
 }
-
-/// Minimum number of 128 × 128 tiles for full occupancy of a GPU; below, 64 × 64 tiles leave fewer cores idle.
-const MIN_LARGE_TILES: usize = 96;
 
 /// Workgroups for full occupancy of a software adapter and of a GPU.
 const FULL_OCCUPANCY: [usize; 2] = [16, 256];
@@ -201,12 +124,6 @@ impl Problem {
         if self.tile_count(128, 128) >= MIN_LARGE_TILES { &[128, 64] } else { &[64, 128] }
     }
 
-    /// Output tiles to compute.
-    fn tile_count(&self, rows: usize, columns: usize) -> usize {
-        let tiles = self.rows.div_ceil(rows) * self.columns.div_ceil(columns);
-        self.batch * if self.symmetric { tiles.div_ceil(2) } else { tiles }
-    }
-
     /// Candidate tile rows of the fallback kernel, the heuristic's choice first.
     fn fallback_tile_rows(&self, lanes: u32) -> Vec<u32> {
         match self.rows {
@@ -236,21 +153,6 @@ impl Problem {
             ("BETA", self.beta.into()),
             ("SYMMETRIC", self.symmetric.into()),
         ]
-    }
-
-    /// FLOP.
-    pub(super) fn work(&self) -> u64 {
-        2 * (self.batch * self.rows * self.columns * self.inner) as u64 / if self.symmetric { 2 } else { 1 }
-    }
-
-    /// The tuning key: sizes rounded up to powers of two, and whatever changes the inner loop.
-    pub(super) fn class(&self) -> String {
-        let [batch, rows, columns, inner] = [self.batch, self.rows, self.columns, self.inner].map(usize::next_power_of_two);
-        let mark = |transposed: bool| if transposed { 'T' } else { 'N' };
-        let width = if self.vectors { 4 } else { 1 };
-        let symmetric = if self.symmetric { " symmetric" } else { "" };
-        let operands = format!("{}{} f16 {} width {width}", mark(self.transpose_a), mark(self.transpose_b), self.f16_terms);
-        format!("{operands}{symmetric}: {batch} of {rows} x {inner} x {columns}")
     }
 }
 
@@ -339,63 +241,6 @@ impl Plan {
             tile_columns: tile.columns as usize,
             iterations: problem.inner.div_ceil(tile.depth as usize),
         }
-    }
-}
-
-/// The output tile of a workgroup of the matrix kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct MatrixTile {
-    rows: u32,
-    columns: u32,
-    /// Inner indices per step.
-    depth: u32,
-    invocations: u32,
-}
-
-/// Bytes of staging for the sums of a matrix kernel's regions.
-const STAGING: u32 = 16 << 10;
-
-impl MatrixTile {
-    /// All tiles, the largest first.
-    const ALL: [Self; 3] = [
-        // Few subgroups with large regions load shared memory least; only halves leave them registers for the next operands.
-        Self { rows: 128, columns: 128, depth: 32, invocations: 128 },
-        Self { rows: 128, columns: 128, depth: 16, invocations: 256 },
-        Self { rows: 64, columns: 64, depth: 16, invocations: 256 },
-    ];
-
-    /// Number of regions by rows and by columns, one region per subgroup, as square as possible.
-    fn regions(self, units: MatrixUnits) -> (u32, u32) {
-        let [rows, columns] = [self.rows, self.columns].map(|side| side / units.block);
-        let regions = (self.invocations / units.lanes.1).min(rows * columns).min(STAGING / (4 * units.block * units.block));
-        let grids = (0..=regions.ilog2()).map(|bits| (1 << bits, regions >> bits));
-        let fitting = grids.filter(|(down, across)| rows.is_multiple_of(*down) && columns.is_multiple_of(*across));
-        fitting.min_by_key(|(down, across)| rows / down + columns / across).unwrap_or((1, 1))
-    }
-
-    /// Bytes of shared memory: operand tiles, padded, and the staging.
-    fn shared(self, units: MatrixUnits, f16_terms: u32) -> u32 {
-        let (down, across) = self.regions(units);
-        let operand = |side: u32| 2 * (side * (self.depth + 8)).max(self.depth * (side + 8));
-        f16_terms * (operand(self.rows) + operand(self.columns)) + 4 * down * across * units.block * units.block
-    }
-
-    /// The tiles that fit the shape and the shared memory, the heuristic's choice first: the largest that fills the device.
-    fn candidates(caps: DeviceCaps, units: MatrixUnits, problem: &Problem) -> Vec<Self> {
-        let mut tiles: Vec<Self> = Vec::new();
-        for tile in Self::ALL {
-            let [rows, columns] = [tile.rows, tile.columns];
-            let is_filled = columns == 64 || (problem.rows >= rows as usize && problem.columns >= columns as usize);
-            let has_registers = problem.halves || tile.invocations == 256;
-            let is_new = tiles.last().is_none_or(|last| (last.rows, last.columns) != (rows, columns));
-            if is_new && is_filled && has_registers && tile.shared(units, problem.f16_terms) <= caps.shared {
-                tiles.push(tile);
-            }
-        }
-        let fills_device = |tile: &Self| problem.tile_count(tile.rows as usize, tile.columns as usize) >= MIN_LARGE_TILES;
-        let chosen = tiles.iter().position(fills_device).unwrap_or(tiles.len() - 1);
-        tiles[..=chosen].rotate_right(1);
-        tiles
     }
 }
 

@@ -12,9 +12,9 @@ const PACKED: usize = 4 << 20;
 /// Most rows and columns of a task: its sums stay in the second-level cache.
 const MOST_ROWS: usize = 64;
 const MOST_COLUMNS: usize = 1024;
-/// Tasks that even a small product is divided into, if it has so many tiles.
+/// Tasks that even a small product is divided into, if it has enough tiles.
 const FEWEST_TASKS: usize = 16;
-/// Products with at most so many rows are computed by dot products with rows of B, where these are contiguous.
+/// Products with at most this many rows are computed by dot products with rows of B, where these are contiguous.
 const FEW_ROWS: usize = 8;
 /// Columns of a task of dot products.
 const DOT_COLUMNS: usize = 64;

@@ -5,8 +5,12 @@ use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice};
 use crate::error::Result;
 
-static CHECK: Kernel =
-    Kernel::trusted("matrix check", include_str!("../../shaders/matrix_check.wgsl"), "main", &[Access::Read, Access::ReadWrite]);
+static CHECK: Kernel = Kernel::trusted(
+    "matrix check",
+    concat!(include_str!("../../shaders/matrices.wgsl"), include_str!("../../shaders/matrix_check.wgsl")),
+    "main",
+    &[Access::Read, Access::ReadWrite],
+);
 
 /// Side of the largest square cooperative matrix with f16 inputs and f32 accumulation.
 pub(super) fn block(adapter: &wgpu::Adapter) -> Option<u32> {

@@ -21,7 +21,7 @@ pub(super) struct Pace {
 const SOFTWARE: f64 = 40e9;
 const INTEGRATED: f64 = 160e9;
 
-/// What moving a byte counts for: adapters do about so many operations in that time.
+/// What moving a byte counts for: adapters do about that many operations in the same time.
 const OPERATIONS_PER_BYTE: f64 = 4.0;
 
 /// Pieces of each kernel that are timed, each as long as the one before allows.

@@ -11,8 +11,12 @@ static MULTIPLY_ADDS: Kernel = with_twin!(
     Kernel::trusted("peak", include_str!("../../shaders/peak.wgsl"), "main", &[Access::ReadWrite]),
     twins::multiply_adds
 );
-static MATRICES: Kernel =
-    Kernel::trusted("peak matrix", include_str!("../../shaders/peak_matrix.wgsl"), "main", &[Access::ReadWrite]);
+static MATRICES: Kernel = Kernel::trusted(
+    "peak matrix",
+    concat!(include_str!("../../shaders/matrices.wgsl"), include_str!("../../shaders/peak_matrix.wgsl")),
+    "main",
+    &[Access::ReadWrite],
+);
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Odd matrix polynomials, streaming power iteration for the largest singular value, and the PC layer built on both.
 
 mod kernels;
+mod pass;
 mod pc;
 mod polynomial;
 mod preconditioner;

@@ -6,7 +6,8 @@
 //! M' = E·P + N·(D + Dᵀ):
 //!     dγ = stop(s)·⟨P, R⟩,   dW = γ·stop(s)/s · (M' − ⟨M', N⟩·u·vᵀ)
 
-use super::kernels::{self, Divisor, Gamma, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::kernels::{self, INVERSE, INVERSE_SQUARE, Iteration, OUTPUT, factor};
+use super::pass::{Divisor, Gamma};
 use super::polynomial::{Form, Polynomial, gemm, gram_operands, multiply_on_smaller_side};
 use super::{Norm, small};
 use crate::error::{Error, Result};

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 
-use super::kernels::{Gamma, SCALARS};
+use super::pass::{Gamma, SCALARS};
 use super::pc::{Layer, PcConfig};
 use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};

@@ -2,7 +2,7 @@
 //! is done sooner than a dispatch for each pass. Not where a workgroup is one subgroup: it has too few invocations.
 
 use super::Norm;
-use super::kernels::{DEFAULT, Divisor, Gamma, Pass, R, SCALARS, SOURCE, Teams, W};
+use super::pass::{Divisor, Gamma, Pass, R, SCALARS, SOURCE, Teams, W};
 use crate::error::Result;
 use crate::gpu::{Kernel, strides};
 use crate::tensor::Tensor;
@@ -42,7 +42,7 @@ pub(super) fn iterate(w: &Tensor, u: &Tensor, v: &Tensor, iterations: usize, eps
     let buffers = [w, u, v, &new_u, &new_v].map(Tensor::slice);
     let (kernel, buffers, workgroups) = (&ITERATE, &buffers, [batch as u32, 1, 1]);
     let (chunks, teams) = (iterations, Some(Teams { chunk: 1, ..teams }));
-    Pass { kernel, rows, columns, chunks, teams, iterates: true, eps, buffers, workgroups, iterations: loops, ..DEFAULT }
+    Pass { rows, columns, chunks, teams, iterates: true, eps, buffers, workgroups, iterations: loops, ..Pass::of(kernel) }
         .launch(w)?;
     Ok(Some((new_u, new_v)))
 }
@@ -54,7 +54,7 @@ pub(super) fn divide(w: &Tensor, u: &Tensor, v: &Tensor, gamma: &Gamma, divisor:
     let buffers = [w, u, &gamma.values, &scalars, v].map(Tensor::slice);
     let Divisor { norm, eps, recover } = *divisor;
     let (norm, gammas, buffers) = (norm as u32, [gamma.heads, gamma.stride], &buffers);
-    of_matrices(w, Pass { kernel: &DIVIDE, eps, norm, recover, gammas, buffers, ..DEFAULT })?;
+    of_matrices(w, Pass { eps, norm, recover, gammas, buffers, ..Pass::of(&DIVIDE) })?;
     Ok(scalars)
 }
 
@@ -62,7 +62,7 @@ pub(super) fn divide(w: &Tensor, u: &Tensor, v: &Tensor, gamma: &Gamma, divisor:
 pub(super) fn gamma_gradient(p: &Tensor, r: &Tensor, scalars: &Tensor, gamma: &Gamma) -> Result<Tensor> {
     let dgamma = Tensor::uninitialized(p.gpu(), gamma.values.shape())?;
     let buffers = [p, scalars, &dgamma, r].map(Tensor::slice);
-    of_matrices(p, Pass { kernel: &GAMMA_GRADIENT, gammas: [gamma.heads, gamma.stride], buffers: &buffers, ..DEFAULT })?;
+    of_matrices(p, Pass { gammas: [gamma.heads, gamma.stride], buffers: &buffers, ..Pass::of(&GAMMA_GRADIENT) })?;
     Ok(dgamma)
 }
 
@@ -70,7 +70,7 @@ pub(super) fn gamma_gradient(p: &Tensor, r: &Tensor, scalars: &Tensor, gamma: &G
 pub(super) fn pull(m: &Tensor, w: &Tensor, scalars: &Tensor, norm: Norm) -> Result<Tensor> {
     let factors = Tensor::uninitialized(w.gpu(), scalars.shape())?;
     let buffers = [m, scalars, &factors, w].map(Tensor::slice);
-    of_matrices(w, Pass { kernel: &PULL, norm: norm as u32, buffers: &buffers, ..DEFAULT })?;
+    of_matrices(w, Pass { norm: norm as u32, buffers: &buffers, ..Pass::of(&PULL) })?;
     Ok(factors)
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn slot(numel: usize) -> usize {
     numel.next_multiple_of(ALIGNMENT)
 }
 
-/// How many tensors of so many elements a stack holds. One on the host tier, where a launch costs next to nothing, but a copy time.
+/// Number of tensors of `numel` elements per stack. One on the host tier, where a launch costs next to nothing, but a copy time.
 pub(crate) fn per_stack(gpu: &Gpu, numel: usize) -> usize {
     match gpu.kernels() {
         KernelTier::Host => 1,

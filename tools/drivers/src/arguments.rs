@@ -9,7 +9,7 @@ drivers compile [--adapter PART] [--all] [--seconds N] [--chip NAME] [--out FILE
     Compiles the kernels of training steps and of sampling with the driver of an adapter, in every tier that it may be given, and prints
     what the driver tells of each. The adapter is the first GPU, or the one with this index or part of a name.
     --all       every kernel in every combination of its constants, in every tier
-    --seconds   compiles no more after so many seconds
+    --seconds   time limit for compiling, in seconds
     --chip      the name of the chip in tables; default: the adapter's
     --out       writes a report for `drivers table`
 drivers steps [--adapter PART] [--tier TIER] [--out FILE]

@@ -33,7 +33,7 @@ fn every_kernel_at_every_width_of_a_head_translates() {
     translate(|_| true, 1);
 }
 
-/// One in so many combinations of a kernel is translated where all take too long; the first always.
+/// The default test translates the first combination of each kernel and then one in this many: all of them take minutes.
 const SAMPLE: usize = 96;
 
 /// A kernel with the limits that it must keep.

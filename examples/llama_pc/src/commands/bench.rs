@@ -12,7 +12,7 @@ pub struct Args {
     /// Measure only these parts, separated by commas; the limits are always measured
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<Part>,
-    /// Take about so many seconds: slower adapters measure less, and say what they left out
+    /// Time limit in seconds, approximate; slower adapters measure less and list what they left out
     #[arg(long, value_name = "N", default_value_t = 120.0)]
     seconds: f64,
     /// Print the results as one JSON object on a line, for benches/hardware.jsonl and for --compare

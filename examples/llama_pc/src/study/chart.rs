@@ -49,7 +49,7 @@ const PANEL: (u32, u32) = (460, 300);
 const LEGEND_ROW: u32 = 20;
 const LEGEND_WIDTH: u32 = 230;
 
-/// Writes the panels, so many beside each other.
+/// Writes the panels in a grid with that many columns.
 pub fn panels(path: &Path, panels: &[Panel], beside: usize) -> Result<(), Failure> {
     let width = PANEL.0 * beside as u32;
     let legend = legend(panels);

@@ -144,7 +144,7 @@ fn data(folder: &Path, seq_len: usize) -> Result<Data, Failure> {
         tokens,
         checksum: windows.fingerprint()?,
         vocab,
-        bytes_per_token: bytes_per_token(&train).map(record::rounded),
+        bytes_per_token: bytes_per_token(&train).map(statistics::rounded),
     })
 }
 

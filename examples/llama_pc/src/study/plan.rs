@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::arms::{Arm, FEWER_ITERATIONS, ITERATIONS, LEVELS, Optimizer};
 use super::queue::{self, STRESS};
-use super::record::rounded;
 use super::scale::Setup;
+use super::statistics::rounded;
 use super::timing::StepTime;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::{duration, grouped};

@@ -13,6 +13,7 @@ use super::merged::Merged;
 use super::plan::Row;
 use super::queue::{Design, Losses};
 use super::runs::Outcome;
+use super::statistics::rounded;
 use super::timing::StepTime;
 use crate::config::{Config, Keys};
 use crate::model::engine;
@@ -207,11 +208,6 @@ impl Record {
         }
         Ok(rows)
     }
-}
-
-/// To six decimals, which is far below the noise, and which JSON keeps exactly.
-pub fn rounded(value: f64) -> f64 {
-    (value * 1e6).round() / 1e6
 }
 
 fn rounded_gmcn(gmcn: Gmcn) -> Gmcn {

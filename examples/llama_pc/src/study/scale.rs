@@ -129,7 +129,7 @@ impl Setup {
         self.data.join(name)
     }
 
-    /// The configuration of a run of so many steps.
+    /// The configuration of a run of `steps` steps.
     pub fn config(&self, spec: &Spec, steps: u64) -> Result<Config, Failure> {
         let Scale { seq_len, batch_size, validations, val_sequences, measurements, .. } = self.scale;
         let Size { dim, layers, heads, intermediate_size } = self.scale.sizes[spec.size];

@@ -110,6 +110,11 @@ pub fn peak(norms: &[Option<f32>]) -> Option<f64> {
     Some(largest / median(&later)?)
 }
 
+/// To six decimals, which is far below the noise, and which JSON keeps exactly.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

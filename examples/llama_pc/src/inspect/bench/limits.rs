@@ -1,4 +1,4 @@
-//! The limits that everything else is held against: multiply-adds, products of matrix units, a copy.
+//! The limits that the other parts are compared with: multiply-adds, matrix units, a copy.
 
 use polytape::gpu::{KernelTier, Peak, Unit as Arithmetic};
 

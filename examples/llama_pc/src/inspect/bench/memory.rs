@@ -317,7 +317,7 @@ fn kernels(session: &mut Session, gpu: &Gpu) -> Case {
     Ok(())
 }
 
-/// Seconds that it takes to check and to time what reads and writes so many values.
+/// Seconds to check and time a kernel that reads and writes that many values.
 fn estimate(session: &Session, values: usize) -> f64 {
     let calls = (SAMPLES * CALLS + 1) as f64;
     session.limits.copy.map_or(0.0, |copy| calls * (4 * values) as f64 / copy)
