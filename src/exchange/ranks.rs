@@ -24,8 +24,9 @@ use crate::tensor::Tensor;
 pub struct ExchangeOptions {
     /// Their format.
     pub wire: Wire,
-    /// Values per bucket, which is what is read from the device, sent and uploaded at a time. Changes no result.
-    pub bucket: usize,
+    /// Values per bucket, which is what is read from the device, sent and uploaded at a time; `None` for a sixteenth of what a rank owns,
+    /// within 64 Ki and 4 Mi. Changes no result.
+    pub bucket: Option<usize>,
     /// Send gradients during the last backward of a step, as they become final. Changes no result. Needs a loss that uses each parameter
     /// equally often in every micro-batch; [`StepHook::adjust`](crate::StepHook::adjust) then does not see what has been sent.
     pub overlap: bool,
@@ -33,7 +34,7 @@ pub struct ExchangeOptions {
 
 impl Default for ExchangeOptions {
     fn default() -> Self {
-        Self { wire: Wire::F32, bucket: 4 << 20, overlap: true }
+        Self { wire: Wire::F32, bucket: None, overlap: true }
     }
 }
 
@@ -67,7 +68,11 @@ impl Ranks {
         let weights = visible(params, &layout)?;
         let connection = Connection {
             gpu: params.gpu().clone(),
-            buckets: buckets(&layout, exchange.ranks(), options.bucket.max(1)),
+            buckets: buckets(
+                &layout,
+                exchange.ranks(),
+                options.bucket.unwrap_or_else(|| bucket_of(&layout, exchange.ranks())).max(1),
+            ),
             wire: options.wire,
             overlap: options.overlap,
             own,
@@ -169,6 +174,13 @@ impl Ranks {
         let item = self.connection.layout.items.iter().find(|item| item.own_name() == own_name)?;
         Some((item.name.as_str(), item.rows.clone()))
     }
+}
+
+/// Small enough that the first are on their way while others are being computed, large enough that a message costs little.
+fn bucket_of(layout: &Layout, ranks: usize) -> usize {
+    let travels = layout.items.iter().filter(|item| item.visible && item.is_trainable());
+    let values: usize = travels.map(Item::numel).sum();
+    (values / ranks / 16).clamp(64 << 10, 4 << 20)
 }
 
 /// Adds an item to its owner's parameters.

@@ -2,8 +2,9 @@
 //!
 //! A rank holds all effective weights and, for a while, all gradients; what it owns (raw weights of PC layers, rows of the tables, u, v, γ,
 //! moments) it holds alone. With P ranks, N parameters, β the bandwidth and α the latency, a rank sends (P−1)/P·N values to the owners of
-//! gradients and as many to the readers of weights, each in (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α. Without
-//! overlap: T(P) = model/P/F + most PC and optimizer work of a rank/F + both exchanges, and the efficiency is T(1)/(P·T(P)).
+//! gradients and as many to the readers of weights, each in X = (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α:
+//! T(P) = model/P/F + most PC and optimizer work of a rank/F + 2X + 3(P−1)·α, of which the overlap hides the gradients' X as far as the
+//! backward of the last micro-batch lasts, all but the last bucket. The efficiency is T(1)/(P·T(P)).
 
 use polytape::exchange::{Dealt, deal};
 use polytape::{Role, spectral::PcConfig};
@@ -17,6 +18,10 @@ use crate::model::engine;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::binary;
 
+/// Of a micro-batch's forward and backward, the latter.
+const BACKWARD: f64 = 2.0 / 3.0;
+/// Of what a rank sends, the last bucket: nothing is left to hide it.
+const LAST: f64 = 1.0 / 16.0;
 /// Latency of a message between hosts, in seconds: of TCP on Ethernet.
 const LATENCY: f64 = 50e-6;
 
@@ -52,6 +57,8 @@ pub struct Ranks {
 pub struct Prediction {
     pub one_rank: f64,
     pub step: f64,
+    /// With `--no-overlap`.
+    pub step_without_overlap: f64,
     pub efficiency: f64,
 }
 
@@ -83,8 +90,11 @@ impl Ranks {
         let prediction = ask.speed.map(|speed| {
             let (of_model, of_owners) = (flops.model + flops.recomputation, flops.pc + flops.optimizer);
             let one_rank = (of_model + of_owners) / speed;
-            let step = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
-            Prediction { one_rank, step, efficiency: one_rank / (ranks as f64 * step) }
+            let step_without_overlap = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
+            let last_backward = (BACKWARD * flops.model + flops.recomputation) / model.micro_batches as f64 / speed;
+            let hidden = last_backward.min((1.0 - LAST) * one_way / ask.bandwidth);
+            let step = step_without_overlap - hidden;
+            Prediction { one_rank, step, step_without_overlap, efficiency: one_rank / (ranks as f64 * step) }
         });
         let memory_bytes = memory.total();
         Ok(Self { ranks, memory, memory_bytes, sent_per_step: 2 * one_way as u64, exchange_seconds, largest_share, prediction })
@@ -107,11 +117,12 @@ impl Ranks {
             ),
         ];
         lines.push(match prediction {
-            Some(Prediction { one_rank, step, efficiency }) => format!(
-                "step               {} instead of {} on one rank: efficiency {:.0} %",
+            Some(Prediction { one_rank, step, step_without_overlap, efficiency }) => format!(
+                "step               {} instead of {} on one rank: efficiency {:.0} % ({} without overlap)",
                 seconds(*step),
                 seconds(*one_rank),
-                100.0 * efficiency
+                100.0 * efficiency,
+                seconds(*step_without_overlap)
             ),
             None => "step               unknown; --tflops X, the speed of an adapter in a step, tells".to_owned(),
         });
