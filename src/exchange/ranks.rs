@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::connection::{Connection, Traffic, buckets};
 use super::gradients::Sending;
-use super::layout::{Item, Layout};
+use super::layout::{Item, Layout, bucket_size};
 use super::tree::{Leaf, root};
 use super::wire::Wire;
 use super::{Exchange, check_size};
@@ -58,6 +58,8 @@ impl Ranks {
         options: ExchangeOptions,
     ) -> Result<(Self, Params, Option<Preconditioner>)> {
         layout.check(exchange.ranks())?;
+        let travels = layout.items.iter().filter(|item| item.visible && item.is_trainable());
+        let bucket = bucket_size(travels.map(Item::numel).sum(), exchange.ranks());
         let (mut owned, mut own) = (Params::new(params.gpu()), Vec::with_capacity(layout.items.len()));
         for item in &layout.items {
             let is_own = layout.owner(item, exchange.ranks()) == exchange.rank();
@@ -68,11 +70,7 @@ impl Ranks {
         let weights = visible(params, &layout)?;
         let connection = Connection {
             gpu: params.gpu().clone(),
-            buckets: buckets(
-                &layout,
-                exchange.ranks(),
-                options.bucket.unwrap_or_else(|| bucket_of(&layout, exchange.ranks())).max(1),
-            ),
+            buckets: buckets(&layout, exchange.ranks(), options.bucket.unwrap_or(bucket).max(1)),
             wire: options.wire,
             overlap: options.overlap,
             own,
@@ -124,7 +122,8 @@ impl Ranks {
         let sending = sending.map_or_else(|| Sending::start(&self.connection, Vec::new()), Ok)?;
         let (gradients, sent, received) = sending.finish(&self.connection, leaf.gradients)?;
         let loss = self.sum_losses(&leaf.loss)?;
-        self.connection.count(sent, received, started);
+        let losses = 4 * (self.connection.ranks() as u64 - 1);
+        self.connection.count(sent + losses, received + losses, started);
         Ok(Leaf { loss, gradients })
     }
 
@@ -174,13 +173,6 @@ impl Ranks {
         let item = self.connection.layout.items.iter().find(|item| item.own_name() == own_name)?;
         Some((item.name.as_str(), item.rows.clone()))
     }
-}
-
-/// Small enough that the first are on their way while others are being computed, large enough that a message costs little.
-fn bucket_of(layout: &Layout, ranks: usize) -> usize {
-    let travels = layout.items.iter().filter(|item| item.visible && item.is_trainable());
-    let values: usize = travels.map(Item::numel).sum();
-    (values / ranks / 16).clamp(64 << 10, 4 << 20)
 }
 
 /// Adds an item to its owner's parameters.

@@ -24,11 +24,8 @@ pub struct Signals {
 impl Signals {
     /// Listens from now on; of several ranks, each does. `resume` is the command that resumes the run.
     pub fn listen(several: bool, run: &Path, resume: String) -> Result<Arc<Self>, Failure> {
-        let signals = Arc::new(Self {
-            interrupted: interrupt::flag(INTERRUPTED)?,
-            asked: Arc::default(),
-            step: AtomicU64::default(),
-        });
+        let signals =
+            Arc::new(Self { interrupted: interrupt::flag(INTERRUPTED)?, asked: Arc::default(), step: AtomicU64::default() });
         signals.listen_to_others(several, run, resume)?;
         Ok(signals)
     }
