@@ -116,9 +116,10 @@ impl Problem {
     }
 
     /// Candidate sides of the tiled kernel's output tile, the heuristic's choice first: 128 if the shape fills such tiles and these fill
-    /// the device. f16x3 doubles the shared memory, so it is limited to 64.
-    fn tiles(&self) -> &'static [u32] {
-        if self.rows < 128 || self.columns < 128 || self.f16_terms == 2 {
+    /// the device. f16x3 doubles the shared memory, so it is limited to 64; the sums of 128 take 64 registers and spill where there are
+    /// fewer than 128.
+    fn tiles(&self, caps: DeviceCaps) -> &'static [u32] {
+        if self.rows < 128 || self.columns < 128 || self.f16_terms == 2 || caps.registers < 128 {
             return &[64];
         }
         if self.tile_count(128, 128) >= MIN_LARGE_TILES { &[128, 64] } else { &[64, 128] }
@@ -171,7 +172,7 @@ impl Plan {
             (KernelTier::Matrix, Some(units)) if problem.f16_terms > 0 => {
                 MatrixTile::candidates(caps, units, problem).iter().map(|tile| Self::matrix(units, tile, problem)).collect()
             }
-            _ => problem.tiles().iter().map(|&tile| Self::tiled(tile, !caps.software, problem)).collect(),
+            _ => problem.tiles(caps).iter().map(|&tile| Self::tiled(tile, !caps.software, problem)).collect(),
         };
         if caps.tier == KernelTier::Host {
             plans.truncate(1); // all have the same twin
@@ -275,7 +276,7 @@ mod tests {
 
     fn portable() -> DeviceCaps {
         let tier = KernelTier::Portable;
-        DeviceCaps { tier, shader_tier: tier, lanes: 8, matrices: None, shared: 16 << 10, software: false }
+        DeviceCaps { tier, shader_tier: tier, lanes: 8, matrices: None, shared: 16 << 10, registers: 256, software: false }
     }
 
     /// All device capabilities that `Plan` distinguishes.

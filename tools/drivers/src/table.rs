@@ -158,7 +158,8 @@ fn faults(report: &Report) -> Vec<String> {
     });
     let failed =
         report.steps.iter().filter_map(|step| Some(format!("{}: {}: {}", report.chip, step.name, step.problem.as_ref()?)));
-    spilled.chain(refused).chain(failed).collect()
+    let none = report.steps.is_empty().then(|| format!("{}: no training step was run", report.chip));
+    spilled.chain(refused).chain(failed).chain(none).collect()
 }
 
 const HEAD: &str = "\
