@@ -6,31 +6,7 @@
 //! [`Optimizer`](optim::Optimizer) and a [`Preconditioner`](spectral::Preconditioner). Errors are values: no call panics on a
 //! user's mistake.
 //!
-//! ```
-//! use polytape::optim::{AdamConfig, AdamW};
-//! use polytape::{Gpu, Params, Role, Tensor, Trainer};
-//!
-//! # fn main() -> polytape::Result<()> {
-//! let gpu = Gpu::open(&Default::default())?; // the best adapter of this machine
-//! let x = Tensor::from_slice(&gpu, &[0.0, 1.0, 2.0, 3.0], &[4, 1])?;
-//! let y = Tensor::from_slice(&gpu, &[1.0, 3.0, 5.0, 7.0], &[4, 1])?;
-//! let mut params = Params::new(&gpu);
-//! let w = params.add("w", Role::Matrix, Tensor::zeros(&gpu, &[1, 1])?)?;
-//! let b = params.add("b", Role::Vector, Tensor::zeros(&gpu, &[1])?)?;
-//! let rule = AdamW::new(AdamConfig { weight_decay: 0.0, ..Default::default() });
-//! let mut trainer = Trainer::new(params, None, Box::new(rule), f32::INFINITY)?;
-//! for _ in 0..300 {
-//!     trainer.step(1, 0.1, |tape, _| {
-//!         let guess = tape.constant(x.clone()).matmul_nt(&tape.param(w)?)?.add_row(&tape.param(b)?)?;
-//!         let miss = guess.sub(&tape.constant(y.clone()))?;
-//!         miss.mul(&miss)?.mean()
-//!     })?;
-//! }
-//! assert!((trainer.params.get(w)?.tensor.item()? - 2.0).abs() < 1e-2);
-//! assert!((trainer.params.get(b)?.tensor.item()? - 1.0).abs() < 1e-2);
-//! # Ok(())
-//! # }
-//! ```
+//! The README begins with a whole program that fits a line. Every operation has an example of its own.
 //!
 //! [wgpu]: https://wgpu.rs
 //! [arXiv 2606.06470]: https://arxiv.org/abs/2606.06470
@@ -59,7 +35,7 @@ pub use ops::{AttentionShape, AttentionWindows, MAX_HEAD_DIM, RotaryTable, logit
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};
-pub use tensor::{Indices, MAX_RANK, STACK_BYTES, Tensor, map, read_all, read_many};
+pub use tensor::{Indices, MAX_RANK, Stacks, Tensor, map, read_all, read_many};
 pub use trainer::{EffectiveGradients, LoadRows, Skip, StepHook, StepOutput, Trainer};
 
 /// The README's example, compiled and run with the other documentation tests.

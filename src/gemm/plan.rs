@@ -177,8 +177,12 @@ impl Plan {
         if caps.tier == KernelTier::Host {
             plans.truncate(1); // all have the same twin
         }
+        // The kernel for software adapters has one copy of the epilogue: fewer pipelines, each of which takes a second to compile.
+        let any_epilogue = caps.tier == KernelTier::Fallback;
+        let chosen = if any_epilogue { Problem { addend: false, diagonal: false, beta: false, ..*problem } } else { *problem };
         for plan in &mut plans {
-            plan.constants.extend(problem.constants());
+            plan.constants.extend(chosen.constants());
+            plan.constants.push(("ANY_EPILOGUE", any_epilogue.into()));
         }
         plans
     }

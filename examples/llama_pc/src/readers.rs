@@ -3,8 +3,9 @@
 //! A reader may refuse any bytes with an error, but must never panic; and what it accepts must satisfy its invariants, or the
 //! function itself panics.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use polytape::safetensors::Reader;
 
@@ -12,8 +13,16 @@ use crate::config::{Config, DataFormat};
 use crate::data::documents::{Corpus, Places};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenStream;
+use crate::inspect::bench::compare;
+use crate::inspect::report;
+use crate::model::import::index::Index;
 use crate::model::{engine, import};
 use crate::run::checkpoint::{self, Saved};
+use crate::run::metrics::{self, read_metrics};
+use crate::run::paths;
+use crate::study;
+use crate::study::findings::Findings;
+use crate::study::record::Kept;
 use crate::terminal::failure::Failure;
 
 /// A folder whose files are rewritten by every call.
@@ -106,6 +115,50 @@ impl Scratch {
         for name in &file.names() {
             let values = taken(file.values(name).map_err(Failure::from));
             assert!(values.is_none_or(|values| 2 * values.len() <= bytes.len()), "{name}: more values than bytes");
+        }
+    }
+
+    /// `model.safetensors.index.json`, of whose files none is there.
+    pub fn weights_index(&self, bytes: &[u8]) {
+        self.file("model.safetensors.index.json", bytes);
+        let Some(index) = taken(Index::read(&self.folder)) else { return };
+        let Some(files) = taken(index.files(&self.folder)) else { return };
+        let leaves =
+            |file: &PathBuf| !file.starts_with(&self.folder) || file.components().any(|part| part == Component::ParentDir);
+        assert!(!files.iter().any(leaves), "{files:?}");
+        let _ = taken(index.check(&self.folder, &BTreeMap::new(), &files));
+    }
+
+    /// A run's `metrics.jsonl`, as the report reads it, and as resuming after three steps leaves it.
+    pub fn metrics(&self, bytes: &[u8]) {
+        let path = self.file(paths::METRICS, bytes);
+        if let Some(rows) = taken(report::rows(&path)) {
+            report::page(vec![report::of_rows("run".to_owned(), BTreeMap::new(), &rows, 10)]);
+        }
+        let _ = taken(read_metrics(&self.folder));
+        if taken(metrics::cut(&path, 3)).is_some()
+            && let Some(rows) = taken(read_metrics(&self.folder))
+        {
+            assert!(rows.iter().all(|row| row.step <= 3), "a step beyond the checkpoint");
+        }
+    }
+
+    /// Lines of `bench --json`, compared with themselves.
+    pub fn measurements(&self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        for report in taken(compare::parse(&text).map_err(Failure::other)).iter().flatten() {
+            assert!(!compare::text(report, report).is_empty());
+        }
+    }
+
+    /// What a study keeps, before it is compressed.
+    pub fn study(&self, bytes: &[u8]) {
+        let path = self.file("metrics.jsonl.zst", &zstd::encode_all(bytes, 1).expect("compressed"));
+        let Some(kept) = taken(Kept::read(&path)) else { return };
+        let Some(findings) = taken(Findings::new(&kept)) else { return };
+        study::page::page(&findings, "study", "command");
+        for record in kept.records.values().take(3) {
+            let _ = taken(record.rows(kept.header.tokens_per_step));
         }
     }
 

@@ -34,13 +34,10 @@ pub fn classes() -> Vec<Class> {
         adapter: AdapterSummary { matrix_block, ..roomy.clone() },
         tier,
     });
-    let few_registers = [(96, KernelTier::Portable, webgpu()), (128, KernelTier::Subgroup, with_matrices())].map(
-        |(registers, tier, adapter)| Class {
-            name: format!("{tier}, {registers} registers"),
-            adapter: AdapterSummary { registers, ..adapter },
-            tier,
-        },
-    );
+    let few_registers =
+        [(96, KernelTier::Portable, webgpu()), (128, KernelTier::Subgroup, with_matrices())].map(|(registers, tier, adapter)| {
+            Class { name: format!("{tier}, {registers} registers"), adapter: AdapterSummary { registers, ..adapter }, tier }
+        });
     let software = Class {
         name: "portable, on the CPU".into(),
         adapter: AdapterSummary { kind: DeviceType::Cpu, ..webgpu() },

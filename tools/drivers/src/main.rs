@@ -88,15 +88,15 @@ fn steps(arguments: &Arguments) -> Result<bool, String> {
     eprintln!("{} steps, {failed} failed", steps.len());
     if let Some(path) = &arguments.out {
         let mut report = read(path)?;
-        report.steps.extend(steps);
+        report.steps = steps;
         write(path, &report)?;
     }
     Ok(failed == 0)
 }
 
 fn steps_of(arguments: &Arguments) -> Result<(), String> {
-    let (Some(tier), Some(size)) = (arguments.tier, &arguments.size) else { return Err("steps-of: --tier and --size expected".into()) };
-    training::run_size(&adapter(&arguments.adapter)?, tier, size)
+    let tier = arguments.tier.ok_or("steps-of: --tier expected")?;
+    training::run_from(&adapter(&arguments.adapter)?, tier, arguments.from)
 }
 
 /// The adapter that the argument names by index or part of its name, or else the best.

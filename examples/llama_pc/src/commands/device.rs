@@ -98,6 +98,14 @@ impl Device {
         Ok(gpu)
     }
 
+    /// The adapter of an open device once more, with so many threads of the host kernels.
+    pub fn reopen(&self, gpu: &Gpu, threads: NonZeroUsize) -> Result<Gpu, Failure> {
+        let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
+        // What is worth a warning was said the first time.
+        let options = GpuOptions { adapter, kernels, threads: Some(threads.get()), warn: |_| (), ..self.options() };
+        Ok(Gpu::open(&options)?)
+    }
+
     fn options(&self) -> GpuOptions {
         let adapter =
             self.adapter.as_ref().map_or(AdapterChoice::Best, |text| text.parse().unwrap_or_else(|never| match never {}));

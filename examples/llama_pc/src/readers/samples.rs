@@ -169,15 +169,69 @@ pub fn state(step: u64) -> Vec<u8> {
     checkpoint::text_of(&State { step, tokens: 96, position: 6, windows: 9, ..State::default() }).into_bytes()
 }
 
+/// Two tensors in two files.
+pub fn weights_index() -> Vec<u8> {
+    br#"{"metadata": {"total_size": 24}, "weight_map": {"a.weight": "model-1.safetensors", "b.weight": "part/model-2.safetensors"}}"#.into()
+}
+
+/// Five steps with everything that a line of metrics may have; the last line lacks its end.
+pub fn metrics() -> Vec<u8> {
+    let line = |step: u64| {
+        serde_json::json!({
+            "step": step, "tokens": 32 * step, "seconds": 0.5 * step as f64, "loss": 5.0, "lr": 1e-3, "grad_norm": 0.5, "loss_scale": null,
+            "skipped_steps": 0, "tokens_per_second": 64.0, "memory_bytes": 1024, "val_loss": 5.5, "gmcn": {"all": 20.0, "pc": 3.0, "plain": 40.0},
+            "layers": {"gradient_norm": {"a": 1.0}, "weight_norm": {"a": 2.0}, "gamma": {"model.layers.0.mlp.up_proj": [1.0, 2.0]}, "residual_rms": [1.0], "residual_max": [2.0]}, "ranks": {"count": 2, "bytes": 96, "seconds": 0.1, "slowest": 1},
+        })
+        .to_string()
+    };
+    let lines = (1..=5).map(line).collect::<Vec<_>>().join("\n");
+    [lines.as_bytes(), b"\n{\"step\": 6, \"tok"].concat()
+}
+
+/// A measurement of two values.
+pub fn measurements() -> Vec<u8> {
+    br#"{"version": "0.1.0", "adapter": "a", "kind": "Cpu, Vulkan", "driver": "d", "kernels": "host", "system": "linux", "seconds": 1.5,
+        "interrupted": false, "rows": [{"part": "memory", "what": "copy", "column": "f32", "unit": "GB/s", "value": 12.5, "spread": 0.1},
+        {"part": "steps", "what": "20M", "column": "plain", "unit": "ms", "value": 3.5, "of_limit": 0.5, "note": "n"}],
+        "left_out": [{"part": "steps", "what": "1B", "reason": "memory"}], "failed": []}"#
+        .iter()
+        .map(|&byte| if byte == b'\n' { b' ' } else { byte })
+        .collect()
+}
+
+/// A study with the record of one run.
+pub fn study() -> Vec<u8> {
+    let header = serde_json::json!({
+        "format": 1, "program": "llama_pc 0", "scale": "small", "design": {"seeds": 2, "points": 3, "centers": [5, 7]},
+        "machine": {"adapter": "a", "driver": "d", "kernels": "host", "cores": 2}, "jobs": 2, "steps": 2, "tokens_per_step": 32,
+        "data": {"folder": "data/demo", "tokens": 99, "checksum": 1, "vocab": 300},
+        "sizes": [{"dim": 8, "layers": 1, "heads": 1, "intermediate_size": 8, "parameters": 9, "init_scale": {"o": 1.5}},
+            {"dim": 16, "layers": 1, "heads": 1, "intermediate_size": 8, "parameters": 9, "init_scale": {}}],
+        "times": [{"size": 0, "arm": {"optimizer": "adamw", "treatment": "plain"}, "seconds": 0.1}],
+        "plan": [{"what": "all", "runs": 1, "minutes": 0.5}],
+    });
+    let record = serde_json::json!({
+        "spec": {"size": 0, "arm": {"optimizer": "adamw", "treatment": {"level": 2}}, "rate": 5, "seed": 1, "iterations": 10},
+        "config": {"seed": "1", "pc.level": "2"}, "diverged_at": null, "loss": [5.0, 4.0], "grad_norm": [0.5, null], "tokens_per_second": [9, 8],
+        "validation": [[2, 4.5]], "gmcn": [[2, {"all": 20.0, "pc": 3.0, "plain": 40.0}]], "sigma_error": [[2, {"mean": 0.1, "largest": 0.2}]],
+        "gamma": {"model.layers.0.mlp.up_proj": [1.0]}, "gamma_steps": [2],
+    });
+    format!("{header}\n{record}\n").into_bytes()
+}
+
 /// All of them, each with the fuzz target that reads it.
 pub fn by_target() -> Vec<(&'static str, Vec<u8>)> {
     let mut all = vec![
         ("config", config()),
         ("json", json()),
         ("json_lines", json_lines()),
+        ("measurements", measurements()),
+        ("metrics", metrics()),
         ("safetensors", safetensors()),
         ("state", state(3)),
+        ("study", study()),
         ("tokenizer_config", tokenizer_config()),
+        ("weights_index", weights_index()),
     ];
     all.extend(config_json().into_iter().map(|bytes| ("config_json", bytes)));
     all.extend(tokenizer_jsons().into_iter().map(|bytes| ("tokenizer_json", bytes)));

@@ -84,6 +84,15 @@ fn good_files_of_every_kind_are_taken() {
     Config::load(Some(&scratch.file("config.toml", &samples::config())), &[]).expect("a good configuration");
     let path = scratch.file("model.safetensors", &samples::safetensors());
     assert_eq!(Reader::open(&path).expect("good tensors").names(), ["a", "b"]);
+    scratch.file("model.safetensors.index.json", &samples::weights_index());
+    assert_eq!(Index::read(&scratch.folder).and_then(|index| index.files(&scratch.folder)).expect("a good index").len(), 2);
+    let path = scratch.file(paths::METRICS, &samples::metrics());
+    assert_eq!(read_metrics(&scratch.folder).expect("good metrics").len(), 5);
+    assert_eq!(report::rows(&path).expect("good metrics").len(), 5);
+    let measurements = String::from_utf8(samples::measurements()).expect("text");
+    assert_eq!(compare::parse(&measurements).expect("good measurements")[0].rows.len(), 2);
+    let path = scratch.file("metrics.jsonl.zst", &zstd::encode_all(&samples::study()[..], 1).expect("compressed"));
+    assert_eq!(Kept::read(&path).expect("a good study").records.len(), 1);
 }
 
 /// The Parquet library panics on some of these; what it says must become the program's sentence.
@@ -128,6 +137,10 @@ proptest! {
             scratch.json(&bytes);
             scratch.parquet(&bytes);
             scratch.text(&bytes);
+            scratch.weights_index(&bytes);
+            scratch.metrics(&bytes);
+            scratch.measurements(&bytes);
+            scratch.study(&bytes);
         });
     }
 
@@ -160,6 +173,16 @@ proptest! {
             scratch.json(&damaged(&samples::json(), &damage));
             scratch.safetensors(&damaged(&samples::safetensors(), &damage));
             scratch.state(&damaged(&samples::state(step), &damage));
+            scratch.weights_index(&damaged(&samples::weights_index(), &damage));
+        });
+    }
+
+    #[test]
+    fn damaged_results_are_refused_or_read(damage in damage()) {
+        read(|scratch| {
+            scratch.metrics(&damaged(&samples::metrics(), &damage));
+            scratch.measurements(&damaged(&samples::measurements(), &damage));
+            scratch.study(&damaged(&samples::study(), &damage));
         });
     }
 }

@@ -53,7 +53,7 @@ impl<'a> Findings<'a> {
     /// Of a finished study; a run that is missing is named.
     pub fn new(kept: &'a Kept) -> Result<Self, Failure> {
         let choices = queue::finished(&kept.header.design, &kept.losses()).map_err(|missing| {
-            Failure::other(format!("found no record of {}, expected those of a finished study", missing.name()))
+            Failure::other(format!("found no record of {}, expected those of a finished study", missing[0].name()))
         })?;
         let mut findings = Self { kept, choices, arms: Vec::new() };
         for size in 0..kept.header.sizes.len() {

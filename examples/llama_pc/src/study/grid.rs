@@ -1,6 +1,7 @@
 //! The search for an arm's learning rate: on a grid of factors √2, until the best lies inside what was tried.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct Rate(pub i32);
 
 impl Rate {
+    /// Far beyond what anything trains at.
+    pub const RANGE: RangeInclusive<Self> = Self(-60)..=Self(100);
+
     /// The rate, with four digits.
     pub fn value(self) -> f64 {
         let exact = 1e-3 * 2f64.powf(f64::from(self.0) / 2.0);
@@ -37,15 +41,18 @@ pub struct Best {
 /// What the search does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    Try(Rate),
+    /// Rates that can be tried at the same time.
+    Try(Vec<Rate>),
     Best(Best),
 }
 
 /// Given the losses so far, infinite where a run diverged: the center and its neighbors first, then on beyond an edge that is the
 /// best, up to `points` in all. Where all diverged, the search goes down.
 pub fn next(tried: &BTreeMap<Rate, f64>, center: Rate, points: usize) -> Next {
-    if let Some(rate) = [-1, 0, 1].map(|place| center.up(place)).into_iter().find(|rate| !tried.contains_key(rate)) {
-        return Next::Try(rate);
+    let first: Vec<Rate> =
+        [-1, 0, 1].map(|place| center.up(place)).into_iter().filter(|rate| !tried.contains_key(rate)).collect();
+    if !first.is_empty() {
+        return Next::Try(first);
     }
     // The lowest of equals: where all diverged, the edge to go on from.
     let better = |a: &(&Rate, &f64), b: &(&Rate, &f64)| a.1.total_cmp(b.1).then(a.0.cmp(b.0));
@@ -56,7 +63,7 @@ pub fn next(tried: &BTreeMap<Rate, f64>, center: Rate, points: usize) -> Next {
         _ if Some(best) == highest => best.up(1),
         _ => return Next::Best(Best { rate: best, is_inside: true }),
     };
-    if tried.len() < points { Next::Try(beyond) } else { Next::Best(Best { rate: best, is_inside: false }) }
+    if tried.len() < points { Next::Try(vec![beyond]) } else { Next::Best(Best { rate: best, is_inside: false }) }
 }
 
 #[cfg(test)]
@@ -68,9 +75,11 @@ mod tests {
         let (mut tried, mut order) = (BTreeMap::new(), Vec::new());
         loop {
             match next(&tried, Rate(center), points) {
-                Next::Try(rate) => {
-                    assert!(tried.insert(rate, loss(rate.0)).is_none(), "{rate:?} twice");
-                    order.push(rate.0);
+                Next::Try(rates) => {
+                    for rate in rates {
+                        assert!(tried.insert(rate, loss(rate.0)).is_none(), "{rate:?} twice");
+                        order.push(rate.0);
+                    }
                 }
                 Next::Best(best) => return (order, best),
             }

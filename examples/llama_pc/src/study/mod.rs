@@ -1,26 +1,29 @@
 //! The study of what PC layers bring: `arms` and `scale` say what is compared, `queue` which run comes next (with `grid`), `plan` what it will
-//! cost (with `timing`), `runs` trains, `record` keeps.
+//! cost (with `timing`), `runs` trains, `workers` train beside it, `record` keeps.
 //!
 //! `findings` (with `statistics`) are what the records say, `page`, `pictures` and `chart` show them. Everything shown is made from
 //! what is kept, so that it can be made again.
 
 mod arms;
 mod chart;
-mod findings;
+pub mod findings;
 mod grid;
 mod merged;
-mod page;
+pub mod page;
 mod pictures;
 mod plan;
 mod queue;
-mod record;
+pub mod record;
 mod runs;
 mod scale;
 mod statistics;
 mod timing;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use polytape::Gpu;
 
@@ -32,15 +35,17 @@ use crate::data::windows::{Order, Windows};
 use crate::inspect::report;
 use crate::run::files;
 use crate::terminal::failure::Failure;
-use crate::terminal::output;
+use crate::terminal::{interrupt, output};
+use crate::train;
 use arms::{Optimizer, Spec};
 use findings::Findings;
 use merged::Merged;
-use queue::Losses;
-use record::{Data, Header, Kept, Machine, Record, SizeFacts};
+use queue::{Choices, Losses};
+use record::{Data, Header, Kept, Record, SizeFacts};
 use runs::Stand;
 use scale::Setup;
 pub use scale::{SMALL, Scale, TINY};
+use workers::Workers;
 
 /// What to study.
 pub struct Request {
@@ -53,28 +58,51 @@ pub struct Request {
     pub data: PathBuf,
     /// Only write the plan.
     pub plan_only: bool,
+    /// Train beside another process, which plans and writes the page.
+    pub is_worker: bool,
+}
+
+/// What to study on.
+pub struct Machine {
+    pub gpu: Gpu,
+    /// Runs at a time.
+    pub jobs: usize,
+    /// What starts this program as a worker.
+    pub worker: Vec<String>,
 }
 
 /// Plans, runs whatever is missing, and writes the page. Stops where the user interrupts.
-pub fn run(request: &Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> Result<(), Failure> {
-    let data = data(&request.data, request.scale.seq_len)?;
-    let gpu = open()?;
-    let mut setup = Setup { scale: request.scale, data: request.data.clone(), vocab: data.vocab, scales: Vec::new() };
-    for size in 0..setup.scale.sizes.len() {
+pub fn run(request: &Request, open: impl FnOnce() -> Result<Machine, Failure>) -> Result<(), Failure> {
+    let Request { scale, out, .. } = request;
+    let data = data(&request.data, scale.seq_len)?;
+    let Machine { gpu, jobs, worker } = open()?;
+    let mut setup = Setup { scale: *scale, data: request.data.clone(), vocab: data.vocab, scales: Vec::new() };
+    for size in 0..scale.sizes.len() {
         setup.scales.push(timing::initial_scales(&gpu, &setup, size)?);
     }
-    let header = header(&gpu, &setup, data, &request.out)?;
-    let table = plan::table(&header.plan);
+    let header = unplanned(&gpu, &setup, data, jobs)?;
+    if request.is_worker {
+        let missing = || Failure::other(format!("{}: found no study, expected one that is planned", out.display()));
+        let header = known(&header, out)?.ok_or_else(missing)?;
+        return train_all(&gpu, &setup, &header, out, None).map(drop);
+    }
+    let _lead = workers::take_study(out)?;
+    let header = match known(&header, out)? {
+        Some(header) => header,
+        None => plan(&gpu, &setup, header)?,
+    };
+    let table = plan::table(&header.plan, header.jobs);
     output::print(&format!("The plan, from measured step times:\n\n{table}\n"))?;
-    files::replace(&request.out.join("plan.md"), format!("# The plan\n\n{table}").as_bytes())?;
-    plan::check(&header.plan, setup.scale.max_hours)?;
+    files::replace(&out.join("plan.md"), format!("# The plan\n\n{table}").as_bytes())?;
+    plan::check(&header.plan, scale.max_hours)?;
     if request.plan_only {
         return Ok(());
     }
     // Only now: a plan that was refused is measured anew, perhaps in a quieter hour.
     let json = serde_json::to_string(&header).expect("bug: a header does not serialise");
-    files::replace(&request.out.join(HEADER), json.as_bytes())?;
-    let Some(records) = train_all(&gpu, &setup, &header, &request.out)? else {
+    files::replace(&out.join(HEADER), json.as_bytes())?;
+    let workers = Workers::start(out, jobs - 1, &worker)?;
+    let Some(records) = train_all(&gpu, &setup, &header, out, Some(workers))? else {
         output::note("interrupted; the same command goes on from here");
         return Ok(());
     };
@@ -148,26 +176,30 @@ fn data(folder: &Path, seq_len: usize) -> Result<Data, Failure> {
     })
 }
 
-/// The study's header: that of the folder, which must be of the same study, or a new one with freshly measured times.
-fn header(gpu: &Gpu, setup: &Setup, data: Data, out: &Path) -> Result<Header, Failure> {
+/// The header of the study in the folder, if there is one; it must be of the same study.
+fn known(expected: &Header, out: &Path) -> Result<Option<Header>, Failure> {
     let file = out.join(HEADER);
-    let mut header = unplanned(gpu, setup, data)?;
-    if file.is_file() {
-        let found: Header = files::read_json(&file)?;
-        let mut pairs = found.identity().into_iter().zip(header.identity());
-        if let Some(((name, found), (_, expected))) = pairs.find(|(found, expected)| found != expected) {
-            return Err(Failure::usage(format!("{}: found {name} = {found}, expected this study's {expected}", file.display()))
-                .hint("another --out begins a new study"));
-        }
-        return Ok(found);
+    if !file.is_file() {
+        return Ok(None);
     }
+    let found: Header = files::read_json(&file)?;
+    let mut pairs = found.identity().into_iter().zip(expected.identity());
+    if let Some(((name, found), (_, expected))) = pairs.find(|(found, expected)| found != expected) {
+        return Err(Failure::usage(format!("{}: found {name} = {found}, expected this study's {expected}", file.display()))
+            .hint("another --out begins a new study"));
+    }
+    Ok(Some(found))
+}
+
+/// The header with freshly measured times.
+fn plan(gpu: &Gpu, setup: &Setup, mut header: Header) -> Result<Header, Failure> {
     header.times = timing::measure(gpu, setup)?;
-    header.plan = plan::rows(setup, &header.times)?;
+    header.plan = plan::rows(setup, &header.times, header.jobs)?;
     Ok(header)
 }
 
 /// A header without times and plan.
-fn unplanned(gpu: &Gpu, setup: &Setup, data: Data) -> Result<Header, Failure> {
+fn unplanned(gpu: &Gpu, setup: &Setup, data: Data, jobs: usize) -> Result<Header, Failure> {
     let adapter = gpu.adapter();
     let size = |size: usize| -> Result<SizeFacts, Failure> {
         let name = |target| toml::Value::try_from(target).ok().and_then(|value| value.as_str().map(str::to_owned));
@@ -179,7 +211,7 @@ fn unplanned(gpu: &Gpu, setup: &Setup, data: Data) -> Result<Header, Failure> {
         program: format!("llama_pc {}", env!("CARGO_PKG_VERSION")),
         scale: setup.scale.name.to_owned(),
         design: setup.scale.design,
-        machine: Machine {
+        machine: record::Machine {
             adapter: adapter.name.clone(),
             driver: adapter.driver.clone(),
             kernels: gpu.kernels().to_string(),
@@ -189,33 +221,65 @@ fn unplanned(gpu: &Gpu, setup: &Setup, data: Data) -> Result<Header, Failure> {
         sizes: (0..setup.scale.sizes.len()).map(size).collect::<Result<_, _>>()?,
         steps: setup.steps()?,
         tokens_per_step: setup.tokens_per_step() as u64,
+        jobs,
         times: Vec::new(),
         plan: Vec::new(),
     })
 }
 
+/// How long to wait for a run of another process before looking again.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Trains until nothing is missing, and gathers the records; `None` where the user interrupts.
-fn train_all(gpu: &Gpu, setup: &Setup, header: &Header, out: &Path) -> Result<Option<BTreeMap<Spec, Record>>, Failure> {
+fn train_all(
+    gpu: &Gpu,
+    setup: &Setup,
+    header: &Header,
+    out: &Path,
+    mut workers: Option<Workers>,
+) -> Result<Option<BTreeMap<Spec, Record>>, Failure> {
+    let stop = interrupt::flag(train::INTERRUPTED)?;
     let mut records = BTreeMap::new();
     let mut losses = Losses::new();
     let planned = plan::total(&header.plan).0;
     let choices = loop {
-        let spec = match queue::finished(&header.design, &losses) {
+        let missing = match queue::finished(&header.design, &losses) {
             Ok(choices) => break choices,
-            Err(spec) => spec,
+            Err(missing) => missing,
         };
-        let folder = runs::folder(out, &spec);
-        if runs::outcome(&folder)?.is_none() {
-            output::note(&format!("\nrun {} of about {planned}: {}", records.len() + 1, spec.name()));
+        let before = records.len();
+        for spec in missing {
+            let folder = runs::folder(out, &spec);
+            let Some(_taken) = workers::take_run(out, &spec)? else { continue };
+            if runs::outcome(&folder)?.is_none() {
+                output::note(&format!("\nrun {} of about {planned}: {}", records.len() + 1, spec.name()));
+            }
+            let outcome = match runs::train(gpu, &folder, setup.config(&spec, header.steps)?)? {
+                Stand::Finished(outcome) => outcome,
+                Stand::Interrupted => return Ok(None),
+            };
+            let record = Record::gather(&folder, spec, outcome)?;
+            losses.insert(spec, record.final_loss());
+            records.insert(spec, record);
         }
-        let outcome = match runs::train(gpu, &folder, setup.config(&spec, header.steps)?)? {
-            Stand::Finished(outcome) => outcome,
-            Stand::Interrupted => return Ok(None),
-        };
-        let record = Record::gather(&folder, spec, outcome)?;
-        losses.insert(spec, record.final_loss());
-        records.insert(spec, record);
+        if let Some(workers) = &mut workers {
+            workers.check();
+        }
+        if records.len() == before {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            std::thread::sleep(PAUSE);
+        }
     };
+    if workers.is_some() {
+        measure_merged(gpu, out, &choices, &mut records)?;
+    }
+    Ok(Some(records))
+}
+
+/// What export does to the loss of every arm with PC layers at its best rate.
+fn measure_merged(gpu: &Gpu, out: &Path, choices: &Choices, records: &mut BTreeMap<Spec, Record>) -> Result<(), Failure> {
     for (&(size, arm), best) in choices.rates.iter().filter(|((_, arm), _)| arm.level().is_some()) {
         let spec = Spec::new(size, arm, best.rate, 1);
         let folder = runs::folder(out, &spec);
@@ -223,5 +287,5 @@ fn train_all(gpu: &Gpu, setup: &Setup, header: &Header, out: &Path) -> Result<Op
         Merged::measure(gpu, &folder)?;
         record.merged = Merged::read(&folder)?;
     }
-    Ok(Some(records))
+    Ok(())
 }

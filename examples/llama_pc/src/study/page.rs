@@ -339,7 +339,7 @@ fn the_plan(findings: &Findings<'_>) -> String {
     let seconds: f64 = speeds.map(|speed| tokens / f64::from((*speed).max(1))).sum();
     format!(
         "## The plan, written before the runs\n\n{}\nIt took {} runs and {} of training.\n",
-        plan::table(&header.plan),
+        plan::table(&header.plan, header.jobs),
         grouped(findings.kept.records.len() as u64),
         duration(seconds),
     )

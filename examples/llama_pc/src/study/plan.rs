@@ -26,8 +26,8 @@ const BEYOND: u64 = 1;
 /// Validation is a forward without a backward: a third of a step's work per token.
 const FORWARD: f64 = 1.0 / 3.0;
 
-/// The plan of a study.
-pub fn rows(setup: &Setup, times: &[StepTime]) -> Result<Vec<Row>, Failure> {
+/// The plan of a study of `jobs` runs at a time.
+pub fn rows(setup: &Setup, times: &[StepTime], jobs: usize) -> Result<Vec<Row>, Failure> {
     let (scale, steps) = (&setup.scale, setup.steps()?);
     let seeds = scale.design.seeds;
     let tuning = 3 + BEYOND + seeds - 1;
@@ -38,7 +38,9 @@ pub fn rows(setup: &Setup, times: &[StepTime]) -> Result<Vec<Row>, Failure> {
         Ok(steps as f64 * seconds * (1.0 + FORWARD * validated / tokens) / 60.0)
     };
     let mut rows = Vec::new();
-    let mut add = |what: String, runs: u64, minutes: f64| rows.push(Row { what, runs, minutes: rounded(runs as f64 * minutes) });
+    let mut add = |what: String, runs: u64, minutes: f64| {
+        rows.push(Row { what, runs, minutes: rounded(runs as f64 * minutes / jobs as f64) })
+    };
     let label = |size: usize| setup.parameters(size).map(size_label);
     for optimizer in Optimizer::ALL {
         for arm in Arm::all(optimizer) {
@@ -82,13 +84,16 @@ pub fn total(rows: &[Row]) -> (u64, f64) {
 }
 
 /// The plan as a table in Markdown.
-pub fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[Row], jobs: usize) -> String {
     let mut text = "| what | runs | minutes |\n|---|---:|---:|\n".to_owned();
     for Row { what, runs, minutes } in rows {
         let _ = writeln!(text, "| {what} | {runs} | {minutes:.1} |");
     }
     let (runs, minutes) = total(rows);
     let _ = writeln!(text, "| **in all** | **{}** | **{minutes:.0}** ({}) |", grouped(runs), duration(60.0 * minutes));
+    if jobs > 1 {
+        let _ = writeln!(text, "\n{jobs} runs at a time.");
+    }
     text
 }
 
@@ -117,14 +122,14 @@ mod tests {
 
     #[test]
     fn the_small_scale_fits_six_hours_at_the_speed_that_it_is_made_for() {
-        let rows = rows(&setup(), &times([30_000.0, 12_000.0])).expect("a plan");
+        let rows = rows(&setup(), &times([30_000.0, 12_000.0]), 1).expect("a plan");
         let (runs, minutes) = total(&rows);
         assert_eq!(runs, 16 * 7 + 6 * 7 + 32 + 12);
         assert!((4.5..6.0).contains(&(minutes / 60.0)), "{} hours", minutes / 60.0);
         assert!(check(&rows, 6.0).is_ok());
         let failure = check(&rows, 1.0).expect_err("too long");
         assert!(failure.status == 2 && failure.to_string().contains("expected at most 1"), "{failure}");
-        let table = table(&rows);
+        let table = table(&rows, 1);
         assert!(table.contains("| 0.10M, AdamW, plain: rates and seeds | 7 | "), "{table}");
         assert!(table.contains("| **198** |") || table.contains("**198**"), "{table}");
     }

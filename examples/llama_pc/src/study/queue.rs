@@ -40,21 +40,14 @@ impl Choices {
     }
 }
 
-/// The choices, or the first run that is missing for them.
-pub fn finished(design: &Design, losses: &Losses) -> Result<Choices, Spec> {
+/// The choices, or the runs that are still missing for them and need no result of another: they may be trained at the same time.
+pub fn finished(design: &Design, losses: &Losses) -> Result<Choices, Vec<Spec>> {
     let queue = Queue { design, losses };
-    let mut choices = Choices::default();
+    let (mut choices, mut missing) = (Choices::default(), Vec::new());
     for optimizer in Optimizer::ALL {
-        queue.first_size(optimizer, &mut choices)?;
+        missing.extend(queue.of_optimizer(optimizer, &mut choices).err().unwrap_or_default());
     }
-    for optimizer in Optimizer::ALL {
-        queue.second_size(optimizer, &mut choices)?;
-    }
-    for optimizer in Optimizer::ALL {
-        queue.stability(optimizer, &choices)?;
-    }
-    queue.iterations(&choices)?;
-    Ok(choices)
+    if missing.is_empty() { Ok(choices) } else { Err(missing) }
 }
 
 /// The arms of the second size: the level is the one that was best at the first, so that there it is no choice among four.
@@ -79,29 +72,49 @@ struct Queue<'a> {
 }
 
 impl Queue<'_> {
-    fn loss(&self, spec: Spec) -> Result<f64, Spec> {
-        self.losses.get(&spec).copied().ok_or(spec)
+    fn of_optimizer(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Vec<Spec>> {
+        self.first_size(optimizer, choices)?;
+        self.second_size(optimizer, choices)?;
+        self.losses(self.stability(optimizer, choices))?;
+        if optimizer == iterated().optimizer {
+            self.losses(self.iterations(choices))?;
+        }
+        Ok(())
+    }
+
+    fn losses(&self, specs: impl IntoIterator<Item = Spec>) -> Result<Vec<f64>, Vec<Spec>> {
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for spec in specs {
+            match self.losses.get(&spec) {
+                Some(loss) => found.push(*loss),
+                None => missing.push(spec),
+            }
+        }
+        if missing.is_empty() { Ok(found) } else { Err(missing) }
     }
 
     /// The grid of an arm, and the other seeds of its best rate.
-    fn tune(&self, size: usize, arm: Arm, center: Rate) -> Result<Best, Spec> {
+    fn tune(&self, size: usize, arm: Arm, center: Rate) -> Result<Best, Vec<Spec>> {
         let mut tried = BTreeMap::new();
         let best = loop {
             match grid::next(&tried, center, self.design.points) {
-                Next::Try(rate) => drop(tried.insert(rate, self.loss(Spec::new(size, arm, rate, 1))?)),
+                Next::Try(rates) => {
+                    let losses = self.losses(rates.iter().map(|rate| Spec::new(size, arm, *rate, 1)))?;
+                    tried.extend(rates.into_iter().zip(losses));
+                }
                 Next::Best(best) => break best,
             }
         };
-        self.all_seeds(Spec::new(size, arm, best.rate, 1))?;
+        self.losses(self.all_seeds(Spec::new(size, arm, best.rate, 1)))?;
         Ok(best)
     }
 
-    fn all_seeds(&self, spec: Spec) -> Result<Vec<f64>, Spec> {
-        (1..=self.design.seeds).map(|seed| self.loss(Spec { seed, ..spec })).collect()
+    fn all_seeds(&self, spec: Spec) -> impl Iterator<Item = Spec> {
+        (1..=self.design.seeds).map(move |seed| Spec { seed, ..spec })
     }
 
     /// All arms. Each grid begins at the best rate of the nearest arm before.
-    fn first_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Spec> {
+    fn first_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Vec<Spec>> {
         let mut center = self.design.centers[optimizer as usize];
         for arm in Arm::all(optimizer) {
             let nearest = match arm.treatment {
@@ -118,7 +131,7 @@ impl Queue<'_> {
         let mut best = (f64::INFINITY, LEVELS[0]);
         for level in LEVELS {
             let arm = Arm::new(optimizer, Treatment::Level(level));
-            let losses = self.all_seeds(Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1))?;
+            let losses = self.losses(self.all_seeds(Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1)))?;
             let mean = losses.iter().sum::<f64>() / losses.len() as f64;
             if mean < best.0 {
                 best = (mean, level);
@@ -128,7 +141,7 @@ impl Queue<'_> {
         Ok(())
     }
 
-    fn second_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Spec> {
+    fn second_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Vec<Spec>> {
         for arm in arms_of_second(optimizer, choices.levels[&optimizer]) {
             let best = self.tune(1, arm, choices.rates[&(0, arm)].rate)?;
             choices.rates.insert((1, arm), best);
@@ -136,25 +149,24 @@ impl Queue<'_> {
         Ok(())
     }
 
-    fn stability(&self, optimizer: Optimizer, choices: &Choices) -> Result<(), Spec> {
-        for arm in stressed(optimizer, choices.levels[&optimizer]) {
-            for power in STRESS {
-                let rate = choices.rates[&(0, arm)].rate.times_two_to(power);
-                self.all_seeds(Spec::new(0, arm, rate, 1))?;
-            }
-        }
-        Ok(())
+    fn stability(&self, optimizer: Optimizer, choices: &Choices) -> Vec<Spec> {
+        let arms = stressed(optimizer, choices.levels[&optimizer]).into_iter();
+        let rates = |arm: Arm| STRESS.map(|power| choices.rates[&(0, arm)].rate.times_two_to(power));
+        let specs = arms.flat_map(|arm| rates(arm).map(|rate| Spec::new(0, arm, rate, 1)));
+        specs.flat_map(|spec| self.all_seeds(spec)).collect()
     }
 
-    fn iterations(&self, choices: &Choices) -> Result<(), Spec> {
+    fn iterations(&self, choices: &Choices) -> Vec<Spec> {
         let arm = iterated();
         let spec = Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1);
-        FEWER_ITERATIONS.into_iter().try_for_each(|iterations| self.all_seeds(Spec { iterations, ..spec }).map(drop))
+        FEWER_ITERATIONS.into_iter().flat_map(|iterations| self.all_seeds(Spec { iterations, ..spec })).collect()
     }
 }
 
 #[cfg(test)]
 pub mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     pub const DESIGN: Design = Design { seeds: 3, points: 7, centers: [Rate(4), Rate(7)] };
@@ -173,7 +185,8 @@ pub mod tests {
         loop {
             match finished(design, &losses) {
                 Ok(choices) => return (order, losses, choices),
-                Err(spec) => {
+                Err(missing) => {
+                    let spec = missing[0];
                     assert!(losses.insert(spec, loss(&spec)).is_none(), "{} twice", spec.name());
                     order.push(spec);
                 }
@@ -202,15 +215,30 @@ pub mod tests {
         let (order, ..) = all(&DESIGN);
         for stop in [0, 1, order.len() / 2, order.len() - 1] {
             let losses: Losses = order[..stop].iter().map(|spec| (*spec, loss(spec))).collect();
-            assert_eq!(finished(&DESIGN, &losses), Err(order[stop]));
+            assert_eq!(finished(&DESIGN, &losses).expect_err("a run is missing")[0], order[stop]);
         }
+    }
+
+    #[test]
+    fn runs_of_the_same_time_are_those_of_one_after_the_other() {
+        let (order, ..) = all(&DESIGN);
+        let (mut losses, mut rounds) = (Losses::new(), 0);
+        while let Err(missing) = finished(&DESIGN, &losses) {
+            losses.extend(missing.into_iter().map(|spec| (spec, loss(&spec))));
+            rounds += 1;
+        }
+        assert_eq!(
+            losses.into_keys().collect::<Vec<_>>(),
+            BTreeSet::from_iter(order.iter().copied()).into_iter().collect::<Vec<_>>()
+        );
+        assert!(3 * rounds < order.len(), "{rounds} rounds of {} runs", order.len());
     }
 
     #[test]
     fn a_study_in_which_everything_diverges_ends_too() {
         let mut losses = Losses::new();
-        while let Err(spec) = finished(&DESIGN, &losses) {
-            losses.insert(spec, f64::INFINITY);
+        while let Err(missing) = finished(&DESIGN, &losses) {
+            losses.extend(missing.into_iter().map(|spec| (spec, f64::INFINITY)));
             assert!(losses.len() < 1000);
         }
     }

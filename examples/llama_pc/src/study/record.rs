@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::arms::Spec;
+use super::grid::Rate;
 use super::merged::Merged;
 use super::plan::Row;
 use super::queue::{Design, Losses};
 use super::runs::Outcome;
+use super::scale::SMALL;
 use super::statistics::rounded;
 use super::timing::StepTime;
 use crate::config::{Config, Keys};
@@ -38,6 +40,8 @@ pub struct Header {
     pub sizes: Vec<SizeFacts>,
     pub steps: u64,
     pub tokens_per_step: u64,
+    /// Runs at a time.
+    pub jobs: usize,
     pub times: Vec<StepTime>,
     pub plan: Vec<Row>,
 }
@@ -162,6 +166,18 @@ impl Record {
         }
     }
 
+    /// Whether there is a value of everything for every step that it tells of.
+    fn is_consistent(&self, steps: u64) -> bool {
+        let logged = self.loss.len();
+        let validated = self.validation.iter().map(|(step, _)| *step);
+        let measured =
+            validated.chain(self.gmcn.iter().map(|(step, _)| *step)).chain(self.sigma_error.iter().map(|(step, _)| *step));
+        [self.grad_norm.len(), self.tokens_per_second.len()] == [logged; 2]
+            && logged as u64 <= steps
+            && measured.chain(self.gamma_steps.iter().copied()).all(|step| step <= steps)
+            && self.gamma.values().all(|values| values.len() == self.gamma_steps.len())
+    }
+
     /// The last validation loss; infinite where the run diverged.
     pub fn final_loss(&self) -> f64 {
         let last = self.validation.last().filter(|_| self.outcome.diverged_at.is_none());
@@ -228,6 +244,9 @@ pub struct Kept {
 /// How hard to compress: the file is written once, and stays in the repository.
 const EFFORT: i32 = 19;
 
+/// The most seeds that a study may have.
+pub const MOST_SEEDS: u64 = 100;
+
 /// The most that a file may hold uncompressed: some ten times a study of hours.
 const LIMIT: u64 = 1 << 30;
 
@@ -267,7 +286,35 @@ impl Kept {
             let record: Record = parsed(path, number, line)?;
             records.insert(record.spec, record);
         }
-        Ok(Self { header, records })
+        let kept = Self { header, records };
+        kept.check().map_err(|found| Failure::other(format!("{}: found {found}", path.display())))?;
+        Ok(kept)
+    }
+
+    /// Whether a study can have written this; what is counted and indexed by later is within bounds.
+    fn check(&self) -> Result<(), String> {
+        let Header { design, sizes, steps, tokens_per_step, times, .. } = &self.header;
+        if !(2..=MOST_SEEDS).contains(&design.seeds) {
+            return Err(format!("{} seeds, expected 2 to {MOST_SEEDS}", design.seeds));
+        }
+        if sizes.len() != SMALL.sizes.len() {
+            return Err(format!("{} model sizes, expected {}", sizes.len(), SMALL.sizes.len()));
+        }
+        if steps.checked_mul(*tokens_per_step).is_none() {
+            return Err(format!("{steps} steps of {tokens_per_step} tokens, expected fewer"));
+        }
+        if let Some(time) = times.iter().find(|time| !(time.seconds > 0.0 && time.seconds.is_finite())) {
+            return Err(format!("{} seconds of a step, expected more than 0", time.seconds));
+        }
+        let rates = self.records.keys().map(|spec| spec.rate).chain(design.centers);
+        if let Some(rate) = rates.into_iter().find(|rate| !Rate::RANGE.contains(rate)) {
+            return Err(format!("learning rate {} of the grid, expected one within 1e-12 to 1e12", rate.0));
+        }
+        let wrong = |record: &&Record| record.spec.size >= sizes.len() || !record.is_consistent(*steps);
+        match self.records.values().find(wrong) {
+            Some(record) => Err(format!("a record of {} whose numbers do not fit together", record.spec.name())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -334,7 +381,8 @@ pub mod tests {
             sizes: sizes.to_vec(),
             steps: 100,
             tokens_per_step: 2048,
-            plan: plan::rows(&setup(), &times).expect("a plan"),
+            jobs: 2,
+            plan: plan::rows(&setup(), &times, 2).expect("a plan"),
             times,
         };
         Kept { header, records: order.into_iter().map(|spec| (spec, record(spec))).collect() }
@@ -353,6 +401,29 @@ pub mod tests {
         std::fs::write(&path, zstd::encode_all(&b"{}\n"[..], 1).expect("compressed")).expect("it is written");
         let failure = Kept::read(&path).expect_err("no header").to_string();
         assert!(failure.contains("line 1: found missing field"), "{failure}");
+    }
+
+    #[test]
+    fn what_no_study_writes_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("metrics.jsonl.zst");
+        let refused = |change: &dyn Fn(&mut Kept), expected: &str| {
+            let mut kept = kept();
+            change(&mut kept);
+            kept.write(&path).expect("it is written");
+            let failure = Kept::read(&path).expect_err(expected).to_string();
+            assert!(failure.contains("metrics.jsonl.zst: found ") && failure.contains(expected), "{failure}");
+        };
+        refused(&|kept| kept.header.design.seeds = u64::MAX, "seeds");
+        refused(&|kept| kept.header.sizes.truncate(1), "1 model sizes");
+        refused(&|kept| kept.header.steps = u64::MAX, "steps of");
+        refused(&|kept| kept.header.times[0].seconds = -1.0, "seconds of a step");
+        refused(&|kept| kept.header.design.centers[1] = Rate(i32::MAX), "learning rate");
+        let first = |kept: &mut Kept, change: fn(&mut Record)| change(kept.records.values_mut().next().expect("a record"));
+        refused(&|kept| first(kept, |record| record.grad_norm.truncate(7)), "do not fit together");
+        refused(&|kept| first(kept, |record| record.validation[0].0 = 101), "do not fit together");
+        refused(&|kept| first(kept, |record| drop(record.gamma.insert("a".into(), vec![1.0]))), "do not fit together");
+        refused(&|kept| first(kept, |record| record.spec.size = 2), "do not fit together");
     }
 
     #[test]

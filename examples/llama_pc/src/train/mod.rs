@@ -12,5 +12,6 @@ mod spikes;
 mod start;
 mod world;
 
+pub use signals::INTERRUPTED;
 pub use start::{Request, begin, rehearse, resume};
 pub use world::World;

@@ -8,6 +8,9 @@ use crate::terminal::interrupt;
 #[cfg(unix)]
 use crate::terminal::output;
 
+/// What the first Ctrl-C is answered with.
+pub const INTERRUPTED: &str = "finishing this step; press Ctrl-C again to stop at once without saving";
+
 /// What signals have asked for, and what they are told of the run.
 pub struct Signals {
     interrupted: Arc<AtomicBool>,
@@ -21,7 +24,7 @@ impl Signals {
     /// Listens from now on; of several ranks, each does. `resume` is the command that resumes the run.
     pub fn listen(several: bool, resume: String) -> Result<Arc<Self>, Failure> {
         let signals = Arc::new(Self {
-            interrupted: interrupt::flag("finishing this step; press Ctrl-C again to stop at once without saving")?,
+            interrupted: interrupt::flag(INTERRUPTED)?,
             asked: Arc::default(),
             step: AtomicU64::default(),
             newest: AtomicU64::default(),

@@ -4,7 +4,7 @@
 //! `session` holds the clock and collects rows; `limits` to `steps` are the parts; `table`, `compare` and `page` show the rows.
 
 mod attention;
-mod compare;
+pub mod compare;
 mod limits;
 mod memory;
 #[cfg(test)]

@@ -119,18 +119,18 @@ pub fn gather(path: &Path) -> Result<RunData, Failure> {
 fn ranks_of_metrics(rows: &[Value]) -> Option<Ranks> {
     let exchanged = |row: &Value| serde_json::from_value::<Exchanged>(row["ranks"].clone()).ok();
     let count = exchanged(rows.last()?)?.count;
-    let (mut bytes, mut seconds, mut steps, mut time) = (0, 0.0, 0, 0.0);
+    let (mut bytes, mut seconds, mut steps, mut time) = (0.0, 0.0, 0_u64, 0.0);
     let mut slowest: BTreeMap<u64, u64> = BTreeMap::new();
     for (before, row) in rows.iter().zip(rows.iter().skip(1)).rev() {
         let Some(found) = exchanged(row).filter(|found| found.count == count) else { break };
-        bytes += found.bytes;
+        bytes += found.bytes as f64;
         seconds += found.seconds;
-        steps += row["step"].as_u64()?.checked_sub(before["step"].as_u64()?)?;
+        steps = steps.checked_add(row["step"].as_u64()?.checked_sub(before["step"].as_u64()?)?)?;
         time += row["seconds"].as_f64()? - before["seconds"].as_f64()?;
         *slowest.entry(found.slowest).or_default() += 1;
     }
     let (slowest, _) = slowest.into_iter().max_by_key(|(_, lines)| *lines)?;
-    Some(Ranks { count, bytes_per_step: bytes as f64 / steps.max(1) as f64, share: seconds / time.max(1e-9), slowest })
+    Some(Ranks { count, bytes_per_step: bytes / steps.max(1) as f64, share: seconds / time.max(1e-9), slowest })
 }
 
 /// What the lines of a run's metrics show, its training in at most `points` points.
@@ -154,7 +154,7 @@ pub fn of_rows(name: String, config: BTreeMap<String, String>, rows: &[Value], p
 }
 
 /// The lines of metrics.
-fn rows(path: &Path) -> Result<Vec<Value>, Failure> {
+pub fn rows(path: &Path) -> Result<Vec<Value>, Failure> {
     let line = |(number, line): (usize, &Vec<u8>)| {
         let wrong = |found: String| {
             Failure::other(format!("{}: line {number}: found {found}, expected a line of metrics", path.display()))

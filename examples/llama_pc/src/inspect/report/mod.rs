@@ -6,7 +6,7 @@ mod reach;
 
 use serde::Serialize;
 
-pub use gather::{RunData, gather, of_rows, with_spectra};
+pub use gather::{RunData, gather, of_rows, rows, with_spectra};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");

@@ -6,7 +6,7 @@
 mod agreement;
 mod fields;
 mod hugging_face;
-mod index;
+pub mod index;
 mod model;
 mod resume;
 mod rope;

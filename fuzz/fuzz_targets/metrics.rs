@@ -1,0 +1,5 @@
+//! A run's `metrics.jsonl`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| llama_pc_fuzz::scratch(|scratch| scratch.metrics(bytes)));

@@ -1,0 +1,5 @@
+//! What a study keeps, for `--from`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| llama_pc_fuzz::scratch(|scratch| scratch.study(bytes)));

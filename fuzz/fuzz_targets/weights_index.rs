@@ -1,0 +1,5 @@
+//! `model.safetensors.index.json`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| llama_pc_fuzz::scratch(|scratch| scratch.weights_index(bytes)));
