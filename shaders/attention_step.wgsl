@@ -42,8 +42,10 @@ const MASKED: f32 = -1e30;
     }
 }
 
+// The query, times the scale.
 @if ONE_SUBGROUP {
 } @else {
+    var<workgroup> query: array<vec4f, PARTS * WORKGROUP>;
     var<workgroup> weights: array<f32, WORKGROUP>;
 }
 
@@ -53,8 +55,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let first_row = group.y * args.key_stride;
     let kv_heads = args.heads / args.group;
     let kv_head = group.x / args.group;
-    var own_q: array<vec4f, QUARTERS>;
-    @unroll for (var d = 0u; d < QUARTERS; d++) { own_q[d] = args.scale * load_q(query_row, d); }
+    @if ONE_SUBGROUP {
+        var query: array<vec4f, QUARTERS>;
+        @unroll for (var d = 0u; d < QUARTERS; d++) { query[d] = args.scale * load_q(query_row, d); }
+    } @else {
+        // A wide head would take all registers of a lane.
+        @unroll for (var p = 0u; p < PARTS; p++) {
+            query[p * WORKGROUP + lane] = args.scale * load_q(query_row, min(p * WORKGROUP + lane, QUARTERS - 1u));
+        }
+        workgroupBarrier();
+    }
     var sum: array<vec4f, PARTS>;
     @unroll for (var p = 0u; p < PARTS; p++) { sum[p] = vec4f(); }
     var top = MASKED;
@@ -64,7 +74,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         var score = 0.0;
         @unroll for (var d = 0u; d < QUARTERS; d++) {
             let x = load_k(own, d);
-            let y = own_q[d];
+            let y = query[d];
             score = fma(x.x, y.x, fma(x.y, y.y, fma(x.z, y.z, fma(x.w, y.w, score))));
         }
         score = select(score, MASKED, first + lane >= args.keys);

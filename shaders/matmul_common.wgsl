@@ -3,7 +3,8 @@
 // the rows are multiples of four.
 //
 // The constants ADDEND, DIAGONAL, BETA and SYMMETRIC enable parts of the epilogue: GPU kernels inline a copy of it per output, and
-// unused parts would cost seconds of compilation. SYMMETRIC: the result is known to be symmetric, so only its lower triangle is
+// unused parts would cost seconds of compilation. With ANY_EPILOGUE, for a kernel with one copy, a part is enabled where its factor is not
+// 0, so that one pipeline has them all. SYMMETRIC: the result is known to be symmetric, so only its lower triangle is
 // computed, then mirrored.
 //
 // F16_TERMS is the number of f16 values per operand element: 0 keeps f32, 1 rounds, 2 (F16X3) adds the rounding residual.
@@ -83,18 +84,27 @@ fn low_half(x: vec4f, high: vec4f) -> vec4f { return to_half((x - high) * 2048.0
 fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
     if (row >= args.rows || column >= args.columns) { return; }
     let valid = args.columns - column;
+    @if ANY_EPILOGUE {
+        let has_addend = args.addend_scale != 0.0;
+        let has_diagonal = args.delta != 0.0;
+        let has_old = args.beta != 0.0;
+    } @else {
+        let has_addend = ADDEND == 1u;
+        let has_diagonal = DIAGONAL == 1u;
+        let has_old = BETA == 1u;
+    }
     var alpha = args.alpha;
     if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
     var value = alpha * sum;
-    if (ADDEND == 1u) {
+    if (has_addend) {
         value = fma(vec4f(args.addend_scale), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);
     }
-    if (DIAGONAL == 1u) {
+    if (has_diagonal) {
         value += args.delta * vec4f(vec4u(row) == vec4u(column) + vec4u(0u, 1u, 2u, 3u));
     }
     let base = args.out_offset + batch * args.out_batch;
     let at = base + row * args.out_stride + column;
-    if (BETA == 1u) {
+    if (has_old) {
         value = fma(vec4f(args.beta), load_out(at, valid), value);
     }
     @if SYMMETRIC {

@@ -35,7 +35,7 @@ pub use ops::{AttentionShape, AttentionWindows, MAX_HEAD_DIM, RotaryTable, logit
 pub use params::{Gradients, Param, ParamId, Params, Role};
 pub use precision::Precision;
 pub use tape::{Leaves, Tape, Var};
-pub use tensor::{Indices, MAX_RANK, STACK_BYTES, Tensor, map, read_all, read_many};
+pub use tensor::{Indices, MAX_RANK, Stacks, Tensor, map, read_all, read_many};
 pub use trainer::{EffectiveGradients, LoadRows, Skip, StepHook, StepOutput, Trainer};
 
 /// The README's example, compiled and run with the other documentation tests.

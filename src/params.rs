@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, KernelTier};
-use crate::tensor::{STACK_BYTES, Tensor, slot};
+use crate::tensor::{Stacks, Tensor, slot};
 
 /// What a parameter is; optimizers and decay choose by it, never by size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -164,8 +164,9 @@ impl Params {
     pub(crate) fn put_groups_together(&mut self, groups: Vec<Vec<ParamId>>) -> Result<()> {
         let Some(first) = groups.first() else { return Ok(()) };
         let (matrix, count) = (&self.get(first[0])?.tensor, first.len());
-        let fitting = STACK_BYTES.min(self.gpu.binding_limit()) / (matrix.bytes() * count as u64);
-        let together = if self.gpu.kernels() == KernelTier::Host { fitting.min(1) } else { fitting };
+        let stacks = Stacks::of(&self.gpu);
+        let fitting = stacks.fitting(matrix.bytes() * count as u64);
+        let together = if stacks.is_host() { fitting.min(1) } else { fitting };
         if together == 0 || slot(matrix.len()) != matrix.len() {
             return Ok(());
         }

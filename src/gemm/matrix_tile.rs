@@ -47,7 +47,8 @@ impl MatrixTile {
         for tile in Self::ALL {
             let [rows, columns] = [tile.rows, tile.columns];
             let is_filled = columns == 64 || (problem.rows >= rows as usize && problem.columns >= columns as usize);
-            let has_registers = problem.halves || tile.invocations == 256;
+            // Two subgroups of 64 lanes have regions of 8 × 4 blocks, whose operands spill on RDNA 3.
+            let has_registers = tile.invocations == 256 || (problem.halves && tile.invocations >= 4 * units.lanes.1);
             let is_new = tiles.last().is_none_or(|last| (last.rows, last.columns) != (rows, columns));
             if is_new && is_filled && has_registers && tile.shared(units, problem.f16_terms) <= caps.shared {
                 tiles.push(tile);

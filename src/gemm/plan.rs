@@ -119,12 +119,13 @@ impl Problem {
     }
 
     /// Candidate output tiles of the tiled kernel, [rows, columns], the heuristic's choice first: the largest that the shape fills and
-    /// that fill the device. f16x3 doubles the shared memory, so that 128 × 128 is too large for it.
-    fn tiles(&self) -> &'static [[u32; 2]] {
+    /// that fill the device. Of 128 × 128, f16x3 doubles the shared memory, and the sums take 64 registers and spill where there are fewer
+    /// than 128.
+    fn tiles(&self, caps: DeviceCaps) -> &'static [[u32; 2]] {
         const SMALL: [u32; 2] = [32, 64];
         const MEDIUM: [u32; 2] = [64, 64];
         const LARGE: [u32; 2] = [128, 128];
-        let has_large = self.rows >= 128 && self.columns >= 128 && self.f16_terms < 2;
+        let has_large = self.rows >= 128 && self.columns >= 128 && self.f16_terms < 2 && caps.registers >= 128;
         let fills_device = self.tile_count(64, 64) >= MIN_TILES;
         if has_large && self.tile_count(128, 128) >= MIN_LARGE_TILES {
             &[LARGE, MEDIUM]
@@ -184,13 +185,17 @@ impl Plan {
             (KernelTier::Matrix, Some(units)) if problem.f16_terms > 0 => {
                 MatrixTile::candidates(caps, units, problem).iter().map(|tile| Self::matrix(units, tile, problem)).collect()
             }
-            _ => problem.tiles().iter().map(|&tile| Self::tiled(tile, !caps.software, problem)).collect(),
+            _ => problem.tiles(caps).iter().map(|&tile| Self::tiled(tile, !caps.software, problem)).collect(),
         };
         if caps.tier == KernelTier::Host {
             plans.truncate(1); // all have the same twin
         }
+        // The kernel for software adapters has one copy of the epilogue: fewer pipelines, each of which takes a second to compile.
+        let any_epilogue = caps.tier == KernelTier::Fallback;
+        let chosen = if any_epilogue { Problem { addend: false, diagonal: false, beta: false, ..*problem } } else { *problem };
         for plan in &mut plans {
-            plan.constants.extend(problem.constants());
+            plan.constants.extend(chosen.constants());
+            plan.constants.push(("ANY_EPILOGUE", any_epilogue.into()));
         }
         plans
     }
@@ -299,7 +304,7 @@ mod tests {
 
     fn portable() -> DeviceCaps {
         let tier = KernelTier::Portable;
-        DeviceCaps { tier, shader_tier: tier, lanes: 8, matrices: None, shared: 16 << 10, software: false }
+        DeviceCaps { tier, shader_tier: tier, lanes: 8, matrices: None, shared: 16 << 10, registers: 256, software: false }
     }
 
     /// All device capabilities that `Plan` distinguishes.

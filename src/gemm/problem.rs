@@ -35,6 +35,8 @@ pub(super) struct DeviceCaps {
     pub(super) matrices: Option<MatrixUnits>,
     /// Bytes of shared memory per workgroup.
     pub(super) shared: u32,
+    /// Registers of an invocation in a workgroup of 256.
+    pub(super) registers: u32,
     /// Whether shaders run on the CPU, where long ones take seconds to compile.
     pub(super) software: bool,
 }
@@ -47,6 +49,7 @@ impl DeviceCaps {
             lanes: gpu.lanes(),
             matrices: gpu.matrices(),
             shared: gpu.adapter().limits.max_compute_workgroup_storage_size,
+            registers: gpu.adapter().registers,
             software: gpu.adapter().is_software(),
         }
     }

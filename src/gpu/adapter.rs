@@ -100,6 +100,9 @@ pub struct AdapterSummary {
     pub subgroup_lanes: (u32, u32),
     /// Side of its largest square cooperative matrix with f16 inputs and f32 accumulation; `None` without one.
     pub matrix_block: Option<u32>,
+    /// 32-bit registers of an invocation in a workgroup of 256, as far as known: 256 unless its name tells of fewer. Tiles are chosen by
+    /// it, so that none spills.
+    pub registers: u32,
     /// Bytes of device memory that this process may use, where the driver tells: on Vulkan. None for a software adapter, whose memory is
     /// the host's, whatever it says.
     pub memory: Option<u64>,
@@ -120,9 +123,11 @@ impl AdapterSummary {
             features: adapter.features(),
             subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
             matrix_block: matrix::block(adapter),
+            registers: 256,
             memory: if info.device_type == wgpu::DeviceType::Cpu { None } else { memory::of(adapter) },
             kernel_tier: None,
         };
+        summary.registers = registers(&summary.name);
         let preferred: &[KernelTier] = match summary.is_software() {
             true => &[KernelTier::Host, KernelTier::Fallback, KernelTier::Portable],
             false => &[KernelTier::Matrix, KernelTier::Subgroup, KernelTier::Portable],
@@ -209,6 +214,19 @@ impl AdapterSummary {
     }
 }
 
+/// [`AdapterSummary::registers`] of an adapter of this name. No API tells them; these are those that compilers without hardware were seen to
+/// give out, see docs/drivers.md.
+fn registers(name: &str) -> u32 {
+    let after = |part: &str| name.find(part).map(|at| &name[at + part.len()..]);
+    let model = after("Adreno").map(|rest| rest.trim_start_matches(|c: char| !c.is_ascii_digit() && c != 'X'));
+    match model {
+        // 7xx, X1 and newer have twice as many.
+        Some(model) if model.starts_with(|c: char| ('1'..='6').contains(&c)) => 96,
+        _ if name.starts_with("Apple") => 128,
+        _ => 256,
+    }
+}
+
 /// Immediate data (push constant) bytes per dispatch; every native backend supports at least this many.
 pub(super) const IMMEDIATE_BYTES: u32 = 128;
 
@@ -290,8 +308,26 @@ mod tests {
             features,
             subgroup_lanes: (32, 32),
             matrix_block: None,
+            registers: 256,
             memory: None,
             kernel_tier: usable.then_some(KernelTier::Portable),
+        }
+    }
+
+    #[test]
+    fn adapters_of_few_registers_are_known_by_name() {
+        for (name, expected) in [
+            ("Apple M1 (G13G A0)", 128),
+            ("Apple M4 Max", 128),
+            ("Turnip Adreno (TM) 660", 96),
+            ("Adreno (TM) 540", 96),
+            ("Turnip Adreno (TM) 750", 256),
+            ("Snapdragon(R) X Elite - X1E78100 - Qualcomm(R) Adreno(TM) GPU", 256),
+            ("Qualcomm Adreno X1-85", 256),
+            ("AMD Radeon RX 6600 (RADV NAVI23)", 256),
+            ("NVIDIA H200", 256),
+        ] {
+            assert_eq!(registers(name), expected, "{name}");
         }
     }
 

@@ -282,6 +282,11 @@ impl Gpu {
         self.inner.binding_limit
     }
 
+    /// Bytes that all buffers together may take; `None` where nothing bounds them.
+    pub fn memory_budget(&self) -> Option<u64> {
+        self.inner.pool.budget()
+    }
+
     /// Maximum size of a binding of a kernel that has a twin: none on the host tier, which binds nothing.
     pub(crate) fn twin_limit(&self) -> u64 {
         if self.inner.tier == KernelTier::Host { u64::MAX } else { self.inner.binding_limit }

@@ -156,6 +156,10 @@ impl Pool {
         Arc::ptr_eq(self, &buffer.pool)
     }
 
+    pub(super) fn budget(&self) -> Option<u64> {
+        self.budget
+    }
+
     pub(super) fn usage(&self) -> MemoryUse {
         self.lock().usage
     }

@@ -38,7 +38,9 @@ impl Gpu {
         }
         let tier = Self::choose_tier(adapter, Some(kernels))?;
         let opened = pollster::block_on(nothing())?;
-        let options = GpuOptions { tuning: Tuning::Process, warn: |_| (), ..Default::default() };
+        // Buffers take next to no memory, whatever their sizes.
+        let memory_budget = Some(u64::MAX);
+        let options = GpuOptions { tuning: Tuning::Process, memory_budget, warn: |_| (), ..Default::default() };
         // So that kernels are seen for either: adapters whose f16() rounds as it should, and others.
         let rounds_f16 = adapter.matrix_block == Some(16);
         let gpu = Self::over(opened, adapter, tier, rounds_f16, &options, true)?;

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
-use tiling::{LaneRows, Tiling};
+use tiling::{LaneRows, Room, Tiling};
 use windows::{Side, Window};
 
 const R: Access = Access::Read;
@@ -198,8 +198,8 @@ impl Sizes {
                 let rows = LaneRows::of(gpu.lanes() as usize, pass, head_dim);
                 (&family.lanes, rows.constants(head_dim), rows.near(), rows.iterations(far))
             }
-            tier => {
-                let tiling = Tiling::of(tier, gpu.adapter().limits.max_compute_workgroup_storage_size as usize, pass, head_dim);
+            _ => {
+                let tiling = Tiling::of(Room::of(gpu), pass, head_dim);
                 (&family.tiled, tiling.constants(head_dim), tiling.near(), tiling.iterations(pass, head_dim, far))
             }
         };

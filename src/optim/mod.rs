@@ -11,7 +11,7 @@ mod state;
 pub use adamw::{AdamConfig, AdamW, WeightDecayScope};
 pub use clip::Clip;
 pub use loss_scale::LossScale;
-pub use muon::{LrScale, Muon, MuonConfig};
+pub use muon::{LrScale, Muon, MuonConfig, muon_stack};
 pub use normuon::NorMuon;
 pub use schedule::{LrDecay, Schedule, ScheduleKind};
 pub use state::{OptimizerState, Slot};

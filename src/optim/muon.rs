@@ -3,11 +3,11 @@
 use super::adamw::{Adam, moments};
 use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Gpu, Kernel, KernelTier, with_twin};
+use crate::gpu::{Access, Kernel, with_twin};
 use crate::ops::sums_of_squares;
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};
-use crate::tensor::{Rows, Tensor, map, per_stack, slot};
+use crate::tensor::{Rows, Stacks, Tensor, map, slot};
 
 const SOURCE: &str = include_str!("../../shaders/muon.wgsl");
 
@@ -84,14 +84,16 @@ struct Stack {
     gradients: Vec<Tensor>,
 }
 
-/// How many matrices are updated together.
-fn most_together(gpu: &Gpu, [rows, columns]: [usize; 2]) -> usize {
+/// How many matrices [rows, columns] [`Muon`] and NorMuon update together, if there are as many.
+pub fn muon_stack(stacks: Stacks, [rows, columns]: [usize; 2]) -> usize {
     let numel = rows * columns;
     // Batches have no gaps, neither of matrices nor of NorMuon's moments of their rows.
-    match gpu.kernels() {
-        _ if slot(numel) != numel || slot(rows) != rows => 1,
-        KernelTier::Host => (STACKED_ON_HOST / numel).max(1),
-        _ => per_stack(gpu, numel),
+    if slot(numel) != numel || slot(rows) != rows {
+        1
+    } else if stacks.is_host() {
+        (STACKED_ON_HOST / numel).max(1)
+    } else {
+        stacks.count(numel)
     }
 }
 
@@ -151,7 +153,7 @@ impl MuonConfig {
                 continue;
             }
             let shape = gradient.dims("muon")?;
-            let of = if params.gpu().kernels() == KernelTier::Host { None } else { params.get(id)?.tensor.stack_of() };
+            let of = if Stacks::of(params.gpu()).is_host() { None } else { params.get(id)?.tensor.stack_of() };
             let at = stacks.iter().position(|stack| (stack.shape, stack.of) == (shape, of)).unwrap_or_else(|| {
                 stacks.push(Stack { shape, of, ids: Vec::new(), gradients: Vec::new() });
                 stacks.len() - 1
@@ -159,7 +161,7 @@ impl MuonConfig {
             let stack = &mut stacks[at];
             stack.ids.push(id);
             stack.gradients.push(gradient);
-            if stack.ids.len() == most_together(params.gpu(), shape) {
+            if stack.ids.len() == muon_stack(Stacks::of(params.gpu()), shape) {
                 run(stack, state, params)?;
             }
         }

@@ -7,7 +7,7 @@ mod polynomial;
 mod preconditioner;
 mod small;
 
-pub use pc::{PcConfig, level_coefficients, pc_binding};
+pub use pc::{PcConfig, level_coefficients, pc_binding, pc_stack};
 pub use polynomial::{NewtonSchulz, newton_schulz, newton_schulz_binding};
 pub use preconditioner::{Effective, PC_GAMMA, PC_U, PC_V, Preconditioner};
 

@@ -12,7 +12,7 @@ use super::polynomial::{Form, Polynomial, gemm, gram_operands, multiply_on_small
 use super::{Norm, small};
 use crate::error::{Error, Result};
 use crate::gemm::{Gemm, Matrix};
-use crate::tensor::Tensor;
+use crate::tensor::{Stacks, Tensor, slot};
 
 /// Configuration of a PC layer (arXiv 2606.06470): `W_eff = γ·stop(s)·N·P(NᵀN)`, `N = W/s`. The default is level 4 with the
 /// spectral norm.
@@ -84,6 +84,13 @@ pub fn level_coefficients(level: usize) -> Result<Vec<f32>> {
 /// Bytes that a PC layer of `heads` blocks [rows, columns] binds at once: its matrices are not cut.
 pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
     4 * (heads * rows * columns) as u64
+}
+
+/// How many PC layers of `heads` blocks [rows, columns] run together, if there are as many.
+pub fn pc_stack(stacks: Stacks, [heads, rows, columns]: [usize; 3]) -> usize {
+    // Batches have no gaps.
+    let is_dense = [heads * rows * columns, heads * rows, heads * columns].iter().all(|&numel| slot(numel) == numel);
+    if is_dense { stacks.count(heads * rows * columns) } else { 1 }
 }
 
 /// The tensors of a stack of layers: w [matrices, rows, columns], u [matrices, rows], v [matrices, columns].

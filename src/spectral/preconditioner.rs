@@ -10,10 +10,10 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha12Rng;
 
 use super::pass::{Gamma, SCALARS};
-use super::pc::{Layer, PcConfig};
+use super::pc::{Layer, PcConfig, pc_stack};
 use crate::error::{Error, Result};
 use crate::params::{Gradients, ParamId, Params, Role};
-use crate::tensor::{Tensor, per_stack, same_shape, slot};
+use crate::tensor::{Stacks, Tensor, same_shape, slot};
 
 /// Name suffix of a PC layer's left vector u: `<name>.pc_u` belongs to `<name>.weight`.
 pub const PC_U: &str = "pc_u";
@@ -204,11 +204,12 @@ impl Preconditioner {
             }
         }
         let mut stacks = Vec::new();
-        for (shape @ [heads, rows, columns], entries) in shapes {
-            // Batches have no gaps.
-            let is_dense = [heads * rows * columns, heads * rows, heads * columns].iter().all(|&numel| slot(numel) == numel);
-            let most = if is_dense { per_stack(params.gpu(), heads * rows * columns) } else { 1 };
-            stacks.extend(entries.chunks(most).map(|entries| Stack { shape, entries: entries.to_vec() }));
+        for (shape, entries) in shapes {
+            stacks.extend(
+                entries
+                    .chunks(pc_stack(Stacks::of(params.gpu()), shape))
+                    .map(|entries| Stack { shape, entries: entries.to_vec() }),
+            );
         }
         Ok(stacks)
     }

@@ -8,8 +8,8 @@ mod stack;
 pub(crate) use accumulate::same_shape;
 pub use rows::map;
 pub(crate) use rows::{Rows, rows_per_window};
-pub use stack::STACK_BYTES;
-pub(crate) use stack::{fits_a_stack, per_stack, slot};
+pub use stack::Stacks;
+pub(crate) use stack::{fits_a_stack, slot};
 
 use std::fmt;
 use std::ops::Range;

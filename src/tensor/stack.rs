@@ -11,20 +11,57 @@ use super::{ALIGNMENT, Place, Tensor, check_shape};
 use crate::error::Result;
 use crate::gpu::{Gpu, KernelTier};
 
-/// The most bytes of a stack: that many fill a GPU. What runs over stacks needs a few such buffers beside its parameters.
-pub const STACK_BYTES: u64 = 128 << 20;
+/// The most bytes of a stack: that many fill a GPU.
+const MOST_BYTES: u64 = 128 << 20;
+/// A stack takes at most this part of a device's memory: what runs over stacks needs a few such buffers beside its parameters.
+const MEMORY_SHARE: u64 = 64;
+
+/// How many tensors of one shape a device puts together in one buffer, so that PC layers and Muon run over all of them at once: by
+/// [`pc_stack`](crate::spectral::pc_stack) and [`muon_stack`](crate::optim::muon_stack). It changes no bit. The default is a device whose
+/// memory is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stacks {
+    most_bytes: u64,
+    is_host: bool,
+}
+
+impl Default for Stacks {
+    fn default() -> Self {
+        Self { most_bytes: MOST_BYTES, is_host: false }
+    }
+}
+
+impl Stacks {
+    /// Of this device: of at most 128 MiB, a binding, and a 64th of its memory budget.
+    pub fn of(gpu: &Gpu) -> Self {
+        let bound = Self { most_bytes: MOST_BYTES.min(gpu.binding_limit()), is_host: gpu.kernels() == KernelTier::Host };
+        gpu.memory_budget().map_or(bound, |budget| bound.with_memory(budget))
+    }
+
+    /// The same device with a memory budget of `bytes`.
+    pub fn with_memory(self, bytes: u64) -> Self {
+        Self { most_bytes: self.most_bytes.min(bytes / MEMORY_SHARE), ..self }
+    }
+
+    /// Whether they are those of the host tier, where a launch costs next to nothing, but a copy time.
+    pub(crate) fn is_host(self) -> bool {
+        self.is_host
+    }
+
+    /// How many times `bytes` a stack holds.
+    pub(crate) fn fitting(self, bytes: u64) -> u64 {
+        self.most_bytes / bytes
+    }
+
+    /// Number of tensors of `numel` elements per stack; one on the host tier.
+    pub(crate) fn count(self, numel: usize) -> usize {
+        if self.is_host { 1 } else { (self.most_bytes as usize / (4 * slot(numel))).max(1) }
+    }
+}
 
 /// Elements from one part of a stack to the next.
 pub(crate) fn slot(numel: usize) -> usize {
     numel.next_multiple_of(ALIGNMENT)
-}
-
-/// Number of tensors of `numel` elements per stack. One on the host tier, where a launch costs next to nothing, but a copy time.
-pub(crate) fn per_stack(gpu: &Gpu, numel: usize) -> usize {
-    match gpu.kernels() {
-        KernelTier::Host => 1,
-        _ => (STACK_BYTES.min(gpu.binding_limit()) as usize / (4 * slot(numel))).max(1),
-    }
 }
 
 /// Whether that many tensors of `numel` elements are bound together.

@@ -26,6 +26,8 @@ pub enum Command {
     Steps(Arguments),
     /// A child of `compile`.
     Worker(Arguments),
+    /// A child of `steps`.
+    StepsOf(Arguments),
     /// From these reports.
     Table(Vec<String>),
 }
@@ -35,6 +37,8 @@ pub struct Arguments {
     pub adapter: Option<String>,
     pub all: bool,
     pub tier: Option<KernelTier>,
+    /// Number of the first step.
+    pub from: usize,
     pub time: Duration,
     pub chip: Option<String>,
     pub out: Option<String>,
@@ -50,6 +54,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
         },
         Some("compile") => read(words, &["--adapter", "--all", "--seconds", "--chip", "--out"]).map(Command::Compile),
         Some("worker") => read(words, &["--adapter", "--all"]).map(Command::Worker),
+        Some("steps-of") => read(words, &["--adapter", "--tier", "--from"]).map(Command::StepsOf),
         Some("steps") => read(words, &["--adapter", "--tier", "--out"]).map(Command::Steps),
         Some(other) => Err(format!("found `{other}`, expected compile, steps, table or help")),
     }
@@ -57,7 +62,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Command, String>
 
 /// Reads options, of which a command knows some.
 fn read(mut words: impl Iterator<Item = String>, known: &[&str]) -> Result<Arguments, String> {
-    let mut arguments = Arguments { adapter: None, all: false, tier: None, time: NO_LIMIT, chip: None, out: None };
+    let mut arguments = Arguments { adapter: None, all: false, tier: None, from: 0, time: NO_LIMIT, chip: None, out: None };
     while let Some(word) = words.next() {
         if !known.contains(&&*word) {
             return Err(format!("found `{word}`, expected {}", known.join(", ")));
@@ -67,6 +72,10 @@ fn read(mut words: impl Iterator<Item = String>, known: &[&str]) -> Result<Argum
             "--all" => arguments.all = true,
             "--adapter" => arguments.adapter = Some(value()?),
             "--chip" => arguments.chip = Some(value()?),
+            "--from" => {
+                let text = value()?;
+                arguments.from = text.parse().map_err(|_| format!("--from: found `{text}`, expected a whole number"))?;
+            }
             "--out" => arguments.out = Some(value()?),
             "--tier" => arguments.tier = Some(value()?.parse().map_err(|error: polytape::Error| error.to_string())?),
             _ => {

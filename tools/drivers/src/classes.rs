@@ -34,13 +34,17 @@ pub fn classes() -> Vec<Class> {
         adapter: AdapterSummary { matrix_block, ..roomy.clone() },
         tier,
     });
+    let few_registers =
+        [(96, KernelTier::Portable, webgpu()), (128, KernelTier::Subgroup, with_matrices())].map(|(registers, tier, adapter)| {
+            Class { name: format!("{tier}, {registers} registers"), adapter: AdapterSummary { registers, ..adapter }, tier }
+        });
     let software = Class {
         name: "portable, on the CPU".into(),
         adapter: AdapterSummary { kind: DeviceType::Cpu, ..webgpu() },
         tier: KernelTier::Portable,
     };
     let others = [few, software, many(KernelTier::Portable), subgroup, many(KernelTier::Subgroup)];
-    fallback.into_iter().chain(others).chain(roomy).chain(matrix).collect()
+    fallback.into_iter().chain(others).chain(roomy).chain(few_registers).chain(matrix).collect()
 }
 
 /// A GPU with subgroups, and otherwise what the library asks for at least.
@@ -55,6 +59,7 @@ fn webgpu() -> AdapterSummary {
         features: Features::IMMEDIATES | Features::SUBGROUP,
         subgroup_lanes: (32, 32),
         matrix_block: None,
+        registers: 256,
         memory: None,
         kernel_tier: None,
     }

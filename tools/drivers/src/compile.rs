@@ -48,14 +48,19 @@ impl Job {
     }
 }
 
+/// Whether an adapter that can run the tier's kernels is given them, and a driver compiles them.
+pub fn is_given(adapter: &AdapterSummary, tier: KernelTier) -> bool {
+    match tier {
+        KernelTier::Host => false,
+        KernelTier::Fallback => adapter.is_software(),
+        KernelTier::Portable | KernelTier::Subgroup | KernelTier::Matrix => true,
+    }
+}
+
 /// The kernels of steps in the tiers that the adapter is given, or `with_all` every kernel of every tier; each distinct text once, and
 /// always in the same order.
 fn jobs(adapter: &AdapterSummary, with_all: bool) -> polytape::Result<Vec<Job>> {
-    let is_compiled = |tier: &KernelTier| match tier {
-        KernelTier::Host => false,
-        KernelTier::Fallback => with_all || adapter.is_software(),
-        _ => true,
-    };
+    let is_compiled = |tier: &KernelTier| (with_all && *tier != KernelTier::Host) || is_given(adapter, *tier);
     let mut jobs: BTreeMap<String, Job> = BTreeMap::new();
     for tier in adapter.kernel_tiers().filter(is_compiled) {
         let steps = step_variants(adapter, tier)?;
@@ -157,7 +162,7 @@ impl Drop for Worker {
 }
 
 /// This program, started as it was itself: other drivers come with a loader of their own, whose words stand before the program's.
-fn own_command() -> Result<Command, String> {
+pub fn own_command() -> Result<Command, String> {
     let own = std::env::args_os().count();
     let words = std::fs::read("/proc/self/cmdline").unwrap_or_default();
     let words: Vec<String> = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();

@@ -5,15 +5,13 @@ mod arguments;
 mod compile;
 mod report;
 mod table;
+mod training;
 mod vulkan;
 
 use std::process::ExitCode;
 
 use arguments::{Arguments, Command};
-use polytape::gpu::{AdapterChoice, AdapterSummary, KernelTier, adapters};
-use polytape::llama::{LlamaConfig, PRESETS};
-use polytape::{Error, Gpu, GpuOptions, Precision};
-use polytape_drivers::{OPTIMIZERS, Rule, run_step};
+use polytape::gpu::{AdapterSummary, adapters};
 use report::{KernelReport, Report, StepReport};
 
 fn main() -> ExitCode {
@@ -39,6 +37,7 @@ fn run(command: Command) -> Result<bool, String> {
         }
         Command::Compile(arguments) => compile_all(&arguments),
         Command::Steps(arguments) => steps(&arguments),
+        Command::StepsOf(arguments) => steps_of(&arguments).map(|()| true),
         Command::Worker(arguments) => compile::work(&adapter(&arguments.adapter)?, arguments.all).map(|()| true),
     }
 }
@@ -81,17 +80,23 @@ fn steps(arguments: &Arguments) -> Result<bool, String> {
     let adapter = adapter(&arguments.adapter)?;
     let tiers = adapter.kernel_tiers().filter(|tier| match arguments.tier {
         Some(wanted) => *tier == wanted,
-        None => *tier != KernelTier::Host,
+        None => compile::is_given(&adapter, *tier),
     });
-    let steps: Vec<StepReport> = tiers.flat_map(|tier| run_steps(&adapter, tier)).collect();
+    let steps: Vec<Vec<StepReport>> = tiers.map(|tier| training::run(&adapter, tier)).collect::<Result<_, _>>()?;
+    let steps = steps.concat();
     let failed = steps.iter().filter(|step| step.problem.is_some()).count();
     eprintln!("{} steps, {failed} failed", steps.len());
     if let Some(path) = &arguments.out {
         let mut report = read(path)?;
-        report.steps.extend(steps);
+        report.steps = steps;
         write(path, &report)?;
     }
     Ok(failed == 0)
+}
+
+fn steps_of(arguments: &Arguments) -> Result<(), String> {
+    let tier = arguments.tier.ok_or("steps-of: --tier expected")?;
+    training::run_from(&adapter(&arguments.adapter)?, tier, arguments.from)
 }
 
 /// The adapter that the argument names by index or part of its name, or else the best.
@@ -114,49 +119,4 @@ fn tell(kernel: &KernelReport) {
     let outcome = kernel.refusal.clone().map_or_else(|| told.join(", "), |problem| format!("REFUSED: {problem}"));
     // A reader that has gone is no reason to stop.
     let _ = print_all(&format!("{} [{}] ({}): {outcome}\n", kernel.kernel, constants.join(" "), kernel.tiers.join(" ")));
-}
-
-/// One step of every published size that fits, AdamW at every precision and the other optimizers in f32.
-fn run_steps(adapter: &AdapterSummary, tier: KernelTier) -> Vec<StepReport> {
-    let gpu = match open(adapter, tier) {
-        Ok(gpu) => gpu,
-        Err(error) => return vec![StepReport { name: format!("{tier} kernels"), problem: Some(error.to_string()) }],
-    };
-    let mut steps = Vec::new();
-    for (size, ..) in PRESETS {
-        for rule @ (optimizer, _) in OPTIMIZERS {
-            let precisions: &[Precision] = if optimizer == "adamw" { &Precision::ALL } else { &[Precision::F32] };
-            for &precision in precisions {
-                let name = format!("{tier} kernels, {size}, {optimizer}, {precision}");
-                let problem = match step(&gpu, size, rule, precision) {
-                    Ok(()) => None,
-                    Err(Error::OutOfMemory { .. }) => {
-                        eprintln!("{name}: does not fit the memory");
-                        return steps; // nor do the sizes after it
-                    }
-                    Err(error) => Some(error.to_string()),
-                };
-                eprintln!("{name}: {}", problem.as_deref().unwrap_or("ok"));
-                steps.push(StepReport { name, problem });
-            }
-        }
-    }
-    steps
-}
-
-fn step(gpu: &Gpu, size: &str, (_, rule): Rule, precision: Precision) -> polytape::Result<()> {
-    run_step(gpu, LlamaConfig::preset(size)?, rule(), precision)
-}
-
-fn open(adapter: &AdapterSummary, tier: KernelTier) -> polytape::Result<Gpu> {
-    Gpu::open(&GpuOptions {
-        adapter: AdapterChoice::Index(adapter.index),
-        kernels: Some(tier),
-        // Drivers that execute nothing give no right results.
-        skip_self_test: true,
-        // The shims have about 4 GiB.
-        memory_budget: Some(3 << 30),
-        warn: |_| (),
-        ..Default::default()
-    })
 }

@@ -41,7 +41,7 @@ pub struct KernelReport {
 }
 
 /// A training step that was run, on a device that may execute nothing.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepReport {
     /// Kernels, size, optimizer and precision.
     pub name: String,

@@ -50,17 +50,27 @@ pub fn markdown(reports: &[Report]) -> (String, Vec<String>) {
     kernels(&mut text, reports, occupancy);
     let _ = writeln!(text, "\n## Code and time\n\n{CODE_HEAD}");
     kernels(&mut text, reports, size);
-    let faults = reports.iter().flat_map(faults).collect::<Vec<_>>();
-    if !faults.is_empty() {
-        let _ = writeln!(text, "\n## Faults\n");
-        faults.iter().for_each(|fault| text.push_str(&format!("- {fault}\n")));
-    }
+    let list = |text: &mut String, head: &str, lines: &[String]| {
+        if !lines.is_empty() {
+            let _ = writeln!(text, "\n{head}\n");
+            lines.iter().for_each(|line| text.push_str(&format!("- {line}\n")));
+        }
+    };
+    let explained: Vec<String> = reports.iter().flat_map(|report| refused(report, is_foreign)).collect();
+    list(&mut text, FOREIGN_HEAD, &explained);
+    let faults: Vec<String> = reports.iter().flat_map(faults).collect();
+    list(&mut text, "## Faults", &faults);
     (text, faults)
 }
 
 /// Whether a GPU runs it without being told to.
 fn is_run(kernel: &KernelReport) -> bool {
     kernel.is_in_step && kernel.tiers.iter().any(|tier| tier != SOFTWARE)
+}
+
+/// Whether no GPU runs it.
+fn is_foreign(kernel: &KernelReport) -> bool {
+    kernel.tiers.iter().all(|tier| tier == SOFTWARE)
 }
 
 fn spills(kernel: &KernelReport) -> bool {
@@ -152,13 +162,20 @@ fn faults(report: &Report) -> Vec<String> {
         });
         format!("{}: {label}: {}", report.chip, told.collect::<Vec<_>>().join(", "))
     });
-    let refused = report.kernels.iter().filter_map(|kernel| {
-        let problem = kernel.refusal.as_ref()?.lines().next()?;
-        Some(format!("{}: {} {:?}: {problem}", report.chip, kernel.kernel, kernel.constants))
-    });
     let failed =
         report.steps.iter().filter_map(|step| Some(format!("{}: {}: {}", report.chip, step.name, step.problem.as_ref()?)));
-    spilled.chain(refused).chain(failed).collect()
+    let none = report.steps.is_empty().then(|| format!("{}: no training step was run", report.chip));
+    spilled.chain(refused(report, |kernel| !is_foreign(kernel))).chain(failed).chain(none).collect()
+}
+
+/// Those of some kernels that were refused.
+fn refused(report: &Report, is_meant: fn(&KernelReport) -> bool) -> Vec<String> {
+    let line = |kernel: &KernelReport| {
+        let problem = kernel.refusal.as_ref()?.lines().next()?;
+        let constants: Vec<String> = kernel.constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        Some(format!("{}: {} {}: {problem}", report.chip, kernel.kernel, constants.join(" ")))
+    };
+    report.kernels.iter().filter(|kernel| is_meant(kernel)).filter_map(line).collect()
 }
 
 const HEAD: &str = "\
@@ -172,6 +189,11 @@ const REGISTERS_HEAD: &str = "\
 Kernels of training steps and of sampling of the published sizes, in the tiers that a GPU is given: registers / waves (per SIMD on AMD,
 warps per SM on NVIDIA, threads on Apple, waves per core on Adreno), then the shared memory of a workgroup. Where several kernels
 differ in constants that are not shown, the worst. Spills and scratch memory are faults.
+";
+const FOREIGN_HEAD: &str = "\
+## Refused, but never given to a GPU
+
+The fallback kernels are written for software adapters, whose lanes have thousands of registers.
 ";
 const CODE_HEAD: &str = "\
 Bytes of code, or what the driver counts instead / latency in the driver's cycles / inverse throughput, as far as the driver tells.

@@ -1,7 +1,7 @@
 //! FLOPs of the matrix products of a step; a multiply-add counts as two. Elementwise work is left out: it is bound by memory
 //! bandwidth.
 
-use polytape::Role;
+use polytape::{Role, Stacks};
 use serde::Serialize;
 
 use super::model::{Model, PcLayer};
@@ -25,7 +25,7 @@ pub struct StepFlops {
 impl StepFlops {
     /// Of one step of a configuration whose vocabulary is resolved.
     pub fn of(config: &Config) -> Result<Self, Failure> {
-        Ok(Self::new(&Model::new(config)?))
+        Ok(Self::new(&Model::new(config, Stacks::default())?))
     }
 
     /// Of one step.

@@ -7,10 +7,12 @@
 //! All else is workspace: what only exists while one operation runs.
 
 use polytape::llama::names;
+use polytape::optim::muon_stack;
+use polytape::spectral::pc_stack;
 use polytape::{Role, logit_rows};
 use serde::Serialize;
 
-use super::model::{Model, bytes};
+use super::model::{Model, PcLayer, bytes};
 
 /// Live bytes in one phase of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,12 +68,66 @@ pub fn largest_buffer(model: &Model) -> (String, u64) {
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
     let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
     let queries = ("an activation [tokens, heads·head_dim]".to_owned(), bytes(tokens * sizes.q_dim()));
-    parameters.chain([logits, stream, inner, queries]).rev().max_by_key(|(_, bytes)| *bytes).expect("bug: there are buffers")
+    let of_pc = pc_stacks(model).map(|(layer, count)| count as u64 * bytes(layer.numel()));
+    let of_optimizer = updates(model).into_iter().map(|update| update.bytes);
+    let stack = ("matrices of one shape, one after the other".to_owned(), of_pc.chain(of_optimizer).max().unwrap_or(0));
+    // Of several as large, the first.
+    parameters
+        .chain([logits, stream, inner, queries, stack])
+        .rev()
+        .max_by_key(|(_, bytes)| *bytes)
+        .expect("bug: there are buffers")
 }
 
 /// Elements of the logits that exist at a time.
 fn logits(model: &Model) -> usize {
     logit_rows(model.tokens(), model.sizes.vocab) * model.sizes.vocab
+}
+
+/// The shapes of PC layers, each with the most that run together.
+fn pc_stacks(model: &Model) -> impl Iterator<Item = (PcLayer, usize)> {
+    let most = |layer: PcLayer| pc_stack(model.stacks, [layer.heads, layer.rows, layer.columns]);
+    let alike = |layer: PcLayer| model.pc.iter().filter(|other| **other == layer).count();
+    model.pc.iter().map(move |layer| (*layer, most(*layer).min(alike(*layer))))
+}
+
+/// Parameters that are updated together.
+struct Update {
+    /// Their bytes.
+    bytes: u64,
+    /// What the rule needs beside them: for Muon X twice, its Gram matrix and the polynomial's value.
+    workspace: u64,
+}
+
+impl Update {
+    fn of_muon(shape: [usize; 2], count: usize) -> Self {
+        let [rows, columns] = shape;
+        let (small, bytes_of_all) = (rows.min(columns), count as u64 * bytes(rows * columns));
+        Self { bytes: bytes_of_all, workspace: bytes_of_all + 2 * count as u64 * bytes(small * small) }
+    }
+}
+
+/// The optimizer's updates in its order: parameter by parameter, but Muon's matrices of one shape once there are as many as run together.
+fn updates(model: &Model) -> Vec<Update> {
+    let mut updates = Vec::new();
+    let mut waiting: Vec<([usize; 2], usize)> = Vec::new();
+    for parameter in &model.parameters {
+        if model.newton_schulz_steps.is_none() || parameter.role != Role::Matrix {
+            updates.push(Update { bytes: bytes(parameter.numel()), workspace: 0 });
+            continue;
+        }
+        let shape = [parameter.shape[0], parameter.shape[1]];
+        let at = waiting.iter().position(|(known, _)| *known == shape).unwrap_or_else(|| {
+            waiting.push((shape, 0));
+            waiting.len() - 1
+        });
+        waiting[at].1 += 1;
+        if waiting[at].1 == muon_stack(model.stacks, shape) {
+            updates.push(Update::of_muon(shape, std::mem::take(&mut waiting[at].1)));
+        }
+    }
+    updates.extend(waiting.into_iter().map(|(shape, count)| Update::of_muon(shape, count)));
+    updates
 }
 
 struct Estimate<'a> {
@@ -198,26 +254,20 @@ impl<'a> Estimate<'a> {
         self.at("backward of the embedding", self.gradients, 0, self.stream + if is_added { self.table } else { 0 })
     }
 
-    /// Parameter by parameter: gradients go as their updates are done. Muon needs X twice, its Gram matrix and the polynomial's value.
+    /// Gradients go as their updates are done.
     fn optimizer(&self) -> Moment {
-        let (mut left, mut most) = (self.gradients, 0);
-        for parameter in &self.model.parameters {
-            let own = bytes(parameter.numel());
-            let mut workspace = 0;
-            if self.model.newton_schulz_steps.is_some() && parameter.role == Role::Matrix {
-                let small = parameter.shape[0].min(parameter.shape[1]);
-                workspace = own + 2 * bytes(small * small);
-            }
-            most = most.max(left + workspace);
-            left -= own;
+        let (mut left, mut most) = (self.gradients, self.gradients);
+        for update in updates(self.model) {
+            most = most.max(left + update.workspace);
+            left -= update.bytes;
         }
-        let mut moment = self.at("optimizer", self.gradients.min(most), 0, most.saturating_sub(self.gradients));
+        let mut moment = self.at("optimizer", self.gradients, 0, most - self.gradients);
         moment.effective_weights = 0;
         moment
     }
 
-    /// The backward through the polynomial of each PC layer: two matrices of its size, and the powers of its Gram matrix with what
-    /// flows back to them.
+    /// The backward through the polynomial of each stack of PC layers: two matrices of its size for each, and the powers of its Gram matrix
+    /// with what flows back to them.
     fn preconditioner(&self) -> Option<Moment> {
         // X, K and the levels; then R, S and what makes D of them, most where there are Horner's steps.
         let (kept, derivative) = match self.model.degree {
@@ -226,11 +276,11 @@ impl<'a> Estimate<'a> {
             3 => (3, 5),
             degree => (degree - 1, 5),
         };
-        let workspace = |layer: &super::model::PcLayer| {
+        let workspace = |(layer, count): (PcLayer, usize)| {
             let (matrix, gram) = (bytes(layer.numel()), bytes(layer.gram()));
-            (matrix + (kept + derivative) as u64 * gram).max(2 * matrix)
+            count as u64 * (matrix + (kept + derivative) as u64 * gram).max(2 * matrix)
         };
-        let most = self.model.pc.iter().map(workspace).max()?;
+        let most = pc_stacks(self.model).map(workspace).max()?;
         Some(self.at("backward of the PC layers", self.gradients, 0, most))
     }
 }

@@ -7,8 +7,8 @@ mod memory;
 mod model;
 mod ranks;
 
-use polytape::Gpu;
 use polytape::gpu::{DeviceType, KernelTier};
+use polytape::{Gpu, Stacks};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -135,7 +135,8 @@ impl Attention {
 impl Report {
     /// Of a configuration whose vocabulary is resolved; `device_memory` is in bytes, if the user gives it.
     pub fn new(config: &Config, device_memory: Option<u64>, gpu: Option<&Gpu>, ranks: Option<Ask>) -> Result<Self, Failure> {
-        let (model, limits) = (&Model::new(config)?, Limits::new(device_memory, gpu));
+        let limits = Limits::new(device_memory, gpu);
+        let model = &Model::new(config, stacks(device_memory, gpu))?;
         let memory = memory::peak(model);
         let (name, bytes) = memory::largest_buffer(model);
         let flops = StepFlops::new(model);
@@ -272,9 +273,15 @@ impl Report {
     }
 }
 
+/// How the device puts matrices together: without one, a GPU with this much memory.
+fn stacks(device_memory: Option<u64>, gpu: Option<&Gpu>) -> Stacks {
+    let stacks = gpu.map_or_else(Stacks::default, Stacks::of);
+    device_memory.map_or(stacks, |bytes| stacks.with_memory(bytes))
+}
+
 /// Why a step of the configuration cannot run on the device; `None` where it can, or where its memory is not known.
 pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
-    let model = Model::new(config)?;
+    let model = Model::new(config, stacks(None, Some(gpu)))?;
     // An integrated GPU's memory is the system's.
     let shares = gpu.adapter().kind == DeviceType::IntegratedGpu;
     let limits = Limits::new(if shares { limits::available_memory() } else { None }, Some(gpu));

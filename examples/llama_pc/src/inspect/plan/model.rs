@@ -4,7 +4,7 @@ use std::fmt;
 
 use polytape::gpu::GRANULE;
 use polytape::llama::{LlamaConfig, ParameterShape, names};
-use polytape::{Precision, Role};
+use polytape::{Precision, Role, Stacks};
 
 use crate::config::{Config, OptimizerKind};
 use crate::model::engine;
@@ -16,7 +16,7 @@ pub fn bytes(elements: usize) -> u64 {
 }
 
 /// A preconditioned matrix: `heads` blocks [rows, columns].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PcLayer {
     pub heads: usize,
     pub rows: usize,
@@ -64,11 +64,13 @@ pub struct Model {
     pub leaves: usize,
     pub checkpoint_activations: bool,
     pub precision: Precision,
+    /// How matrices are put together on the device.
+    pub stacks: Stacks,
 }
 
 impl Model {
-    /// Of a configuration whose vocabulary is resolved.
-    pub fn new(config: &Config) -> Result<Self, Failure> {
+    /// Of a configuration whose vocabulary is resolved, on a device that puts matrices together like this.
+    pub fn new(config: &Config, stacks: Stacks) -> Result<Self, Failure> {
         let sizes = engine::model(config);
         let parameters = sizes.parameters();
         let layer = |(stem, heads): (String, usize)| {
@@ -103,6 +105,7 @@ impl Model {
             leaves: train.replicas,
             checkpoint_activations: train.checkpoint_activations,
             precision: train.precision,
+            stacks,
             sizes,
             parameters,
         })

@@ -21,7 +21,7 @@ use crate::terminal::progress::Progress;
 use check::{Check, Line};
 
 /// The groups of checks, run in this order.
-const GROUPS: [fn() -> Vec<Check>; 4] = [operations::checks, spectral::checks, optimizers::checks, model::checks];
+const GROUPS: [fn(KernelTier) -> Vec<Check>; 4] = [operations::checks, spectral::checks, optimizers::checks, model::checks];
 
 /// Prints the table of the device and, if `every_tier`, those of the other kernels that suit its adapter.
 pub fn run(gpu: &Gpu, every_tier: bool) -> Result<(), Failure> {
@@ -70,7 +70,7 @@ impl Count {
     fn check(&mut self, gpu: &Gpu) -> Result<(), Failure> {
         output::print(&format!("\nkernels  {}\n\n{}", gpu.kernels(), check::HEADING))?;
         let started = Instant::now();
-        let checks: Vec<Check> = GROUPS.iter().flat_map(|group| group()).collect();
+        let checks: Vec<Check> = GROUPS.iter().flat_map(|group| group(gpu.kernels())).collect();
         let devices = devices(gpu)?;
         let mut progress = Progress::new("selftest", 0, checks.len() as u64);
         let (mut failed, mut next) = (0, 0);
