@@ -1,14 +1,13 @@
 // Rotary position embedding in half-split order: within a head, the pair (x[i], x[i + half]) is rotated by the angle of its
-// position. A row of `angles` holds half cosines, then half sines. BACKWARD rotates by the negative angle. One pair of Elements per
-// invocation.
+// position. A row of `angles` holds half cosines, then half sines. BACKWARD rotates by the negative angle. In place, one pair of
+// Elements per invocation.
 
 struct Args { rows: u32, first: u32, columns: u32, half: u32, sequence: u32, position: u32 }
 
 var<immediate> args: Args;
 
-@group(0) @binding(0) var<storage, read> x: array<Element>;
-@group(0) @binding(1) var<storage, read> angles: array<Element>;
-@group(0) @binding(2) var<storage, read_write> y: array<Element>;
+@group(0) @binding(0) var<storage, read> angles: array<Element>;
+@group(0) @binding(1) var<storage, read_write> x: array<Element>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
@@ -25,6 +24,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: ve
     if (BACKWARD == 1u) { s = -s; }
     let left = x[at];
     let right = x[at + half];
-    y[at] = left * c - right * s;
-    y[at + half] = right * c + left * s;
+    x[at] = left * c - right * s;
+    x[at + half] = right * c + left * s;
 }

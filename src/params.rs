@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, KernelTier};
-use crate::tensor::Tensor;
+use crate::tensor::{Stacks, Tensor, slot};
 
 /// What a parameter is; optimizers and decay choose by it, never by size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,6 +158,19 @@ impl Params {
         let parts = Tensor::stacked(&tensors)?.into_parts(tensors[0].shape())?;
         ids.iter().zip(parts).try_for_each(|(&id, part)| self.set(id, part))
     }
+
+    /// Puts the matrices of each group, all of one shape, one after the other, where a stack holds a group: those of several groups if it
+    /// has room for them, but on the host tier, where nothing runs over more than a group.
+    pub(crate) fn put_groups_together(&mut self, groups: Vec<Vec<ParamId>>) -> Result<()> {
+        let Some(first) = groups.first() else { return Ok(()) };
+        let (matrix, count) = (&self.get(first[0])?.tensor, first.len());
+        let fitting = Stacks::of(&self.gpu).most_bytes() / (matrix.bytes() * count as u64);
+        let together = if self.gpu.kernels() == KernelTier::Host { fitting.min(1) } else { fitting };
+        if together == 0 || slot(matrix.len()) != matrix.len() {
+            return Ok(());
+        }
+        groups.chunks(together as usize).try_for_each(|groups| self.put_together(&groups.concat()))
+    }
 }
 
 fn foreign(id: ParamId, count: usize) -> Error {
@@ -170,7 +183,11 @@ pub(crate) enum Gradient {
     Tensor(Tensor),
     /// Adds the gradient to what has flowed into the parent so far, if anything: no tensor holds the gradient by itself.
     Accumulate(Box<dyn FnOnce(Option<Tensor>) -> Result<Tensor>>),
+    /// [`Gradient::Accumulate`] for this parent and the next ones, `count` in all, at once. They get none of their own.
+    Together { count: usize, add: AddTogether },
 }
+
+type AddTogether = Box<dyn FnOnce(Vec<Option<Tensor>>) -> Result<Vec<Tensor>>>;
 
 impl From<Tensor> for Gradient {
     fn from(tensor: Tensor) -> Self {
@@ -191,6 +208,7 @@ impl Gradient {
             (Self::Tensor(tensor), Some(sum)) => sum.accumulate(tensor)?,
             (Self::Tensor(tensor), None) => tensor,
             (Self::Accumulate(add), sum) => add(sum)?,
+            (Self::Together { count, .. }, _) => panic!("bug: the gradient of {count} inputs for one"),
         });
         Ok(())
     }
@@ -245,11 +263,23 @@ impl Gradients {
     }
 
     pub(crate) fn add_gradient(&mut self, id: ParamId, gradient: Gradient) -> Result<()> {
+        self.make_room(id);
+        let mut sum = self.list[id.0].take();
+        gradient.add_to(&mut sum)?;
+        sum.map_or(Ok(()), |sum| self.put(id, sum))
+    }
+
+    fn make_room(&mut self, id: ParamId) {
         if self.list.len() <= id.0 {
             self.list.resize_with(id.0 + 1, || None);
             self.additions.resize(id.0 + 1, 0);
         }
-        gradient.add_to(&mut self.list[id.0])?;
+    }
+
+    /// Replaces what [`Gradients::take`] took by the same with something added.
+    pub(crate) fn put(&mut self, id: ParamId, sum: Tensor) -> Result<()> {
+        self.make_room(id);
+        self.list[id.0] = Some(sum);
         self.additions[id.0] += 1;
         let Some(Watch { expected, done }) = &self.watch else { return Ok(()) };
         let (found, expected) = (self.additions[id.0], expected.get(id.0).copied().unwrap_or(0));

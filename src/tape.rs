@@ -56,6 +56,8 @@ use crate::precision::Precision;
 use crate::tensor::{MAX_RANK, Tensor};
 
 type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Gradient>>>>;
+/// Of an operation with several outputs, into some of which nothing may have flowed.
+type BackwardOfSeveral = Box<dyn FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Gradient>>>>;
 
 /// Where parameter gradients go while a tape is walked.
 struct Sink<'a> {
@@ -70,6 +72,10 @@ enum Node {
     Param(ParamId),
     /// An operation: its name, its parents, and the closure that turns dy into the parents' gradients.
     Operation { op: &'static str, parents: Vec<Parent>, backward: Backward },
+    /// An operation with several outputs, the nodes after it, with their gradients, which the walk meets first.
+    Several { op: &'static str, parents: Vec<Parent>, gradients: Vec<Option<Tensor>>, backward: BackwardOfSeveral },
+    /// The output at an index of the operation at a node.
+    Output { operation: usize, at: usize },
 }
 
 /// An input of an operation.
@@ -238,6 +244,49 @@ impl<'p> Tape<'p> {
         Ok(Var { tape: self, value, node })
     }
 
+    /// An operation with several outputs: their values in order, and a closure from one gradient per output, `None` where nothing flowed
+    /// into it, to one per parent.
+    pub(crate) fn record_several(
+        &self,
+        op: &'static str,
+        values: Vec<Tensor>,
+        parents: &[&Var<'_>],
+        backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Gradient>>> + 'static,
+    ) -> Result<Vec<Var<'_>>> {
+        self.check_parents(op, parents)?;
+        let parents = parents.iter().map(|parent| Parent::new(parent)).collect();
+        Ok(self.push_several(op, values, parents, Box::new(backward)))
+    }
+
+    /// [`Tape::record_several`] of an operation that may change in place what nothing else shares: `forward` takes the inputs' values.
+    pub(crate) fn record_in_place(
+        &self,
+        op: &'static str,
+        inputs: Vec<Var<'_>>,
+        forward: impl FnOnce(Vec<Tensor>) -> Result<Vec<Tensor>>,
+        backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Gradient>>> + 'static,
+    ) -> Result<Vec<Var<'_>>> {
+        self.check_parents(op, &inputs.iter().collect::<Vec<_>>())?;
+        let parents = inputs.iter().map(Parent::new).collect();
+        let values = forward(inputs.into_iter().map(|input| input.value).collect())?;
+        Ok(self.push_several(op, values, parents, Box::new(backward)))
+    }
+
+    fn push_several(
+        &self,
+        op: &'static str,
+        values: Vec<Tensor>,
+        parents: Vec<Parent>,
+        backward: BackwardOfSeveral,
+    ) -> Vec<Var<'_>> {
+        let is_wanted = parents.iter().any(|parent| parent.node.is_some());
+        let gradients = values.iter().map(|_| None).collect();
+        let node = Node::Several { op, parents, gradients, backward };
+        let operation = if is_wanted { self.push(node) } else { None };
+        let output = |at| operation.and_then(|operation| self.push(Node::Output { operation, at }));
+        values.into_iter().enumerate().map(|(at, value)| Var { tape: self, value, node: output(at) }).collect()
+    }
+
     fn owns(&self, variable: &Var<'_>) -> bool {
         std::ptr::addr_eq(variable.tape, self)
     }
@@ -325,26 +374,66 @@ impl<'p> Tape<'p> {
         }
         let mut leaves = Leaves { gradients: BTreeMap::new() };
         while let Some(node) = nodes.pop() {
-            let Some(dy) = pending[nodes.len()].take() else { continue };
-            match node {
-                Node::Leaf => drop(leaves.gradients.insert(nodes.len(), dy)),
-                Node::Param(id) => sink.gradients.add(id, dy)?,
-                Node::Operation { op, parents, backward } => {
-                    let wanted: Vec<bool> = parents.iter().map(|parent| parent.node.is_some()).collect();
-                    let produced = backward(dy, &wanted, sink)?;
-                    check_gradients(op, &parents, &produced)?;
-                    for (parent, gradient) in parents.into_iter().zip(produced) {
-                        let (Some(parent), Some(gradient)) = (parent.node, gradient) else { continue };
-                        match nodes[parent] {
-                            Node::Param(id) => sink.gradients.add_gradient(id, gradient)?,
-                            _ => gradient.add_to(&mut pending[parent])?,
-                        }
-                    }
+            let dy = pending[nodes.len()].take();
+            match (node, dy) {
+                (Node::Leaf, Some(dy)) => drop(leaves.gradients.insert(nodes.len(), dy)),
+                (Node::Param(id), Some(dy)) => sink.gradients.add(id, dy)?,
+                (Node::Operation { op, parents, backward }, Some(dy)) => {
+                    let produced = backward(dy, &wanted(&parents), sink)?;
+                    pass_on(op, parents, produced, &nodes, &mut pending, sink)?;
                 }
+                (Node::Output { operation, at }, Some(dy)) => match &mut nodes[operation] {
+                    Node::Several { gradients, .. } => gradients[at] = Some(dy),
+                    _ => unreachable!("bug: an output of an operation that has one"),
+                },
+                (Node::Several { op, parents, gradients, backward }, _) if gradients.iter().any(Option::is_some) => {
+                    let produced = backward(gradients, &wanted(&parents))?;
+                    pass_on(op, parents, produced, &nodes, &mut pending, sink)?;
+                }
+                _ => {}
             }
         }
         Ok(leaves)
     }
+}
+
+fn wanted(parents: &[Parent]) -> Vec<bool> {
+    parents.iter().map(|parent| parent.node.is_some()).collect()
+}
+
+/// Adds the gradients that an operation's backward returned to what has flowed into its inputs so far.
+fn pass_on(
+    op: &'static str,
+    parents: Vec<Parent>,
+    produced: Vec<Option<Gradient>>,
+    nodes: &[Node],
+    pending: &mut [Option<Tensor>],
+    sink: &mut Sink<'_>,
+) -> Result<()> {
+    check_gradients(op, &parents, &produced)?;
+    for (at, gradient) in produced.into_iter().enumerate() {
+        let (Some(parent), Some(gradient)) = (parents[at].node, gradient) else { continue };
+        match (gradient, &nodes[parent]) {
+            (Gradient::Together { count, add }, _) => {
+                let together: Vec<usize> = parents[at..at + count].iter().filter_map(|parent| parent.node).collect();
+                assert_eq!(together.len(), count, "bug: a gradient that nothing wants");
+                let take = |&node: &usize| match nodes[node] {
+                    Node::Param(id) => sink.gradients.take(id),
+                    _ => pending[node].take(),
+                };
+                let sums = add(together.iter().map(take).collect())?;
+                for (node, sum) in together.into_iter().zip(sums) {
+                    match nodes[node] {
+                        Node::Param(id) => sink.gradients.put(id, sum)?,
+                        _ => pending[node] = Some(sum),
+                    }
+                }
+            }
+            (gradient, Node::Param(id)) => sink.gradients.add_gradient(*id, gradient)?,
+            (gradient, _) => gradient.add_to(&mut pending[parent])?,
+        }
+    }
+    Ok(())
 }
 
 /// Whether an operation's backward returned one gradient per input, each of the input's shape.

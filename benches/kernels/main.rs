@@ -1,10 +1,11 @@
 //! `cargo bench --bench kernels [-- FILTER]`: what only matters to the engine's development: attention kernel by kernel, PC layers against the
-//! published way, the host's share of a dispatch, and how steps scale. Products, memory and whole steps: `llama_pc bench`. See RESULTS.md.
+//! published way, the host's share of a dispatch, how steps scale, and with `steps` a step's dispatches. Products, memory and whole steps: `llama_pc bench`. See RESULTS.md.
 
 mod attention;
 mod dispatch;
 mod polynomial;
 mod scaling;
+mod steps;
 
 use std::time::Instant;
 
@@ -46,6 +47,9 @@ fn peak(gpu: &Gpu) -> Result<f64> {
 
 fn main() -> Result<()> {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    if filter == "steps" {
+        return steps::run();
+    }
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?;
     let adapter = gpu.adapter();
     println!("{}, {}, {} kernels", adapter.name, adapter.driver, gpu.kernels());

@@ -7,6 +7,7 @@ pub(crate) mod native;
 mod plan;
 mod problem;
 mod round;
+mod sum;
 #[cfg(feature = "host")]
 mod twin;
 
@@ -16,6 +17,7 @@ use crate::precision::Precision;
 use crate::tensor::Tensor;
 use plan::Plan;
 use problem::{DeviceCaps, Problem};
+pub(crate) use sum::sum_of_products;
 
 /// A view of a row-major matrix, or of a batch of them, in a tensor: offset, row stride and batch stride, so that heads, row
 /// windows and column blocks need no copy.
@@ -158,6 +160,9 @@ pub struct Gemm<'a> {
     /// Every sum over the inner dimension is one sum from its first term to its last. Otherwise a product with too few results to fill the
     /// device is split along it, so that a matrix of a large batch may be rounded otherwise than alone.
     pub whole_sums: bool,
+    /// Every matrix of a batch has the sums that it has alone. Otherwise it may be rounded otherwise than alone, as
+    /// [`whole_sums`](Self::whole_sums) says.
+    pub as_alone: bool,
     /// What A and B are rounded to; sums are f32.
     pub precision: Precision,
 }
@@ -175,6 +180,7 @@ impl<'a> Gemm<'a> {
             beta: 0.0,
             symmetric: false,
             whole_sums: false,
+            as_alone: false,
             precision: Precision::F32,
         }
     }
@@ -208,7 +214,9 @@ impl<'a> Gemm<'a> {
         self.check(&out)?;
         let gpu = self.a.tensor.gpu();
         let inner = self.a.size().1;
-        let depth = if self.whole_sums { inner } else { self.problem(&out, inner).split_k_depth(DeviceCaps::of(gpu)) };
+        let mut problem = self.problem(&out, inner);
+        problem.batch = if self.as_alone { 1 } else { problem.batch };
+        let depth = if self.whole_sums { inner } else { problem.split_k_depth(DeviceCaps::of(gpu)) };
         let cut = Cut { limit: (gpu.twin_limit() / 4) as usize, depth };
         for (part, out) in split(self, out, cut)? {
             part.launch(gpu, out, depth)?;

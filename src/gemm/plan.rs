@@ -79,6 +79,9 @@ pub(super) struct Plan {
 /// Workgroups for full occupancy of a software adapter and of a GPU.
 const FULL_OCCUPANCY: [usize; 2] = [16, 256];
 
+/// Minimum number of 64 × 64 tiles, half of [`FULL_OCCUPANCY`]; below, tiles of 32 × 64 leave fewer cores idle.
+const MIN_TILES: usize = FULL_OCCUPANCY[1] / 2;
+
 /// FLOP from which the operands of an f16 product are rounded beforehand.
 const MIN_HALVES_FLOP: u64 = 1 << 30;
 
@@ -115,14 +118,24 @@ impl Problem {
         caps.tier == KernelTier::Matrix && self.f16_terms == 1 && self.vectors && self.work() >= MIN_HALVES_FLOP
     }
 
-    /// Candidate sides of the tiled kernel's output tile, the heuristic's choice first: 128 if the shape fills such tiles and these fill
-    /// the device. f16x3 doubles the shared memory, so it is limited to 64; the sums of 128 take 64 registers and spill where there are
-    /// fewer than 128.
-    fn tiles(&self, caps: DeviceCaps) -> &'static [u32] {
-        if self.rows < 128 || self.columns < 128 || self.f16_terms == 2 || caps.registers < 128 {
-            return &[64];
+    /// Candidate output tiles of the tiled kernel, [rows, columns], the heuristic's choice first: the largest that the shape fills and
+    /// that fill the device. f16x3 doubles the shared memory, so that 128 × 128 is too large for it; its 64 sums spill where an invocation
+    /// has fewer than 128 registers.
+    fn tiles(&self, caps: DeviceCaps) -> &'static [[u32; 2]] {
+        const SMALL: [u32; 2] = [32, 64];
+        const MEDIUM: [u32; 2] = [64, 64];
+        const LARGE: [u32; 2] = [128, 128];
+        let has_large = self.rows >= 128 && self.columns >= 128 && self.f16_terms < 2 && caps.registers >= 128;
+        let fills_device = self.tile_count(64, 64) >= MIN_TILES;
+        if has_large && self.tile_count(128, 128) >= MIN_LARGE_TILES {
+            &[LARGE, MEDIUM]
+        } else if self.rows <= 32 || !fills_device && !self.symmetric {
+            &[SMALL, MEDIUM]
+        } else if has_large {
+            &[MEDIUM, LARGE]
+        } else {
+            &[MEDIUM]
         }
-        if self.tile_count(128, 128) >= MIN_LARGE_TILES { &[128, 64] } else { &[64, 128] }
     }
 
     /// Candidate tile rows of the fallback kernel, the heuristic's choice first.
@@ -204,12 +217,23 @@ impl Plan {
         }
     }
 
-    fn tiled(tile: u32, unrolled: bool, problem: &Problem) -> Self {
+    fn tiled([rows, columns]: [u32; 2], unrolled: bool, problem: &Problem) -> Self {
+        let groups = columns / 64;
+        let invocations = 4 * rows / groups;
+        let loads = |side: u32| side * 16 / 4 / invocations;
         Self {
             kernel: &TILED,
-            constants: vec![("TILE", tile), ("GROUPS", tile / 64), ("UNROLLED", unrolled.into())],
-            tile_rows: tile as usize,
-            tile_columns: tile as usize,
+            constants: vec![
+                ("ROWS", rows),
+                ("COLUMNS", columns),
+                ("GROUPS", groups),
+                ("INVOCATIONS", invocations),
+                ("A_LOADS", loads(rows)),
+                ("B_LOADS", loads(columns)),
+                ("UNROLLED", unrolled.into()),
+            ],
+            tile_rows: rows as usize,
+            tile_columns: columns as usize,
             iterations: problem.inner.div_ceil(16) * (1 + 4),
         }
     }
@@ -409,5 +433,7 @@ mod tests {
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);
         assert_eq!([tile(1536, 1536, 1, false), tile(1536, 1536, 1, true)], [128, 64]);
+        // Few results, or few rows.
+        assert_eq!([tile(512, 256, 1, false), tile(512, 256, 4, false), tile(32, 100_000, 1, false)], [32, 64, 32]);
     }
 }

@@ -14,6 +14,7 @@ use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::QueueCounters;
 use super::recorder::Recorder;
+use super::rehearsal::Rehearsed;
 use super::tune::{Tuner, Tuning};
 use super::variant::KernelVariant;
 use crate::error::{Error, Result};
@@ -93,7 +94,9 @@ pub(super) struct Inner {
     pub(super) pool: Arc<Pool>,
     pub(super) pipelines: Pipelines,
     pub(super) variants: Mutex<BTreeSet<KernelVariant>>,
-    /// Notes the variants, and runs nothing.
+    /// The dispatches that a rehearsal would have made.
+    pub(super) rehearsed: Mutex<Vec<Rehearsed>>,
+    /// Notes the variants and the dispatches, and runs nothing.
     pub(super) is_rehearsal: bool,
     pub(super) recorder: Mutex<Recorder>,
     pub(super) tuner: Tuner,
@@ -184,6 +187,7 @@ impl Gpu {
                 executor: (tier == KernelTier::Host).then(|| Executor::new(options.threads)).transpose()?,
                 pipelines: Pipelines::new(&device, shader_tier, options.checked_shaders),
                 variants: Mutex::default(),
+                rehearsed: Mutex::default(),
                 is_rehearsal,
                 recorder: Mutex::new(recorder),
                 compile_ahead: options.compile_ahead,

@@ -9,6 +9,7 @@ use super::host::Twin;
 use super::pace::Trial;
 use super::pipeline::Pipeline;
 use super::pool::Buffer;
+use super::rehearsal::Rehearsed;
 use super::variant::KernelVariant;
 use crate::error::{Error, Result};
 
@@ -200,6 +201,7 @@ impl Gpu {
         self.check_limits(launch)?;
         if self.inner.is_rehearsal {
             self.note(kernel, launch.constants, launch.arguments.len() as u32);
+            self.rehearse(Rehearsed { kernel: kernel.name, workgroups: launch.workgroups });
             return Ok(());
         }
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;

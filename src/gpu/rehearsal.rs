@@ -1,10 +1,21 @@
 //! Rehearsals: devices that stand in for an adapter that need not be there, and tell which kernels it would compile.
 
+use std::sync::{MutexGuard, PoisonError};
+
 use super::adapter::{AdapterSummary, KernelTier};
 use super::device::{Gpu, GpuOptions};
 use super::matrix;
 use super::tune::Tuning;
 use crate::error::{Error, Result};
+
+/// A dispatch that a [`Gpu::rehearsal`] would have made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Number of workgroups in x, y and z.
+    pub workgroups: [u32; 3],
+}
 
 impl Gpu {
     /// A device that chooses kernels of this tier as it would on `adapter`, but neither compiles nor runs them: it only notes them,
@@ -35,6 +46,38 @@ impl Gpu {
         let gpu = Self::over(opened, adapter, tier, rounds_f16, &options, true)?;
         matrix::note(&gpu);
         Ok(gpu)
+    }
+
+    /// The dispatches since this was last asked, on a [`Gpu::rehearsal`], without those of tuning; nothing on other devices.
+    ///
+    /// ```
+    /// # use polytape::*;
+    /// # use polytape::gpu::{DeviceType, KernelTier, adapters};
+    /// # let card = gpu::AdapterSummary { kind: DeviceType::DiscreteGpu, ..adapters()[0].clone() };
+    /// # let gpu = Gpu::rehearsal(&card, KernelTier::Portable)?;
+    /// Tensor::zeros(&gpu, &[1000])?.scaled(2.0)?;
+    /// assert_eq!(gpu.rehearsed()[0].workgroups, [4, 1, 1]); // of 64 invocations, four elements each
+    /// assert!(gpu.rehearsed().is_empty());
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn rehearsed(&self) -> Vec<Rehearsed> {
+        std::mem::take(&mut *self.dispatches())
+    }
+
+    pub(super) fn rehearse(&self, dispatch: Rehearsed) {
+        self.dispatches().push(dispatch);
+    }
+
+    /// Runs what no step would.
+    pub(super) fn without_rehearsing<T>(&self, run: impl FnOnce() -> T) -> T {
+        let count = self.dispatches().len();
+        let result = run();
+        self.dispatches().truncate(count);
+        result
+    }
+
+    fn dispatches(&self) -> MutexGuard<'_, Vec<Rehearsed>> {
+        self.inner.rehearsed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -248,7 +248,7 @@ impl Llama {
             let values = if std == 0.0 { vec![1.0; count] } else { normals(&mut rng, count, std, cut) };
             params.add(name, role, Tensor::from_slice(gpu, &values, &shape)?)?;
         }
-        Ok((Self::bind(config, &params)?, params))
+        Self::bind(config, params)
     }
 
     /// A model over existing parameters, which `tensor` returns by name and expected shape.
@@ -270,10 +270,11 @@ impl Llama {
             }
             params.add(name, role, loaded)?;
         }
-        Ok((Self::bind(config, &params)?, params))
+        Self::bind(config, params)
     }
 
-    fn bind(config: LlamaConfig, params: &Params) -> Result<Self> {
+    /// Puts matrices that multiply one input one after the other, where they have one shape: they are one product then.
+    fn bind(config: LlamaConfig, mut params: Params) -> Result<(Self, Params)> {
         let block = |layer: usize| {
             let id = |part| params.id(&names::weight(&names::in_layer(layer, part)));
             Ok(Block {
@@ -291,14 +292,19 @@ impl Llama {
             })
         };
         let embedding = params.id(&names::weight(names::EMBEDDING))?;
-        Ok(Self {
+        let model = Self {
             rotary: Self::rotary(params.gpu(), &config)?,
             embedding,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: params.id(&names::weight(names::FINAL_NORM))?,
             head: if config.tied { embedding } else { params.id(&names::weight(names::HEAD))? },
             config: Arc::new(config),
-        })
+        };
+        let is_grouped = model.config.kv_heads < model.config.heads;
+        let attention = |block: &Block| if is_grouped { vec![block.k, block.v] } else { vec![block.q, block.k, block.v] };
+        params.put_groups_together(model.blocks.iter().map(attention).collect())?;
+        params.put_groups_together(model.blocks.iter().map(|block| vec![block.gate, block.up]).collect())?;
+        Ok((model, params))
     }
 
     fn rotary(gpu: &Gpu, config: &LlamaConfig) -> Result<RotaryTable> {
@@ -390,16 +396,17 @@ impl Llama {
         let shape = config.attention_shape(x.shape()[0] / seq_len);
         let first = cached.map_or(0, |cached| cached.tokens);
         let h = x.rms_norm(&tape.param(block.attention_norm)?, config.norm_eps)?;
-        let turned = |matrix: ParamId, norm: Option<ParamId>| {
-            let x = h.matmul_nt(&tape.param(matrix)?)?;
-            let x = match norm {
-                None => x,
-                Some(norm) => self.norm_heads(tape, norm, &x)?,
-            };
-            x.rotary_from(&self.rotary, seq_len, first)
+        let [q, k, v] = [block.q, block.k, block.v].map(|matrix| tape.param(matrix));
+        let mut products = h.matmul_nt_each(&[&q?, &k?, &v?])?.into_iter();
+        let mut next = |norm: Option<ParamId>| {
+            let x = products.next().expect("bug: a product for each matrix");
+            match norm {
+                None => Ok(x),
+                Some(norm) => self.norm_heads(tape, norm, &x),
+            }
         };
-        let (q, k) = (turned(block.q, block.q_norm)?, turned(block.k, block.k_norm)?);
-        let v = h.matmul_nt(&tape.param(block.v)?)?;
+        let (q, k, v) = (next(block.q_norm)?, next(block.k_norm)?, next(None)?);
+        let [q, k] = tape.rotary_each([q, k], &self.rotary, seq_len, first)?;
         let attended = match cached {
             None => q.attention(&k, &v, shape)?,
             Some(cached) => tape.constant(cached.attend(q.value(), k.value(), v.value(), shape)?),
@@ -417,9 +424,8 @@ impl Llama {
 
     fn feed_forward<'t>(&self, tape: &'t Tape<'t>, block: Block, x: &Var<'t>) -> Result<Var<'t>> {
         let h = x.rms_norm(&tape.param(block.ffn_norm)?, self.config.norm_eps)?;
-        let gate = h.matmul_nt(&tape.param(block.gate)?)?;
-        let up = h.matmul_nt(&tape.param(block.up)?)?;
-        gate.swiglu(&up)?.matmul_nt_add(&tape.param(block.down)?, x)
+        let products = h.matmul_nt_each(&[&tape.param(block.gate)?, &tape.param(block.up)?])?;
+        products[0].swiglu(&products[1])?.matmul_nt_add(&tape.param(block.down)?, x)
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` tokens.

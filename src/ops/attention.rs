@@ -319,8 +319,7 @@ impl<'t> Var<'t> {
         self.tape().record("attention", o, [self, k, v], move |dy, _| {
             let delta = delta(&saved, &dy, &lse, shape.head_dim)?;
             drop(saved);
-            let like = |tensor: &Tensor| Tensor::uninitialized(tensor.gpu(), tensor.shape());
-            let (dq, dk, dv) = (like(&q)?, like(&key)?, like(&value)?);
+            let [dq, dk, dv] = gradients(&q, &key)?;
             let mut tensors = vec![(&q, Side::Query), (&key, Side::Key), (&value, Side::Key), (&dy, Side::Query)];
             tensors.extend([(&lse, Side::Statistic), (&delta, Side::Statistic), (&dq, Side::Query)]);
             sizes.launch(q.gpu(), &QUERY_BACKWARD, &tensors, Pass::QueryBackward)?;
@@ -330,6 +329,13 @@ impl<'t> Var<'t> {
             Ok([Some(dq), Some(dk), Some(dv)])
         })
     }
+}
+
+/// Room for dq, dk and dv, in one buffer as far as they are alike: q, k and v may be products of one input.
+fn gradients(q: &Tensor, k: &Tensor) -> Result<[Tensor; 3]> {
+    let parts = |like: &Tensor, count| Tensor::uninitialized_parts(like.gpu(), like.shape(), count);
+    let all = if q.shape() == k.shape() { parts(q, 3)? } else { [parts(q, 1)?, parts(k, 2)?].concat() };
+    Ok(all.try_into().expect("bug: not three gradients"))
 }
 
 fn delta(o: &Tensor, dy: &Tensor, lse: &Tensor, head_dim: usize) -> Result<Tensor> {

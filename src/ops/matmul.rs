@@ -168,7 +168,7 @@ fn gradient_b(dy: &Tensor, a: &Tensor, b: &Tensor, [ta, tb]: [bool; 2], precisio
 }
 
 /// left·right as the gradient of an operand, accumulated by the product's epilogue.
-fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
+pub(super) fn gradient(left: &Tensor, right: &Tensor, transposed: [bool; 2], operand: &Tensor, precision: Precision) -> Gradient {
     let (left, right, shape) = (left.clone(), right.clone(), operand.shape().to_vec());
     Gradient::accumulate(move |sum| {
         let Some(sum) = sum else {

@@ -8,6 +8,7 @@ mod elementwise;
 mod embedding;
 mod layout;
 mod matmul;
+mod matmul_each;
 mod reduce;
 mod rms_and_abs_max;
 mod rms_norm;

@@ -1,12 +1,12 @@
 //! RMSNorm: y = w·x·r, r = 1/√(mean(x²) + eps). x [.., columns], w [columns]. Saves x, w, r [rows]; dw is the column sum of dy·x·r.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
+use crate::gpu::{Access, Kernel, RowTeams, with_twin};
 use crate::params::Gradient;
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 
-const SOURCE: &str = include_str!("../../shaders/rms_norm.wgsl");
+const SOURCE: &str = concat!(include_str!("../../shaders/rows.wgsl"), include_str!("../../shaders/rms_norm.wgsl"));
 
 static FORWARD: Kernel = with_twin!(
     Kernel::trusted("rms_norm", SOURCE, "forward", &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite]),
@@ -70,21 +70,16 @@ fn backward(x: &Tensor, w: &Tensor, r: &Tensor, dy: &Tensor, sum: Option<Tensor>
 
 fn run(kernel: &Kernel, x: &Tensor, tensors: &[(&Tensor, usize)], accumulate: bool, eps: f32) -> Result<()> {
     let (rows, columns) = x.rows_and_columns();
-    let (workgroup, one_subgroup) = workgroup(x.gpu());
+    let teams = RowTeams::new(x.gpu(), columns);
     let launch = Rows {
         kernel,
-        constants: &[
-            ("WORKGROUP", workgroup),
-            ("ONE_SUBGROUP", one_subgroup),
-            ("VECTORS", vectors(columns)),
-            ("ACCUMULATE", u32::from(accumulate)),
-        ],
+        constants: &[&teams.constants(columns)[..], &[("ACCUMULATE", u32::from(accumulate))]].concat(),
         rows,
         tensors,
         arguments: &[columns as u32, eps.to_bits()],
-        invocations_per_row: f64::from(workgroup),
-        workgroup,
-        iterations: 2 * strides(columns, workgroup),
+        invocations_per_row: teams.invocations_per_row(),
+        workgroup: teams.workgroup.0,
+        iterations: teams.iterations(columns, 2),
     };
     launch.launch(x.gpu())
 }

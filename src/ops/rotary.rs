@@ -1,18 +1,13 @@
 //! Rotary position embedding, half-split order: (x[i], x[i + half]) of every head is rotated by position·θ^(-i/half). Saves
-//! nothing; the backward rotates by the negative angle.
+//! nothing; the backward rotates by the negative angle. Both in place, where nothing else shares the values.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, vectors, with_twin};
-use crate::tape::Var;
+use crate::tape::{Tape, Var};
 use crate::tensor::{Rows, Tensor};
 
 static ROTARY: Kernel = with_twin!(
-    Kernel::trusted(
-        "rotary",
-        include_str!("../../shaders/rotary.wgsl"),
-        "main",
-        &[Access::Read, Access::Read, Access::ReadWrite],
-    ),
+    Kernel::trusted("rotary", include_str!("../../shaders/rotary.wgsl"), "main", &[Access::Read, Access::ReadWrite],),
     twins::rotary
 );
 
@@ -80,8 +75,8 @@ impl RotaryTable {
         self.angles.gpu()
     }
 
-    /// Rotates x [batch·sequence, heads·head_dim]; row r is at position first + r mod sequence.
-    fn apply(&self, x: &Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
+    /// Rotates x [batch·sequence, heads·head_dim], in place if nothing else shares it; row r is at position first + r mod sequence.
+    fn apply(&self, x: Tensor, sequence: usize, first: usize, backward: bool) -> Result<Tensor> {
         let [rows, columns] = x.dims("rotary")?;
         let [positions, head_dim] = self.angles.dims("rotary")?;
         if !columns.is_multiple_of(head_dim) || sequence == 0 || !rows.is_multiple_of(sequence) {
@@ -94,19 +89,31 @@ impl RotaryTable {
         }
         let half = head_dim / 2;
         let width = if half.is_multiple_of(4) { 4 } else { 1 };
-        let y = Tensor::uninitialized(x.gpu(), x.shape())?;
+        let x = x.into_unique()?;
         let launch = Rows {
             kernel: &ROTARY,
             constants: &[("BACKWARD", u32::from(backward)), ("VECTORS", vectors(half))],
             rows,
-            tensors: &[(x, columns), (&self.angles, 0), (&y, columns)],
+            tensors: &[(&self.angles, 0), (&x, columns)],
             arguments: &[columns as u32, half as u32, sequence as u32, first as u32],
             invocations_per_row: (columns / 2 / width) as f64,
             workgroup: 64,
             iterations: 0,
         };
         launch.launch(x.gpu())?;
-        Ok(y)
+        Ok(x)
+    }
+
+    /// [`RotaryTable::apply`] to several, which are one where they lie one after the other.
+    fn apply_each(&self, tensors: Vec<Tensor>, sequence: usize, first: usize, backward: bool) -> Result<Vec<Tensor>> {
+        match Tensor::rejoined(tensors) {
+            Ok(batch) => {
+                let [count, rows, columns] = batch.dims("rotary")?;
+                let rotated = self.apply(batch.into_shape(&[count * rows, columns])?, sequence, first, backward)?;
+                rotated.into_parts(&[rows, columns])
+            }
+            Err(tensors) => tensors.into_iter().map(|x| self.apply(x, sequence, first, backward)).collect(),
+        }
     }
 }
 
@@ -133,10 +140,34 @@ impl<'t> Var<'t> {
     }
 
     /// [`Var::rotary`] of sequences that begin at position `first`.
-    pub(crate) fn rotary_from(&self, table: &RotaryTable, sequence: usize, first: usize) -> Result<Var<'t>> {
-        let y = table.apply(self.value(), sequence, first, false)?;
+    fn rotary_from(&self, table: &RotaryTable, sequence: usize, first: usize) -> Result<Var<'t>> {
+        let y = table.apply(self.value().clone(), sequence, first, false)?;
         let table = table.clone();
-        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(&dy, sequence, first, true)?)]))
+        self.tape().record("rotary", y, [self], move |dy, _| Ok([Some(table.apply(dy, sequence, first, true)?)]))
+    }
+}
+
+impl<'t> Tape<'t> {
+    /// [`Var::rotary`] of several variables, of sequences that begin at position `first`, in place where nothing else shares their values.
+    pub(crate) fn rotary_each<const N: usize>(
+        &'t self,
+        inputs: [Var<'t>; N],
+        table: &RotaryTable,
+        sequence: usize,
+        first: usize,
+    ) -> Result<[Var<'t>; N]> {
+        let (forward, backward) = (table, table.clone());
+        let rotated = self.record_in_place(
+            "rotary",
+            inputs.into(),
+            |values| forward.apply_each(values, sequence, first, false),
+            move |dys, _| {
+                let present = dys.iter().map(Option::is_some).collect::<Vec<_>>();
+                let mut rotated = backward.apply_each(dys.into_iter().flatten().collect(), sequence, first, true)?.into_iter();
+                Ok(present.into_iter().map(|is_there| if is_there { rotated.next().map(Into::into) } else { None }).collect())
+            },
+        )?;
+        Ok(rotated.try_into().unwrap_or_else(|_| unreachable!("bug: as many outputs as inputs")))
     }
 }
 
@@ -145,21 +176,20 @@ mod twins {
     use crate::gpu::host::Host;
 
     pub(super) fn rotary(host: &Host<'_>) {
-        let (x, angles, [y]) = (host.input(0), host.input(1), host.outputs());
+        let (angles, [x]) = (host.input(0), host.outputs());
         let [rows, first, columns, half, sequence, position] = [0, 1, 2, 3, 4, 5].map(|at| host.size(at));
         let sign = if host.flag("BACKWARD") { -1.0 } else { 1.0 };
         host.rows(
             rows,
             3 * columns,
-            [(y, columns)],
+            [(x, columns)],
             #[inline(always)]
-            |range, [y]| {
-                for (row, y) in range.zip(y.chunks_exact_mut(columns)) {
+            |range, [x]| {
+                for (row, x) in range.zip(x.chunks_exact_mut(columns)) {
                     let angle = (position + (first + row) % sequence) * 2 * half;
                     let angles = angles[angle..][..2 * half].split_at(half);
-                    let heads = x[row * columns..][..columns].chunks_exact(2 * half);
-                    for (y, x) in y.chunks_exact_mut(2 * half).zip(heads) {
-                        rotate(x.split_at(half), angles, sign, y.split_at_mut(half));
+                    for head in x.chunks_exact_mut(2 * half) {
+                        rotate(head.split_at_mut(half), angles, sign);
                     }
                 }
             },
@@ -168,12 +198,10 @@ mod twins {
 
     /// Rotates the pairs of a head by the angles whose cosines and sines are given.
     #[inline(always)]
-    fn rotate(x: (&[f32], &[f32]), (cosines, sines): (&[f32], &[f32]), sign: f32, y: (&mut [f32], &mut [f32])) {
-        let inputs = x.0.iter().zip(x.1).zip(cosines.iter().zip(sines));
-        for ((y_left, y_right), ((left, right), (c, s))) in y.0.iter_mut().zip(y.1).zip(inputs) {
+    fn rotate((left, right): (&mut [f32], &mut [f32]), (cosines, sines): (&[f32], &[f32]), sign: f32) {
+        for ((left, right), (c, s)) in left.iter_mut().zip(right).zip(cosines.iter().zip(sines)) {
             let s = sign * s;
-            *y_left = left * c - right * s;
-            *y_right = right * c + left * s;
+            (*left, *right) = (*left * c - *right * s, *right * c + *left * s);
         }
     }
 }

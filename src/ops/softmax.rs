@@ -1,11 +1,11 @@
 //! Softmax over the last dimension: y = exp(x - max) / Σ exp(x - max). Saves y; dx = y·(dy - Σ y·dy).
 
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, strides, vectors, with_twin, workgroup};
+use crate::gpu::{Access, Kernel, RowTeams, with_twin};
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
 
-const SOURCE: &str = include_str!("../../shaders/softmax.wgsl");
+const SOURCE: &str = concat!(include_str!("../../shaders/rows.wgsl"), include_str!("../../shaders/softmax.wgsl"));
 
 static FORWARD: Kernel =
     with_twin!(Kernel::trusted("softmax", SOURCE, "forward", &[Access::Read, Access::ReadWrite]), twins::forward);
@@ -34,17 +34,17 @@ fn run(kernel: &Kernel, inputs: &[&Tensor]) -> Result<Tensor> {
     let x = inputs[0];
     let (rows, columns) = x.rows_and_columns();
     let y = Tensor::uninitialized(x.gpu(), x.shape())?;
-    let (workgroup, one_subgroup) = workgroup(x.gpu());
+    let teams = RowTeams::new(x.gpu(), columns);
     let tensors: Vec<(&Tensor, usize)> = inputs.iter().copied().chain([&y]).map(|tensor| (tensor, columns)).collect();
     let launch = Rows {
         kernel,
-        constants: &[("WORKGROUP", workgroup), ("ONE_SUBGROUP", one_subgroup), ("VECTORS", vectors(columns))],
+        constants: &teams.constants(columns),
         rows,
         tensors: &tensors,
         arguments: &[columns as u32],
-        invocations_per_row: f64::from(workgroup),
-        workgroup,
-        iterations: 3 * strides(columns, workgroup),
+        invocations_per_row: teams.invocations_per_row(),
+        workgroup: teams.workgroup.0,
+        iterations: teams.iterations(columns, 3),
     };
     launch.launch(x.gpu())?;
     Ok(y)

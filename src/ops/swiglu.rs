@@ -46,10 +46,10 @@ impl<'t> Var<'t> {
         let y = Tensor::uninitialized(gate.gpu(), gate.shape())?;
         map(&FORWARD, &[], &[&gate, &up_value, &y], None, &[])?;
         self.tape().record("swiglu", y, [self, up], move |dy, _| {
-            let dgate = Tensor::uninitialized(gate.gpu(), gate.shape())?;
-            let dup = Tensor::uninitialized(gate.gpu(), gate.shape())?;
-            map(&BACKWARD, &[], &[&gate, &up_value, &dy, &dgate, &dup], None, &[])?;
-            Ok([Some(dgate), Some(dup)])
+            // In one buffer: both may be products of one input.
+            let gradients = Tensor::uninitialized_parts(gate.gpu(), gate.shape(), 2)?;
+            map(&BACKWARD, &[], &[&gate, &up_value, &dy, &gradients[0], &gradients[1]], None, &[])?;
+            Ok(gradients.try_into().map(|gradients: [Tensor; 2]| gradients.map(Some)).expect("bug: not two gradients"))
         })
     }
 }

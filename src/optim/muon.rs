@@ -3,7 +3,7 @@
 use super::adamw::{Adam, moments};
 use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, with_twin};
+use crate::gpu::{Access, Kernel, KernelTier, with_twin};
 use crate::ops::sums_of_squares;
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};
@@ -78,8 +78,8 @@ const STACKED_ON_HOST: usize = 1 << 20;
 /// Matrices of one shape that wait for their update.
 struct Stack {
     shape: [usize; 2],
-    /// Whether their gradients are parts of a stack, and so may lie one after the other.
-    is_part: bool,
+    /// The stack that they are parts of, if any, so that they may lie one after the other; on the host tier it does not matter.
+    of: Option<usize>,
     ids: Vec<ParamId>,
     gradients: Vec<Tensor>,
 }
@@ -152,9 +152,10 @@ impl MuonConfig {
                 adam.update(params, id, state, gradient)?;
                 continue;
             }
-            let (shape, is_part) = (gradient.dims("muon")?, gradient.is_part());
-            let at = stacks.iter().position(|stack| (stack.shape, stack.is_part) == (shape, is_part)).unwrap_or_else(|| {
-                stacks.push(Stack { shape, is_part, ids: Vec::new(), gradients: Vec::new() });
+            let shape = gradient.dims("muon")?;
+            let of = if params.gpu().kernels() == KernelTier::Host { None } else { params.get(id)?.tensor.stack_of() };
+            let at = stacks.iter().position(|stack| (stack.shape, stack.of) == (shape, of)).unwrap_or_else(|| {
+                stacks.push(Stack { shape, of, ids: Vec::new(), gradients: Vec::new() });
                 stacks.len() - 1
             });
             let stack = &mut stacks[at];

@@ -9,7 +9,7 @@ pub(crate) use accumulate::same_shape;
 pub use rows::map;
 pub(crate) use rows::{Rows, rows_per_window};
 pub use stack::Stacks;
-pub(crate) use stack::slot;
+pub(crate) use stack::{fits_a_stack, slot};
 
 use std::fmt;
 use std::ops::Range;
@@ -227,6 +227,11 @@ impl Tensor {
             ));
         }
         Ok(Self { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// [`Tensor::reshape`] that leaves no second handle.
+    pub(crate) fn into_shape(self, shape: &[usize]) -> Result<Self> {
+        self.reshape(shape)
     }
 
     /// A copy in a buffer of its own.

@@ -43,6 +43,11 @@ impl Stacks {
         Self { most_bytes: self.most_bytes.min(bytes / MEMORY_SHARE), ..self }
     }
 
+    /// The most bytes of one.
+    pub(crate) fn most_bytes(self) -> u64 {
+        self.most_bytes
+    }
+
     /// Whether they are those of the host tier, where a launch costs next to nothing, but a copy time.
     pub(crate) fn is_host(self) -> bool {
         self.is_host
@@ -57,6 +62,11 @@ impl Stacks {
 /// Elements from one part of a stack to the next.
 pub(crate) fn slot(numel: usize) -> usize {
     numel.next_multiple_of(ALIGNMENT)
+}
+
+/// Whether that many tensors of `numel` elements are bound together.
+pub(crate) fn fits_a_stack(gpu: &Gpu, numel: usize, count: usize) -> bool {
+    4 * (count * slot(numel)) as u64 <= gpu.binding_limit()
 }
 
 impl Tensor {
@@ -92,6 +102,37 @@ impl Tensor {
         })
     }
 
+    /// Tensors of one shape to write, in one buffer if that can be bound: what takes them all together later copies nothing.
+    pub(crate) fn uninitialized_parts(gpu: &Gpu, shape: &[usize], count: usize) -> Result<Vec<Tensor>> {
+        if count == 1 || !fits_a_stack(gpu, check_shape(shape)?, count) {
+            return (0..count).map(|_| Self::uninitialized(gpu, shape)).collect();
+        }
+        Self::uninitialized(gpu, &[count, slot(check_shape(shape)?)])?.into_parts(shape)
+    }
+
+    /// [`Tensor::joined`] of parts that nothing else shares, as a batch of matrices without gaps that takes their place: it may change, and
+    /// [`Tensor::into_parts`] undoes it. Others come back as they were.
+    pub(crate) fn rejoined(parts: Vec<Tensor>) -> std::result::Result<Tensor, Vec<Tensor>> {
+        let is_free = parts.iter().all(|part| part.is_part() && part.is_unique());
+        match Self::batch(&parts.iter().collect::<Vec<_>>()).filter(|_| is_free) {
+            Some(Tensor { gpu, place, shape }) => {
+                let Place { buffer, first, .. } = &*place;
+                Ok(Self { gpu, place: Arc::new(Place { buffer: buffer.clone(), first: *first, is_part: true }), shape })
+            }
+            None => Err(parts),
+        }
+    }
+
+    /// Matrices of one shape that lie one after the other, without gaps, as a batch [count, rows, columns]; `None` for others. The view
+    /// shares their values.
+    pub(crate) fn batch(matrices: &[&Tensor]) -> Option<Tensor> {
+        let first = *matrices.first()?;
+        let is_dense = slot(first.len()) == first.len() && first.shape.len() == 2;
+        let are_alike = is_dense && matrices.iter().all(|matrix| matrix.shape == first.shape);
+        let joined = if are_alike { Self::joined(matrices)? } else { return None };
+        Some(Self { shape: vec![matrices.len(), first.shape[0], first.shape[1]], ..joined })
+    }
+
     /// The most neighbours that lie one after the other, range by range.
     pub(crate) fn runs(tensors: &[&Tensor]) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
@@ -124,6 +165,11 @@ impl Tensor {
         assert!(within, "bug: {shape:?} from {first} of {:?}", self.shape);
         let place = Place { buffer: self.place.buffer.clone(), first: self.place.first + first, is_part: false };
         Ok(Self { gpu: self.gpu.clone(), place: Arc::new(place), shape: shape.to_vec() })
+    }
+
+    /// What tells the stack that it is a part of from others.
+    pub(crate) fn stack_of(&self) -> Option<usize> {
+        self.is_part().then(|| Arc::as_ptr(&self.place.buffer) as usize)
     }
 
     /// Whether it is a part of a stack.

@@ -54,7 +54,7 @@ enum Command {
     Spectrum(spectrum::Args),
     /// Write an HTML report about one or more runs
     Report(report::Args),
-    /// Study what PC layers bring: train models with and without them, and write a page about it
+    /// Measure what PC layers gain: train models with and without them, and write a page about it
     Study(commands::study::Args),
 }
 

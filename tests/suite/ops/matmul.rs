@@ -5,6 +5,7 @@ use crate::check::{assert_refused, check};
 use crate::device;
 use crate::reference::array::seeded;
 use crate::reference::differences::random_arrays;
+use crate::reference::layout::{concat, slice};
 use crate::reference::matmul::{matmul, matmul_vjp};
 use crate::tolerance::{EXACT, reduction};
 
@@ -86,6 +87,71 @@ fn a_residual_is_added_in_the_epilogue() {
             &[reduction(inner), reduction(columns), reduction(rows), EXACT],
         );
     }
+}
+
+#[test]
+fn several_products_of_one_input_match() {
+    // Alike and not; sums that are cut into slices where there are few results.
+    for [rows, inner, first, others] in [[1, 1, 1, 1], [7, 13, 37, 5], [68, 36, 132, 132], [64, 48, 800, 800], [32, 1100, 64, 64]]
+    {
+        let weights = [[first, inner], [others, inner], [others, inner]];
+        let shapes: [&[usize]; 4] = [&[rows, inner], &weights[0], &weights[1], &weights[2]];
+        check(
+            "matmul_nt_each",
+            random_arrays(1507, shapes),
+            |x| {
+                let y = x[0].matmul_nt_each(&[&x[1], &x[2], &x[3]])?;
+                Var::concat(&[&y[0], &y[1], &y[2]], 1)
+            },
+            |x| {
+                let y = [1, 2, 3].map(|at| matmul(&x[0], &x[at], false, true));
+                concat(&[&y[0], &y[1], &y[2]], 1)
+            },
+            |x, dy| {
+                let columns = [first, others, others];
+                let starts = [0, first, first + others];
+                let of = |at: usize| {
+                    let dy = slice(dy, 1, starts[at]..starts[at] + columns[at]);
+                    matmul_vjp(&x[0], &x[1 + at], false, true, &dy)
+                };
+                let [[da, dw], [db, dv], [dc, du]] = [of(0), of(1), of(2)];
+                [da.plus(&db).plus(&dc), dw, dv, du]
+            },
+            &[reduction(inner), reduction(first + 2 * others), reduction(rows)],
+        );
+    }
+}
+
+#[test]
+fn products_of_one_input_that_nothing_asks_for_have_no_gradients() -> Result<()> {
+    let gpu = device::default();
+    let params = Params::new(gpu);
+    let tape = Tape::new(&params);
+    let [x, a, b] = [1, 2, 3].map(|seed| Tensor::normal(gpu, &[8, 8], 1.0, seed).map(|tensor| tape.leaf(tensor)));
+    let (x, a, b) = (x?, a?, b?);
+    let y = x.matmul_nt_each(&[&a, &b])?;
+    let gradients = tape.backward(&y[1].sum()?, &mut Gradients::new())?;
+    assert!(gradients.get(&a).is_none() && gradients.get(&b).is_some());
+    let alone = Tape::new(&params);
+    let [again, weight] = [&x, &b].map(|var| alone.leaf(var.value().clone()));
+    let wanted = alone.backward(&again.matmul_nt(&weight)?.sum()?, &mut Gradients::new())?;
+    let values = |found: Option<&Tensor>| found.expect("a gradient").to_vec();
+    assert_eq!(values(gradients.get(&x))?, values(wanted.get(&again))?);
+    assert_eq!(values(gradients.get(&b))?, values(wanted.get(&weight))?);
+    let constant = Tape::new(&params);
+    let [x, a] = [&x, &a].map(|var| constant.constant(var.value().clone()));
+    assert!(!x.matmul_nt_each(&[&a])?[0].wants_gradient());
+    Ok(())
+}
+
+#[test]
+fn products_of_one_input_are_refused_by_their_shapes() {
+    let other = "matmul: [4, 8] × [[5, 8], [5, 7]]ᵀ: weights with 8 columns each expected";
+    assert_refused(&[&[4, 8], &[5, 8], &[5, 7]], |x| Ok(x[0].matmul_nt_each(&[&x[1], &x[2]])?[0].clone()), other);
+    let none = "matmul: [4, 8] × []ᵀ: weights with 8 columns each expected";
+    assert_refused(&[&[4, 8]], |x| Ok(x[0].matmul_nt_each(&[])?[0].clone()), none);
+    let batch = "matmul: shape [2, 4, 8]: 2 dimensions expected";
+    assert_refused(&[&[2, 4, 8], &[5, 8]], |x| Ok(x[0].matmul_nt_each(&[&x[1]])?[0].clone()), batch);
 }
 
 #[test]

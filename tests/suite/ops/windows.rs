@@ -235,6 +235,32 @@ fn products_of_batches_and_with_a_residual() {
 }
 
 #[test]
+fn several_products_of_one_input() {
+    // Weights and outputs that exceed a binding, and sums in slices whose partial products do.
+    for [rows, inner, columns] in [[300, 64, 68], [136, 100, 200], [128, 64, 1600]] {
+        let weight = [columns, inner];
+        let largest = 4 * (rows * columns).max(columns * inner) as u64;
+        check_windows(
+            "matmul_nt_each",
+            random_arrays(2120, [&[rows, inner], &weight, &weight]),
+            |x| {
+                let y = x[0].matmul_nt_each(&[&x[1], &x[2]])?;
+                Var::concat(&[&y[0], &y[1]], 1)
+            },
+            |x| concat(&[&matmul(&x[0], &x[1], false, true), &matmul(&x[0], &x[2], false, true)], 1),
+            |x, dy| {
+                let of = |at: usize| matmul_vjp(&x[0], &x[1 + at], false, true, &slice(dy, 1, at * columns..(at + 1) * columns));
+                let [[da, dw], [db, dv]] = [of(0), of(1)];
+                [da.plus(&db), dw, dv]
+            },
+            &[reduction(inner), reduction(2 * columns), reduction(rows)],
+            // Of x over the rows of the weights, of these over the rows of x and dy.
+            if largest > device::NARROW { &[1, 2, 3] } else { &[] },
+        );
+    }
+}
+
+#[test]
 fn the_cross_entropy_of_a_head() {
     for [rows, dim, vocabulary] in [[300, 100, 70], [70, 36, 700]] {
         let mut rng = seeded(2116);

@@ -1,7 +1,7 @@
 //! Llama on the device against the float64 reference: logits, every gradient, and incremental decoding.
 
 use polytape::llama::{KvCache, Llama, LlamaConfig, RopeScaling};
-use polytape::{Gpu, Gradients, Indices, Params, Precision, Tape};
+use polytape::{Gpu, GpuOptions, Gradients, Indices, Params, Precision, Tape, Tensor};
 use rand::RngExt;
 
 use super::small::{SEQ, batch, config};
@@ -105,6 +105,55 @@ fn gradients_of_grouped_heads_match() {
     check_gradients(config());
     check_gradients(LlamaConfig { kv_heads: 1, ..config() });
     check_gradients(LlamaConfig { kv_heads: 4, layers: 1, ..config() });
+}
+
+/// Loss and gradients of two micro-batches, by name, and the number of dispatches.
+fn sums(model: &Llama, params: &Params, precision: Precision) -> (Vec<(String, Vec<u32>)>, u64) {
+    let gpu = params.gpu();
+    let before = gpu.counters().dispatches;
+    let mut gradients = Gradients::new();
+    let mut results = Vec::new();
+    for number in 0..2 {
+        let (inputs, targets) = batch(gpu, number).expect("a batch");
+        let tape = Tape::new(params).with_precision(precision);
+        let loss = model.loss(&tape, &inputs, &targets, SEQ).expect("a loss");
+        tape.backward(&loss, &mut gradients).expect("gradients");
+        results.push(("loss".to_string(), loss.value().clone()));
+    }
+    results.extend(gradients.iter().map(|(id, sum)| (params.get(id).expect("a parameter").name.clone(), sum.clone())));
+    let dispatches = gpu.counters().dispatches - before;
+    let bits = |tensor: Tensor| tensor.to_vec().expect("read-back").into_iter().map(f32::to_bits).collect();
+    (results.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect(), dispatches)
+}
+
+/// The matrices of one input lie one after the other, and are one product, unless something has moved them: which changes no bit.
+#[test]
+fn how_matrices_lie_changes_no_bit() {
+    let config = config();
+    let configs = [
+        LlamaConfig { kv_heads: 4, ..config.clone() },
+        config.clone(),
+        LlamaConfig { qk_norm: true, kv_heads: 4, ..config.clone() },
+        LlamaConfig { checkpoint_activations: true, kv_heads: 4, ..config },
+    ];
+    for (shared, config) in device::all().iter().flat_map(|gpu| configs.iter().map(move |config| (gpu, config))) {
+        // Its own, whose dispatches no other test adds to.
+        let options = GpuOptions { kernels: Some(shared.kernels()), ..Default::default() };
+        let gpu = &device::open(&options).expect("the adapter opened before");
+        for precision in Precision::ALL {
+            let (model, together) = Llama::init(gpu, config.clone(), 9).expect("a model");
+            let mut apart = together.clone();
+            for (id, param) in together.iter() {
+                apart.set(id, param.tensor.duplicate().expect("a copy")).expect("the same shape");
+            }
+            let (found, few) = sums(&model, &together, precision);
+            let (wanted, many) = sums(&model, &apart, precision);
+            assert!(few < many, "{few} dispatches, {many} apart: {config:?} with {} kernels", gpu.kernels());
+            for ((name, found), (_, wanted)) in found.iter().zip(&wanted) {
+                assert!(found == wanted, "{name} at {precision} with {} kernels: {config:?}", gpu.kernels());
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `study`: what PC layers bring, measured: plans, trains, gathers and writes a page.
+//! `study`: what PC layers gain, measured: plans, trains, gathers and writes a page.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

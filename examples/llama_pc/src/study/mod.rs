@@ -1,4 +1,4 @@
-//! The study of what PC layers bring: `arms` and `scale` say what is compared, `queue` which run comes next (with `grid`), `plan` what it will
+//! The study of what PC layers gain: `arms` and `scale` say what is compared, `queue` which run comes next (with `grid`), `plan` what it will
 //! cost (with `timing`), `runs` trains, `workers` train beside it, `record` keeps.
 //!
 //! `findings` (with `statistics`) are what the records say, `page`, `pictures` and `chart` show them. Everything shown is made from
@@ -103,7 +103,7 @@ pub fn run(request: &Request, open: impl FnOnce() -> Result<Machine, Failure>) -
     files::replace(&out.join(HEADER), json.as_bytes())?;
     let workers = Workers::start(out, jobs - 1, &worker)?;
     let Some(records) = train_all(&gpu, &setup, &header, out, Some(workers))? else {
-        output::note("interrupted; the same command goes on from here");
+        output::note("interrupted; run the same command to resume");
         return Ok(());
     };
     let kept = Kept { header, records };

@@ -108,7 +108,7 @@ fn sentence(findings: &Findings<'_>, size: usize, optimizer: Optimizer) -> Strin
     };
     let control = match (scaled.difference.map(|difference| difference.verdict()), pc.difference, scaled.difference) {
         (Some(Verdict::Better), Some(pc), Some(scaled)) if pc.mean < 0.0 => format!(
-            "; larger initial weights alone, without PC layers, bring {:.0} % of that difference",
+            "; larger initial weights alone, without PC layers, give {:.0} % of that difference",
             100.0 * scaled.mean / pc.mean
         ),
         (Some(Verdict::Better), ..) => "; larger initial weights alone, without PC layers, do lower the loss".to_owned(),
@@ -338,9 +338,10 @@ fn the_plan(findings: &Findings<'_>) -> String {
     let speeds = findings.kept.records.values().flat_map(|record| &record.tokens_per_second);
     let seconds: f64 = speeds.map(|speed| tokens / f64::from((*speed).max(1))).sum();
     format!(
-        "## The plan, written before the runs\n\n{}\nIt took {} runs and {} of training.\n",
+        "## The plan, written before the runs\n\n{}\nThere were {} runs. The sum of their training times, {} at a time, is {}.\n",
         plan::table(&header.plan, header.jobs),
         grouped(findings.kept.records.len() as u64),
+        header.jobs,
         duration(seconds),
     )
 }

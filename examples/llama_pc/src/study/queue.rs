@@ -1,4 +1,4 @@
-//! Which run comes next: a function of the results so far, so that a study goes on wherever it was stopped.
+//! Which run comes next: a function of the results so far, so that a study resumes wherever it was stopped.
 
 use std::collections::BTreeMap;
 

@@ -78,7 +78,7 @@ pub struct SizeFacts {
 }
 
 impl Header {
-    /// What makes runs comparable: a study goes on only where all of it is the same.
+    /// What makes runs comparable: a study is resumed only where all of it is the same.
     pub fn identity(&self) -> [(&'static str, String); 10] {
         let Design { seeds, points, centers } = self.design;
         [

@@ -73,13 +73,22 @@ impl From<polytape::Error> for Failure {
     }
 }
 
-/// A message may quote names from untrusted files: control characters are escaped.
+/// Characters of a message that are shown: its beginning, which names the file, and its end, which says what was expected.
+const SHOWN: [usize; 2] = [260, 130];
+
+/// A message may quote untrusted files: control characters are escaped, and the middle of a very long one is left out.
 fn one_line(message: String) -> String {
-    if !message.contains(char::is_control) {
+    let [first, last] = SHOWN;
+    if !message.contains(char::is_control) && message.len() <= first + last {
         return message;
     }
     let spelled = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
-    message.chars().map(spelled).collect()
+    let spelled: Vec<char> = message.chars().flat_map(|c| spelled(c).chars().collect::<Vec<_>>()).collect();
+    if spelled.len() <= first + last {
+        return spelled.into_iter().collect();
+    }
+    let (head, tail) = (&spelled[..first], &spelled[spelled.len() - last..]);
+    head.iter().chain([' ', '…', ' '].iter()).chain(tail).collect()
 }
 
 impl fmt::Display for Failure {
@@ -107,6 +116,18 @@ mod tests {
     fn a_message_stays_on_its_line() {
         let failure = Failure::other("a.parquet: found columns \u{1b}[2Ja\nb, größe");
         assert_eq!(failure.to_string(), "a.parquet: found columns \\u{1b}[2Ja\\nb, größe");
+    }
+
+    #[test]
+    fn a_quoted_file_does_not_fill_the_screen() {
+        let text = Failure::other(format!("a.json: found {}, expected a list", "é\n".repeat(9999))).to_string();
+        assert!(
+            text.starts_with("a.json: found é\\né") && text.ends_with("\\n, expected a list") && text.contains(" … "),
+            "{text}"
+        );
+        assert_eq!(text.chars().count(), SHOWN[0] + SHOWN[1] + 3);
+        let fits = "é".repeat(SHOWN[0] + SHOWN[1]);
+        assert_eq!(Failure::other(fits.clone()).to_string(), fits);
     }
 
     #[test]
