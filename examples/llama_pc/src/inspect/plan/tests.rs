@@ -221,7 +221,7 @@ fn parameters_are_counted() {
 
 #[test]
 fn the_largest_micro_batch_fits_and_the_next_does_not() {
-    let mut model = Model::new(&config(&["model.preset=20M", "data.seq_len=128"])).expect("a model");
+    let mut model = Model::new(&config(&["model.preset=20M", "data.seq_len=128"]), Stacks::default()).expect("a model");
     let limits = Limits { memory: Some(2 << 30), buffer: None, binding: None };
     let batch = limits.largest_batch(&model).expect("one sequence fits");
     model.batch = batch;
@@ -253,7 +253,8 @@ fn what_does_not_fit_gets_advice_of_as_many_tokens() {
 #[test]
 fn attention_of_the_published_1b_fits_a_small_binding() {
     let mut model =
-        Model::new(&config(&["model.preset=1B", "data.seq_len=8192", "train.batch_size=4", "pc.level=4"])).expect("a model");
+        Model::new(&config(&["model.preset=1B", "data.seq_len=8192", "train.batch_size=4", "pc.level=4"]), Stacks::default())
+            .expect("a model");
     let limit = 128 << 20;
     let windows = bindings::attention(&model, limit).expect("attention is cut");
     assert_eq!((windows.sequences, windows.queries, windows.bytes), (2, 8192, limit));
