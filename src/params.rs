@@ -164,9 +164,8 @@ impl Params {
     pub(crate) fn put_groups_together(&mut self, groups: Vec<Vec<ParamId>>) -> Result<()> {
         let Some(first) = groups.first() else { return Ok(()) };
         let (matrix, count) = (&self.get(first[0])?.tensor, first.len());
-        let stacks = Stacks::of(&self.gpu);
-        let fitting = stacks.fitting(matrix.bytes() * count as u64);
-        let together = if stacks.is_host() { fitting.min(1) } else { fitting };
+        let fitting = Stacks::of(&self.gpu).most_bytes() / (matrix.bytes() * count as u64);
+        let together = if self.gpu.kernels() == KernelTier::Host { fitting.min(1) } else { fitting };
         if together == 0 || slot(matrix.len()) != matrix.len() {
             return Ok(());
         }

@@ -119,8 +119,8 @@ impl Problem {
     }
 
     /// Candidate output tiles of the tiled kernel, [rows, columns], the heuristic's choice first: the largest that the shape fills and
-    /// that fill the device. Of 128 × 128, f16x3 doubles the shared memory, and the sums take 64 registers and spill where there are fewer
-    /// than 128.
+    /// that fill the device. f16x3 doubles the shared memory, so that 128 × 128 is too large for it; its 64 sums spill where an invocation
+    /// has fewer than 128 registers.
     fn tiles(&self, caps: DeviceCaps) -> &'static [[u32; 2]] {
         const SMALL: [u32; 2] = [32, 64];
         const MEDIUM: [u32; 2] = [64, 64];

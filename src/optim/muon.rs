@@ -3,7 +3,7 @@
 use super::adamw::{Adam, moments};
 use super::{AdamConfig, Clip, Optimizer, OptimizerState, Slot};
 use crate::error::Result;
-use crate::gpu::{Access, Kernel, with_twin};
+use crate::gpu::{Access, Kernel, KernelTier, with_twin};
 use crate::ops::sums_of_squares;
 use crate::params::{Gradients, ParamId, Params, Role};
 use crate::spectral::{NewtonSchulz, newton_schulz};

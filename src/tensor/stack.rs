@@ -43,14 +43,14 @@ impl Stacks {
         Self { most_bytes: self.most_bytes.min(bytes / MEMORY_SHARE), ..self }
     }
 
+    /// The most bytes of one.
+    pub(crate) fn most_bytes(self) -> u64 {
+        self.most_bytes
+    }
+
     /// Whether they are those of the host tier, where a launch costs next to nothing, but a copy time.
     pub(crate) fn is_host(self) -> bool {
         self.is_host
-    }
-
-    /// How many times `bytes` a stack holds.
-    pub(crate) fn fitting(self, bytes: u64) -> u64 {
-        self.most_bytes / bytes
     }
 
     /// Number of tensors of `numel` elements per stack; one on the host tier.
