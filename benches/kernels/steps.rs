@@ -98,7 +98,7 @@ fn host_time(gpu: &Gpu) -> Result<()> {
 
 pub fn run() -> Result<()> {
     println!(
-        "\n| subgroup kernels | | dispatches | workgroups: least | median | dispatches of 32 at most |\n|---|---|---:|---:|---:|---:|"
+        "\n| subgroup kernels | | dispatches | workgroups: least | median | dispatches of 32 at most | peak MiB |\n|---|---|---:|---:|---:|---:|---:|"
     );
     for (name, config, tokens) in cases()? {
         for (optimizer, rule) in rules() {
@@ -107,9 +107,10 @@ pub fn run() -> Result<()> {
             let few = groups.iter().filter(|&&count| count <= 32).count();
             let (count, median) = (groups.len(), groups[groups.len() / 2]);
             println!(
-                "| {name} | {optimizer} | {count} | {} | {median} | {:.0} % |",
+                "| {name} | {optimizer} | {count} | {} | {median} | {:.0} % | {} |",
                 groups[0],
-                100.0 * few as f64 / count as f64
+                100.0 * few as f64 / count as f64,
+                gpu.memory().peak >> 20
             );
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Exchange;
-use super::layout::{Item, Layout};
+use super::layout::{Item, Layout, rows_of_part};
 use super::wire::Wire;
 use crate::gpu::{Gpu, Slice};
 use crate::params::ParamId;
@@ -112,7 +112,7 @@ pub(super) fn buckets(layout: &Layout, ranks: usize, most: usize) -> Vec<Bucket>
     let mut done = Vec::new();
     for (at, item) in layout.items.iter().enumerate().filter(|(_, item)| item.visible && item.is_trainable()) {
         let owner = layout.owner(item, ranks);
-        let rows = (most / item.columns()).max(1);
+        let rows = rows_of_part(most, item.columns());
         for first in item.rows.clone().step_by(rows) {
             let part = Part { item: at, rows: first..item.rows.end.min(first + rows) };
             let values = part.rows.len() * item.columns();

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::wire::Wire;
 use crate::error::{Error, Result};
 use crate::ops::CHUNK;
 use crate::optim::Optimizer;
@@ -79,6 +80,31 @@ pub fn deal(parameters: &[Dealt<'_>], shares: usize) -> Vec<DealtPiece> {
         loads[share] += work(&dealt[at]);
     }
     dealt
+}
+
+/// Bytes that all ranks together send in a step, to the byte: every gradient but the owner's and every weight to all others, a word for each part of a
+/// bucket and for each loss, and the partial sums of the norm with a word for each parameter. `hidden` parameters, of less than one
+/// partial sum each, are trained but not seen by the model.
+pub fn step_bytes(parameters: &[Dealt<'_>], hidden: usize, shares: usize, ranks: usize, wire: Wire) -> u64 {
+    let pieces = deal(parameters, shares);
+    let columns = |piece: &DealtPiece| parameters[piece.parameter].shape[1..].iter().product::<usize>();
+    let sum = |of: &dyn Fn(&DealtPiece) -> usize| pieces.iter().map(of).sum::<usize>();
+    let values = sum(&|piece| piece.rows.len() * columns(piece));
+    let bucket = bucket_size(values, ranks);
+    let parts = sum(&|piece| piece.rows.len().div_ceil(rows_of_part(bucket, columns(piece))));
+    let partials = sum(&|piece| (piece.rows.len() * columns(piece)).div_ceil(CHUNK));
+    let words = parts + pieces.len() + partials + 2 * hidden + ranks;
+    ((ranks - 1) * (2 * wire.size() * values + 4 * words)) as u64
+}
+
+/// Values per bucket: few enough that the first are on their way while others are being computed, enough that a message costs little.
+pub(super) fn bucket_size(values: usize, ranks: usize) -> usize {
+    (values / ranks / 16).clamp(64 << 10, 4 << 20)
+}
+
+/// Rows of a parameter that travel together.
+pub(super) fn rows_of_part(bucket: usize, columns: usize) -> usize {
+    (bucket / columns).max(1)
 }
 
 impl Item {

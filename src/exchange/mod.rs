@@ -31,7 +31,7 @@ pub use wire::Wire;
 
 pub(crate) use gradients::Sending;
 pub(crate) use layout::Layout;
-pub use layout::{Dealt, DealtPiece, deal};
+pub use layout::{Dealt, DealtPiece, deal, step_bytes};
 pub(crate) use ranks::Ranks;
 pub(crate) use stored::stored;
 pub(crate) use tree::{Leaf, Tree};

@@ -120,11 +120,17 @@ impl Mpi {
         let all: &dyn Exchange = self;
         all.any(false)?;
         drop(self.commands.send(Command::Finish));
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match thread.map(JoinHandle::join) {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let (started, patience) = (Instant::now(), self.shared.lock().patience);
+        while !thread.is_finished() {
+            if started.elapsed() > patience {
+                let problem = format!("waited {} s for the others to end", patience.as_secs());
+                return Err(Error::Rank { rank: self.rank, problem });
+            }
+            std::thread::sleep(PAUSES[1]);
         }
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(())
     }
 
     /// Ends all ranks at once, with this status.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::connection::{Connection, Traffic, buckets};
 use super::gradients::Sending;
-use super::layout::{Item, Layout};
+use super::layout::{Item, Layout, bucket_size};
 use super::tree::{Leaf, root};
 use super::wire::Wire;
 use super::{Exchange, check_size};
@@ -24,8 +24,9 @@ use crate::tensor::Tensor;
 pub struct ExchangeOptions {
     /// Their format.
     pub wire: Wire,
-    /// Values per bucket, which is what is read from the device, sent and uploaded at a time. Changes no result.
-    pub bucket: usize,
+    /// Values per bucket, which is what is read from the device, sent and uploaded at a time; `None` for a sixteenth of what a rank owns,
+    /// within 64 Ki and 4 Mi. Changes no result.
+    pub bucket: Option<usize>,
     /// Send gradients during the last backward of a step, as they become final. Changes no result. Needs a loss that uses each parameter
     /// equally often in every micro-batch; [`StepHook::adjust`](crate::StepHook::adjust) then does not see what has been sent.
     pub overlap: bool,
@@ -33,7 +34,7 @@ pub struct ExchangeOptions {
 
 impl Default for ExchangeOptions {
     fn default() -> Self {
-        Self { wire: Wire::F32, bucket: 4 << 20, overlap: true }
+        Self { wire: Wire::F32, bucket: None, overlap: true }
     }
 }
 
@@ -57,6 +58,8 @@ impl Ranks {
         options: ExchangeOptions,
     ) -> Result<(Self, Params, Option<Preconditioner>)> {
         layout.check(exchange.ranks())?;
+        let travels = layout.items.iter().filter(|item| item.visible && item.is_trainable());
+        let bucket = bucket_size(travels.map(Item::numel).sum(), exchange.ranks());
         let (mut owned, mut own) = (Params::new(params.gpu()), Vec::with_capacity(layout.items.len()));
         for item in &layout.items {
             let is_own = layout.owner(item, exchange.ranks()) == exchange.rank();
@@ -67,7 +70,7 @@ impl Ranks {
         let weights = visible(params, &layout)?;
         let connection = Connection {
             gpu: params.gpu().clone(),
-            buckets: buckets(&layout, exchange.ranks(), options.bucket.max(1)),
+            buckets: buckets(&layout, exchange.ranks(), options.bucket.unwrap_or(bucket).max(1)),
             wire: options.wire,
             overlap: options.overlap,
             own,
@@ -119,7 +122,8 @@ impl Ranks {
         let sending = sending.map_or_else(|| Sending::start(&self.connection, Vec::new()), Ok)?;
         let (gradients, sent, received) = sending.finish(&self.connection, leaf.gradients)?;
         let loss = self.sum_losses(&leaf.loss)?;
-        self.connection.count(sent, received, started);
+        let losses = 4 * (self.connection.ranks() as u64 - 1);
+        self.connection.count(sent + losses, received + losses, started);
         Ok(Leaf { loss, gradients })
     }
 

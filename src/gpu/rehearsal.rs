@@ -37,6 +37,8 @@ impl Gpu {
             return Err(Error::Adapter(format!("a rehearsal of the {kernels} kernels: those of another tier expected")));
         }
         let tier = Self::choose_tier(adapter, Some(kernels))?;
+        // Buffers take no memory, and so the adapter's sets no limit.
+        let adapter = &AdapterSummary { memory: None, ..adapter.clone() };
         let opened = pollster::block_on(nothing())?;
         // Buffers take next to no memory, whatever their sizes.
         let memory_budget = Some(u64::MAX);

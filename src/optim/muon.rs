@@ -153,7 +153,7 @@ impl MuonConfig {
                 continue;
             }
             let shape = gradient.dims("muon")?;
-            let of = if params.gpu().kernels() == KernelTier::Host { None } else { params.get(id)?.tensor.stack_of() };
+            let of = if Stacks::of(params.gpu()).is_host() { None } else { params.get(id)?.tensor.stack_of() };
             let at = stacks.iter().position(|stack| (stack.shape, stack.of) == (shape, of)).unwrap_or_else(|| {
                 stacks.push(Stack { shape, of, ids: Vec::new(), gradients: Vec::new() });
                 stacks.len() - 1

@@ -3,6 +3,8 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
 mod common;
+#[path = "ranks/failures.rs"]
+mod failures;
 #[path = "ranks/hosts.rs"]
 mod hosts;
 
@@ -195,48 +197,10 @@ fn a_run_goes_on_with_fewer_ranks() {
     assert_same(folder.path(), "whole", "run", 9);
 }
 
-#[test]
-fn a_killed_rank_ends_all_and_the_run_goes_on() {
-    let _turn = turn();
-    let folder = prepared();
-    let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
-    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
-    kill("KILL", process_of("run", 2));
-    let (status, text) = job.end();
-    assert!(status != Some(0) && text.contains("rank 2"), "{text}");
-    let newest = newest(&folder.path().join("run"));
-    assert!(newest >= 4);
-    run(folder.path(), "2", &["train", "--resume", "run", "--steps", &(newest + 1).to_string()]);
-    run(folder.path(), "1", &["train", "--resume", "run", "--steps", &(newest + 3).to_string()]);
-    run(folder.path(), "1", &begin("whole", &[&format!("train.steps={}", newest + 3)]));
-    // An end writes a validation, too: of the interrupted run after its second process.
-    for file in ["model.safetensors", "optimizer.safetensors"] {
-        let bytes = |run: &str| fs::read(folder.path().join(format!("{run}/checkpoints/step-{}/{file}", newest + 3)));
-        assert!(bytes("whole").expect("a file") == bytes("run").expect("a file"), "{file}");
-    }
-}
-
 fn newest(run: &Path) -> u64 {
     let entries = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
     let step = |name: String| name.strip_prefix("step-")?.parse().ok();
     entries.filter_map(|entry| step(entry.ok()?.file_name().into_string().ok()?)).max().expect("a checkpoint")
-}
-
-#[test]
-fn a_stopped_rank_is_named_and_all_end() {
-    let _turn = turn();
-    let folder = prepared();
-    let args = [&["train", "--patience", "6s"], &begin("run", &["train.steps=100000"])[1..]].concat();
-    let mut job = ranks(folder.path(), "4", &args);
-    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
-    kill("STOP", process_of("run", 2));
-    let started = Instant::now();
-    let (status, text) = job.end();
-    assert!(started.elapsed() < Duration::from_secs(30), "{text}");
-    assert_eq!(status, Some(1), "{text}");
-    let line = text.lines().find(|line| line.starts_with("error: rank ")).unwrap_or_default().to_owned();
-    assert!(line.contains(": step ") && line.contains("rank 2 (host ") && line.contains("sent nothing for"), "{text}");
-    assert!(text.contains("newest checkpoint: step-") && text.contains("mpirun -n 4 llama_pc train --resume run"), "{text}");
 }
 
 #[test]
@@ -252,31 +216,4 @@ fn sigusr1_saves_and_ends_all_at_one_step() {
     let step = newest(&folder.path().join("run"));
     let rows = fs::read_to_string(folder.path().join("run/metrics.jsonl")).expect("metrics");
     assert_eq!(rows.lines().count() as u64, step, "the last step was saved");
-}
-
-#[test]
-fn ranks_that_do_not_agree_are_refused() {
-    let _turn = turn();
-    let folder = prepared();
-    let (one, other) = (begin("run", &["train.steps=5"]), begin("run", &["train.steps=6"]));
-    let launch = [&["-n", "1", program()], &one[..], &[":", "-n", "1", program()], &other[..]].concat();
-    let (status, text) = Job::start(mpirun(folder.path(), &launch)).end();
-    assert_eq!(status, Some(2), "{text}");
-    assert!(text.contains("configuration: found steps = 6 on rank 1 (host "), "{text}");
-
-    let (status, text) = ranks(folder.path(), "4", &begin("run", &["train.replicas=2"])).end();
-    assert_eq!(status, Some(2), "{text}");
-    assert!(text.contains("train.replicas: found 2, expected a multiple of the 4 ranks"), "{text}");
-    assert!(!folder.path().join("run").exists());
-}
-
-#[test]
-fn a_loss_that_is_not_finite_is_told_once() {
-    let _turn = turn();
-    let folder = prepared();
-    let job = ranks(folder.path(), "4", &begin("run", &["optimizer.lr=1e30", "train.steps=20"]));
-    let (status, text) = job.end();
-    assert_eq!(status, Some(1), "{text}");
-    let told = text.lines().filter(|line| line.starts_with("error: ")).collect::<Vec<_>>();
-    assert!(told.len() == 1 && told[0].starts_with("error: rank 0 ") && told[0].contains("step "), "{text}");
 }

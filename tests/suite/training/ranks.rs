@@ -199,7 +199,7 @@ fn any_number_of_ranks_gives_the_bits_of_one() {
 #[test]
 fn leaves_of_several_micro_batches_and_small_buckets_change_nothing() {
     for overlap in [false, true] {
-        let options = ExchangeOptions { bucket: 1000, overlap, ..Default::default() };
+        let options = ExchangeOptions { bucket: Some(1000), overlap, ..Default::default() };
         Case { micro_batches: 8, options, ..Default::default() }.same_bits(&format!("8 micro-batches, overlap: {overlap}"));
     }
 }
@@ -331,4 +331,33 @@ fn a_rank_with_another_model_is_named() {
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Rank { .. }))), "{outcomes:?}");
+}
+
+/// A budget between what a rank holds before a step and what it needs in one.
+#[test]
+fn a_rank_out_of_memory_says_so_and_is_named_by_the_others() {
+    let case = Case { pc: false, ..Default::default() };
+    // What is in use before a step, and at its peak.
+    let rank = |local: Local, memory_budget: Option<u64>| -> Result<[u64; 2]> {
+        let budget = memory_budget.filter(|_| local.rank() == 1);
+        let options = GpuOptions { kernels: Some(case.kernels), threads: Some(1), memory_budget: budget, ..Default::default() };
+        let gpu = device::open(&options)?;
+        let (model, trainer) = case.trainer(&gpu, None)?;
+        let mut trainer = trainer.on_ranks(Arc::new(local), case.options)?;
+        let before = gpu.memory().peak;
+        case.steps(&model, &mut trainer, 0..1)?;
+        Ok([before, gpu.memory().peak])
+    };
+    let run = |budget: Option<u64>| -> Vec<Result<[u64; 2]>> {
+        thread::scope(|scope| {
+            let ranks = in_process(2, PATIENCE).into_iter();
+            let threads: Vec<_> = ranks.map(|local| scope.spawn(move || rank(local, budget))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        })
+    };
+    let [before, peak] = run(None).remove(1).expect("enough memory");
+    assert!(before < peak);
+    let found = run(Some((before + peak) / 2));
+    assert!(matches!(found[1], Err(Error::OutOfMemory { .. })), "{:?}", found[1]);
+    assert!(matches!(found[0], Err(Error::Rank { rank: 1, .. })), "{:?}", found[0]);
 }

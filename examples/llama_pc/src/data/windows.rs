@@ -3,7 +3,7 @@
 //! Window j covers tokens j·S … j·S+S: the first S are inputs, shifted by one they are targets. Windows do not overlap in
 //! their targets, so n tokens hold ⌊(n−1)/S⌋ of them.
 
-use crc32c::crc32c;
+use crc32c::crc32c_append;
 
 use super::tokens::TokenStream;
 use crate::terminal::failure::Failure;
@@ -56,13 +56,23 @@ impl Windows {
 
     /// A checksum of the first and the last window, to detect changed data without reading all of it.
     pub fn fingerprint(&self) -> Result<u32, Failure> {
-        let seq_len = self.seq_len as u64;
-        let mut tokens = Vec::new();
-        for start in [0, (self.count - 1) * seq_len] {
+        self.checksum(2)
+    }
+
+    /// A checksum of up to so many windows, from the first to the last at equal distances.
+    pub fn checksum(&self, most: u64) -> Result<u32, Failure> {
+        let (seq_len, last) = (self.seq_len as u64, self.count - 1);
+        let (mut sum, mut tokens) = (0, Vec::new());
+        // Of a single window the first is the last: it counts twice, as in checkpoints.
+        let most = most.min(self.count).max(2);
+        for number in 0..most {
+            let start = (u128::from(last) * u128::from(number) / u128::from(most - 1)) as u64 * seq_len;
+            tokens.clear();
             self.stream.read(start..start + seq_len + 1, &mut tokens)?;
+            let bytes: Vec<u8> = tokens.iter().copied().flat_map(u32::to_le_bytes).collect();
+            sum = crc32c_append(sum, &bytes);
         }
-        let bytes: Vec<u8> = tokens.into_iter().flat_map(u32::to_le_bytes).collect();
-        Ok(crc32c(&bytes))
+        Ok(sum)
     }
 
     /// Windows handed out so far, over all epochs.

@@ -31,6 +31,11 @@ pub fn checkpoints(run: &Path) -> Result<Vec<u64>, Failure> {
     numbered(&checkpoints_folder(run), "step-")
 }
 
+/// What to say of a run that has ended early.
+pub fn newest(checkpoint: Option<u64>) -> String {
+    checkpoint.map_or("there is no checkpoint yet".to_owned(), |step| format!("newest checkpoint: step-{step}"))
+}
+
 /// Where a new run goes.
 pub enum NewRun {
     /// A folder that must not exist.

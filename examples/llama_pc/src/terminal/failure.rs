@@ -55,9 +55,10 @@ impl Failure {
         self
     }
 
-    /// [`Failure::hint`] unless there is one.
-    pub fn or_hint(self, hint: impl FnOnce() -> String) -> Self {
-        if self.hint.is_some() { self } else { self.hint(hint()) }
+    /// [`Failure::hint`] after the one that is there, if any.
+    pub fn and_hint(self, more: &str) -> Self {
+        let hint = self.hint.as_ref().map_or_else(|| more.to_owned(), |hint| format!("{hint}; {more}"));
+        self.hint(hint)
     }
 }
 
@@ -110,6 +111,8 @@ mod tests {
         let failure = Failure::usage("runs/a exists already").hint("choose another --out");
         assert_eq!(failure.to_string(), "runs/a exists already\nhint: choose another --out");
         assert_eq!(failure.status, 2);
+        let failure = failure.and_hint("or --resume it");
+        assert_eq!(failure.to_string(), "runs/a exists already\nhint: choose another --out; or --resume it");
     }
 
     #[test]

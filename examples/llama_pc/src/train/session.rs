@@ -30,6 +30,9 @@ use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
 use crate::terminal::{output, picture};
 
+/// Between two looks at a save in progress.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
 /// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
     pub gpu: Gpu,
@@ -125,7 +128,7 @@ impl Session {
             writer: Writer::new(&start.path, start.run.is_some(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            signals: Signals::listen(!start.world.is_alone(), start.world.resume_command(&start.path))?,
+            signals: Signals::listen(!start.world.is_alone(), &start.path, start.world.resume_command(&start.path))?,
             exchanged: start.trainer.traffic(),
             smoothed,
             config,
@@ -157,7 +160,7 @@ impl Session {
             1 => String::new(),
             ranks => format!(", on {ranks} ranks"),
         };
-        let resumed = match self.writer.newest() {
+        let resumed = match self.writer.begun() {
             Some(step) if step > 0 => format!(", going on after step {step}"),
             _ => String::new(),
         };
@@ -187,10 +190,15 @@ impl Session {
         self.steps().map_err(|failure| self.place(failure))
     }
 
+    /// Writes the last checkpoint and the loss curve, and prints a summary.
+    pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
+        self.close(profile).map_err(|failure| self.place(failure))
+    }
+
     fn steps(&mut self) -> Result<(), Failure> {
         let steps = self.config.train.steps;
         let mut progress = Progress::new("train", self.state.step, steps);
-        while self.state.step < steps && !self.world.any(self.signals.stop())? {
+        while self.state.step < steps && !self.is_asked_to_end()? {
             let lr = self.config.optimizer.lr * self.schedule.factor(self.state.step);
             let (output, layers) = self.step(lr)?;
             let train = &self.config.train;
@@ -208,10 +216,17 @@ impl Session {
                 self.save()?;
             }
             self.writer.check()?;
-            self.signals.tell(self.state.step, self.writer.newest());
         }
         progress.finish();
         Ok(())
+    }
+
+    /// Whether a signal has asked any rank to end. The first rank tells the others of the newest checkpoint, too.
+    fn is_asked_to_end(&mut self) -> Result<bool, Failure> {
+        let (stop, complete) = self.world.call(self.signals.stop(), self.writer.complete())?;
+        self.writer.hear(complete);
+        self.signals.tell(self.state.step);
+        Ok(stop)
     }
 
     /// Whether all steps are done: not so after Ctrl-C.
@@ -344,23 +359,17 @@ impl Session {
             return self.world.explain(error);
         }
         self.world.leave_it_to_the_first();
-        let last = self.writer.newest().map_or("there is none yet".to_owned(), |step| format!("step-{step}"));
         let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
-        Failure::other(error.to_string()).hint(format!("{cure}{range}; last checkpoint: {last}")).diverged()
+        Failure::other(error.to_string()).hint(format!("{cure}{range}")).diverged()
     }
 
-    /// A failure of one of several ranks: in which step, and how the run goes on.
-    fn place(&self, failure: Failure) -> Failure {
-        if self.world.is_alone() {
-            return failure;
-        }
-        let newest = self
-            .writer
-            .newest()
-            .map_or("there is no checkpoint yet".to_owned(), |step| format!("newest checkpoint: step-{step}"));
-        let resume = self.world.resume_command(&self.path);
-        failure.within_step(self.state.step).or_hint(|| format!("{newest}; to resume: {resume}"))
+    /// A failure in a step: how the run goes on and, of several ranks, in which step.
+    fn place(&mut self, failure: Failure) -> Failure {
+        self.writer.settle();
+        let newest = paths::newest(self.writer.complete());
+        let failure = failure.and_hint(&format!("{newest}; to resume: {}", self.world.resume_command(&self.path)));
+        if self.world.is_alone() { failure } else { failure.within_step(self.state.step) }
     }
 
     /// Mean loss over the first `val_batches` batches of the validation data.
@@ -394,9 +403,11 @@ impl Session {
 
     /// Saves the run's current state unless it is already saved; writing to disk overlaps with training.
     pub fn save(&mut self) -> Result<(), Failure> {
-        if self.writer.newest() == Some(self.state.step) {
+        if self.writer.begun() == Some(self.state.step) {
             return Ok(());
         }
+        self.settle()?;
+        self.world.agree_on_weights(&self.trainer)?;
         self.state.milliseconds = self.clock.elapsed().as_millis() as u64;
         if let Some(run) = &self.run {
             run.sync()?;
@@ -404,10 +415,17 @@ impl Session {
         self.writer.save(&self.trainer, &self.state)
     }
 
-    /// Writes the last checkpoint and the loss curve, and prints a summary.
-    pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
+    /// Waits for a save in progress. All ranks do, as long as the first one's disk needs.
+    fn settle(&mut self) -> Result<(), Failure> {
+        while self.world.any(self.writer.is_busy())? {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        self.writer.wait()
+    }
+
+    fn close(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
-        self.writer.wait()?;
+        self.settle()?;
         if !self.world.is_first() {
             return Ok(());
         }

@@ -21,6 +21,9 @@ use crate::run::paths::{self, NewRun};
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
+/// Windows of the data that ranks compare: other texts, another tokenizer, another order show in any of them.
+const COMPARED: u64 = 1000;
+
 /// What a new run begins with.
 pub struct Request {
     pub config: Config,
@@ -58,9 +61,12 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     let windows = training_windows(&config)?;
     let validation = validation_windows(&config)?;
     let state = first_state(&config, &windows)?;
-    agree(&world, &config, &state)?;
+    agree(&world, &config, [Some(&windows), validation.as_ref()], "none".to_owned())?;
     let gpu = open()?;
     let model = model(&gpu, &config, init.as_deref())?;
+    if init.is_some() {
+        world.agree_on_initial_weights(&model.params)?;
+    }
     let (llama, trainer) = fresh(model, &config)?;
     let trainer = world.place(trainer, &config)?;
     let run = if world.is_first() { Some(Run::create(&out)?) } else { None };
@@ -111,7 +117,10 @@ pub fn resume(
     let state = State { configuration: config.weight_keys(), ..state };
     check_state(&config, &state, &first)?;
     windows.seek(state.position);
-    agree(&world, &config, &state)?;
+    let checkpoint = saved
+        .as_ref()
+        .map_or("none".to_owned(), |saved| format!("step {} with the checksums {}", saved.state.step, saved.checksums()));
+    agree(&world, &config, [Some(&windows), validation.as_ref()], checkpoint)?;
     let gpu = open()?;
     let place = |trainer| world.place(trainer, &config);
     let (llama, trainer) = match &saved {
@@ -136,15 +145,17 @@ pub fn resume(
     Ok(session)
 }
 
-/// Whether all ranks train the same: program, configuration, data, and step to go on from.
-fn agree(world: &World, config: &Config, state: &State) -> Result<(), Failure> {
-    let data = format!("{} windows with the checksum {:08x}", state.windows, state.data);
-    world.agree(&[
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("configuration", config.to_toml()),
-        ("data.train", data),
-        ("checkpoint", format!("step {}", state.step)),
-    ])
+/// Whether all ranks train the same: configuration, data for training and validation, and checkpoint to go on from.
+fn agree(world: &World, config: &Config, data: [Option<&Windows>; 2], checkpoint: String) -> Result<(), Failure> {
+    if world.is_alone() {
+        return Ok(());
+    }
+    let sum = |windows: &Windows| {
+        let (count, sum) = (windows.count(), windows.checksum(COMPARED)?);
+        Ok::<_, Failure>(format!("{count} windows with the checksum {sum:08x}"))
+    };
+    let [train, val] = data.map(|windows| windows.map_or_else(|| Ok("none".to_owned()), sum));
+    world.agree(&[("configuration", config.to_toml()), ("data.train", train?), ("data.val", val?), ("checkpoint", checkpoint)])
 }
 
 /// The run's folder, which the first rank has created.

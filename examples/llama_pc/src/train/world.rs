@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polytape::exchange::{Exchange, ExchangeOptions};
-use polytape::{Error, Trainer};
+use polytape::{Error, Params, Trainer};
 
 use crate::config::Config;
 use crate::model::evaluate::Losses;
+use crate::run::checkpoint;
 use crate::run::measured::Exchanged;
 use crate::terminal::failure::Failure;
 #[cfg(feature = "mpi")]
@@ -41,6 +42,20 @@ fn launched() -> Option<(&'static str, usize)> {
     LAUNCHERS.iter().filter_map(number).find(|(_, count)| *count > 1)
 }
 
+/// The version, and a checksum of the file: builds of a version may differ.
+#[cfg(feature = "mpi")]
+fn program() -> String {
+    // Also where the file was replaced since this process began.
+    let path = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+    let sum = path.and_then(std::fs::read).map(|bytes| format!("{:08x}", crc32c::crc32c(&bytes)));
+    format!("version {} with the checksum {}", env!("CARGO_PKG_VERSION"), sum.unwrap_or_else(|_| "unknown".to_owned()))
+}
+
+/// A checksum of what is trained.
+fn checksum(params: &Params) -> Result<String, Failure> {
+    Ok(format!("the checksum {:08x}", checkpoint::checksum(params)?))
+}
+
 impl World {
     /// Joins the other ranks, if a launcher has started several.
     #[cfg(feature = "mpi")]
@@ -58,6 +73,10 @@ impl World {
         match world.gather(mpi.host()) {
             Ok(hosts) => world.hosts = hosts,
             Err(failure) => world.end(&failure),
+        }
+        // Before anything else: another program says other things.
+        if let Err(failure) = world.agree(&[("program", program())]) {
+            world.end(&failure.hint("all hosts need the same build"));
         }
         Ok(world)
     }
@@ -157,6 +176,14 @@ impl World {
         self.exchange.as_ref().map_or(Ok(own), |exchange| exchange.any(own).map_err(|error| self.explain(error)))
     }
 
+    /// Before each step: whether any rank says `stop`, and the step of the newest checkpoint, of which the first rank knows.
+    pub fn call(&self, stop: bool, complete: Option<u64>) -> Result<(bool, Option<u64>), Failure> {
+        let complete = complete.map_or(0, |step| step + 1);
+        let all = self.gather_bytes([&[u8::from(stop)], &complete.to_le_bytes()[..]].concat())?;
+        let complete = all[0].last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Ok((all.iter().any(|bytes| bytes.first() == Some(&1)), complete.checked_sub(1)))
+    }
+
     /// Bytes of all ranks, in order.
     pub fn gather_bytes(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>, Failure> {
         match &self.exchange {
@@ -202,18 +229,46 @@ impl World {
 
     /// An error unless all ranks say the same about everything in the list: its name, and what this rank says.
     pub fn agree(&self, list: &[(&str, String)]) -> Result<(), Failure> {
-        for (name, own) in list {
-            let all = self.gather(own)?;
-            let Some(other) = all.iter().position(|text| *text != all[0]) else { continue };
-            let pair = || all[0].lines().zip(all[other].lines()).find(|(first, second)| first != second);
-            let (first, second) = pair().unwrap_or((&all[0], &all[other]));
-            let host = &self.hosts[other];
-            return Err(Failure::usage(format!(
-                "{name}: found {second} on rank {other} (host {host}), expected {first} as on rank 0 (host {})",
-                self.hosts[0]
-            )));
+        list.iter().try_for_each(|(name, own)| match self.dissent(own)? {
+            None => Ok(()),
+            Some(dissent) => {
+                self.leave_it_to_the_first();
+                Err(Failure::usage(format!("{name}: {dissent}")))
+            }
+        })
+    }
+
+    /// An error unless all ranks see the same weights: a rank with others would spoil every step that follows.
+    pub fn agree_on_weights(&self, trainer: &Trainer) -> Result<(), Failure> {
+        if self.is_alone() {
+            return Ok(());
         }
-        Ok(())
+        match self.dissent(&checksum(&trainer.effective_params()?)?)? {
+            None => Ok(()),
+            Some(dissent) => {
+                self.leave_it_to_the_first();
+                Err(Failure::other(format!("effective weights: {dissent}; the checkpoint was not written"))
+                    .hint("that rank's device or memory is at fault"))
+            }
+        }
+    }
+
+    /// An error unless all ranks begin with the same weights.
+    pub fn agree_on_initial_weights(&self, params: &Params) -> Result<(), Failure> {
+        if self.is_alone() { Ok(()) } else { self.agree(&[("initial weights", checksum(params)?)]) }
+    }
+
+    /// What one rank says, and what most others do, where they differ.
+    fn dissent(&self, own: &str) -> Result<Option<String>, Failure> {
+        let all = self.gather(own)?;
+        let votes = |rank: usize| all.iter().filter(|text| **text == all[rank]).count();
+        // The last of the greatest: where the votes are equal, that of the first rank.
+        let most = (0..all.len()).rev().max_by_key(|rank| votes(*rank)).unwrap_or(0);
+        let Some(other) = all.iter().position(|text| *text != all[most]) else { return Ok(None) };
+        let pair = || all[other].lines().zip(all[most].lines()).find(|(found, expected)| found != expected);
+        let (found, expected) = pair().unwrap_or((&all[other], &all[most]));
+        let name = |rank: usize| format!("rank {rank} (host {})", self.hosts[rank]);
+        Ok(Some(format!("found {found} on {}, expected {expected} as on {}", name(other), name(most))))
     }
 
     /// Makes a trainer one of the ranks, or of the replicas alone.
@@ -261,5 +316,61 @@ impl World {
     pub fn resume_command(&self, run: &Path) -> String {
         let launcher = if self.is_alone() { String::new() } else { format!("mpirun -n {} ", self.ranks()) };
         format!("{launcher}llama_pc train --resume {}", run.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polytape::exchange::in_process;
+    use polytape::optim::{AdamConfig, AdamW};
+    use polytape::{Gpu, GpuOptions, Role, Tensor};
+
+    use super::*;
+
+    /// What each of three ranks, which are threads on hosts of their own, makes of `work`.
+    fn on_three<T: Send>(work: impl Fn(&World) -> T + Sync) -> Vec<T> {
+        std::thread::scope(|scope| {
+            let locals = in_process(3, Duration::from_secs(20)).into_iter().enumerate();
+            let threads: Vec<_> = locals
+                .map(|(rank, local)| {
+                    let work = &work;
+                    scope.spawn(move || {
+                        let hosts = ["a", "b", "c"].map(str::to_owned).to_vec();
+                        work(&World { exchange: Some(Arc::new(local)), hosts, rank, ..World::alone() })
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn a_rank_with_other_weights_is_named() {
+        let gpu = Gpu::open(&GpuOptions { warn: |_| (), ..Default::default() }).expect("an adapter");
+        let agree = |odd: usize| {
+            let found = on_three(|world| {
+                let mut params = Params::new(&gpu);
+                let last = if world.rank() == odd { f32::from_bits(1) } else { 0.0 };
+                let tensor = Tensor::from_slice(&gpu, &[1.0, 2.0, last], &[3]).expect("a tensor");
+                params.add("w", Role::Vector, tensor).expect("a name");
+                let trainer = Trainer::resume(params, None, Box::new(AdamW::new(AdamConfig::default())), 1.0);
+                world.agree_on_weights(&trainer).map_err(|failure| failure.to_string())
+            });
+            found.into_iter().next().expect("the first rank")
+        };
+        assert_eq!(agree(3), Ok(()));
+        let text = agree(2).expect_err("other weights");
+        assert!(text.starts_with("effective weights: found the checksum ") && text.contains(" on rank 2 (host c), "), "{text}");
+        assert!(text.contains(" as on rank 0 (host a); the checkpoint was not written"), "{text}");
+        let text = agree(0).expect_err("other weights");
+        assert!(text.contains(" on rank 0 (host a), ") && text.contains(" as on rank 1 (host b); "), "most are right: {text}");
+    }
+
+    #[test]
+    fn a_call_gathers_wishes_and_the_first_ranks_checkpoint() {
+        let called = |stop: usize| on_three(|world| world.call(world.rank() == stop, (world.rank() == 0).then_some(7)).ok());
+        assert_eq!(called(1), vec![Some((true, Some(7))); 3]);
+        assert_eq!(called(3), vec![Some((false, Some(7))); 3]);
+        assert_eq!(World::alone().call(true, None).ok(), Some((true, None)));
     }
 }

@@ -1,4 +1,4 @@
-//! Two "hosts" of two ranks each: network namespaces with names of their own, joined by a bridge. Only root may make them.
+//! Two "hosts" of two ranks each: a network namespace for each rank, with the name of its host, joined by a bridge. Only root may make them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,9 @@ struct Hosts;
 
 /// Names that nothing else on the machine has.
 const BRIDGE: &str = "polytapebr";
-const NAMES: [&str; 2] = ["polytape1", "polytape2"];
+const NAMES: [&str; 4] = ["polytape1", "polytape2", "polytape3", "polytape4"];
+/// Of the first two ranks and of the last two.
+const HOSTS: [&str; 2] = ["left", "right"];
 const NETWORK: &str = "10.213.77";
 
 fn ip(args: &str) -> bool {
@@ -29,12 +31,12 @@ impl Hosts {
             return None;
         }
         let hosts = Self;
-        let mut commands = vec![
-            format!("netns add {}", NAMES[1]),
+        let mut commands: Vec<String> = NAMES[1..].iter().map(|name| format!("netns add {name}")).collect();
+        commands.extend([
             format!("link add {BRIDGE} type bridge"),
             format!("addr add {NETWORK}.254/24 dev {BRIDGE}"),
             format!("link set {BRIDGE} up"),
-        ];
+        ]);
         for (number, name) in (1..).zip(NAMES) {
             commands.extend([
                 format!("link add {name} type veth peer name eth0 netns {name}"),
@@ -63,14 +65,16 @@ impl Drop for Hosts {
 /// What `mpirun` calls instead of ssh.
 fn agent(folder: &Path) -> String {
     let path = folder.join("agent");
-    let script = "#!/bin/sh\nhost=$1\nshift\nexec ip netns exec \"$host\" unshare --uts sh -c \"hostname $host; $*\"\n";
-    fs::write(&path, script).expect("a script");
+    let ([left, right], [one, two, ..]) = (HOSTS, NAMES);
+    let host = format!("case $1 in {one} | {two}) host={left} ;; *) host={right} ;; esac");
+    let enter = "exec ip netns exec \"$name\" unshare --uts sh -c \"hostname $host; $*\"";
+    fs::write(&path, format!("#!/bin/sh\nname=$1\n{host}\nshift\n{enter}\n")).expect("a script");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script");
     path.display().to_string()
 }
 
 fn on_hosts(folder: &Path, args: &[&str]) -> Job {
-    let (network, hosts) = (format!("{NETWORK}.0/24"), format!("{}:2,{}:2", NAMES[0], NAMES[1]));
+    let (network, hosts) = (format!("{NETWORK}.0/24"), NAMES.map(|name| format!("{name}:1")).join(","));
     let agent = agent(folder);
     let launch = [
         "--mca",
@@ -103,7 +107,8 @@ fn a_run_on_two_hosts_survives_a_killed_rank() {
     job.wait_for(&folder.path().join("run/checkpoints/step-2"));
     kill("KILL", process_of("run", 3));
     let (status, text) = job.end();
-    assert!(status != Some(0) && text.contains("rank 3") && text.contains(NAMES[1]), "{text}");
+    assert!(status != Some(0) && text.contains("rank 3") && text.contains(NAMES[3]), "{text}");
+    assert!(text.contains("newest checkpoint: step-"), "{text}");
     let newest = newest(&folder.path().join("run"));
     let steps = |more: u64| (newest + more).to_string();
     let (status, text) = on_hosts(folder.path(), &["train", "--resume", "run", "--steps", &steps(1)]).end();

@@ -292,7 +292,7 @@ fn a_save_that_finds_the_disk_full_leaves_the_last_checkpoint() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("error: cannot write run/checkpoints/step-6.partial/model.safetensors: File too large"), "{text}");
-    assert!(text.contains("hint: last complete checkpoint: step-4; `train --resume run` goes on from it"), "{text}");
+    assert!(text.contains("hint: newest checkpoint: step-4; to resume: llama_pc train --resume run"), "{text}");
     let mut left: Vec<_> =
         fs::read_dir(path.join("run/checkpoints")).expect("checkpoints").map(|e| e.expect("one").file_name()).collect();
     left.sort();

@@ -2,21 +2,28 @@
 //!
 //! A rank holds all effective weights and, for a while, all gradients; what it owns (raw weights of PC layers, rows of the tables, u, v, γ,
 //! moments) it holds alone. With P ranks, N parameters, β the bandwidth and α the latency, a rank sends (P−1)/P·N values to the owners of
-//! gradients and as many to the readers of weights, each in (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α. Without
-//! overlap: T(P) = model/P/F + most PC and optimizer work of a rank/F + both exchanges, and the efficiency is T(1)/(P·T(P)).
+//! gradients and as many to the readers of weights, each in X = (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α:
+//! T(P) = model/P/F + most PC and optimizer work of a rank/F + 2X + 3(P−1)·α, of which the overlap hides the gradients' X as far as the
+//! backward of the last micro-batch lasts, all but the last bucket. The efficiency is T(1)/(P·T(P)).
 
-use polytape::exchange::{Dealt, deal};
+use polytape::exchange::{Dealt, deal, step_bytes};
+use polytape::llama::ParameterShape;
+use polytape::optim::Optimizer;
 use polytape::{Role, spectral::PcConfig};
 use serde::Serialize;
 
 use super::flops::StepFlops;
 use super::memory::{self, Moment};
-use super::model::{Model, bytes};
+use super::model::{Model, PcLayer, bytes};
 use crate::config::Config;
 use crate::model::engine;
 use crate::terminal::failure::Failure;
 use crate::terminal::format::binary;
 
+/// Of a micro-batch's forward and backward, the latter.
+const BACKWARD: f64 = 2.0 / 3.0;
+/// Of what a rank sends, the last bucket: nothing is left to hide it.
+const LAST: f64 = 1.0 / 16.0;
 /// Latency of a message between hosts, in seconds: of TCP on Ethernet.
 const LATENCY: f64 = 50e-6;
 
@@ -37,7 +44,9 @@ pub struct Ranks {
     /// Bytes at the peak, of the rank that owns most.
     pub memory: Moment,
     pub memory_bytes: u64,
-    /// Bytes that a rank sends in a step; on the average of the ranks.
+    /// Bytes that all ranks together send in a step.
+    pub sent_by_all: u64,
+    /// Bytes that a rank sends in a step; the mean of the ranks.
     pub sent_per_step: u64,
     /// Seconds of a step in which values travel.
     pub exchange_seconds: f64,
@@ -52,6 +61,8 @@ pub struct Ranks {
 pub struct Prediction {
     pub one_rank: f64,
     pub step: f64,
+    /// With `--no-overlap`.
+    pub step_without_overlap: f64,
     pub efficiency: f64,
 }
 
@@ -70,28 +81,34 @@ impl Ranks {
             let replicas = model.replicas;
             return Err(Failure::usage(format!("--ranks: found {ranks}, expected a divisor of train.replicas = {replicas}")));
         }
-        let own = owned(config, model, ranks)?;
+        let division = Division::new(config, model)?;
+        let own = division.owned(ranks);
         let most = own.iter().max_by_key(|own| own.parameters + own.optimizer).copied().unwrap_or_default();
         let total: f64 = own.iter().map(|own| own.work).sum();
         let heaviest = own.iter().map(|own| own.work).fold(0.0, f64::max);
         let memory = memory::peak_of_rank(model, ranks, most.parameters, most.optimizer);
-        let share = (ranks - 1) as f64 / ranks as f64;
-        let values: usize = model.parameters.iter().map(|parameter| parameter.numel()).sum();
-        let one_way = share * (values * config.train.exchange.size()) as f64;
+        let gammas = if model.learnable_gamma { model.pc.len() } else { 0 };
+        let sent_by_all = step_bytes(&division.parameters(), gammas, model.replicas, ranks, config.train.exchange);
+        let sent_per_step = sent_by_all / ranks as u64;
+        // Half to the owners, half from them.
+        let one_way = sent_per_step as f64 / 2.0;
         let exchange_seconds = 2.0 * one_way / ask.bandwidth + 5.0 * (ranks - 1) as f64 * LATENCY;
         let largest_share = if total > 0.0 { heaviest / total } else { 1.0 / ranks as f64 };
         let prediction = ask.speed.map(|speed| {
             let (of_model, of_owners) = (flops.model + flops.recomputation, flops.pc + flops.optimizer);
             let one_rank = (of_model + of_owners) / speed;
-            let step = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
-            Prediction { one_rank, step, efficiency: one_rank / (ranks as f64 * step) }
+            let step_without_overlap = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
+            let last_backward = (BACKWARD * flops.model + flops.recomputation) / model.micro_batches as f64 / speed;
+            let hidden = last_backward.min((1.0 - LAST) * one_way / ask.bandwidth);
+            let step = step_without_overlap - hidden;
+            Prediction { one_rank, step, step_without_overlap, efficiency: one_rank / (ranks as f64 * step) }
         });
         let memory_bytes = memory.total();
-        Ok(Self { ranks, memory, memory_bytes, sent_per_step: 2 * one_way as u64, exchange_seconds, largest_share, prediction })
+        Ok(Self { ranks, memory, memory_bytes, sent_by_all, sent_per_step, exchange_seconds, largest_share, prediction })
     }
 
     pub fn lines(&self) -> Vec<String> {
-        let Self { ranks, memory, memory_bytes, sent_per_step, exchange_seconds, largest_share, prediction } = self;
+        let Self { ranks, memory, memory_bytes, sent_per_step, exchange_seconds, largest_share, prediction, .. } = self;
         let mut lines = vec![
             format!(
                 "on {:<16}{} each at its peak, the {}, of the rank that owns most",
@@ -107,11 +124,12 @@ impl Ranks {
             ),
         ];
         lines.push(match prediction {
-            Some(Prediction { one_rank, step, efficiency }) => format!(
-                "step               {} instead of {} on one rank: efficiency {:.0} %",
+            Some(Prediction { one_rank, step, step_without_overlap, efficiency }) => format!(
+                "step               {} instead of {} on one rank: efficiency {:.0} % ({} without overlap)",
                 seconds(*step),
                 seconds(*one_rank),
-                100.0 * efficiency
+                100.0 * efficiency,
+                seconds(*step_without_overlap)
             ),
             None => "step               unknown; --tflops X, the speed of an adapter in a step, tells".to_owned(),
         });
@@ -123,45 +141,61 @@ fn seconds(time: f64) -> String {
     if time < 1.0 { format!("{:.3} s", time) } else { format!("{time:.2} s") }
 }
 
-/// What each rank has alone.
-fn owned(config: &Config, model: &Model, ranks: usize) -> Result<Vec<Own>, Failure> {
-    let layers = engine::pc_targets(config);
-    let pc: Option<PcConfig> = config.pc.as_ref().map(engine::pc).transpose()?;
-    let optimizer = (config.optimizer.rule().build)(&config.optimizer);
-    let layer_of = |name: &str| {
-        let at = layers.iter().position(|(stem, _)| name.strip_suffix(".weight") == Some(stem))?;
-        Some(model.pc[at])
-    };
-    let list: Vec<Dealt<'_>> = model
-        .parameters
-        .iter()
-        .map(|parameter| {
-            let of_layer = layer_of(&parameter.name).and(pc.as_ref()).map_or(0, PcConfig::products);
-            let products = of_layer + optimizer.products(parameter.role);
-            Dealt { role: parameter.role, shape: &parameter.shape, products }
-        })
-        .collect();
-    let mut own = vec![Own::default(); ranks];
-    let state = |role: Role, shape: &[usize]| -> u64 {
-        optimizer.slots(role, shape).iter().map(|slot| bytes(slot.shape.iter().product())).sum()
-    };
-    for piece in deal(&list, model.replicas) {
-        let parameter = &model.parameters[piece.parameter];
-        let own = &mut own[piece.share * ranks / model.replicas];
-        let shape = [&[piece.rows.len()], &parameter.shape[1..]].concat();
-        let numel: usize = shape.iter().product();
-        own.optimizer += state(parameter.role, &shape);
-        own.work += (numel * list[piece.parameter].products * parameter.shape.iter().min().unwrap_or(&1)) as f64;
-        if piece.rows.len() < parameter.shape[0] {
-            own.parameters += bytes(numel);
-        }
-        if let Some(layer) = layer_of(&parameter.name) {
-            own.parameters += bytes(numel) + bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns);
-            if model.learnable_gamma {
-                own.parameters += bytes(layer.heads);
-                own.optimizer += state(Role::Vector, &[layer.heads]);
+/// What the parameters are divided by.
+struct Division<'a> {
+    model: &'a Model,
+    optimizer: Box<dyn Optimizer>,
+    /// Of each parameter: its PC layer, and the products that it takes.
+    of_parameters: Vec<(Option<PcLayer>, usize)>,
+}
+
+impl<'a> Division<'a> {
+    fn new(config: &Config, model: &'a Model) -> Result<Self, Failure> {
+        let layers = engine::pc_targets(config);
+        let pc: Option<PcConfig> = config.pc.as_ref().map(engine::pc).transpose()?;
+        let optimizer = (config.optimizer.rule().build)(&config.optimizer);
+        let layer_of = |name: &str| {
+            let at = layers.iter().position(|(stem, _)| name.strip_suffix(".weight") == Some(stem))?;
+            Some(model.pc[at])
+        };
+        let of_parameter = |parameter: &ParameterShape| {
+            let layer = layer_of(&parameter.name);
+            let products = layer.and(pc.as_ref()).map_or(0, PcConfig::products) + optimizer.products(parameter.role);
+            (layer, products)
+        };
+        let of_parameters = model.parameters.iter().map(of_parameter).collect();
+        Ok(Self { model, optimizer, of_parameters })
+    }
+
+    fn parameters(&self) -> Vec<Dealt<'_>> {
+        let pairs = self.model.parameters.iter().zip(&self.of_parameters);
+        pairs.map(|(parameter, &(_, products))| Dealt { role: parameter.role, shape: &parameter.shape, products }).collect()
+    }
+
+    /// What each rank has alone.
+    fn owned(&self, ranks: usize) -> Vec<Own> {
+        let (model, mut own) = (self.model, vec![Own::default(); ranks]);
+        let state = |role: Role, shape: &[usize]| -> u64 {
+            self.optimizer.slots(role, shape).iter().map(|slot| bytes(slot.shape.iter().product())).sum()
+        };
+        for piece in deal(&self.parameters(), model.replicas) {
+            let (parameter, (layer, products)) = (&model.parameters[piece.parameter], self.of_parameters[piece.parameter]);
+            let own = &mut own[piece.share * ranks / model.replicas];
+            let shape = [&[piece.rows.len()], &parameter.shape[1..]].concat();
+            let numel: usize = shape.iter().product();
+            own.optimizer += state(parameter.role, &shape);
+            own.work += (numel * products * parameter.shape.iter().min().unwrap_or(&1)) as f64;
+            if piece.rows.len() < parameter.shape[0] {
+                own.parameters += bytes(numel);
+            }
+            if let Some(layer) = layer {
+                own.parameters += bytes(numel) + bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns);
+                if model.learnable_gamma {
+                    own.parameters += bytes(layer.heads);
+                    own.optimizer += state(Role::Vector, &[layer.heads]);
+                }
             }
         }
+        own
     }
-    Ok(own)
 }

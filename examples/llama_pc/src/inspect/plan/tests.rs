@@ -80,8 +80,11 @@ fn the_memory_of_a_rank_is_within_a_tenth_of_the_measured_peak_and_the_bytes_are
             assert!((0.9..1.1).contains(&ratio), "{sets:?}, {ranks} ranks: {} planned, {most} found", plan.memory_bytes);
             // Two steps, and the weights once before.
             let sent: u64 = found.iter().map(|(_, sent)| *sent).sum();
-            let expected = 2.5 * (plan.sent_per_step * ranks as u64) as f64;
-            assert!((sent as f64 / expected - 1.0).abs() < 0.01, "{sent} bytes, {expected} planned");
+            let values: usize = model.parameters.iter().map(|parameter| parameter.numel()).sum();
+            assert_eq!(sent, 2 * plan.sent_by_all + (4 * values * (ranks - 1)) as u64);
+            // 2(P−1)/P · 4N, and little else.
+            let formula = (8 * values * (ranks - 1)) as f64;
+            assert!((plan.sent_by_all as f64 / formula - 1.0) < 0.01, "{}", plan.sent_by_all);
             assert!(plan.largest_share < 1.2 / ranks as f64, "{}", plan.largest_share);
         }
         let ask = Ask { ranks: 3, bandwidth: 1e9, speed: None };

@@ -16,4 +16,5 @@ pub use document::text_of;
 pub use document::{MODEL, OPTIMIZER};
 pub use saved::{Saved, check_weights, recorded_keys, sweep, verify_weights};
 pub use state::{Scaling, Spikes, State};
+pub use tensors::checksum;
 pub use writer::Writer;

@@ -46,6 +46,11 @@ impl Saved {
         &self.folder
     }
 
+    /// The checksums of all files: those of one checkpoint.
+    pub fn checksums(&self) -> String {
+        self.files.values().map(|file| file.crc32c.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
     /// Verifies the size and checksum of a file and returns its path.
     pub fn verify(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.folder.join(name);

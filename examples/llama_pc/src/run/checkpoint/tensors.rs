@@ -1,10 +1,11 @@
 //! Tensors in the order and layout of a safetensors file, read from the device a piece at a time, so that neither the host nor the
 //! device ever holds a second copy of a large model.
 
-use polytape::Gpu;
+use crc32c::crc32c_append;
 use polytape::exchange::{Exchange, Stored};
 use polytape::gpu::Slice;
 use polytape::safetensors::{Dtype, Header, pytorch_metadata};
+use polytape::{Gpu, Params, Role};
 
 use crate::terminal::failure::Failure;
 
@@ -71,6 +72,18 @@ impl TensorFile {
         group.flush(gpu, ranks, &mut take)?;
         Ok(())
     }
+}
+
+/// The CRC-32C of what is trained, by name.
+pub fn checksum(params: &Params) -> Result<u32, Failure> {
+    let trained = params.iter().filter(|(_, param)| param.role != Role::State);
+    let stored = trained.map(|(_, param)| Stored::whole(param.name.clone(), param.tensor.clone()));
+    let mut sum = 0;
+    TensorFile::new("weights", stored.collect()).read(params.gpu(), None, |pieces| {
+        sum = pieces.iter().fold(sum, |sum, piece| crc32c_append(sum, &piece.bytes));
+        true
+    })?;
+    Ok(sum)
 }
 
 impl Group<'_> {

@@ -65,10 +65,7 @@ fn values_that_are_not_finite_are_not_saved() {
     trainer.params.set(id, bad).expect("its shape");
     let failed = writer.save(&trainer, &State { step: 2, ..State::default() }).and_then(|()| writer.wait());
     let text = failed.expect_err("not finite").to_string();
-    assert!(
-        text.starts_with("step 2: found NaN in b, expected finite numbers; the checkpoint was not written\nhint: last"),
-        "{text}"
-    );
+    assert_eq!(text, "step 2: found NaN in b, expected finite numbers; the checkpoint was not written");
     assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [1]);
     assert!(!folder.path().join("checkpoints/step-2.partial").exists());
 }

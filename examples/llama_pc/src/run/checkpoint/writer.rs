@@ -33,18 +33,38 @@ pub struct Writer {
     /// Number of checkpoints to keep.
     keep: usize,
     running: Option<JoinHandle<Result<(), Failure>>>,
-    newest: Option<u64>,
+    /// Step of the last one that was begun.
+    begun: Option<u64>,
+    /// Step of the newest one on disk, as far as this rank knows.
+    complete: Option<u64>,
 }
 
 impl Writer {
     /// For a run whose newest checkpoint is `newest`; `writes` unless this is another rank than the first.
     pub fn new(run: &Path, writes: bool, keep: usize, newest: Option<u64>) -> Self {
-        Self { run: run.to_owned(), writes, keep, running: None, newest }
+        Self { run: run.to_owned(), writes, keep, running: None, begun: newest, complete: newest }
     }
 
-    /// The step of the newest checkpoint, which may not be on disk yet.
-    pub fn newest(&self) -> Option<u64> {
-        self.newest
+    /// The step of the last checkpoint that was begun, which may not be on disk yet.
+    pub fn begun(&self) -> Option<u64> {
+        self.begun
+    }
+
+    /// The step of the newest checkpoint on disk.
+    pub fn complete(&self) -> Option<u64> {
+        self.complete
+    }
+
+    /// Takes the first rank's word for [`Writer::complete`], where another one writes.
+    pub fn hear(&mut self, complete: Option<u64>) {
+        if !self.writes {
+            self.complete = complete;
+        }
+    }
+
+    /// Whether a save is in progress.
+    pub fn is_busy(&self) -> bool {
+        self.running.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Saves the current state. Returns once the tensors are read; a later call reports a disk error. All ranks call it together.
@@ -53,7 +73,7 @@ impl Writer {
         let (model, optimizer) = trainer.stored()?;
         let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer)];
         let sender = if self.writes { Some(self.begin(&files, state)?) } else { None };
-        self.newest = Some(state.step);
+        self.begun = Some(state.step);
         let mut listening = true;
         for file in files {
             file.read(trainer.params.gpu(), trainer.ranks(), |pieces| {
@@ -92,19 +112,27 @@ impl Writer {
     /// Waits until the last save is on disk.
     pub fn wait(&mut self) -> Result<(), Failure> {
         match self.running.take().map(JoinHandle::join) {
-            None | Some(Ok(Ok(()))) => Ok(()),
+            None => Ok(()),
+            Some(Ok(Ok(()))) => {
+                self.complete = self.begun;
+                Ok(())
+            }
             Some(Ok(Err(failure))) => Err(failure),
             Some(Err(_)) => panic!("bug: the thread that writes checkpoints panicked"),
+        }
+    }
+
+    /// Completes a save in progress, as a run that ends with an error does.
+    pub fn settle(&mut self) {
+        if let Err(failure) = self.wait() {
+            output::note(&format!("error: {failure}"));
         }
     }
 }
 
 impl Drop for Writer {
-    /// A run that ends with an error still completes a save in progress.
     fn drop(&mut self) {
-        if let Err(failure) = self.wait() {
-            output::note(&format!("error: {failure}"));
-        }
+        self.settle();
     }
 }
 
@@ -119,16 +147,9 @@ struct Job {
 impl Job {
     fn run(&self, pieces: &Receiver<Vec<Piece>>) -> Result<(), Failure> {
         let target = paths::checkpoint(&self.run, self.state.step);
-        let write = || {
-            let partial = Partial::checkpoint(&target)?;
-            self.fill(partial.path(), pieces)?;
-            partial.finish()
-        };
-        write().map_err(|failure| {
-            let known = paths::checkpoints(&self.run).unwrap_or_default();
-            let last = known.last().map_or("none".to_owned(), |step| format!("step-{step}"));
-            failure.hint(format!("last complete checkpoint: {last}; `train --resume {}` goes on from it", self.run.display()))
-        })?;
+        let partial = Partial::checkpoint(&target)?;
+        self.fill(partial.path(), pieces)?;
+        partial.finish()?;
         let all = paths::checkpoints(&self.run)?;
         all.iter().rev().skip(self.keep).try_for_each(|&step| discard(&paths::checkpoint(&self.run, step)))
     }

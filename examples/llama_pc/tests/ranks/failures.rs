@@ -1,0 +1,248 @@
+//! Whatever happens to one rank, all end, the newest checkpoint is whole, and the run goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{Job, begin, kill, mpirun, newest, process_of, program, ranks, run, turn};
+use crate::common::{prepared, train};
+
+/// One line says which rank failed, where and in which step; another one which checkpoint is the newest, and how to resume.
+fn assert_told(text: &str, rank: usize, problem: &str) {
+    let line = text.lines().find(|line| line.starts_with("error: rank ")).unwrap_or_default();
+    let who = format!("rank {rank} (host ");
+    assert!(line.contains(&who) && line.contains(": step ") && line.contains(problem), "{text}");
+    assert_resumable(text);
+}
+
+fn assert_resumable(text: &str) {
+    let line = text.lines().find(|line| line.contains("to resume: ")).unwrap_or_default();
+    assert!(line.contains("newest checkpoint: step-") && line.contains("mpirun -n 4 llama_pc train --resume "), "{text}");
+}
+
+/// The run has no half checkpoint that anything would take for a whole one: it takes two more steps on fewer ranks.
+fn assert_goes_on(folder: &Path, path: &str) {
+    let newest = newest(&folder.join(path));
+    run(folder, "2", &["train", "--resume", path, "--steps", &(newest + 2).to_string()]);
+}
+
+/// `mpirun` of several programs: the number of ranks, the folder and the program of each.
+fn different(folder: &Path, parts: &[(&str, &Path, &Path)], args: &[&str]) -> (Option<i32>, String) {
+    let mut launch: Vec<String> = Vec::new();
+    for (count, folder, program) in parts {
+        let (folder, program) = (folder.display().to_string(), program.display().to_string());
+        launch.extend(["-n", count, "--wdir", &folder, &program].map(str::to_owned));
+        launch.extend(args.iter().map(|arg| (*arg).to_owned()));
+        launch.push(":".to_owned());
+    }
+    launch.pop();
+    Job::start(mpirun(folder, &launch.iter().map(String::as_str).collect::<Vec<_>>())).end()
+}
+
+#[test]
+fn a_killed_rank_ends_all_and_the_run_goes_on() {
+    let _turn = turn();
+    let folder = prepared();
+    let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
+    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
+    kill("KILL", process_of("run", 2));
+    let (status, text) = job.end();
+    assert!(status != Some(0) && text.contains("rank 2"), "{text}");
+    assert_resumable(&text);
+    let newest = newest(&folder.path().join("run"));
+    assert!(newest >= 4);
+    run(folder.path(), "2", &["train", "--resume", "run", "--steps", &(newest + 1).to_string()]);
+    run(folder.path(), "1", &["train", "--resume", "run", "--steps", &(newest + 3).to_string()]);
+    run(folder.path(), "1", &begin("whole", &[&format!("train.steps={}", newest + 3)]));
+    // An end writes a validation, too: of the interrupted run after its second process.
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let bytes = |run: &str| fs::read(folder.path().join(format!("{run}/checkpoints/step-{}/{file}", newest + 3)));
+        assert!(bytes("whole").expect("a file") == bytes("run").expect("a file"), "{file}");
+    }
+}
+
+#[test]
+fn a_stopped_rank_is_named_and_all_end() {
+    let _turn = turn();
+    let folder = prepared();
+    let args = [&["train", "--patience", "6s"], &begin("run", &["train.steps=100000"])[1..]].concat();
+    let mut job = ranks(folder.path(), "4", &args);
+    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
+    kill("STOP", process_of("run", 2));
+    let started = Instant::now();
+    let (status, text) = job.end();
+    assert!(started.elapsed() < Duration::from_secs(30), "{text}");
+    assert_eq!(status, Some(1), "{text}");
+    assert_told(&text, 2, "sent nothing for");
+    assert_goes_on(folder.path(), "run");
+}
+
+/// Its address space may grow no more: what it asks for next is refused, as by a system without memory.
+#[test]
+fn a_rank_without_memory_ends_all() {
+    let _turn = turn();
+    let folder = prepared();
+    let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
+    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
+    let limit = Command::new("prlimit").args(["--as=1", "--pid", &process_of("run", 2).to_string()]).status();
+    assert!(limit.expect("prlimit runs").success());
+    let (status, text) = job.end();
+    assert!(status != Some(0) && text.contains("rank 2"), "{text}");
+    assert_resumable(&text);
+    assert_goes_on(folder.path(), "run");
+}
+
+/// A file system of a given size, where this user may mount one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(path: PathBuf, size: &str) -> Option<Self> {
+        fs::create_dir(&path).expect("a folder");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&path).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_all() {
+    let _turn = turn();
+    let folder = prepared();
+    let Some(disk) = SmallDisk::new(folder.path().join("small"), "1500k") else {
+        return eprintln!("this user may not mount a file system, so a full disk is not tested with ranks");
+    };
+    // The fourth checkpoint finds no place.
+    let (status, text) = ranks(folder.path(), "4", &begin("small/run", &["train.steps=100000"])).end();
+    assert_eq!(status, Some(1), "{text}");
+    assert_told(&text, 0, "No space left on device");
+    assert!(text.contains("newest checkpoint: step-6"), "{text}");
+    let left = fs::read_dir(disk.0.join("run/checkpoints")).expect("checkpoints").count();
+    assert_eq!((left, newest(&disk.0.join("run"))), (3, 6), "{text}");
+
+    // Metrics find none: a file takes what is left.
+    let fill = || fs::write(disk.0.join("fill"), vec![0; 4 << 20]);
+    fs::remove_dir_all(disk.0.join("run/checkpoints/step-2")).expect("it is removed");
+    let args = ["train", "--resume", "small/run", "--steps", "100000", "--set", "train.checkpoint_every=0"];
+    let mut job = ranks(folder.path(), "2", &args);
+    job.wait_for(&disk.0.join("run/events.out.tfevents.0000000006.polytape"));
+    assert!(fill().is_err());
+    let (status, text) = job.end();
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("error: rank 0 (host ") && text.contains("No space left on device"), "{text}");
+    fs::remove_file(disk.0.join("fill")).expect("it is removed");
+    assert_goes_on(folder.path(), "small/run");
+}
+
+#[test]
+fn another_rank_needs_no_disk() {
+    let _turn = turn();
+    let folder = prepared();
+    let Some(disk) = SmallDisk::new(folder.path().join("small"), "64k") else {
+        return eprintln!("this user may not mount a file system, so a full disk is not tested with ranks");
+    };
+    assert!(fs::write(disk.0.join("fill"), vec![0; 1 << 20]).is_err());
+    let script = folder.path().join("full");
+    let text = format!("#!/bin/sh\nHOME={0} XDG_CACHE_HOME={0} TMPDIR={0} exec {1} \"$@\"\n", disk.0.display(), program());
+    fs::write(&script, text).expect("a script");
+    let sh = Command::new("chmod").arg("+x").arg(&script).status();
+    assert!(sh.expect("chmod runs").success());
+    let here = folder.path();
+    let parts = [("1", here, Path::new(program())), ("1", here, script.as_path())];
+    let (status, text) = different(here, &parts, &begin("run", &["train.steps=3"]));
+    assert_eq!(status, Some(0), "{text}");
+    let told = text.lines().find(|line| line.starts_with("warning: ") && !line.contains("rank "));
+    assert_eq!(told, None, "{text}");
+}
+
+/// A copy of the prepared data, of the runs in it, too.
+fn copied(from: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = Command::new("cp").arg("-r").arg(format!("{}/.", from.display())).arg(folder.path()).status();
+    assert!(copy.expect("cp runs").success());
+    folder
+}
+
+/// Changes a bit of a token, four bytes, in the middle of the part.
+fn change(part: &Path) {
+    let shards = fs::read_dir(part).expect("shards").map(|entry| entry.expect("a file").path());
+    let shard = shards.filter(|path| path.extension().is_some_and(|extension| extension == "bin")).last().expect("a shard");
+    let mut bytes = fs::read(&shard).expect("tokens");
+    let middle = bytes.len() / 8 * 4;
+    bytes[middle] ^= 1;
+    fs::write(shard, bytes).expect("tokens");
+}
+
+#[test]
+fn ranks_that_do_not_agree_are_refused() {
+    let _turn = turn();
+    let folder = prepared();
+    let (one, other) = (begin("run", &["train.steps=5"]), begin("run", &["train.steps=6"]));
+    let launch = [&["-n", "1", program()], &one[..], &[":", "-n", "1", program()], &other[..]].concat();
+    let (status, text) = Job::start(mpirun(folder.path(), &launch)).end();
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("configuration: found steps = 6 on rank 1 (host "), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("error: ")).count(), 1, "told once: {text}");
+
+    let (status, text) = ranks(folder.path(), "4", &begin("run", &["train.replicas=2"])).end();
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("train.replicas: found 2, expected a multiple of the 4 ranks"), "{text}");
+    assert!(!folder.path().join("run").exists());
+}
+
+#[test]
+fn a_rank_with_another_program_is_refused() {
+    let _turn = turn();
+    let folder = prepared();
+    let other = folder.path().join("other");
+    fs::copy(program(), &other).expect("a copy");
+    // What the loader ignores.
+    let mut bytes = fs::read(&other).expect("the program");
+    bytes.push(0);
+    fs::write(&other, bytes).expect("the program");
+    let here = folder.path();
+    let parts = [("2", here, Path::new(program())), ("1", here, other.as_path()), ("1", here, Path::new(program()))];
+    let (status, text) = different(here, &parts, &begin("run", &["train.steps=3"]));
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("program: found version ") && text.contains("on rank 2 (host "), "{text}");
+    assert!(!here.join("run").exists());
+}
+
+#[test]
+fn a_rank_with_other_data_or_another_checkpoint_is_refused() {
+    let _turn = turn();
+    let folder = prepared();
+    train(folder.path(), "begun", &["train.steps=2"]).args(["--set"]).args(super::RICH).assert().success();
+    let refused = |change: &dyn Fn(&Path), args: &[&str], problem: &str| {
+        let other = copied(folder.path());
+        change(other.path());
+        let parts = [("3", folder.path(), Path::new(program())), ("1", other.path(), Path::new(program()))];
+        let (status, text) = different(folder.path(), &parts, args);
+        assert_eq!(status, Some(2), "{text}");
+        assert!(text.contains(problem) && text.contains(" on rank 3 (host "), "{problem}: {text}");
+    };
+    let new = begin("run", &["train.steps=3"]);
+    refused(&|other| change(&other.join("data/train")), &new, "data.train: found ");
+    refused(&|other| change(&other.join("data/val")), &new, "data.val: found ");
+    assert!(!folder.path().join("run").exists());
+    let go_on = |other: &Path| run(other, "1", &["train", "--resume", "begun", "--steps", "4"]);
+    refused(&|other| drop(go_on(other)), &["train", "--resume", "begun", "--steps", "6"], "checkpoint: found step 4 with");
+    let init = [&new[..], &["--init", "begun"]].concat();
+    refused(&|other| drop(go_on(other)), &init, "initial weights: found the checksum ");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_told_once() {
+    let _turn = turn();
+    let folder = prepared();
+    let job = ranks(folder.path(), "4", &begin("run", &["optimizer.lr=1e30", "train.steps=20"]));
+    let (status, text) = job.end();
+    assert_eq!(status, Some(1), "{text}");
+    let told = text.lines().filter(|line| line.starts_with("error: ")).collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].starts_with("error: rank 0 ") && told[0].contains("step "), "{text}");
+}
