@@ -151,6 +151,7 @@ fn the_memory_estimate_is_within_a_tenth_of_the_measured_peak() {
 
 /// PC layers and Muon take matrices of one shape together where kernels are compiled: most memory where there are many, and few tokens.
 #[test]
+#[ignore = "compiles a tier of kernels: minutes on a software adapter"]
 fn the_memory_of_stacks_is_within_a_tenth_of_the_measured_peak() {
     let shape = ["model.dim=128", "model.layers=8", "model.heads=4", "model.vocab=300", "data.seq_len=8", "train.batch_size=1"];
     let variants: [&[&str]; 3] = [
@@ -174,7 +175,6 @@ fn the_memory_of_stacks_is_within_a_tenth_of_the_measured_peak() {
             let measured = gpu.memory().peak as f64;
             let moment = memory::peak(&Model::new(&config, Stacks::of(&gpu)).expect("a model"));
             let ratio = moment.total() as f64 / measured;
-            eprintln!("RATIO {variant:?} {memory_budget}: {ratio:.3} of {measured}, {moment:?}");
             assert!((ratio - 1.0).abs() < 0.1, "{variant:?} of {memory_budget}: {ratio:.3} of {measured}, {moment:?}");
         }
     }
