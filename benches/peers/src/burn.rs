@@ -1,10 +1,9 @@
-//! The step in burn, on its wgpu backend with kernel fusion and autotuning at their defaults, and on its CPU backend, flex.
+//! The step in burn, on its wgpu backend with kernel fusion and autotuning at their defaults.
 
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::activation::{log_softmax, silu, softmax};
-use burn::tensor::{Bool, Gradients, Int, Tensor, TensorData};
-pub use burn::tensor::{Device, DeviceKind};
+use burn::tensor::{Bool, Device, DeviceKind, Gradients, Int, Tensor, TensorData};
 
 use crate::{BETAS, EPS, Peer, RATE, Result, SEQ_LEN, SEQUENCES, Setup, TOKENS, WEIGHT_DECAY};
 
@@ -102,8 +101,9 @@ impl Fixed {
 }
 
 impl Run {
-    pub fn new(setup: &Setup, device: Device) -> Result<Self> {
-        let device = device.autodiff();
+    pub fn new(setup: &Setup) -> Result<Self> {
+        let plain = Device::wgpu(DeviceKind::DefaultDevice);
+        let device = plain.clone().autodiff();
         let data = |name: &str| {
             let (shape, values) = &setup.weights[&format!("{name}.weight")];
             TensorData::new(values.clone(), shape.clone())

@@ -122,18 +122,17 @@ fn main() -> Result<()> {
     let (inputs, targets) = tokens(TOKENS, config.vocab);
     let (mut ours, setup) = polytape::Run::new(config, 1, inputs, targets)?;
     println!("adapter: {}, kernels: {}", ours.adapter(), ours.kernels());
-    let mut burn = burn::Run::new(&setup, burn::Device::wgpu(burn::DeviceKind::DefaultDevice))?;
-    let mut flex = burn::Run::new(&setup, burn::Device::flex())?;
+    let mut burn = burn::Run::new(&setup)?;
     let mut candle = candle::Run::new(&setup)?;
     let mut torch = torch::Run::new(&setup)?;
 
     for step in 1..=2 {
         let mut losses = Vec::new();
-        let peers = [&mut ours as &mut dyn Peer, &mut burn, &mut flex, &mut candle];
+        let peers = [&mut ours as &mut dyn Peer, &mut burn, &mut candle];
         for peer in peers.into_iter().chain(torch.as_mut().map(|torch| torch as &mut dyn Peer)) {
             losses.push(peer.step(true)?.ok_or("no loss")?);
         }
-        println!("loss at step {step}, polytape, burn (wgpu, flex), candle, PyTorch: {losses:.5?}");
+        println!("loss at step {step}, polytape, burn, candle, PyTorch: {losses:.5?}");
         // Negated so that a NaN fails too.
         if !losses.iter().all(|loss| (loss - losses[0]).abs() <= TOLERANCE) {
             return Err(format!("the losses of step {step} differ by more than {TOLERANCE}").into());
@@ -148,7 +147,6 @@ fn main() -> Result<()> {
         "polytape, full step".to_owned(),
         "burn (wgpu), forward and backward only".to_owned(),
         "burn (wgpu), full step".to_owned(),
-        "burn (flex, CPU), full step".to_owned(),
         "candle (CPU), full step".to_owned(),
     ];
     names.extend(torch.as_ref().map(|torch| format!("PyTorch {} (CPU), full step", torch.version)));
@@ -157,10 +155,9 @@ fn main() -> Result<()> {
         speeds[0].push(full(&mut ours)?);
         speeds[1].push(speed(STEPS, |last| burn.forward_backward(last))?);
         speeds[2].push(full(&mut burn)?);
-        speeds[3].push(full(&mut flex)?);
-        speeds[4].push(full(&mut candle)?);
+        speeds[3].push(full(&mut candle)?);
         if let Some(torch) = &mut torch {
-            speeds[5].push(full(torch)?);
+            speeds[4].push(full(torch)?);
         }
     }
 
