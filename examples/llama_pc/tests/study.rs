@@ -7,11 +7,15 @@ use std::path::Path;
 
 use common::{llama_pc, prepared};
 
-/// The lines that announce a run.
-fn study(folder: &Path, args: &[&str]) -> Vec<String> {
-    let assert = llama_pc(folder).args(["study", "--scale", "tiny", "--data", "data"]).args(args).assert().success();
-    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
-    text.lines().filter(|line| line.starts_with("run ")).map(str::to_owned).collect()
+/// The lines that announce a run: of the process that leads, and of the one that trains beside it.
+fn study(folder: &Path, args: &[&str]) -> [Vec<String>; 2] {
+    let log = folder.join("runs/study-tiny/worker-1.log");
+    let _ = fs::remove_file(&log);
+    let assert =
+        llama_pc(folder).args(["study", "--scale", "tiny", "--data", "data", "--jobs", "2"]).args(args).assert().success();
+    let own = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let runs = |text: &str| text.lines().filter(|line| line.starts_with("run ")).map(str::to_owned).collect();
+    [runs(&own), runs(&fs::read_to_string(log).unwrap_or_default())]
 }
 
 fn run_folders(folder: &Path) -> Vec<String> {
@@ -27,14 +31,15 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
     let folder = prepared();
     let path = folder.path();
     let out = path.join("runs/study-tiny");
-    assert!(study(path, &["--plan-only"]).is_empty());
+    assert!(study(path, &["--plan-only"]).concat().is_empty());
     let plan = fs::read_to_string(out.join("plan.md")).expect("a plan");
     assert!(plan.contains("AdamW, PC level 4: rates and seeds | ") && plan.contains("**in all**"), "{plan}");
     assert!(!out.join("study.md").exists());
 
     let announced = study(path, &[]);
     let runs = run_folders(path);
-    assert_eq!(announced.len(), runs.len());
+    assert!(announced.iter().all(|lines| lines.len() > 5), "{announced:?}");
+    assert_eq!(announced.concat().len(), runs.len());
     for kind in ["size1-adamw-scaled-", "size1-muon-qknorm-pc2-", "size2-muon-plain-", "-iterations1-"] {
         assert!(runs.iter().any(|run| run.contains(kind)), "no {kind} in {runs:?}");
     }
@@ -51,7 +56,7 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
     fs::remove_file(lost[0].join("outcome.json")).expect("an outcome");
     fs::remove_dir_all(&lost[1]).expect("a run");
     fs::create_dir(&lost[1]).expect("what a killed process leaves");
-    let again = study(path, &[]);
+    let again = study(path, &[]).concat();
     assert_eq!(again.len(), 2, "{again:?}");
     assert_eq!(run_folders(path), runs);
 
