@@ -2,13 +2,13 @@
 
 use polytape::gpu::{KernelTier, Peak, Unit};
 use polytape::llama::LlamaConfig;
-use polytape::optim::{AdamConfig, AdamW, Clip, Muon, MuonConfig, NorMuon, Optimizer};
+use polytape::optim::Clip;
 use polytape::spectral::{NewtonSchulz, Norm, PcConfig, Preconditioner, level_coefficients, newton_schulz};
 use polytape::{
     AttentionShape, Gpu, Gradients, Indices, MAX_HEAD_DIM, Params, Result, Role, RotaryTable, Tape, Tensor, Var, rms_and_abs_max,
 };
 
-use crate::steps::sample;
+use crate::steps::{OPTIMIZERS, sample};
 
 /// Columns that allow vec4 accesses, and that do not.
 const COLUMNS: [usize; 2] = [12, 7];
@@ -184,12 +184,8 @@ fn matrices(gpu: &Gpu, size: usize) -> Result<()> {
 /// Steps of one to nine small parameters, which share dispatches, and of matrices.
 fn optimizers(gpu: &Gpu) -> Result<()> {
     for count in 1..=9 {
-        let rules: [Box<dyn Optimizer>; 3] = [
-            Box::new(AdamW::new(AdamConfig::default())),
-            Box::new(Muon::new(MuonConfig::default())),
-            Box::new(NorMuon::new(MuonConfig::default())),
-        ];
-        for mut rule in rules {
+        for (_, rule) in OPTIMIZERS {
+            let mut rule = rule();
             let mut params = Params::new(gpu);
             let mut gradients = Gradients::new();
             for at in 0..count {
