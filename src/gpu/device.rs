@@ -14,9 +14,8 @@ use super::pool::{Buffer, GRANULE, MemoryUse, Pool};
 use super::profile::ProfileTable;
 use super::queue::QueueCounters;
 use super::recorder::Recorder;
-use super::rehearsal::Rehearsed;
 use super::tune::{Tuner, Tuning};
-use super::variant::KernelVariant;
+use super::variant::{KernelVariant, Rehearsed};
 use crate::error::{Error, Result};
 
 /// Options of [`Gpu::open`].

@@ -9,8 +9,7 @@ use super::host::Twin;
 use super::pace::Trial;
 use super::pipeline::Pipeline;
 use super::pool::Buffer;
-use super::rehearsal::Rehearsed;
-use super::variant::KernelVariant;
+use super::variant::{KernelVariant, Rehearsed};
 use crate::error::{Error, Result};
 
 /// Access mode of a binding.

@@ -31,9 +31,8 @@ pub use peak::{Peak, Unit};
 pub use pool::{Buffer, GRANULE, MemoryUse};
 pub use profile::{KernelTime, ProfileTable};
 pub use queue::QueueCounters;
-pub use rehearsal::Rehearsed;
 pub use tune::Tuning;
-pub use variant::KernelVariant;
+pub use variant::{KernelVariant, Rehearsed};
 pub(crate) use workgroup::{RowTeams, strides, vectors, workgroup};
 
 /// Re-exported types of [`AdapterSummary`].

@@ -6,16 +6,8 @@ use super::adapter::{AdapterSummary, KernelTier};
 use super::device::{Gpu, GpuOptions};
 use super::matrix;
 use super::tune::Tuning;
+use super::variant::Rehearsed;
 use crate::error::{Error, Result};
-
-/// A dispatch that a [`Gpu::rehearsal`] would have made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rehearsed {
-    /// The kernel's name.
-    pub kernel: &'static str,
-    /// Number of workgroups in x, y and z.
-    pub workgroups: [u32; 3],
-}
 
 impl Gpu {
     /// A device that chooses kernels of this tier as it would on `adapter`, but neither compiles nor runs them: it only notes them,

@@ -1,4 +1,4 @@
-//! [`KernelVariant`]: what a pipeline is compiled from, for tools that look at the kernels themselves.
+//! [`KernelVariant`]: what a pipeline is compiled from, and [`Rehearsed`]: a dispatch of it, for tools that look at the kernels themselves.
 
 use super::adapter::KernelTier;
 use super::device::Gpu;
@@ -22,6 +22,15 @@ pub struct KernelVariant {
     /// The tier that it is compiled for.
     pub tier: KernelTier,
     pub(super) source: &'static str,
+}
+
+/// A dispatch that a [`Gpu::rehearsal`] would have made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Number of workgroups in x, y and z.
+    pub workgroups: [u32; 3],
 }
 
 impl KernelVariant {
