@@ -20,9 +20,6 @@ use crate::terminal::output;
 use crate::terminal::progress::Progress;
 use check::{Check, Line};
 
-/// The groups of checks, run in this order.
-const GROUPS: [fn(KernelTier) -> Vec<Check>; 4] = [operations::checks, spectral::checks, optimizers::checks, model::checks];
-
 /// Prints the table of the device and, if `every_tier`, those of the other kernels that suit its adapter.
 pub fn run(gpu: &Gpu, every_tier: bool) -> Result<(), Failure> {
     let started = Instant::now();
@@ -70,7 +67,8 @@ impl Count {
     fn check(&mut self, gpu: &Gpu) -> Result<(), Failure> {
         output::print(&format!("\nkernels  {}\n\n{}", gpu.kernels(), check::HEADING))?;
         let started = Instant::now();
-        let checks: Vec<Check> = GROUPS.iter().flat_map(|group| group(gpu.kernels())).collect();
+        let groups = [operations::checks(gpu.kernels()), spectral::checks(), optimizers::checks(), model::checks()];
+        let checks: Vec<Check> = groups.into_iter().flatten().collect();
         let devices = devices(gpu)?;
         let mut progress = Progress::new("selftest", 0, checks.len() as u64);
         let (mut failed, mut next) = (0, 0);

@@ -1,6 +1,5 @@
 //! A small Llama: the loss of a batch, and its logits by every path.
 
-use polytape::gpu::KernelTier;
 use polytape::llama::{Llama, LlamaConfig};
 use polytape::spectral::{PcConfig, Preconditioner};
 use polytape::{Gpu, Indices, Params, Result, Role, Tape};
@@ -15,7 +14,7 @@ const MODEL: Tolerance = Tolerance { relative: 2e-5, reason: "errors of all laye
 const TOKENS: usize = 31;
 
 /// Every check of this group.
-pub fn checks(_: KernelTier) -> Vec<Check> {
+pub fn checks() -> Vec<Check> {
     let shape = "2 blocks of 64, 31 tokens";
     vec![Check::new("logits with a cache, by parts", shape, cached), Check::new("logits of the merged model", shape, merged)]
 }

@@ -1,6 +1,5 @@
 //! Steps of AdamW and Muon, and clipping to a global norm.
 
-use polytape::gpu::KernelTier;
 use polytape::optim::{AdamConfig, AdamW, Clip, Muon, MuonConfig, Optimizer};
 use polytape::{Gpu, Gradients, Params, Result, Role};
 use polytape_reference::Array;
@@ -16,7 +15,7 @@ const DECAY: f64 = 0.1;
 const STEPS: usize = 3;
 
 /// Every check of this group.
-pub fn checks(_: KernelTier) -> Vec<Check> {
+pub fn checks() -> Vec<Check> {
     let (vector, matrix): (&'static [usize], &'static [usize]) = (&[16_500], &[65, 132]);
     vec![
         Check::new("AdamW, 3 steps", shape(vector), move |gpu| adam(gpu, vector, Role::Vector, false)),

@@ -1,6 +1,5 @@
 //! PC layers, the power iteration and Newton–Schulz.
 
-use polytape::gpu::KernelTier;
 use polytape::spectral::{NewtonSchulz, PC_GAMMA, PC_U, PC_V, PcConfig, Preconditioner, level_coefficients, newton_schulz};
 use polytape::{Gpu, Gradients, Params, Result, Role, Tensor};
 use polytape_reference::Array;
@@ -13,7 +12,7 @@ use polytape_reference::tolerance;
 use super::check::{Check, Part, rounded, shape, upload};
 
 /// Every check of this group.
-pub fn checks(_: KernelTier) -> Vec<Check> {
+pub fn checks() -> Vec<Check> {
     let mut lines = Vec::new();
     for sizes in [[200, 120], [65, 132]] {
         for level in [1, 2, 3, 4] {
