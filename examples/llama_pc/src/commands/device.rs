@@ -98,7 +98,7 @@ impl Device {
         Ok(gpu)
     }
 
-    /// The adapter of an open device once more, with so many threads of the host kernels.
+    /// Opens the adapter of `gpu` again, with `threads` threads for the host kernels.
     pub fn reopen(&self, gpu: &Gpu, threads: NonZeroUsize) -> Result<Gpu, Failure> {
         let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
         // What is worth a warning was said the first time.

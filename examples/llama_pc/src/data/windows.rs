@@ -59,14 +59,14 @@ impl Windows {
         self.checksum(2)
     }
 
-    /// A checksum of up to so many windows, from the first to the last at equal distances.
-    pub fn checksum(&self, most: u64) -> Result<u32, Failure> {
+    /// CRC-32C of up to `max_windows` windows, evenly spaced from the first to the last.
+    pub fn checksum(&self, max_windows: u64) -> Result<u32, Failure> {
         let (seq_len, last) = (self.seq_len as u64, self.count - 1);
         let (mut sum, mut tokens) = (0, Vec::new());
         // Of a single window the first is the last: it counts twice, as in checkpoints.
-        let most = most.min(self.count).max(2);
-        for number in 0..most {
-            let start = (u128::from(last) * u128::from(number) / u128::from(most - 1)) as u64 * seq_len;
+        let windows = max_windows.min(self.count).max(2);
+        for number in 0..windows {
+            let start = (u128::from(last) * u128::from(number) / u128::from(windows - 1)) as u64 * seq_len;
             tokens.clear();
             self.stream.read(start..start + seq_len + 1, &mut tokens)?;
             let bytes: Vec<u8> = tokens.iter().copied().flat_map(u32::to_le_bytes).collect();

@@ -12,7 +12,7 @@ use super::arms::Spec;
 use crate::terminal::failure::Failure;
 use crate::terminal::output;
 
-/// Takes something for this process, until the file is dropped or the process ends; `None` while another process has it.
+/// Locks a name for this process until the file is dropped or the process ends; `None` while another process holds it.
 fn take(out: &Path, name: &str) -> Result<Option<File>, Failure> {
     let folder = out.join("locks");
     std::fs::create_dir_all(&folder).map_err(|error| Failure::io("create", &folder, &error))?;
@@ -26,12 +26,12 @@ fn take(out: &Path, name: &str) -> Result<Option<File>, Failure> {
     }
 }
 
-/// Takes a run.
+/// Locks a run, which this process then trains.
 pub fn take_run(out: &Path, spec: &Spec) -> Result<Option<File>, Failure> {
     take(out, &spec.name())
 }
 
-/// Takes the plan and the page, which one process writes.
+/// Locks the study itself: one process writes its plan and its page.
 pub fn take_study(out: &Path) -> Result<File, Failure> {
     take(out, "study")?.ok_or_else(|| {
         Failure::other(format!("{}: found another process that leads this study, expected none", out.display()))
@@ -39,7 +39,7 @@ pub fn take_study(out: &Path) -> Result<File, Failure> {
     })
 }
 
-/// How long workers may take to end by themselves: a step and a checkpoint.
+/// How long workers have to exit by themselves: enough for a step and a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Processes that train runs of a study until none is left.
@@ -48,7 +48,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` of them with the arguments; each says what it does in a file of the folder.
+    /// Starts `count` workers with `arguments`; each writes its output to `worker-N.log` in the folder.
     pub fn start(out: &Path, count: usize, arguments: &[String]) -> Result<Self, Failure> {
         let program = std::env::current_exe().map_err(|error| Failure::other(format!("cannot find this program: {error}")))?;
         let mut workers = Self { running: Vec::new() };
@@ -63,7 +63,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Names the ones that have failed, once; their runs are left to the others.
+    /// Warns once of each worker that has failed; the others take over its runs.
     pub fn check(&mut self) {
         self.running.retain_mut(|(child, log)| match child.try_wait() {
             Ok(None) => true,
