@@ -26,19 +26,20 @@ var<workgroup> b_tile: array<vec4<f16>, max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
 // Staging: one block of sums per region.
 var<workgroup> staged: array<vec4f, REGIONS * BLOCK * BLOCK / 4u>;
 
-fn store_a(index: u32, fetched: Loaded, k: u32) {
+// Zeros from `end` on: those inner indices are of the next slice.
+fn store_a(index: u32, fetched: Loaded, k: u32, end: u32) {
     let at = place_a(index);
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_A + at.side / 4u, TRANSPOSE_A == 1u);
-    let values = select(Loaded(), fetched, k + at.depth < args.inner);
+    let values = select(Loaded(), fetched, k + at.depth < end);
     @if HALVES { let high = values; } @else { let high = half(values); }
     a_tile[to] = high;
     @if F16X3 { a_low[to] = half((values - vec4f(high)) * 2048.0); }
 }
 
-fn store_b(index: u32, fetched: Loaded, k: u32) {
+fn store_b(index: u32, fetched: Loaded, k: u32, end: u32) {
     let at = place_b(index);
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_B + at.side / 4u, TRANSPOSE_B == 0u);
-    let values = select(Loaded(), fetched, k + at.depth < args.inner);
+    let values = select(Loaded(), fetched, k + at.depth < end);
     @if HALVES { let high = values; } @else { let high = half(values); }
     b_tile[to] = high;
     @if F16X3 { b_low[to] = half((values - vec4f(high)) * 2048.0); }
@@ -73,8 +74,8 @@ fn main(
     @unroll for (var g = 0u; g < A_LOADS; g++) { next_a[g] = fetch_a(g * INVOCATIONS + local, row, range.first, a_base); }
     @unroll for (var g = 0u; g < B_LOADS; g++) { next_b[g] = fetch_b(g * INVOCATIONS + local, column, range.first, b_base); }
     for (var k = range.first; k < range.end; k += DEPTH) {
-        @unroll for (var g = 0u; g < A_LOADS; g++) { store_a(g * INVOCATIONS + local, next_a[g], k); }
-        @unroll for (var g = 0u; g < B_LOADS; g++) { store_b(g * INVOCATIONS + local, next_b[g], k); }
+        @unroll for (var g = 0u; g < A_LOADS; g++) { store_a(g * INVOCATIONS + local, next_a[g], k, range.end); }
+        @unroll for (var g = 0u; g < B_LOADS; g++) { store_b(g * INVOCATIONS + local, next_b[g], k, range.end); }
         workgroupBarrier();
         @unroll for (var g = 0u; g < A_LOADS; g++) { next_a[g] = fetch_a(g * INVOCATIONS + local, row, k + DEPTH, a_base); }
         @unroll for (var g = 0u; g < B_LOADS; g++) { next_b[g] = fetch_b(g * INVOCATIONS + local, column, k + DEPTH, b_base); }

@@ -34,7 +34,7 @@ pub enum Error {
         requested: u64,
         /// Bytes in live buffers.
         live: u64,
-        /// The budget, when one was set.
+        /// The budget, where that is exhausted; `None` where the driver or its limit of a buffer refused.
         budget: Option<u64>,
     },
     /// The device was lost or reported an error outside of any call.
@@ -95,7 +95,7 @@ fn non_finite_text(loss: f32, grad_norm: f32, parameter: Option<&str>) -> String
 fn budget_text(budget: Option<u64>) -> String {
     match budget {
         Some(bytes) => format!("the budget is {bytes}"),
-        None => "the driver refused more".into(),
+        None => "the driver refused a buffer of that size".into(),
     }
 }
 

@@ -207,6 +207,8 @@ impl Gradient {
         *slot = Some(match (self, sum) {
             (Self::Tensor(tensor), Some(sum)) => sum.accumulate(tensor)?,
             (Self::Tensor(tensor), None) => tensor,
+            // The operation may read another part of the sum's buffer, and no kernel both reads and writes a buffer.
+            (Self::Accumulate(add), Some(sum)) if sum.is_part() => add(Some(sum.duplicate()?))?,
             (Self::Accumulate(add), sum) => add(sum)?,
             (Self::Together { count, .. }, _) => panic!("bug: the gradient of {count} inputs for one"),
         });

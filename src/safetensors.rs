@@ -2,7 +2,7 @@
 //!
 //! Streaming in both directions: tensors are written one by one and read in chunks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -22,6 +22,9 @@ const CHUNK: usize = 4 << 20;
 /// Maximum header size in bytes, as in the safetensors crate.
 const HEADER_LIMIT: u64 = 100_000_000;
 
+/// The name under which the header holds the metadata.
+const METADATA: &str = "__metadata__";
+
 fn io(path: &Path, source: std::io::Error) -> Error {
     Error::Io { path: path.to_path_buf(), source }
 }
@@ -30,7 +33,7 @@ fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::File { path: path.to_path_buf(), problem: problem.to_string() }
 }
 
-/// Writes named tensors as float32, sorted by name, with `metadata`.
+/// Writes named tensors as float32, sorted by name, with `metadata`. Errors: as [`Header::new`], and what the system says.
 pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
     let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| name);
@@ -59,19 +62,23 @@ pub struct Header {
 }
 
 impl Header {
-    /// For tensors of one type; `tensors` are names and shapes in the order of the values.
+    /// For tensors of one type; `tensors` are names and shapes in the order of the values. An error where two have one name, or one has
+    /// that of the metadata.
     pub fn new<'a>(
         dtype: Dtype,
         tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
         metadata: HashMap<String, String>,
     ) -> Result<Self> {
-        let mut end = 0;
-        let entry = |(name, shape): (&str, &[usize])| {
+        let (mut names, mut end) = (HashSet::from([METADATA]), 0);
+        let entry = |(name, shape): (&'a str, &'a [usize])| {
+            if !names.insert(name) {
+                return Err(Error::Value(format!("safetensors: tensor name `{name}`: used twice or reserved")));
+            }
             let begin = end;
             end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            (name.to_string(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) })
+            Ok((name.to_string(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (begin, end) }))
         };
-        let entries = tensors.into_iter().map(entry).collect();
+        let entries = tensors.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
         let invalid = |error: &dyn std::fmt::Display| Error::Value(format!("safetensors: {error}"));
         let header = Metadata::new(Some(metadata), entries).map_err(|error| invalid(&error))?;
         let mut json = serde_json::to_vec(&header).map_err(|error| invalid(&error))?;
@@ -196,8 +203,10 @@ impl Reader {
     }
 
     fn load(&self, gpu: &Gpu, name: &str, first: usize, shape: &[usize]) -> Result<Tensor> {
-        let tensor =
-            Tensor::uninitialized(gpu, shape).map_err(|error| failed(&self.path, format!("tensor `{name}`: {error}")))?;
+        let tensor = Tensor::uninitialized(gpu, shape).map_err(|error| match error {
+            Error::Shape { .. } => failed(&self.path, format!("tensor `{name}`: {error}")),
+            other => other,
+        })?;
         for begin in (0..tensor.len()).step_by(CHUNK) {
             let values = self.part(name, first + begin..first + tensor.len().min(begin + CHUNK))?;
             let chunk = gpu.upload(bytemuck::cast_slice(&values))?;
@@ -285,6 +294,16 @@ mod tests {
         let whole = written(&[&[1; 4], &[2; 8]]).expect("twelve bytes");
         assert!(whole.ends_with(&[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]));
         assert!(written(&[&[1; 4]]).is_err() && written(&[&[1; 13]]).is_err());
+    }
+
+    #[test]
+    fn names_that_a_header_cannot_hold_are_refused() {
+        const ONE: &[usize] = &[1];
+        for name in ["a", "__metadata__"] {
+            let header = Header::new(Dtype::F32, [("a", ONE), (name, ONE)], HashMap::new());
+            let text = header.expect_err("two of one name").to_string();
+            assert_eq!(text, format!("safetensors: tensor name `{name}`: used twice or reserved"));
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::params::{Gradient, Gradients, ParamId, Params, Role};
@@ -103,12 +104,17 @@ impl Parent {
 /// Nodes hold no outputs; what an operation's backward closure captures is what is kept, and it is dropped as soon as the walk
 /// has passed it.
 pub struct Tape<'p> {
+    /// Tells its variables from those of others.
+    number: u64,
     params: &'p Params,
     precision: Precision,
     recording: bool,
     walked: Cell<bool>,
     nodes: RefCell<Vec<Node>>,
 }
+
+/// Number of tapes so far.
+static TAPES: AtomicU64 = AtomicU64::new(0);
 
 /// A tensor whose operations its tape records.
 #[derive(Clone)]
@@ -120,20 +126,24 @@ pub struct Var<'t> {
 
 /// The gradients of a tape's leaves after a walk.
 pub struct Leaves {
+    /// The tape's number.
+    tape: u64,
     gradients: BTreeMap<usize, Tensor>,
 }
 
 impl Leaves {
-    /// The gradient of a leaf; `None` when nothing flowed into it.
+    /// The gradient of a leaf; `None` when nothing flowed into it, and for a variable of another tape.
     pub fn get(&self, leaf: &Var<'_>) -> Option<&Tensor> {
-        leaf.node.and_then(|node| self.gradients.get(&node))
+        let node = leaf.node.filter(|_| leaf.tape.number == self.tape);
+        node.and_then(|node| self.gradients.get(&node))
     }
 }
 
 impl<'p> Tape<'p> {
     /// A tape over `params` that records.
     pub fn new(params: &'p Params) -> Self {
-        Self { params, precision: Precision::F32, recording: true, walked: Cell::default(), nodes: RefCell::default() }
+        let number = TAPES.fetch_add(1, Ordering::Relaxed);
+        Self { number, params, precision: Precision::F32, recording: true, walked: Cell::default(), nodes: RefCell::default() }
     }
 
     /// A tape over `params` that records nothing: for evaluation. Nothing is kept for a backward.
@@ -288,7 +298,7 @@ impl<'p> Tape<'p> {
     }
 
     fn owns(&self, variable: &Var<'_>) -> bool {
-        std::ptr::addr_eq(variable.tape, self)
+        variable.tape.number == self.number
     }
 
     fn check_parents(&self, op: &'static str, parents: &[&Var<'_>]) -> Result<()> {
@@ -298,9 +308,10 @@ impl<'p> Tape<'p> {
         }
     }
 
-    /// Runs `f` on `inputs` keeping only the inputs; the backward runs `f` again. The gradients have the same bits as without.
+    /// Runs `f` on `inputs` keeping only the inputs; the backward runs `f` again. `f` may read parameters from the tape it is given.
     ///
-    /// `f` may read parameters from the tape it is given.
+    /// The gradients have the same bits as without, unless an input is also used outside of `f` or given twice: what flows into it from
+    /// `f` is then summed by itself before it is added to the rest, instead of term by term.
     pub fn checkpoint<F>(&self, inputs: &[&Var<'_>], f: F) -> Result<Var<'_>>
     where
         F: for<'a> Fn(&'a Tape<'a>, &[Var<'a>]) -> Result<Var<'a>> + 'static,
@@ -372,7 +383,7 @@ impl<'p> Tape<'p> {
                 Gradient::from(gradient).add_to(&mut pending[node])?;
             }
         }
-        let mut leaves = Leaves { gradients: BTreeMap::new() };
+        let mut leaves = Leaves { tape: self.number, gradients: BTreeMap::new() };
         while let Some(node) = nodes.pop() {
             let dy = pending[nodes.len()].take();
             match (node, dy) {

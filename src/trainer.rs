@@ -348,11 +348,12 @@ impl Trainer {
         Clip::with_loss_scale(self.params.gpu(), gradients, self.max_grad_norm, loss_scale)
     }
 
-    /// Piece 6: waits for the device, adjusts the loss scale, and refuses what is not finite.
+    /// Piece 6: waits for the device, adjusts the loss scale, and refuses what is not finite; on several ranks, by the numbers of the first.
     pub fn decide(&mut self, loss: &Tensor, clip: &Clip) -> Result<StepOutput> {
         let loss_scale = self.current_loss_scale();
         let [loss, norm] = read_all([loss, clip.values()])?;
-        let (loss, grad_norm) = (loss[0], norm[0]);
+        let own = [loss[0], norm[0]];
+        let [loss, grad_norm] = self.ranks.as_ref().map_or(Ok(own), |ranks| ranks.connection().of_first(own))?;
         let overflowed = self.loss_scale.as_mut().is_some_and(|scale| scale.update(loss, grad_norm));
         let is_finite = loss.is_finite() && grad_norm.is_finite();
         if !overflowed && !is_finite {
@@ -414,7 +415,7 @@ impl Trainer {
         optimizer.load_state(params, steps, &mut |name| {
             let origin = name.rsplit_once('.').and_then(|(own, slot)| Some((ranks.as_ref()?.origin(own)?, slot)));
             match origin {
-                Some(((whole, rows), slot)) => load(&format!("{whole}.{slot}"), Some(rows)),
+                Some(((whole, rows), slot)) => load(&format!("{whole}.{slot}"), rows),
                 None => load(name, None),
             }
         })
@@ -427,7 +428,7 @@ fn own_state(state: &HashMap<String, Tensor>, ranks: &Ranks, name: &str) -> Resu
     let (own, slot) = name.rsplit_once('.').ok_or_else(missing)?;
     let (whole, rows) = ranks.origin(own).ok_or_else(missing)?;
     let tensor = state.get(&format!("{whole}.{slot}")).ok_or_else(missing)?;
-    if rows == (0..tensor.shape()[0]) { Ok(tensor.clone()) } else { tensor.slice_dim(0, rows) }
+    rows.map_or_else(|| Ok(tensor.clone()), |rows| tensor.slice_dim(0, rows))
 }
 
 #[cfg(test)]

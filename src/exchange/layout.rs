@@ -83,7 +83,7 @@ pub fn deal(parameters: &[Dealt<'_>], shares: usize) -> Vec<DealtPiece> {
 }
 
 /// Bytes that all ranks together send in a step, to the byte: every gradient but the owner's and every weight to all others, a word for each part of a
-/// bucket and for each loss, and the partial sums of the norm with a word for each parameter. `hidden` parameters, of less than one
+/// bucket and for each loss, the partial sums of the norm with a word for each parameter, and the first rank's loss and norm. `hidden` parameters, of less than one
 /// partial sum each, are trained but not seen by the model.
 pub fn step_bytes(parameters: &[Dealt<'_>], hidden: usize, shares: usize, ranks: usize, wire: Wire) -> u64 {
     let pieces = deal(parameters, shares);
@@ -93,7 +93,7 @@ pub fn step_bytes(parameters: &[Dealt<'_>], hidden: usize, shares: usize, ranks:
     let bucket = bucket_size(values, ranks);
     let parts = sum(&|piece| piece.rows.len().div_ceil(rows_of_part(bucket, columns(piece))));
     let partials = sum(&|piece| (piece.rows.len() * columns(piece)).div_ceil(CHUNK));
-    let words = parts + pieces.len() + partials + 2 * hidden + ranks;
+    let words = parts + pieces.len() + partials + 2 * hidden + ranks + 2;
     ((ranks - 1) * (2 * wire.size() * values + 4 * words)) as u64
 }
 

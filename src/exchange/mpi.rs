@@ -1,8 +1,8 @@
 //! Ranks that are processes under `mpirun`. One thread owns MPI: it starts sends and receives, tests them, and sleeps in between, because MPI's own
 //! waiting spins, and nothing moves while nobody calls it. All calls of MPI are in this file.
 //!
-//! Every second the thread tells the others that the process lives, and which rank it waits for: a rank that has waited too long
-//! follows these words to the one that nobody answers for.
+//! Every second the thread tells the others that the process lives, which rank it waits for, and whether it does what they have to wait for: a
+//! rank that has waited too long follows these words to the one that nobody answers for.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 
 const DATA: c_int = 1;
 const BEAT: c_int = 2;
+/// Of a sign of life: the rank that is waited for, or `u32::MAX`, and whether the sender is busy.
+const BEAT_BYTES: usize = 5;
 /// Time between two signs of life.
 const BEATS: Duration = Duration::from_secs(1);
 /// After this long without one, a process has stopped or cannot be reached.
@@ -64,6 +66,8 @@ struct State {
     patience: Duration,
     /// Which rank this one waits for.
     waits_for: Option<usize>,
+    /// Whether it does what the others have to wait for.
+    is_busy: bool,
     /// When this process last gave a sign of life.
     beaten: Option<Instant>,
 }
@@ -75,6 +79,7 @@ struct Peer {
     /// When it last gave a sign of life.
     seen: Instant,
     waits_for: Option<usize>,
+    is_busy: bool,
 }
 
 impl Shared {
@@ -115,6 +120,14 @@ impl Mpi {
         self.shared.lock().patience = patience;
     }
 
+    /// Does work that the others have to wait for: however long it takes, their patience does not count meanwhile.
+    pub fn busy<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.shared.lock().is_busy = true;
+        let result = work();
+        self.shared.lock().is_busy = false;
+        result
+    }
+
     /// Leaves the other ranks, once all are here to do so.
     pub fn finish(&self) -> Result<()> {
         let all: &dyn Exchange = self;
@@ -141,12 +154,8 @@ impl Mpi {
         std::process::exit(status)
     }
 
-    /// The error of having waited for `from` too long: it names the rank at the end of the chain of those that wait.
-    fn blame(&self, state: &State, from: usize, waited: Duration) -> Error {
-        if let Some(slept) = state.beaten.map(|beaten| beaten.elapsed()).filter(|slept| *slept > SILENCE) {
-            let problem = format!("was itself stopped for {} s", slept.as_secs());
-            return Error::Rank { rank: self.rank, problem };
-        }
+    /// The rank that `from` waits for, by way of others, or `from` itself.
+    fn last_of_chain(&self, state: &State, from: usize) -> usize {
         let mut rank = from;
         for _ in 0..self.ranks {
             let peer = &state.peers[rank];
@@ -155,6 +164,16 @@ impl Mpi {
                 _ => break,
             }
         }
+        rank
+    }
+
+    /// The error of having waited for `from` too long: it names the last of those that wait for each other.
+    fn blame(&self, state: &State, from: usize, waited: Duration) -> Error {
+        if let Some(slept) = state.beaten.map(|beaten| beaten.elapsed()).filter(|slept| *slept > SILENCE) {
+            let problem = format!("was itself stopped for {} s", slept.as_secs());
+            return Error::Rank { rank: self.rank, problem };
+        }
+        let rank = self.last_of_chain(state, from);
         let silent = state.peers[rank].seen.elapsed();
         let problem = if silent < SILENCE {
             format!("was busy for {} s, longer than the others wait", waited.as_secs())
@@ -166,7 +185,7 @@ impl Mpi {
 
     /// Waits until `ready` returns something, at most as long as ranks wait for `rank`.
     fn wait_for<T>(&self, rank: usize, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
-        let started = Instant::now();
+        let mut started = Instant::now();
         let mut state = self.shared.lock();
         loop {
             if let Some(value) = ready(&mut state) {
@@ -174,6 +193,10 @@ impl Mpi {
                 return Ok(value);
             }
             state.waits_for = Some(rank);
+            let last = &state.peers[self.last_of_chain(&state, rank)];
+            if last.is_busy && last.seen.elapsed() < SILENCE {
+                started = Instant::now();
+            }
             let waited = started.elapsed();
             if waited > state.patience {
                 return Err(self.blame(&state, rank, waited));
@@ -238,7 +261,7 @@ struct Worker {
     shared: Arc<Shared>,
     orders: Receiver<Command>,
     outgoing: VecDeque<Pending<Message>>,
-    beats: Vec<Pending<Box<[u8; 4]>>>,
+    beats: Vec<Pending<Box<[u8; BEAT_BYTES]>>>,
     /// By source, in order.
     incoming: Vec<VecDeque<Pending<Vec<u8>>>>,
     last_beat: Instant,
@@ -255,7 +278,7 @@ impl Worker {
         let world = universe.world();
         let (rank, ranks) = (world.rank() as usize, world.size() as usize);
         let now = Instant::now();
-        let peer = |_| Peer { arrived: VecDeque::new(), bytes: 0, seen: now, waits_for: None };
+        let peer = |_| Peer { arrived: VecDeque::new(), bytes: 0, seen: now, waits_for: None, is_busy: false };
         *shared.lock() = State { peers: (0..ranks).map(peer).collect(), patience, ..State::default() };
         Ok(Self {
             // SAFETY: a constant of the library, which has been initialized.
@@ -378,15 +401,19 @@ impl Worker {
         let mut heard = false;
         for from in (0..self.ranks).filter(|rank| *rank != self.rank) {
             while let Some(mut pending) = self.matched(from as c_int, BEAT) {
-                // Four bytes are here as soon as they are announced.
+                // So few bytes are here as soon as they are announced.
                 while !pending.is_done() {
                     std::thread::yield_now();
                 }
-                let bytes: [u8; 4] = pending.buffer.try_into().unwrap_or([u8::MAX; 4]);
-                let rank = u32::from_le_bytes(bytes) as usize;
+                let (rank, busy) = pending
+                    .buffer
+                    .split_first_chunk()
+                    .map_or((u32::MAX, false), |(rank, busy)| (u32::from_le_bytes(*rank), busy == [1]));
+                let rank = rank as usize;
                 let peer = &mut self.shared.lock().peers[from];
                 peer.seen = Instant::now();
                 peer.waits_for = (rank < self.ranks).then_some(rank);
+                peer.is_busy = busy;
                 heard = true;
             }
         }
@@ -401,9 +428,11 @@ impl Worker {
         let mut state = self.shared.lock();
         state.beaten = Some(self.last_beat);
         let waits_for = state.waits_for.map_or(u32::MAX, |rank| rank as u32);
+        let mut bytes = [u8::from(state.is_busy); BEAT_BYTES];
+        bytes[..4].copy_from_slice(&waits_for.to_le_bytes());
         drop(state);
         for to in (0..self.ranks).filter(|rank| *rank != self.rank) {
-            let buffer = Box::new(waits_for.to_le_bytes());
+            let buffer = Box::new(bytes);
             let request = self.isend(to, &buffer[..], BEAT);
             self.beats.push(Pending { request, buffer });
         }

@@ -1,5 +1,6 @@
 //! The norm of all ranks' gradients: every rank gets all partial sums, and adds them in the order of one process.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::Connection;
@@ -49,6 +50,23 @@ impl Connection {
         let received = messages.iter().map(|message| message.len() as u64).sum::<u64>() - bytes;
         self.count((self.ranks() - 1) as u64 * bytes, received, started);
         Clip::of_partials(partials, owners, max_norm, loss_scale)
+    }
+
+    /// The first rank's loss and norm, of which `own` are this one's: sums of different adapters may differ in their last bit, and all ranks
+    /// must decide alike.
+    pub(crate) fn of_first(&self, own: [f32; 2]) -> Result<[f32; 2]> {
+        let (started, others) = (Instant::now(), 1..self.ranks());
+        if self.exchange.rank() == 0 {
+            let message: Message = Arc::new(bytemuck::cast_slice(&own).to_vec());
+            let bytes = (others.len() * message.len()) as u64;
+            others.into_iter().try_for_each(|rank| self.exchange.send(rank, message.clone()))?;
+            self.count(bytes, 0, started);
+            return Ok(own);
+        }
+        let message = self.exchange.receive(0)?;
+        check_size(0, message.len(), size_of_val(&own))?;
+        self.count(0, message.len() as u64, started);
+        Ok([0, 4].map(|at| f32::from_bits(word(&message, at))))
     }
 
     /// A word for each trainable item of this rank that says whether it has a gradient, then the partial sums of those that have.

@@ -1,4 +1,4 @@
-//! [`Ranks`]: what a trainer that is one of several ranks knows of the others, and the three times in a step that it talks to them.
+//! [`Ranks`]: what a trainer that is one of several ranks knows of the others, and when in a step it talks to them.
 //!
 //! Gradients travel to their owners, partial sums of the norm to everybody, and effective weights to everybody. Values travel in
 //! buckets, in one order on all ranks: a thread reads and sends bucket after bucket while another receives, uploads and adds, so that
@@ -168,10 +168,10 @@ impl Ranks {
         self.connection.layout.items.iter().find(|item| item.param == id).map(|item| item.name.clone())
     }
 
-    /// The parameter, and what of its first dimension, that a parameter of this name at its owner is.
-    pub(crate) fn origin(&self, own_name: &str) -> Option<(&str, Range<usize>)> {
+    /// The parameter that a parameter of this name at its owner is, and which of its rows unless it is all of them.
+    pub(crate) fn origin(&self, own_name: &str) -> Option<(&str, Option<Range<usize>>)> {
         let item = self.connection.layout.items.iter().find(|item| item.own_name() == own_name)?;
-        Some((item.name.as_str(), item.rows.clone()))
+        Some((item.name.as_str(), (!item.is_whole()).then(|| item.rows.clone())))
     }
 }
 

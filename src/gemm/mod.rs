@@ -161,6 +161,15 @@ impl<'a> Gemm<'a> {
                 return fail(format!("a batch of {batch} + {:?}: the batches differ", c.tensor.shape()));
             }
         }
+        if let Some(Factor { tensor, index, batch_stride }) = self.factor {
+            let last = (batch - 1).checked_mul(batch_stride).and_then(|at| at.checked_add(index));
+            if last.is_none_or(|last| last >= tensor.len()) {
+                let shape = tensor.shape();
+                return fail(format!(
+                    "a batch of {batch} with factors from {index} of {shape:?}, {batch_stride} apart: out of bounds"
+                ));
+            }
+        }
         if self.symmetric && rows != columns {
             return fail(format!("[{rows}, {inner}] × [{inner}, {columns}]: a symmetric result must be square"));
         }

@@ -99,11 +99,13 @@ impl Operand<'_> {
                 let first = panel * width;
                 match (self.stride, width) {
                     _ if valid < width || (self.stride != 1 && self.inner_stride != 1) => self.pack_any(first, valid, width, to),
+                    (1, 2) => self.pack_rows::<2>(first, to), // on processors without vectors
                     (1, 6) => self.pack_rows::<6>(first, to),
                     (1, 8) => self.pack_rows::<8>(first, to),
                     (1, 16) => self.pack_rows::<16>(first, to),
                     (1, 32) => self.pack_rows::<32>(first, to),
-                    _ => self.pack_transposed(first, width, to),
+                    _ if self.inner_stride == 1 => self.pack_transposed(first, width, to),
+                    _ => self.pack_any(first, valid, width, to),
                 }
                 if term != Term::Exact {
                     to.iter_mut().for_each(|x| *x = term.of(*x));
@@ -350,7 +352,7 @@ mod tests {
         let values: Vec<f32> = (0..40 * 50).map(|i| i as f32).collect();
         for (stride, inner_stride) in [(50, 1), (1, 50), (2, 50)] {
             let operand = Operand { values: &values, offset: 3, stride, inner_stride };
-            for (count, inner, width) in [(16usize, 19, 16), (19, 17, 8), (5, 9, 6), (33, 8, 32)] {
+            for (count, inner, width) in [(16usize, 19, 16), (19, 17, 8), (5, 9, 6), (33, 8, 32), (5, 19, 2), (9, 17, 4)] {
                 let mut to = vec![-1.0; count.div_ceil(width) * width * inner];
                 operand.pack(count, inner, width, std::iter::once(Term::Exact), &mut to);
                 for (at, found) in to.iter().enumerate() {

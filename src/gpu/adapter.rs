@@ -17,7 +17,7 @@ pub enum AdapterChoice {
     Cpu,
     /// The index in [`adapters`].
     Index(usize),
-    /// The first adapter whose name contains this text, case-insensitively.
+    /// The first adapter whose name contains this text, case-insensitively; none for an empty one.
     Name(String),
 }
 
@@ -280,7 +280,7 @@ fn position(choice: &AdapterChoice, found: &[&AdapterSummary]) -> Option<usize> 
         AdapterChoice::Index(index) => (*index < found.len()).then_some(*index),
         AdapterChoice::Name(part) => {
             let part = part.to_lowercase();
-            found.iter().position(|summary| summary.name.to_lowercase().contains(&part))
+            found.iter().position(|summary| !part.is_empty() && summary.name.to_lowercase().contains(&part))
         }
     }
 }

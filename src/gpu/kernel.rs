@@ -8,7 +8,7 @@ use super::device::Gpu;
 use super::host::Twin;
 use super::pace::Trial;
 use super::pipeline::Pipeline;
-use super::pool::Buffer;
+use super::pool::{Buffer, GRANULE};
 use super::variant::{KernelVariant, Rehearsed};
 use crate::error::{Error, Result};
 
@@ -67,9 +67,9 @@ struct Split {
 pub struct Slice<'a> {
     /// The buffer.
     pub buffer: &'a Buffer,
-    /// First byte; a multiple of 256.
+    /// First byte: of a binding a multiple of 256, of a copy one of 4.
     pub offset: u64,
-    /// Number of bytes; the binding is rounded up to a multiple of 16.
+    /// Number of bytes: of a binding one at least, rounded up to a multiple of 16; of a copy a multiple of 4.
     pub size: u64,
 }
 
@@ -142,8 +142,9 @@ impl Kernel {
     }
 
     /// Allows a dispatch long enough to trip the driver's watchdog to be split along a workgroup axis, 0 to 2. The shader adds
-    /// the u32 at index `argument` of its `var<immediate>` to its `workgroup_id`; the caller passes 0 there.
+    /// the u32 at index `argument` of its `var<immediate>` to its `workgroup_id`; the caller passes 0 there. Panics for another axis.
     pub const fn cut_along(self, axis: usize, argument: usize) -> Self {
+        assert!(axis < 3, "cut_along: an axis from 0 to 2 expected");
         Self { split: Some(Split { axis, argument }), ..self }
     }
 
@@ -268,6 +269,11 @@ impl Gpu {
             if let Some(problem) = slice.problem(self) {
                 return Err(kernel.error(format!("the buffer of binding {at} {problem}")));
             }
+            let Slice { offset, size, .. } = slice;
+            if *size == 0 || !offset.is_multiple_of(GRANULE) {
+                let expected = format!("expected one or more from a multiple of {GRANULE}");
+                return Err(kernel.error(format!("binding {at}: found {size} bytes from {offset}, {expected}")));
+            }
             let clashes = |&other: &usize| {
                 let (slice, other_slice) = (&launch.buffers[at], &launch.buffers[other]);
                 let are_read = [at, other].map(|binding| kernel.bindings[binding] == Access::Read);
@@ -284,6 +290,12 @@ impl Gpu {
 
     fn check_limits(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = launch.kernel;
+        if let Some(Split { argument, .. }) = kernel.split
+            && launch.arguments.len() / 4 <= argument
+        {
+            let found = format!("found {} bytes of arguments", launch.arguments.len());
+            return Err(kernel.error(format!("{found}, expected a u32 at index {argument} for the first workgroup")));
+        }
         if self.adapter().is_software() && launch.iterations > ITERATION_LIMIT {
             let problem = format!("{} loop iterations in one invocation, at most {ITERATION_LIMIT} are safe", launch.iterations);
             return Err(kernel.error(problem));

@@ -123,6 +123,11 @@ impl State {
         self.usage.allocated = self.usage.live + left;
         self.bind_groups.release(&released);
     }
+
+    /// The error of a request that exhausts the budget, if that is given, or that the driver refused.
+    fn out_of_memory(&self, requested: u64, budget: Option<u64>) -> Error {
+        Error::OutOfMemory { requested, live: self.usage.live, budget }
+    }
 }
 
 pub(super) struct Pool {
@@ -184,8 +189,10 @@ impl Pool {
     }
 
     fn take(self: &Arc<Self>, bytes: u64, choose: impl FnOnce(&mut BTreeMap<u64, Idle>) -> Option<Idle>) -> Result<Buffer> {
-        let size = bytes.max(1).next_multiple_of(GRANULE);
         let mut state = self.lock();
+        let Some(size) = bytes.max(1).checked_next_multiple_of(GRANULE) else {
+            return Err(state.out_of_memory(bytes, self.budget));
+        };
         let raw = match state.idle.get_mut(&size).and_then(choose) {
             Some(idle) => idle.raw,
             None => self.create(&mut state, size)?,
@@ -210,12 +217,13 @@ impl Pool {
     }
 
     fn create(&self, state: &mut State, size: u64) -> Result<Raw> {
-        let exceeds = |allocated: u64| self.budget.is_some_and(|budget| allocated + size > budget);
-        if exceeds(state.usage.allocated) {
+        let most = self.budget.unwrap_or(u64::MAX);
+        let fits = |allocated: u64| allocated.checked_add(size).is_some_and(|total| total <= most);
+        if !fits(state.usage.allocated) {
             state.release_idle(0);
         }
-        if exceeds(state.usage.allocated) {
-            return Err(self.out_of_memory(state, size));
+        if !fits(state.usage.allocated) {
+            return Err(state.out_of_memory(size, self.budget));
         }
         let descriptor = wgpu::BufferDescriptor {
             label: None,
@@ -241,23 +249,19 @@ impl Pool {
     /// A new buffer, for which idle ones make room if they must.
     fn create_or_release(&self, state: &mut State, descriptor: &wgpu::BufferDescriptor<'_>) -> Result<wgpu::Buffer> {
         if descriptor.size > self.device.limits().max_buffer_size {
-            return Err(self.out_of_memory(state, descriptor.size));
+            return Err(state.out_of_memory(descriptor.size, None));
         }
         if let Some(buffer) = self.try_create(descriptor) {
             return Ok(buffer);
         }
         state.release_idle(0);
-        self.try_create(descriptor).ok_or_else(|| self.out_of_memory(state, descriptor.size))
+        self.try_create(descriptor).ok_or_else(|| state.out_of_memory(descriptor.size, None))
     }
 
     fn try_create(&self, descriptor: &wgpu::BufferDescriptor<'_>) -> Option<wgpu::Buffer> {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(descriptor);
         pollster::block_on(scope.pop()).is_none().then_some(buffer)
-    }
-
-    fn out_of_memory(&self, state: &State, requested: u64) -> Error {
-        Error::OutOfMemory { requested, live: state.usage.live, budget: self.budget }
     }
 }
 
@@ -305,7 +309,7 @@ impl Drop for Buffer {
             state.dropped += 1;
             let since = state.dropped;
             state.idle.entry(size).or_default().insert(raw.number, Idle { raw, since });
-            let most_idle = (state.most_live / 2 * 3).max(IDLE_FLOOR);
+            let most_idle = (state.most_live / 2).saturating_mul(3).max(IDLE_FLOOR);
             if state.idle_bytes() > most_idle {
                 state.release_idle(most_idle / 2);
             }

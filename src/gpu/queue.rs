@@ -119,15 +119,27 @@ impl Gpu {
         self.recorder().clear(buffer)
     }
 
-    /// An error unless this is a slice of one of the device's buffers.
+    /// An error unless this is a slice of one of the device's buffers that can be copied.
     fn check(&self, what: &str, slice: &Slice<'_>) -> Result<()> {
-        slice.problem(self).map_or(Ok(()), |problem| Err(Error::Value(format!("{what}: the buffer {problem}"))))
+        if let Some(problem) = slice.problem(self) {
+            return Err(Error::Value(format!("{what}: the buffer {problem}")));
+        }
+        let Slice { offset, size, .. } = slice;
+        if [offset, size].iter().all(|bytes| bytes.is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT)) {
+            return Ok(());
+        }
+        let expected = format!("expected multiples of {}", wgpu::COPY_BUFFER_ALIGNMENT);
+        Err(Error::Value(format!("{what}: found {size} bytes from {offset}, {expected}")))
     }
 
-    /// Records copying `size` bytes (a multiple of 4) from one buffer to another. An error where either has fewer.
+    /// Records copying a slice to another buffer, there from `to_offset` on. Errors: a buffer that has fewer bytes, a size or an offset
+    /// that is no multiple of 4, one buffer as both.
     pub fn copy(&self, from: Slice<'_>, to: &Buffer, to_offset: u64) -> Result<()> {
         self.check("copy from", &from)?;
         self.check("copy to", &Slice { buffer: to, offset: to_offset, size: from.size })?;
+        if std::ptr::eq(from.buffer, to) {
+            return Err(Error::Value("copy: found one buffer, expected two; copy through a third".into()));
+        }
         if self.inner.is_rehearsal {
             return Ok(());
         }
@@ -138,12 +150,13 @@ impl Gpu {
         self.recorder().copy((from.buffer, from.offset), (to, to_offset), from.size)
     }
 
-    /// Runs everything recorded and returns the bytes of each slice, whose sizes are multiples of 4.
+    /// Runs everything recorded and returns the bytes of each slice. Errors: slices beyond their buffers, sizes or offsets that are no
+    /// multiples of 4.
     pub fn read(&self, slices: &[Slice<'_>]) -> Result<Vec<Vec<u8>>> {
         pollster::block_on(self.read_async(slices))
     }
 
-    /// Runs everything recorded and returns the bytes of each slice, whose sizes are multiples of 4.
+    /// [`Gpu::read`] without blocking.
     pub async fn read_async(&self, slices: &[Slice<'_>]) -> Result<Vec<Vec<u8>>> {
         slices.iter().try_for_each(|slice| self.check("read", slice))?;
         let total: u64 = slices.iter().map(|slice| slice.size).sum();

@@ -123,15 +123,16 @@ fn matching_brace(text: &str, open: usize) -> Option<usize> {
 fn replace_word(text: &str, word: &str, with: &str) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut result = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(word) {
+    let mut done = 0;
+    for (at, _) in text.match_indices(word) {
         let end = at + word.len();
-        let alone = !rest[..at].ends_with(|c| is_word(c) || c == '.') && !rest[end..].starts_with(is_word);
-        result.push_str(&rest[..at]);
-        result.push_str(if alone { with } else { word });
-        rest = &rest[end..];
+        if !text[..at].ends_with(|c| is_word(c) || c == '.') && !text[end..].starts_with(is_word) {
+            result.push_str(&text[done..at]);
+            result.push_str(with);
+            done = end;
+        }
     }
-    result.push_str(rest);
+    result.push_str(&text[done..]);
     result
 }
 
@@ -148,6 +149,12 @@ mod tests {
         let source = "@unroll for (var i = 0u; i < N; i++) { @unroll for (var j = 0u; j < 2; j++) { x[i] = if_i.i + j; } }";
         let text = expand(source, &[("N", 2)]).expect("unrolls");
         assert_eq!(flat(&text), "{{x[0u]=if_i.i+0u;}{x[0u]=if_i.i+1u;}}{{x[1u]=if_i.i+0u;}{x[1u]=if_i.i+1u;}}");
+    }
+
+    #[test]
+    fn identifiers_that_end_in_the_variable_twice_stay() {
+        let text = expand("@unroll for (var c = 0u; c < 1u; c++) { acc[c] += ccc[c] + v.cc + cc; }", &[]).expect("unrolls");
+        assert_eq!(flat(&text), "{acc[0u]+=ccc[0u]+v.cc+cc;}");
     }
 
     #[test]

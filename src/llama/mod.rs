@@ -166,6 +166,8 @@ impl LlamaConfig {
             format!("heads of an even width up to {MAX_HEAD_DIM}")
         } else if !self.heads.is_multiple_of(self.kv_heads) {
             format!("{} heads to be a multiple of {} kv_heads", self.heads, self.kv_heads)
+        } else if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            "a rope_theta above 0".to_string()
         } else if let Some(problem) = self.rope_scaling.as_ref().and_then(|scaling| scaling.problem(self.rope_theta)) {
             problem.to_string()
         } else {

@@ -7,7 +7,7 @@ use crate::gemm::{Gemm, Matrix};
 use crate::params::Gradient;
 use crate::precision::Precision;
 use crate::tape::Var;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, same_shape};
 
 impl Tensor {
     /// op(self)·op(rhs), where the flags transpose the last two dimensions.
@@ -102,6 +102,7 @@ impl<'t> Var<'t> {
         let addend = Some((Matrix::new(residual.value())?, 1.0));
         let precision = self.tape().precision();
         let y = Gemm { addend, precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?.t()) }.compute()?;
+        same_shape("matmul", &y, residual.value())?;
         self.tape().record_accumulating("matmul", y, [self, rhs, residual], move |dy, [wants_a, wants_b, _]| {
             let da = wants_a.then(|| gradient_a(&dy, &a, &b, [false, true], precision));
             let db = wants_b.then(|| gradient_b(&dy, &a, &b, [false, true], precision)).transpose()?;

@@ -43,7 +43,7 @@ pub enum WeightDecayScope {
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamConfig {
-    /// WeightDecayScope rates of the two moments.
+    /// Decay rates of the two moments.
     pub betas: [f64; 2],
     /// Added to the denominator for numerical stability.
     pub eps: f64,

@@ -20,6 +20,16 @@ use crate::error::Result;
 use crate::params::{Gradients, Params, Role};
 use crate::tensor::Tensor;
 
+/// A constructor of an optimizer at its default settings.
+pub type Constructor = fn() -> Box<dyn Optimizer>;
+
+/// The optimizers of this crate, by name.
+pub const OPTIMIZERS: [(&str, Constructor); 3] = [
+    ("adamw", || Box::new(AdamW::new(AdamConfig::default()))),
+    ("muon", || Box::new(Muon::new(MuonConfig::default()))),
+    ("normuon", || Box::new(NorMuon::new(MuonConfig::default()))),
+];
+
 /// An update rule with its state on the device. `examples/custom_optimizer.rs` writes one outside of this crate.
 ///
 /// Implement `step` and the three accessors; saving and loading follow from [`Optimizer::slots`].

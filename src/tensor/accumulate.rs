@@ -1,5 +1,7 @@
 //! Sums of two tensors of equal shape, in place if a buffer is not shared.
 
+use std::sync::Arc;
+
 use super::{Tensor, map};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Kernel, with_twin};
@@ -43,11 +45,13 @@ impl Tensor {
         Ok(y)
     }
 
-    /// self + rhs, in place in self, or else in rhs, if not shared; otherwise a new tensor.
+    /// self + rhs, in place in self, or else in rhs, if not shared; otherwise, and of parts of one buffer, a new tensor.
     pub(crate) fn accumulate(self, rhs: Tensor) -> Result<Tensor> {
         same_shape("accumulate", &self, &rhs)?;
         let (sum, term) = if self.is_unique() { (self, rhs) } else { (rhs, self) };
-        if !sum.is_unique() {
+        // No kernel both reads and writes a buffer.
+        let is_one_buffer = Arc::ptr_eq(&sum.place.buffer, &term.place.buffer);
+        if is_one_buffer || !sum.is_unique() {
             return sum.weighted_sum(1.0, &term, 1.0);
         }
         map(&ACCUMULATE, &[], &[&term, &sum], None, &[1.0, 1.0])?;

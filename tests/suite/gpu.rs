@@ -1,6 +1,9 @@
 //! The device layer: kernels that fail to compile or do not match, memory budget, copies, adapters, profiling, large tensors.
 
-use polytape::gpu::{Access, Kernel, Launch, Slice, adapters, grid};
+use std::collections::HashMap;
+
+use polytape::gpu::{Access, Kernel, KernelTier, Launch, Slice, adapters, grid};
+use polytape::safetensors::{Reader, save};
 use polytape::{AdapterChoice, Error, Gpu, GpuOptions, Gradients, Indices, Params, Result, Tape, Tensor};
 
 use crate::device;
@@ -70,9 +73,11 @@ fn arguments_that_are_not_what_the_kernel_declares_are_refused() -> Result<()> {
         "array",
         "struct Args { sizes: array<u32, 1> } var<immediate> args: Args; @compute @workgroup_size(1) fn main() {}",
     );
+    static CUT: Kernel = kernel("cut", "@compute @workgroup_size(1) fn main() {}").cut_along(0, 1);
     for gpu in device::all() {
         let y = Tensor::zeros(gpu, &[4])?;
         for (kernel, text) in [
+            (&CUT, "kernel cut: found 4 bytes of arguments, expected a u32 at index 1 for the first workgroup"),
             (&NONE, "kernel none: 4 bytes of arguments given, 0 declared"),
             (&MORE, "kernel more: 4 bytes of arguments given, 16 declared"),
             (&SCALAR, "kernel scalar: its `var<immediate>` is not a struct"),
@@ -82,6 +87,12 @@ fn arguments_that_are_not_what_the_kernel_declares_are_refused() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+#[should_panic(expected = "an axis from 0 to 2 expected")]
+fn a_kernel_is_cut_along_one_of_three_axes() {
+    let _ = DOUBLE.cut_along(3, 0);
 }
 
 #[test]
@@ -154,6 +165,36 @@ fn a_memory_budget_holds_and_what_fits_still_works() -> Result<()> {
     let whole = Tensor::zeros(&gpu, &[1 << 18])?;
     assert_eq!(whole.to_vec()?, vec![0.0; 1 << 18]);
     assert_eq!(gpu.memory().allocated, MIB);
+    Ok(())
+}
+
+#[test]
+fn a_request_beyond_all_numbers_is_out_of_memory() -> Result<()> {
+    let own = device::open(&Default::default())?;
+    // A rehearsal has next to no limits.
+    for gpu in [Gpu::rehearsal(own.adapter(), KernelTier::Portable)?, own] {
+        let _live = gpu.allocate(1)?;
+        for bytes in [u64::MAX, u64::MAX - 300] {
+            match gpu.allocate(bytes) {
+                Err(Error::OutOfMemory { requested, live: 256, .. }) => assert!(requested >= bytes),
+                other => panic!("out of memory expected, found {:?}", other.map(|buffer| buffer.bytes())),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn loading_more_than_the_budget_is_out_of_memory() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.safetensors");
+    save(&path, &[("w".into(), Tensor::zeros(device::default(), &[1 << 19])?)], HashMap::new())?;
+    let gpu = device::open(&GpuOptions { memory_budget: Some(MIB), ..Default::default() })?;
+    match Reader::open(&path)?.tensor(&gpu, "w") {
+        Err(Error::OutOfMemory { requested, live: 0, budget: Some(MIB) }) => assert_eq!(requested, 2 * MIB),
+        other => panic!("out of memory expected, found {other:?}"),
+    }
     Ok(())
 }
 
@@ -239,11 +280,13 @@ fn the_same_allocations_again_create_nothing() -> Result<()> {
 #[test]
 fn a_read_back_that_no_buffer_can_hold_is_out_of_memory_and_the_device_goes_on() -> Result<()> {
     // The host tier reads mapped buffers, without another one.
-    let gpu = device::open(&GpuOptions { kernels: Some(device::narrow().kernels()), ..Default::default() })?;
+    let options = GpuOptions { kernels: Some(device::narrow().kernels()), memory_budget: Some(1 << 30), ..Default::default() };
+    let gpu = device::open(&options)?;
     let x = Tensor::from_slice(&gpu, &[2.5; 1 << 20], &[1 << 20])?;
     let count = gpu.adapter().limits.max_buffer_size / x.bytes() + 1;
     match gpu.read(&vec![x.slice(); count as usize]) {
-        Err(Error::OutOfMemory { requested, .. }) => assert_eq!(requested, count * x.bytes()),
+        // The budget is not what refused.
+        Err(Error::OutOfMemory { requested, budget: None, .. }) => assert_eq!(requested, count * x.bytes()),
         other => panic!("out of memory expected, found {:?}", other.map(|read| read.len())),
     }
     assert_eq!(x.read(0..2)?, [2.5; 2]);
@@ -271,12 +314,40 @@ fn slices_beyond_their_buffer_or_of_another_device_are_refused() -> Result<()> {
 }
 
 #[test]
+fn slices_that_cannot_be_bound_or_copied_are_refused() -> Result<()> {
+    for gpu in device::all() {
+        let [x, y] = [Tensor::zeros(gpu, &[128])?, Tensor::zeros(gpu, &[128])?];
+        let part = |offset, size| Slice { offset, size, ..x.slice() };
+        for (offset, size) in [(4, 8), (0, 0), (260, 4)] {
+            let expected = "expected one or more from a multiple of 256";
+            let text = format!("kernel double: binding 0: found {size} bytes from {offset}, {expected}");
+            assert_eq!(refusal(launch(gpu, &DOUBLE, &[part(offset, size), y.slice()], 1)), text);
+        }
+        for (offset, size) in [(2, 4), (0, 6)] {
+            let text = format!("found {size} bytes from {offset}, expected multiples of 4");
+            assert_eq!(refusal(gpu.copy(part(offset, size), y.slice().buffer, 0)), format!("copy from: {text}"));
+            assert_eq!(refusal(gpu.read(&[part(offset, size)])), format!("read: {text}"));
+        }
+        let text = "copy to: found 4 bytes from 1, expected multiples of 4";
+        assert_eq!(refusal(gpu.copy(part(0, 4), y.slice().buffer, 1)), text);
+        let text = "copy: found one buffer, expected two; copy through a third";
+        assert_eq!(refusal(gpu.copy(part(0, 256), x.slice().buffer, 256)), text);
+        gpu.copy(part(4, 8), y.slice().buffer, 500)?;
+        assert_eq!(polytape::read_all([&x, &y])?, [[0.0; 128]; 2], "the device goes on");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_what_is() {
     let open = |adapter| refusal(device::open(&GpuOptions { adapter, ..Default::default() }));
     let index = open(AdapterChoice::Index(99));
     let name = open(AdapterChoice::Name("nonsense".into()));
     assert!(index.ends_with("; expected index 99"), "{index}");
     assert!(name.ends_with("; expected a name containing `nonsense`"), "{name}");
+    // Every name contains it.
+    let empty = open(AdapterChoice::Name(String::new()));
+    assert!(empty.ends_with("; expected a name containing ``"), "{empty}");
     for adapter in adapters() {
         let found = format!("{} {}", adapter.index, adapter.name);
         assert!(index.contains(&found) && name.contains(&found), "{found}: {index}; {name}");

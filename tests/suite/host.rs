@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use polytape::gpu::{KernelTier, Launch, adapters, grid};
+use polytape::optim::OPTIMIZERS;
 use polytape::{AdapterChoice, Gemm, Gpu, GpuOptions, Matrix, Precision, Result, Tensor};
 
 use crate::device;
@@ -23,11 +24,11 @@ fn host(threads: usize) -> Result<Option<Gpu>> {
 
 #[test]
 fn training_gives_the_same_bits_on_any_number_of_threads() -> Result<()> {
-    for muon in [false, true] {
-        let run = |threads| host(threads)?.map(|gpu| Small::new(&gpu, small::config(), muon)?.run(0..3)).transpose();
+    for (rule, _) in OPTIMIZERS {
+        let run = |threads| host(threads)?.map(|gpu| Small::new(&gpu, small::config(), rule)?.run(0..3)).transpose();
         let one = run(1)?;
         for threads in [2, 5] {
-            assert!(run(threads)? == one, "{threads} threads, muon {muon}");
+            assert!(run(threads)? == one, "{threads} threads, {rule}");
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use polytape::{Error, Gpu, Gradients, ParamId, Params, Result, Role, Tape, Tensor, Var};
+use polytape::{AttentionShape, Error, Gpu, Gradients, ParamId, Params, Result, Role, Tape, Tensor, Var};
 
 use crate::device;
 
@@ -46,6 +46,72 @@ fn every_use_of_a_variable_adds_to_its_gradient() -> Result<()> {
     assert_eq!(gradient_at(&x, |x| x.add(x))?, Some(vec![2.0; 3]), "x + x");
     assert_eq!(gradient_at(&x, |x| x.sub(x))?, Some(vec![0.0; 3]), "x - x");
     assert_eq!(gradient_at(&x, |x| x.mul(x)?.add(x)?.add(&x.scale(5.0)?))?, Some(vec![8.0, 2.0, 12.0]), "x·x + x + 5·x");
+    Ok(())
+}
+
+/// A constant of this shape on the tape of another variable.
+fn constant<'t>(like: &Var<'t>, shape: &[usize]) -> Result<Var<'t>> {
+    Ok(like.tape().constant(Tensor::normal(like.value().gpu(), shape, 1.0, 5)?))
+}
+
+/// The backward of these operations writes the gradients of its inputs to one buffer, which no kernel may both read and write.
+#[test]
+fn inputs_that_meet_in_one_variable_give_it_the_sum_of_their_gradients() -> Result<()> {
+    type Operation = for<'t> fn([&Var<'t>; 3]) -> Result<Var<'t>>;
+    const SHAPE: AttentionShape = AttentionShape { batch: 1, heads: 3, kv_heads: 3, head_dim: 4 };
+    let operations: [(&str, Operation); 4] = [
+        ("swiglu", |[x, y, _]| x.swiglu(y)),
+        ("attention", |[x, y, z]| x.attention(y, z, SHAPE)),
+        ("swiglu of a product", |[x, y, _]| x.matmul_nt(&constant(x, &[12, 12])?)?.swiglu(y)),
+        ("swiglu of a norm", |[x, y, _]| x.rms_norm(&constant(x, &[12])?, 1e-5)?.swiglu(y)),
+    ];
+    for gpu in device::all() {
+        for (name, operation) in operations {
+            let params = Params::new(gpu);
+            // The sum of the gradients of as many leaves of one value.
+            let gradient = |count: usize| -> Result<Vec<f32>> {
+                let tape = Tape::new(&params);
+                let value = Tensor::normal(gpu, &[3, 12], 1.0, 3)?;
+                let leaves: Vec<Var<'_>> = (0..count).map(|_| tape.leaf(value.clone())).collect();
+                let y = operation([0, 1, 2].map(|input| &leaves[input % count]))?;
+                let dy = Tensor::normal(gpu, y.shape(), 1.0, 4)?;
+                let found = tape.backward_from(&[(&y, dy)], &mut Gradients::new())?;
+                let mut sum = vec![0.0f32; value.len()];
+                for gradient in leaves.iter().filter_map(|leaf| found.get(leaf)) {
+                    sum.iter_mut().zip(gradient.to_vec()?).for_each(|(sum, term)| *sum += term);
+                }
+                Ok(sum)
+            };
+            let (one, several) = (gradient(1)?, gradient(3)?);
+            let is_close = one.iter().zip(&several).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()));
+            assert!(is_close, "{name} with {} kernels: {one:?}, {several:?} expected", gpu.kernels());
+        }
+    }
+    Ok(())
+}
+
+/// Two gradients in one buffer: those of a SwiGLU.
+fn neighbours(gpu: &Gpu, x: &[f32]) -> Result<[Tensor; 2]> {
+    let params = Params::new(gpu);
+    let tape = Tape::new(&params);
+    let [gate, up] = [tape.leaf(vector(gpu, x)?), tape.leaf(vector(gpu, x)?)];
+    let leaves = tape.backward(&gate.swiglu(&up)?.sum()?, &mut Gradients::new())?;
+    Ok([&gate, &up].map(|leaf| leaves.get(leaf).expect("a gradient").clone()))
+}
+
+#[test]
+fn a_gradient_with_neighbours_in_its_buffer_is_added_to_in_place() -> Result<()> {
+    let gpu = device::open(&Default::default())?;
+    let (_, w) = one_parameter(&gpu, &[0.0; 1000])?;
+    let ([a, _neighbour], [b, _other]) = (neighbours(&gpu, &[1.0; 1000])?, neighbours(&gpu, &[2.0; 1000])?);
+    let want: Vec<f32> = a.to_vec()?.iter().zip(b.to_vec()?).map(|(a, b)| a + b).collect();
+    let mut gradients = Gradients::new();
+    gradients.add(w, a)?;
+    gpu.reset_peak();
+    let before = gpu.memory().live;
+    gradients.add(w, b)?;
+    assert_eq!(gpu.memory().peak, before, "no buffer was made");
+    assert_eq!(values(gradients.get(w))?, want);
     Ok(())
 }
 
@@ -182,7 +248,9 @@ fn variables_of_different_tapes_do_not_mix() -> Result<()> {
     assert_eq!(text, "checkpoint: its inputs are variables of different tapes");
     assert_eq!(refusal(one.backward(&y, &mut Gradients::new())), "backward: a variable of another tape");
     // A failed operation leaves the tape unchanged.
-    assert_eq!(values(one.backward(&x, &mut Gradients::new())?.get(&x))?, [1.0]);
+    let leaves = one.backward(&x, &mut Gradients::new())?;
+    assert_eq!(values(leaves.get(&x))?, [1.0]);
+    assert!(leaves.get(&y).is_none(), "another tape's leaf in the same place");
     Ok(())
 }
 

@@ -189,8 +189,8 @@ impl Scratch {
             let Some(corpus) = taken(Corpus::find(&places, field, None)) else { continue };
             let mut within = false;
             let read = corpus.for_each(|piece| {
-                assert!(piece.begins != within && !piece.text.is_empty(), "{piece:?}");
-                within = !piece.ends;
+                assert!(piece.begins() != within && !piece.text.is_empty(), "{piece:?}");
+                within = !piece.ends();
                 Ok(())
             });
             assert!(taken(read).is_none() || !within, "a document has no end");

@@ -362,6 +362,35 @@ fn a_long_file_is_prepared_in_bounded_shards_as_one_document() {
     }
 }
 
+/// Text is read more than once, a tokenizer only once.
+#[cfg(unix)]
+#[test]
+fn a_pipe_may_hold_the_tokenizer_but_not_the_text() {
+    let folder = corpus();
+    let path = folder.path();
+    let piped = |args: &[&str], input: Vec<u8>| {
+        let mut command = Command::cargo_bin("llama_pc").expect("the program is built");
+        command.current_dir(path).args(args).write_stdin(input).output().expect("the program runs")
+    };
+    let words = "Some words of a text. ".repeat(1000).into_bytes();
+    let output = piped(&["prepare", "--text", "/dev/stdin", "--train-bpe", "300", "--out", "d"], words);
+    let text = String::from_utf8_lossy(&output.stderr);
+    let expected = [
+        "error: /dev/stdin: found a pipe or a device, expected a file",
+        "hint: text is read more than once: write it to a file first",
+    ];
+    assert_eq!((output.status.code(), text.lines().collect::<Vec<_>>()), (Some(1), expected.to_vec()));
+    assert!(!path.join("d").exists());
+
+    let made = llama_pc(path, &["prepare", "--text", "src", "--train-bpe", "300", "--out", "d"]);
+    assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+    let tokenizer = fs::read(path.join("d/tokenizer.json")).expect("a tokenizer");
+    let output = piped(&["prepare", "--text", "src", "--tokenizer", "/dev/stdin", "--out", "e"], tokenizer);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let shard = |folder: &str| fs::read(path.join(folder).join("train/00000.bin")).expect("tokens");
+    assert!(shard("d") == shard("e"), "the tokenizer from the pipe encodes differently");
+}
+
 #[test]
 fn cargo_sources_are_a_corpus() {
     let folder = tempfile::tempdir().expect("a temporary folder");

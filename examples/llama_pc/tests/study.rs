@@ -69,9 +69,14 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
     // The losses are those of the first time.
     assert_eq!(fs::read_to_string(out.join("study/differences.svg")).expect("a picture"), picture);
 
-    let seeds = llama_pc(path).args(["study", "--scale", "tiny", "--data", "data", "--seeds", "3"]).assert().code(2);
-    let text = String::from_utf8_lossy(&seeds.get_output().stderr).into_owned();
-    assert!(text.contains("study.json: found seeds = 2, expected this study's 3"), "{text}");
+    // More seeds are more runs of the same study; other data are another one.
+    let again = |args: &[&str]| llama_pc(path).args(["study", "--scale", "tiny", "--plan-only"]).args(args).assert();
+    again(&["--data", "data", "--seeds", "3"]).success();
+    let longer = fs::read_to_string(out.join("plan.md")).expect("a plan");
+    assert!(plan.contains("AdamW, PC level 4: rates and seeds | 5 | ") && longer.contains("AdamW, PC level 4: rates and seeds | 6 | "));
+    let refused = again(&["--data", "./data"]).code(2);
+    let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(text.contains("study.json: found data = data, expected this study's ./data"), "{text}");
 }
 
 #[test]

@@ -76,8 +76,8 @@ impl Gpu {
         let Some(executor) = &self.inner.executor else { return Ok(false) };
         let _turn = executor.turn();
         let to_bytes = self.host_bytes(&Slice { buffer: to, offset: to_offset, size: from.size })?;
-        // SAFETY: within the mapped buffers; they may be one.
-        unsafe { std::ptr::copy(self.host_bytes(from)?, to_bytes, from.size as usize) };
+        // SAFETY: within the mapped buffers, which are two, as `Gpu::copy` has checked.
+        unsafe { std::ptr::copy_nonoverlapping(self.host_bytes(from)?, to_bytes, from.size as usize) };
         Ok(true)
     }
 

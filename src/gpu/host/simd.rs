@@ -122,7 +122,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Rounds to f16, ties to even, as an f32; infinite from 65,520. The values of `to_half` in `matmul_common.wgsl`.
+/// Rounds to f16, ties to even, as an f32; infinite from 65,520. The values of `to_half` in `half.wgsl`.
 #[inline(always)]
 pub(crate) fn to_half(x: f32) -> f32 {
     let bits = x.to_bits();

@@ -6,7 +6,7 @@ use crate::reference::differences::random_arrays;
 use crate::reference::elementwise::{
     exp, exp_vjp, gelu, gelu_vjp, log, log_vjp, relu, relu_vjp, silu, silu_vjp, swiglu, swiglu_vjp, tanh, tanh_vjp,
 };
-use crate::tolerance::{EXACT, TRANSCENDENTAL};
+use crate::tolerance::{ELEMENTWISE, EXACT, TRANSCENDENTAL};
 
 /// Mixed signs, magnitudes log-uniform from 10^low to 10^high.
 fn spread(seed: u64, low: f64, high: f64) -> Array {
@@ -78,6 +78,18 @@ fn swiglu_matches() {
     for inputs in inputs.into_iter().chain([saturated]) {
         let vjp = |x: &[_], dy: &_| swiglu_vjp(&x[0], &x[1], dy);
         check("swiglu", inputs, |x| x[0].swiglu(&x[1]), |x| swiglu(&x[0], &x[1]), vjp, &[TRANSCENDENTAL]);
+    }
+}
+
+#[test]
+fn swiglu_of_one_input_as_gate_and_up_matches() {
+    for x in SHAPES.map(|shape| Array::random(shape, &mut seeded(1117))) {
+        let vjp = |x: &[Array], dy: &Array| {
+            let [dgate, dup] = swiglu_vjp(&x[0], &x[0], dy);
+            [dgate.plus(&dup)]
+        };
+        let tolerance = TRANSCENDENTAL.and(ELEMENTWISE);
+        check("swiglu of one input", [x], |x| x[0].swiglu(&x[0]), |x| swiglu(&x[0], &x[0]), vjp, &[tolerance]);
     }
 }
 

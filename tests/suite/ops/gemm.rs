@@ -262,6 +262,17 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(refusal(product.compute_into(matrix(&batch))), "matmul: a batch of 1 does not give [3, 4, 5]");
     let sum = Gemm { addend: Some((matrix(&batch), 1.0)), ..product };
     assert_eq!(refusal(sum.compute().map(drop)), "matmul: a batch of 1 + [3, 4, 5]: the batches differ");
+    let (factors, many) = (zeros(&[5]), zeros(&[3, 4, 8]));
+    for (index, batch_stride, allowed) in [(4, 0, true), (0, 2, true), (5, 0, false), (1, 2, false), (1, usize::MAX, false)] {
+        let factor = Some(Factor { tensor: &factors, index, batch_stride });
+        let found = Gemm { factor, ..Gemm::new(matrix(&many), matrix(&b)) }.compute().map(drop);
+        if !allowed {
+            let text = format!("factors from {index} of [5], {batch_stride} apart: out of bounds");
+            assert_eq!(refusal(found), format!("matmul: a batch of 3 with {text}"));
+        } else {
+            found.expect("factors within the tensor");
+        }
+    }
     let (a, b) = (zeros(&[4, 4]), zeros(&[4, 4]));
     let onto_itself = refusal(Gemm::new(matrix(&a), matrix(&b)).compute_into(matrix(&a)));
     assert_eq!(onto_itself, "kernel matmul: bindings 0 and 4 are the same buffer, and one of them is written");

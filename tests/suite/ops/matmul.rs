@@ -219,6 +219,8 @@ fn factors_that_do_not_fit_are_refused() {
     assert_refused(&[&[8], &[8, 5]], |x| x[0].matmul(&x[1]), "matmul: shape [8]: 2 or 3 dimensions expected");
     let residual = "matmul: [4, 5] + [5, 4]: the shapes differ";
     assert_refused(&[&[4, 8], &[5, 8], &[5, 4]], |x| x[0].matmul_nt_add(&x[1], &x[2]), residual);
+    let batch = "matmul: [2, 4, 5] and [4, 5]: the shapes differ";
+    assert_refused(&[&[2, 4, 8], &[5, 8], &[4, 5]], |x| x[0].matmul_nt_add(&x[1], &x[2]), batch);
     let four = "matmul: shape [2, 3, 4, 8]: 2 or 3 dimensions expected";
     assert_refused(&[&[2, 3, 4, 8], &[8, 5]], |x| x[0].matmul(&x[1]), four);
 }

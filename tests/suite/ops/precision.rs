@@ -104,6 +104,21 @@ fn operands_are_rounded_to_the_bit_on_either_side() -> Result<()> {
     Ok(())
 }
 
+/// Slices whose depth, 528, is not a multiple of that of the largest tiles, 32.
+#[test]
+fn slices_share_no_inner_index() -> Result<()> {
+    for gpu in device::all() {
+        let ones = |rows, columns| Tensor::from_slice(gpu, &vec![1.0; rows * columns], &[rows, columns]);
+        let (a, b) = (ones(1024, 2064)?, ones(2064, 512)?);
+        for precision in HALVES {
+            let found = Gemm { precision, ..Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?) }.compute()?.to_vec()?;
+            let wrong = found.iter().find(|x| **x != 2064.0);
+            assert_eq!(wrong, None, "{precision} with {} kernels", gpu.kernels());
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn numbers_that_are_not_finite_stay_so() -> Result<()> {
     let x = [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xff80_0001), f32::INFINITY, f32::NEG_INFINITY];

@@ -9,7 +9,7 @@ mod ranks;
 pub mod small;
 
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer, Schedule, ScheduleKind};
+use polytape::optim::{Schedule, ScheduleKind};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
 use polytape::{Gpu, Indices, Params, Result, StepOutput, Trainer};
 
@@ -31,10 +31,6 @@ impl Run {
         let file = polytape::safetensors::Reader::open(&golden::path("llama_tiny/model.safetensors"))?;
         let (model, mut params) = Llama::load(gpu, config, |name, _| file.tensor(gpu, name))?;
         let preconditioner = preconditioner(&file, &mut params, run)?;
-        let optimizer: Box<dyn Optimizer> = match run.optimizer.as_str() {
-            "muon" => Box::new(Muon::new(MuonConfig::default())),
-            _ => Box::new(AdamW::new(AdamConfig::default())),
-        };
         let schedule = Schedule {
             kind: ScheduleKind::Cosine,
             total_steps: run.schedule.total as u64,
@@ -42,7 +38,7 @@ impl Run {
             end_ratio: run.schedule.end_ratio.expect("cosine"),
             ..Schedule::default()
         };
-        Ok(Self { model, trainer: Trainer::new(params, preconditioner, optimizer, 1.0)?, schedule })
+        Ok(Self { model, trainer: Trainer::new(params, preconditioner, small::optimizer(&run.optimizer), 1.0)?, schedule })
     }
 
     /// Step `step`, counted from 0.

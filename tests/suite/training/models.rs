@@ -425,6 +425,9 @@ fn what_is_no_llama_is_refused() {
     for head_dim in [7, 258] {
         assert!(text(LlamaConfig { head_dim: Some(head_dim), ..config() }).contains("heads of an even width up to 256"));
     }
+    for rope_theta in [0.0, -1.0, f64::INFINITY, f64::NAN] {
+        assert!(text(LlamaConfig { rope_theta, ..config() }).contains("a rope_theta above 0"));
+    }
     let scaled = |scaling| text(LlamaConfig { rope_scaling: Some(scaling), ..config() });
     assert!(scaled(RopeScaling::Linear { factor: 0.5 }).contains("a rope factor from 1 up"));
     let llama3 = RopeScaling::Llama3 { factor: 2.0, low_freq_factor: 4.0, high_freq_factor: 4.0, original_seq_len: 24 };

@@ -28,7 +28,8 @@ fn scale(small: &Small) -> f32 {
 fn a_step_that_overflows_changes_nothing_but_the_scale() {
     for gpu in device::all() {
         for precision in HALVES {
-            let mut small = Small::at(precision, gpu, config(), precision == Precision::F16x3).expect("a model");
+            let rule = if precision == Precision::F16x3 { "muon" } else { "adamw" };
+            let mut small = Small::at(precision, gpu, config(), rule).expect("a model");
             small.step(0).expect("a step");
             let before = everything(&small);
             // The loss is finite, its gradient overflows f16.
@@ -52,8 +53,8 @@ fn the_scale_grows_after_good_steps_and_is_not_seen_in_the_norm() {
             assert!(outcome.skipped.is_none());
             (outcome.grad_norm, outcome.loss_scale)
         };
-        let mut exact = Small::new(gpu, config(), false).expect("a model");
-        let mut half = Small::at(Precision::F16, gpu, config(), false).expect("a model");
+        let mut exact = Small::new(gpu, config(), "adamw").expect("a model");
+        let mut half = Small::at(Precision::F16, gpu, config(), "adamw").expect("a model");
         let (mut norms, mut scales) = (Vec::new(), Vec::new());
         for step in 0..7 {
             let ((found, scale), (want, one)) = (norm_of(&mut half, step), norm_of(&mut exact, step));
@@ -69,7 +70,7 @@ fn the_scale_grows_after_good_steps_and_is_not_seen_in_the_norm() {
 /// At a scale of 1 there is nothing left to halve: the step is refused, as it is in f32.
 #[test]
 fn an_overflow_at_a_scale_of_1_is_an_error() {
-    let mut small = Small::at(Precision::F16, device::default(), config(), false).expect("a model");
+    let mut small = Small::at(Precision::F16, device::default(), config(), "adamw").expect("a model");
     small.trainer.loss_scale = Some(LossScale { scale: 1.0, ..LossScale::default() });
     let before = everything(&small);
     let error = small.step_of(1e12, 0).expect_err("an overflow");
@@ -106,7 +107,7 @@ fn follow(gpu: &Gpu, name: &str, precision: Precision, tolerance: Tolerance) {
 fn a_model_learns_as_much_at_every_precision() {
     let gpu = device::default();
     let last = |precision| {
-        let mut small = Small::at(precision, gpu, config(), false).expect("a model");
+        let mut small = Small::at(precision, gpu, config(), "adamw").expect("a model");
         // A scale that does not grow into overflows, each of which would skip a step.
         small.trainer.loss_scale.iter_mut().for_each(|loss_scale| loss_scale.interval = 1000);
         let losses = (0..40).map(|step| small.step(step % 2).expect("a step").loss);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::optim::Clip;
+use polytape::optim::{Clip, OPTIMIZERS};
 use polytape::safetensors::{Reader, save};
 use polytape::{
     EffectiveGradients, GpuOptions, Gradients, Params, Precision, Result, Skip, StepHook, StepOutput, Tape, Tensor, Trainer,
@@ -18,7 +18,7 @@ fn recomputed_activations_give_the_same_bits() {
         for precision in Precision::ALL {
             let run = |checkpoint_activations| {
                 let config = LlamaConfig { checkpoint_activations, ..config() };
-                Small::at(precision, gpu, config, false).and_then(|mut small| small.run(0..3)).expect("three steps")
+                Small::at(precision, gpu, config, "adamw").and_then(|mut small| small.run(0..3)).expect("three steps")
             };
             assert!(run(true) == run(false), "{precision}, {} kernels", gpu.kernels());
         }
@@ -28,9 +28,9 @@ fn recomputed_activations_give_the_same_bits() {
 #[test]
 fn the_same_seed_gives_the_same_bits() {
     for gpu in device::all() {
-        for muon in [false, true] {
-            let run = || Small::new(gpu, config(), muon).and_then(|mut small| small.run(0..3)).expect("three steps");
-            assert!(run() == run(), "{} kernels, Muon: {muon}", gpu.kernels());
+        for (rule, _) in OPTIMIZERS {
+            let run = || Small::new(gpu, config(), rule).and_then(|mut small| small.run(0..3)).expect("three steps");
+            assert!(run() == run(), "{} kernels, {rule}", gpu.kernels());
         }
     }
 }
@@ -38,7 +38,7 @@ fn the_same_seed_gives_the_same_bits() {
 #[test]
 fn a_model_learns() {
     let gpu = device::default();
-    let mut small = Small::new(gpu, config(), true).expect("a model");
+    let mut small = Small::new(gpu, config(), "muon").expect("a model");
     let mut losses = (0..40).map(|step| small.step(step % 2).expect("a step").loss);
     let (first, last) = (losses.next().expect("a loss"), losses.last().expect("a loss"));
     assert!((first - 50f32.ln()).abs() < 1.0, "before training all 50 tokens are about as likely: {first}");
@@ -49,7 +49,7 @@ fn a_model_learns() {
 fn memory_does_not_grow_with_the_steps() {
     // A separate device, because other tests use the shared ones concurrently.
     let gpu = device::open(&GpuOptions::default()).expect("an adapter");
-    let mut small = Small::new(&gpu, LlamaConfig { layers: 1, ..config() }, false).expect("a model");
+    let mut small = Small::new(&gpu, LlamaConfig { layers: 1, ..config() }, "adamw").expect("a model");
     let mut measure = |steps: std::ops::Range<usize>| {
         for step in steps {
             gpu.reset_peak();
@@ -68,9 +68,9 @@ fn a_checkpoint_resumes_with_the_same_bits() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("run.safetensors");
     for gpu in device::all() {
-        let lower = [(false, Precision::F16), (true, Precision::F16x3)];
-        for (muon, precision) in [(false, Precision::F32), (true, Precision::F32)].into_iter().chain(lower) {
-            let mut small = Small::at(precision, gpu, config(), muon).expect("a model");
+        let lower = [("adamw", Precision::F16), ("muon", Precision::F16x3)];
+        for (rule, precision) in OPTIMIZERS.map(|(rule, _)| (rule, Precision::F32)).into_iter().chain(lower) {
+            let mut small = Small::at(precision, gpu, config(), rule).expect("a model");
             small.run(0..2).expect("two steps");
             let trainer = &small.trainer;
             let loss_scale = trainer.loss_scale.clone();
@@ -91,12 +91,12 @@ fn a_checkpoint_resumes_with_the_same_bits() {
                 let param = params.get(id).expect("a parameter").clone();
                 params.set(id, file.tensor_of(gpu, &param.name, param.tensor.shape()).expect("a tensor")).expect("its shape");
             }
-            let mut optimizer = optimizer(muon);
+            let mut optimizer = optimizer(rule);
             optimizer.load_state(&params, 2, &mut |name| file.tensor(gpu, name)).expect("a state");
             let mut trainer = Trainer::resume(params, preconditioner, optimizer, 1.0);
             (trainer.precision, trainer.loss_scale) = (precision, loss_scale);
             let mut resumed = Small { model, trainer };
-            let context = format!("{precision}, {} kernels, Muon: {muon}", gpu.kernels());
+            let context = format!("{precision}, {} kernels, {rule}", gpu.kernels());
             assert!(resumed.run(2..4).expect("two more steps") == expected, "{context}");
             assert_eq!(resumed.trainer.loss_scale, small.trainer.loss_scale, "{context}");
         }
@@ -106,7 +106,7 @@ fn a_checkpoint_resumes_with_the_same_bits() {
 #[test]
 fn an_evaluation_records_nothing_and_changes_nothing() {
     for gpu in device::all() {
-        let small = Small::new(gpu, config(), false).expect("a model");
+        let small = Small::new(gpu, config(), "adamw").expect("a model");
         let before = bits(&small.trainer.params).expect("read-back");
         let weights = small.trainer.effective_params().expect("effective weights");
         let (inputs, targets) = batch(gpu, 0).expect("a batch");
@@ -179,7 +179,7 @@ impl StepHook for Refusing {
 #[test]
 fn a_hook_sees_changes_and_refuses_a_step() {
     for gpu in device::all() {
-        let mut small = Small::new(gpu, config(), true).expect("a model");
+        let mut small = Small::new(gpu, config(), "muon").expect("a model");
         small.run(0..1).expect("a step");
         let before = bits(&small.trainer.params).expect("read-back");
         let (inputs, targets) = batch(gpu, 1).expect("a batch");
@@ -202,7 +202,7 @@ fn a_step_that_is_not_finite_names_its_parameter_and_is_not_applied() {
     for gpu in device::all() {
         // A plain matrix and a preconditioned one; only in the last of two micro-batches.
         for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"] {
-            let mut small = Small::new(gpu, config(), false).expect("a model");
+            let mut small = Small::new(gpu, config(), "adamw").expect("a model");
             let (inputs, targets) = batch(gpu, 0).expect("a batch");
             let id = small.trainer.params.id(name).expect("a matrix");
             let before = bits(&small.trainer.params).expect("read-back");

@@ -1,7 +1,7 @@
-//! A model small enough for runs of hundreds of steps: grouped heads, PC layers, AdamW or Muon.
+//! A model small enough for runs of hundreds of steps: grouped heads, PC layers, any optimizer.
 
 use polytape::llama::{Llama, LlamaConfig};
-use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, Optimizer};
+use polytape::optim::{OPTIMIZERS, Optimizer};
 use polytape::spectral::{PcConfig, Preconditioner, level_coefficients};
 use polytape::{Gpu, Indices, Params, Precision, Result, StepOutput, Trainer};
 
@@ -13,8 +13,9 @@ pub fn config() -> LlamaConfig {
     LlamaConfig { kv_heads: 2, intermediate_size: 48, max_seq_len: 16, ..LlamaConfig::new(32, 2, 4, VOCAB) }
 }
 
-pub fn optimizer(muon: bool) -> Box<dyn Optimizer> {
-    if muon { Box::new(Muon::new(MuonConfig::default())) } else { Box::new(AdamW::new(AdamConfig::default())) }
+pub fn optimizer(name: &str) -> Box<dyn Optimizer> {
+    let (_, new) = OPTIMIZERS.iter().find(|(known, _)| *known == name).expect("an optimizer of the library");
+    new()
 }
 
 /// PC layers on o and down, and on k per head.
@@ -34,16 +35,16 @@ pub struct Small {
 }
 
 impl Small {
-    pub fn new(gpu: &Gpu, config: LlamaConfig, muon: bool) -> Result<Self> {
+    pub fn new(gpu: &Gpu, config: LlamaConfig, rule: &str) -> Result<Self> {
         let layers = config.layers;
         let (model, mut params) = Llama::init(gpu, config, 3)?;
         let preconditioner = precondition(&mut params, layers)?;
-        Ok(Self { model, trainer: Trainer::new(params, Some(preconditioner), optimizer(muon), 1.0)? })
+        Ok(Self { model, trainer: Trainer::new(params, Some(preconditioner), optimizer(rule), 1.0)? })
     }
 
     /// [`Small::new`] at a precision, with a loss scale that grows after three finite steps.
-    pub fn at(precision: Precision, gpu: &Gpu, config: LlamaConfig, muon: bool) -> Result<Self> {
-        let Self { model, trainer } = Self::new(gpu, config, muon)?;
+    pub fn at(precision: Precision, gpu: &Gpu, config: LlamaConfig, rule: &str) -> Result<Self> {
+        let Self { model, trainer } = Self::new(gpu, config, rule)?;
         let mut trainer = trainer.with_precision(precision);
         trainer.loss_scale.iter_mut().for_each(|loss_scale| loss_scale.interval = 3);
         Ok(Self { model, trainer })

@@ -13,7 +13,7 @@ use polytape::gpu::{AdapterSummary, KernelTier, KernelVariant};
 use polytape::{Gpu, Result};
 
 pub use classes::{Class, classes};
-pub use steps::{OPTIMIZERS, Rule, run_step};
+pub use steps::run_step;
 
 /// Size of a binding that makes small tensors be processed in windows.
 const NARROW: u64 = 64 << 10;

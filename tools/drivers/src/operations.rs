@@ -2,13 +2,13 @@
 
 use polytape::gpu::{KernelTier, Peak, Unit};
 use polytape::llama::LlamaConfig;
-use polytape::optim::Clip;
+use polytape::optim::{Clip, OPTIMIZERS};
 use polytape::spectral::{NewtonSchulz, Norm, PcConfig, Preconditioner, level_coefficients, newton_schulz};
 use polytape::{
     AttentionShape, Gpu, Gradients, Indices, MAX_HEAD_DIM, Params, Result, Role, RotaryTable, Tape, Tensor, Var, rms_and_abs_max,
 };
 
-use crate::steps::{OPTIMIZERS, sample};
+use crate::steps::sample;
 
 /// Columns that allow vec4 accesses, and that do not.
 const COLUMNS: [usize; 2] = [12, 7];

@@ -1,22 +1,12 @@
 //! Training steps, and sampling, of the published sizes.
 
 use polytape::llama::{Llama, LlamaConfig, PRESETS};
-use polytape::optim::{AdamConfig, AdamW, Muon, MuonConfig, NorMuon, Optimizer};
+use polytape::optim::{OPTIMIZERS, Optimizer};
 use polytape::spectral::{PcConfig, Preconditioner};
 use polytape::{Gpu, Indices, Precision, Result, Tape, Tensor, Trainer};
 
 const BATCH: usize = 2;
 const SEQ_LEN: usize = 256;
-
-/// An optimizer by name.
-pub type Rule = (&'static str, fn() -> Box<dyn Optimizer>);
-
-/// All optimizers.
-pub const OPTIMIZERS: [Rule; 3] = [
-    ("adamw", || Box::new(AdamW::new(AdamConfig::default()))),
-    ("muon", || Box::new(Muon::new(MuonConfig::default()))),
-    ("normuon", || Box::new(NorMuon::new(MuonConfig::default()))),
-];
 
 /// A model, with weights of zeros: what they are does not matter to drivers that execute nothing, and a step of zeros is finite.
 fn model(gpu: &Gpu, config: LlamaConfig) -> Result<(Llama, polytape::Params)> {

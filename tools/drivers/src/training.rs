@@ -5,11 +5,15 @@ use std::process::Stdio;
 
 use polytape::gpu::{AdapterChoice, AdapterSummary, KernelTier};
 use polytape::llama::{LlamaConfig, PRESETS};
+use polytape::optim::{Constructor, OPTIMIZERS};
 use polytape::{Error, Gpu, GpuOptions, Precision};
-use polytape_drivers::{OPTIMIZERS, Rule, run_step};
+use polytape_drivers::run_step;
 
 use crate::compile::own_command;
 use crate::report::StepReport;
+
+/// An optimizer by name.
+type Rule = (&'static str, Constructor);
 
 /// What a child tells of a step, a line each.
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -58,8 +58,10 @@ struct Report {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = import::describe(&args.path)?.0;
     let seq_len = args.seq_len.unwrap_or(config.data.seq_len);
-    if seq_len == 0 {
-        return Err(Failure::usage("--seq-len: found 0, expected 1 or more"));
+    let most = Trained::MOST_POSITIONS;
+    if !(1..=most).contains(&seq_len) {
+        return Err(Failure::usage(format!("--seq-len: found {seq_len}, expected a whole number from 1 to {most}"))
+            .hint("its default is the model's own length"));
     }
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(&config.data.val));
     fingerprint::check(&data, &args.path, args.ignore_tokenizer)?;
@@ -73,6 +75,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (limit, batch) = (windows.count(), (BATCH_TOKENS / seq_len).max(1));
     let measured = mean_loss(&model.llama, &model.params, &mut windows, limit, batch, seq_len, |done| progress.set(done, ""))?;
     progress.finish();
+    if !measured.loss.is_finite() {
+        let (path, loss) = (args.path.display(), measured.loss);
+        return Err(Failure::other(format!("{path}: found a loss of {loss}, expected a finite one")));
+    }
     let report = Report {
         loss: measured.loss,
         perplexity: measured.loss.exp(),

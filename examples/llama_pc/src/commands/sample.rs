@@ -53,6 +53,10 @@ const MOST_ROWS: usize = 32;
 pub fn run(args: &Args) -> Result<(), Failure> {
     let sampler = |seed| Sampler::new(args.temperature, args.top_k, args.top_p, seed);
     sampler(args.seed)?;
+    if args.tokens > Trained::MOST_POSITIONS {
+        let (found, most) = (args.tokens, Trained::MOST_POSITIONS);
+        return Err(Failure::usage(format!("--tokens: found {found}, expected at most {most}")));
+    }
     let vocab = import::describe(&args.path)?.0.model.vocab.unwrap_or(usize::MAX);
     let path = args.path.join("tokenizer.json");
     if !path.is_file() {

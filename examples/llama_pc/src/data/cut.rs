@@ -1,7 +1,7 @@
 //! Cutting one long document in two, for training and validation.
 
 use super::documents::Corpus;
-use super::pieces::Piece;
+use super::pieces::{Edge, Piece};
 use crate::terminal::failure::Failure;
 
 /// How far before the exact place a better one is looked for.
@@ -11,7 +11,7 @@ const REACH: u64 = 64 << 10;
 /// word, where there is one near. `None` if it is a single character.
 pub fn place(corpus: &Corpus, bytes: u64, fraction: f64) -> Result<Option<u64>, Failure> {
     let rest = ((bytes as f64 * fraction) as u64).clamp(1, bytes.max(1));
-    let target = (bytes - rest).max(1);
+    let target = bytes.saturating_sub(rest).max(1);
     // Four bytes hold a whole character.
     let begin = target.saturating_sub((rest / 2).clamp(4, REACH));
     let (mut window, mut offset) = (Vec::new(), 0);
@@ -53,15 +53,15 @@ impl Cutter {
         let begin = self.offset;
         self.offset += piece.text.len() as u64;
         if begin == self.at {
-            piece.begins = true;
+            piece.begin = Edge::Document;
         }
         if self.offset == self.at {
-            piece.ends = true;
+            piece.end = Edge::Document;
         }
         let within = self.at.checked_sub(begin).filter(|at| *at > 0 && self.offset > self.at);
         let Some(at) = within else { return (piece, None) };
-        let rest = Piece { name: piece.name.clone(), text: piece.text.split_off(at as usize), begins: true, ends: piece.ends };
-        piece.ends = true;
+        let rest = Piece { end: piece.end, ..Piece::whole(piece.name.clone(), piece.text.split_off(at as usize)) };
+        piece.end = Edge::Document;
         (piece, Some(rest))
     }
 }
@@ -105,7 +105,7 @@ mod tests {
             let read = corpus.for_each(|piece| {
                 let (piece, rest) = cutter.cut(piece);
                 for piece in [Some(piece), rest].into_iter().flatten() {
-                    if piece.begins {
+                    if piece.begins() {
                         parts.push(String::new());
                     }
                     parts.last_mut().expect("a beginning").push_str(&piece.text);
@@ -126,9 +126,9 @@ mod tests {
 
     #[test]
     fn a_place_between_two_pieces_ends_one_and_begins_the_other() {
-        let piece = |text: &str, begins, ends| Piece { name: String::new(), text: text.to_owned(), begins, ends };
+        let whole = |text: &str| Piece::whole(String::new(), text.to_owned());
         let mut cutter = Cutter::new(2);
-        assert_eq!(cutter.cut(piece("ab", true, false)), (piece("ab", true, true), None));
-        assert_eq!(cutter.cut(piece("cd", false, true)), (piece("cd", true, true), None));
+        assert_eq!(cutter.cut(Piece { end: Edge::Word, ..whole("ab") }), (whole("ab"), None));
+        assert_eq!(cutter.cut(Piece { begin: Edge::Word, ..whole(" c") }), (whole(" c"), None));
     }
 }

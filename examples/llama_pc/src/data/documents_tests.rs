@@ -299,3 +299,18 @@ fn a_data_sets_folder_gives_its_rows_and_names_what_it_leaves_out() {
     let named = find(&[root.join("README.md"), root.join("data/train.jsonl")], "text", None).expect("the files are there");
     assert_eq!(read(&named).expect("good text").0.len(), 3);
 }
+
+#[test]
+fn plain_text_that_is_named_after_a_split_is_said_too() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let names = ["dev/a.txt", "test.rs", "validation.txt.gz", "wiki.train.tokens", "wiki.valid.tokens"];
+    for name in names {
+        let bytes = if name.ends_with(".gz") { gzip(b"words") } else { b"words".to_vec() };
+        write(folder.path(), name, &bytes);
+    }
+    let corpus = find(&[folder.path().to_owned()], "text", None).expect("the files are there");
+    assert_eq!(read(&corpus).expect("good text").0, names.map(|name| (name.to_owned(), "words".to_owned())));
+    let files = "dev/a.txt, validation.txt.gz, wiki.valid.tokens";
+    let said = format!("read like the rest, though their names are those of validation or test data: {files}");
+    assert_eq!(corpus.notes(), [said]);
+}

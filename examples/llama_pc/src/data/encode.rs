@@ -70,7 +70,13 @@ pub fn encode(sources: &Sources, survey: &Survey, tokenizer: &Tokenizer, out: &P
         reader.join().expect("bug: the reader panicked")
     })?;
     progress.finish();
-    Ok(Written { train: writer.train.finish()?, val: writer.val.finish()?, losses })
+    let (train, val) = (writer.train.finish()?, writer.val.finish()?);
+    let bytes = train.bytes + val.bytes;
+    if bytes != survey.bytes {
+        let found = format!("text: found {bytes} bytes in the second pass, expected the {} of the first", survey.bytes);
+        return Err(Failure::other(found).hint("the files must stay as they are until their text is prepared"));
+    }
+    Ok(Written { train, val, losses })
 }
 
 /// Sends batches to the encoders round-robin until all is read or an encoder has stopped.
@@ -132,7 +138,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, piece: &Piece, tokens: &[u32]) -> Result<(), Failure> {
-        if piece.begins {
+        if piece.begins() {
             self.to_val = self.split.is_val(piece, self.documents);
             self.documents += 1;
         }
@@ -153,14 +159,38 @@ impl Side {
     }
 
     fn write(&mut self, piece: &Piece, tokens: &[u32]) -> Result<(), Failure> {
-        self.part.documents += u64::from(piece.begins);
+        self.part.documents += u64::from(piece.begins());
         self.part.bytes += piece.text.len() as u64;
         self.part.tokens += tokens.len() as u64;
-        self.shards.write(tokens, piece.begins)
+        self.shards.write(tokens, piece.begins())
     }
 
     fn finish(self) -> Result<Part, Failure> {
         self.shards.finish()?;
         Ok(self.part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::documents::{Corpus, Places};
+    use super::super::source::Seen;
+    use super::*;
+
+    #[test]
+    fn text_that_changes_between_the_passes_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let paths = ["a.txt", "b.txt"].map(|name| folder.path().join(name));
+        for path in &paths {
+            std::fs::write(path, "some words").expect("the file is written");
+        }
+        let text = Corpus::find(&Places { paths: &paths, ..Places::default() }, "text", None).expect("the files are there");
+        let sources = Sources { text, val: None };
+        let survey = Survey::take(&sources, 1, 0.5, false, &mut Seen::default()).expect("two documents");
+        let tokenizer = Tokenizer::train(&["some words".to_owned()], 300).expect("a tokenizer");
+        std::fs::write(&paths[0], "other and more words").expect("the file is written");
+        let failure = encode(&sources, &survey, &tokenizer, folder.path()).err().expect("another text");
+        let said = failure.to_string();
+        assert!(said.starts_with("text: found 30 bytes in the second pass, expected the 20 of the first"), "{said}");
     }
 }

@@ -95,12 +95,11 @@ pub fn head(reader: impl Read) -> io::Result<Vec<u8>> {
 /// An error if the file is recognised as something else than what was `expected`.
 pub fn refuse(path: &Path, expected: &str) -> Result<(), Failure> {
     let fail = |error| Failure::io("read", path, &error);
-    let file = File::open(path).map_err(fail)?;
-    if file.metadata().map_err(fail)?.is_dir() {
-        // The reader has its own sentence.
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        // A pipe gives its bytes once, to the reader; of a folder, the reader has its own sentence.
         return Ok(());
     }
-    let head = head(file).map_err(fail)?;
+    let head = File::open(path).and_then(head).map_err(fail)?;
     recognised(&head).map_or(Ok(()), |foreign| Err(foreign.failure(path, expected)))
 }
 

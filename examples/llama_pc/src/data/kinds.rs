@@ -32,6 +32,8 @@ pub enum Remark {
 
 /// Extensions of JSON lines.
 const JSON_LINES: [&str; 4] = ["jsonl", "ndjson", "jsonlines", "ldjson"];
+/// Extensions of plain text that is no source.
+const PLAIN: [&str; 4] = ["txt", "text", "raw", "tokens"];
 /// Bytes in which the first two records must end, as a single value may be as long as the file.
 const MAX_LOOK: u64 = 64 << 20;
 const PARQUET: &[u8] = b"PAR1";
@@ -43,6 +45,10 @@ pub fn look(entry: Entry, field: &str, named: bool) -> Result<(TextFile, Option<
     let (inner, says_packed) = unpacked_name(&file.name);
     let (inner, says_packed) = (inner.to_owned(), says_packed);
     let fail = |error: io::Error| Failure::io("read", &file.path, &error);
+    if !std::fs::metadata(&file.path).map_err(fail)?.is_file() {
+        let found = format!("{}: found a pipe or a device, expected a file", file.path.display());
+        return Err(Failure::other(found).hint("text is read more than once: write it to a file first"));
+    }
     let mut head = foreign::head(File::open(&file.path).map_err(fail)?).map_err(fail)?;
     if says_packed && head.is_empty() {
         return Err(Failure::other(format!("{}: found an empty file, expected compressed text", file.path.display())));
@@ -55,7 +61,8 @@ pub fn look(entry: Entry, field: &str, named: bool) -> Result<(TextFile, Option<
     let (kind, remark) = kind(&file, &head, &extension, field, named)?;
     file.kind = kind;
     let not_packed = (says_packed && file.packing == Packing::Plain && kind == Kind::Whole).then_some(Remark::NotPacked);
-    let split = (kind.is_data() && is_named_as_split(&file.name)).then_some(Remark::Split);
+    let is_corpus = kind.is_data() || (kind == Kind::Whole && PLAIN.contains(&extension.as_str()));
+    let split = (is_corpus && is_named_as_split(&file.name)).then_some(Remark::Split);
     Ok((file, remark.or(not_packed).or(split)))
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::synced;
 use crate::terminal::failure::Failure;
 
 /// How tokens were prepared.
@@ -48,9 +49,8 @@ pub struct Part {
 impl Meta {
     /// Writes `meta.json` in the folder.
     pub fn save(&self, folder: &Path) -> Result<(), Failure> {
-        let path = folder.join("meta.json");
-        let json = serde_json::to_string_pretty(self).expect("bug: meta.json does not serialise");
-        std::fs::write(&path, json + "\n").map_err(|error| Failure::io("write", &path, &error))
+        let json = serde_json::to_string_pretty(self).expect("bug: meta.json does not serialise") + "\n";
+        synced::write(&folder.join("meta.json"), json.as_bytes())
     }
 }
 

@@ -26,6 +26,7 @@ mod sentencepiece_train;
 mod shards;
 pub mod source;
 pub mod survey;
+pub mod synced;
 pub mod tokenizer;
 pub mod tokens;
 pub mod windows;

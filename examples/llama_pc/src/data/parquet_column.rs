@@ -24,8 +24,12 @@ pub fn column(schema: &SchemaDescriptor, path: &str) -> Result<usize, String> {
         });
     };
     let leaf = schema.column(index);
-    let is_text =
-        leaf.physical_type() == Physical::BYTE_ARRAY && matches!(leaf.logical_type_ref(), None | Some(LogicalType::String));
+    // Older writers have the converted type only.
+    let is_string = matches!(
+        (leaf.logical_type_ref(), leaf.converted_type()),
+        (Some(LogicalType::String), _) | (None, ConvertedType::NONE | ConvertedType::UTF8)
+    );
+    let is_text = is_string && leaf.physical_type() == Physical::BYTE_ARRAY;
     if is_text { Ok(index) } else { Err(format!("found another kind of column \"{shown}\", expected text")) }
 }
 
@@ -117,5 +121,16 @@ mod tests {
         let missing = error(&"body".repeat(99));
         assert!(missing.starts_with("found columns id, text, messages.role, messages.content, tags and 7 more"), "{missing}");
         assert!(missing.chars().count() < 250, "{missing}");
+    }
+
+    #[test]
+    fn the_older_annotation_tells_text_too() {
+        use ConvertedType::{BSON, DECIMAL, JSON, NONE, UTF8};
+        for (converted, is_text) in [(NONE, true), (UTF8, true), (JSON, false), (BSON, false), (DECIMAL, false)] {
+            let leaf = Type::primitive_type_builder("c", Physical::BYTE_ARRAY).with_converted_type(converted);
+            let leaf = leaf.with_precision(9).with_scale(2).build().expect("a column");
+            let root = Type::group_type_builder("m").with_fields(vec![Arc::new(leaf)]).build().expect("a schema");
+            assert_eq!(column(&SchemaDescriptor::new(Arc::new(root)), "c").is_ok(), is_text, "{converted:?}");
+        }
     }
 }

@@ -13,10 +13,36 @@ pub struct Piece {
     /// Path relative to the given file or folder, with the line or row where a file has several documents.
     pub name: String,
     pub text: String,
+    pub begin: Edge,
+    pub end: Edge,
+}
+
+/// Where a piece begins or ends in its document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// Where the document does.
+    Document,
+    /// Before a space between two words, which every common tokenizer splits there anyway.
+    Word,
+    /// Between any two characters, because the text has no such space.
+    Anywhere,
+}
+
+impl Piece {
+    /// A whole document.
+    pub fn whole(name: String, text: String) -> Self {
+        Self { name, text, begin: Edge::Document, end: Edge::Document }
+    }
+
     /// Whether the document begins here.
-    pub begins: bool,
+    pub fn begins(&self) -> bool {
+        self.begin == Edge::Document
+    }
+
     /// Whether it ends here.
-    pub ends: bool,
+    pub fn ends(&self) -> bool {
+        self.end == Edge::Document
+    }
 }
 
 /// Passes the text of a document to `visit` piece by piece; `fail` turns a read error into a failure.
@@ -26,21 +52,21 @@ pub fn cut(
     fail: impl Fn(&std::io::Error) -> Failure,
     visit: &mut dyn FnMut(Piece) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let (mut bytes, mut begins) = (Vec::new(), true);
+    let (mut bytes, mut begin) = (Vec::new(), Edge::Document);
     loop {
         // One byte more than a piece shows whether the document continues.
         let room = (PIECE_BYTES + 1 - bytes.len()) as u64;
         text.by_ref().take(room).read_to_end(&mut bytes).map_err(|error| fail(&error))?;
         let ends = bytes.len() <= PIECE_BYTES;
         let whole = valid(&bytes[..bytes.len().min(PIECE_BYTES)], ends).map_err(|error| fail(&error))?;
-        let at = if ends { whole.len() } else { boundary(whole) };
-        let piece = Piece { name: name.to_owned(), text: whole[..at].to_owned(), begins, ends };
+        let (at, end) = if ends { (whole.len(), Edge::Document) } else { boundary(whole) };
+        let piece = Piece { name: name.to_owned(), text: whole[..at].to_owned(), begin, end };
         bytes.drain(..at);
         visit(piece)?;
         if ends {
             return Ok(());
         }
-        begins = false;
+        begin = end;
     }
 }
 
@@ -53,17 +79,12 @@ fn valid(bytes: &[u8], ends: bool) -> std::io::Result<&str> {
     }
 }
 
-/// Whether a text has a place between two words to be cut at. A piece of one that has none was cut anywhere.
-pub fn has_words(text: &str) -> bool {
-    boundary(text) < text.len()
-}
-
-/// Where to split a text that continues: before the last space between two words, which every common tokenizer splits there
-/// anyway; at its end, if there is no such place.
-fn boundary(text: &str) -> usize {
+/// Where to split a text that continues: before the last space between two words, or at its end if it has none.
+fn boundary(text: &str) -> (usize, Edge) {
     let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
     let between = |at: usize| letter(text[..at].chars().next_back()) && letter(text[at + 1..].chars().next());
-    text.rmatch_indices(' ').map(|(at, _)| at).find(|at| between(*at)).unwrap_or(text.len())
+    let last = text.rmatch_indices(' ').map(|(at, _)| at).find(|at| between(*at));
+    last.map_or((text.len(), Edge::Anywhere), |at| (at, Edge::Word))
 }
 
 #[cfg(test)]
@@ -87,15 +108,18 @@ mod tests {
             "x".repeat(PIECE_BYTES + 1),
             "größe ".repeat(PIECE_BYTES / 2),
             "🦀".repeat(PIECE_BYTES),
+            " 1".repeat(PIECE_BYTES),
         ] {
             let pieces = pieces(text.as_bytes()).expect("good text");
             assert!(pieces.iter().all(|piece| (1..=PIECE_BYTES).contains(&piece.text.len())));
             assert_eq!(pieces.iter().map(|piece| piece.text.as_str()).collect::<String>(), text);
             let last = pieces.len() - 1;
             assert!((text.len() - 1) / PIECE_BYTES <= last, "{last}");
+            let cut = if text.contains(" g") { Edge::Word } else { Edge::Anywhere };
             for (i, piece) in pieces.iter().enumerate() {
-                assert_eq!((piece.begins, piece.ends), (i == 0, i == last));
-                assert!(!text.contains(' ') || piece.begins || piece.text.starts_with(" g"));
+                assert_eq!(piece.begin, if i == 0 { Edge::Document } else { cut });
+                assert_eq!(piece.end, if i == last { Edge::Document } else { cut });
+                assert!(piece.begin != Edge::Word || piece.text.starts_with(" g"));
             }
         }
     }

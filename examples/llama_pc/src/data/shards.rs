@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::synced::sync_folder;
 use crate::terminal::failure::Failure;
 
 /// Tokens per shard: files of 256 MiB.
@@ -50,9 +51,10 @@ impl ShardWriter {
         shard.finish()
     }
 
-    /// Closes the last shard.
+    /// Closes the last shard and syncs the folder.
     pub fn finish(self) -> Result<(), Failure> {
-        self.open.map_or(Ok(()), OpenShard::finish)
+        self.open.map_or(Ok(()), OpenShard::finish)?;
+        sync_folder(&self.folder).map_err(|error| Failure::io("sync", &self.folder, &error))
     }
 
     fn begin(&mut self) -> Result<OpenShard, Failure> {
@@ -91,7 +93,8 @@ impl Output {
     }
 
     fn finish(mut self) -> Result<(), Failure> {
-        self.file.flush().map_err(|error| Failure::io("write", &self.path, &error))
+        let finished = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        finished.map_err(|error| Failure::io("write", &self.path, &error))
     }
 }
 

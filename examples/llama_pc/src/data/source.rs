@@ -96,7 +96,7 @@ impl Document<'_> {
     /// Passes the text to `visit` in pieces.
     pub fn pieces(self, visit: &mut dyn FnMut(Piece) -> Result<(), Failure>) -> Result<(), Failure> {
         match self.text {
-            Text::Held(text) if text.len() <= PIECE_BYTES => visit(Piece { name: self.name, text, begins: true, ends: true }),
+            Text::Held(text) if text.len() <= PIECE_BYTES => visit(Piece::whole(self.name, text)),
             Text::Held(text) => cut(&self.name, text.as_bytes(), |error| Failure::io("cut", Path::new(&self.name), error), visit),
             Text::Long(file, _) => {
                 let text = file.open_text().map_err(|error| file.unread(&error))?;

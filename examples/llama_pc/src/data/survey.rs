@@ -73,7 +73,7 @@ impl Survey {
             }
             let train = documents;
             seen.append(val.for_each(|piece| {
-                documents += u64::from(piece.begins);
+                documents += u64::from(piece.begins());
                 bytes += piece.text.len() as u64;
                 Ok(())
             })?);
@@ -117,7 +117,7 @@ impl First {
     }
 
     fn visit(&mut self, piece: Piece) -> Result<(), Failure> {
-        if piece.begins {
+        if piece.begins() {
             self.documents += 1;
             self.hash = hash(self.seed, &piece);
             self.offset = 0;
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     fn document(i: usize) -> Piece {
-        Piece { name: format!("d{i}"), text: format!("text {i}"), begins: true, ends: true }
+        Piece::whole(format!("d{i}"), format!("text {i}"))
     }
 
     #[test]

@@ -48,7 +48,8 @@ struct Shard {
 impl TokenStream {
     /// Opens a folder of shards or a single `.bin` for a model of `vocab` tokens. `format` is that of files without header.
     pub fn open(path: &Path, vocab: usize, format: DataFormat) -> Result<Self, Failure> {
-        let shards = pairs(path)?.into_iter().map(|(bin, idx)| Shard::open(bin, idx, format)).collect::<Result<Vec<_>, _>>()?;
+        let shards =
+            pairs(path)?.into_iter().map(|(bin, idx)| Shard::open(bin, idx, vocab, format)).collect::<Result<Vec<_>, _>>()?;
         let ends: Vec<u64> = shards
             .iter()
             .scan(0, |end, shard| {
@@ -109,6 +110,7 @@ fn pairs(path: &Path) -> Result<Vec<(PathBuf, Option<PathBuf>)>, Failure> {
     Ok(bins.into_iter().zip(idxs).collect())
 }
 
+/// The files with the extension, in the order of their names without it, so that files of the same names pair.
 fn sorted(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failure> {
     let fail = |error| Failure::io("read", folder, &error);
     let mut paths = Vec::new();
@@ -118,14 +120,15 @@ fn sorted(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failure> {
             paths.push(path);
         }
     }
-    paths.sort();
+    // Of a `.bin`, this is the order of the names as they are, on which that of the windows depends.
+    paths.sort_by_cached_key(|path| path.with_extension("bin"));
     Ok(paths)
 }
 
 impl Shard {
-    fn open(path: PathBuf, idx: Option<PathBuf>, format: DataFormat) -> Result<Self, Failure> {
+    fn open(path: PathBuf, idx: Option<PathBuf>, vocab: usize, format: DataFormat) -> Result<Self, Failure> {
         let bytes = Bytes::open(&path)?;
-        let Some(idx) = idx else { return Self::without_index(path, bytes, format) };
+        let Some(idx) = idx else { return Self::without_index(path, bytes, vocab, format) };
         let index = Bytes::open(&idx)?;
         if index.starts_with(megatron::MAGIC) {
             return Self::of_megatron(path, bytes, &idx, &index, format);
@@ -133,7 +136,7 @@ impl Shard {
         if let Some(foreign) = recognised(&index[..index.len().min(HEAD)]) {
             return Err(foreign.failure(&idx, "an index of documents"));
         }
-        let shard = Self { assumed: false, ..Self::without_index(path, bytes, format)? };
+        let shard = Self { assumed: false, ..Self::without_index(path, bytes, vocab, format)? };
         check_index(&idx, &index, &shard)?;
         Ok(shard)
     }
@@ -146,7 +149,7 @@ impl Shard {
     }
 
     /// llm.c's, or one without header.
-    fn without_index(path: PathBuf, bytes: Bytes, format: DataFormat) -> Result<Self, Failure> {
+    fn without_index(path: PathBuf, bytes: Bytes, vocab: usize, format: DataFormat) -> Result<Self, Failure> {
         if let Some(encoding) = llm_c(&path, &bytes, format)? {
             let tokens = (bytes.len() - HEADER) / encoding.width();
             return Ok(Self { path, bytes, encoding, runs: vec![Run { first: 0, start: HEADER }], tokens, assumed: false });
@@ -162,8 +165,10 @@ impl Shard {
             let even = format == DataFormat::Auto && bytes.len().is_multiple_of(2);
             return Err(if even { failure.hint(USE_U16) } else { failure });
         }
-        if format == DataFormat::U16 && looks_like_u32(&bytes) {
-            return Err(foreign(&path, 2, "every other 16-bit token 0", "16-bit tokens, as the format says")
+        let upper_half = (vocab.saturating_sub(1) >> 16) as i64;
+        if format == DataFormat::U16 && looks_like_u32(&bytes, upper_half) {
+            let most = if upper_half == 0 { "0".to_owned() } else { format!("at most {upper_half}") };
+            return Err(foreign(&path, 2, &format!("every other 16-bit token {most}"), "16-bit tokens, as the format says")
                 .hint("these may be 32-bit tokens: read them with data.format = \"u32\", in eval with --format u32"));
         }
         let tokens = bytes.len() / width;
@@ -220,8 +225,8 @@ fn llm_c(path: &Path, bytes: &[u8], format: DataFormat) -> Result<Option<Encodin
         None
     };
     match wrong {
-        // Tokens that happen to begin like the header, where the user says that there is none.
-        Some(_) if format == DataFormat::U16 => Ok(None),
+        // Tokens that happen to begin with the magic, where the user says that there is no header.
+        Some(_) if format == DataFormat::U16 && found != Some(*version) => Ok(None),
         Some(failure) => Err(failure),
         None => check_format(path, format, *encoding).map(|()| Some(*encoding)),
     }
@@ -242,10 +247,11 @@ fn check_format(path: &Path, format: DataFormat, encoding: Encoding) -> Result<(
         .hint("leave data.format at \"auto\" for files that say what they hold"))
 }
 
-/// Whether every other 16-bit number is zero, as in 32-bit tokens of a vocabulary below 65536.
-fn looks_like_u32(bytes: &[u8]) -> bool {
+/// Whether every other 16-bit number may be the upper half of a 32-bit token of the vocabulary, whose last token has this one.
+fn looks_like_u32(bytes: &[u8], upper_half: i64) -> bool {
     let begin = &bytes[..bytes.len().min(2 * LOOK)];
-    bytes.len() >= 32 && bytes.len().is_multiple_of(4) && Encoding::U16.decode(begin).skip(1).step_by(2).all(|token| token == 0)
+    let mut upper_halves = Encoding::U16.decode(begin).skip(1).step_by(2);
+    bytes.len() >= 32 && bytes.len().is_multiple_of(4) && upper_halves.all(|half| half <= upper_half)
 }
 
 /// The document offsets must rise and end at the shard's token count.

@@ -82,6 +82,13 @@ fn llm_c_files_are_read() {
 }
 
 #[test]
+fn files_pair_by_their_names_without_extension() {
+    let files =
+        [("c4.bin", u32s(&[1, 2, 3])), ("c4.idx", i64s(&[0, 3])), ("c4.dedup.bin", u32s(&[4])), ("c4.dedup.idx", i64s(&[0, 1]))];
+    assert_eq!(all(folder(&files).path(), 5).expect("good pairs"), [1, 2, 3, 4]);
+}
+
+#[test]
 fn broken_files_name_file_place_found_and_expected() {
     assert_eq!(error(&[]), "data: found no .bin file, expected token shards\nhint: make shards of text with llama_pc prepare");
     assert_eq!(error(&[("a.bin", vec![])]), "data: found no tokens, expected at least one");
@@ -150,11 +157,25 @@ fn sixteen_bit_tokens_are_read_where_the_format_says_so_and_suspected_elsewhere(
     // A header says more than the format, and must agree with it.
     let llm = llm_c(20_240_520, 1, 12, &u16s(&tokens));
     assert_eq!(in_format(llm.clone(), 13, DataFormat::U16), Ok(read));
-    let error = in_format(llm, 13, DataFormat::U32).expect_err("16-bit tokens");
+    let error = in_format(llm.clone(), 13, DataFormat::U32).expect_err("16-bit tokens");
     assert!(error.starts_with("a.bin: found u16 tokens by its header or index"), "{error}");
+    assert_eq!(
+        in_format(llm[..1046].to_vec(), 60_000, DataFormat::U16),
+        Err("a.bin: at byte 8: found 1046 bytes, expected the 1048 bytes that the header counts".to_owned())
+    );
     let header = u32s(&[20_240_520, 3]);
     assert_eq!(in_format(header.clone(), 60_000, DataFormat::U16), Ok(vec![55_432, 308, 3, 0]));
     assert!(in_format(header, 60_000, DataFormat::Auto).is_err());
+}
+
+#[test]
+fn tokens_of_32_bits_are_suspected_in_large_vocabularies_too() {
+    let tokens: Vec<u32> = (0..12).map(|i| 12_345 * i).collect();
+    let error = in_format(u32s(&tokens), 150_000, DataFormat::U16).expect_err("32-bit tokens");
+    assert!(error.starts_with("a.bin: at byte 2: found every other 16-bit token at most 2, expected 16-bit tokens"), "{error}");
+    assert!(in_format(u32s(&tokens), 65_536, DataFormat::U16).is_ok(), "no upper halves in this vocabulary");
+    let tokens: Vec<u16> = (1..=16).collect();
+    assert_eq!(in_format(u16s(&tokens), 150_000, DataFormat::U16), Ok((1..=16).collect()));
 }
 
 #[test]

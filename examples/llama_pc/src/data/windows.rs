@@ -43,7 +43,7 @@ impl Windows {
             return Err(Failure::other(format!(
                 "{name}: found {} tokens, expected at least {} for one window of seq_len {seq_len}",
                 stream.len(),
-                seq_len + 1
+                seq_len.saturating_add(1)
             )));
         }
         Ok(Self { stream, seq_len, count, order, position: 0 })
@@ -88,8 +88,7 @@ impl Windows {
     /// The next `batch` windows, continuing into the next epoch.
     pub fn next_batch(&mut self, batch: usize) -> Result<Batch, Failure> {
         let seq_len = self.seq_len as u64;
-        let mut inputs = Vec::with_capacity(batch * self.seq_len);
-        let mut targets = Vec::with_capacity(batch * self.seq_len);
+        let (mut inputs, mut targets) = (self.room(batch)?, self.room(batch)?);
         for position in self.position..self.position + batch as u64 {
             let start = self.window(position) * seq_len;
             self.stream.read(start..start + seq_len, &mut inputs)?;
@@ -97,6 +96,16 @@ impl Windows {
         }
         self.position += batch as u64;
         Ok(Batch { inputs, targets })
+    }
+
+    /// Room for the tokens of a batch.
+    fn room(&self, batch: usize) -> Result<Vec<u32>, Failure> {
+        let mut tokens = Vec::new();
+        tokens.try_reserve_exact(batch.saturating_mul(self.seq_len)).map_err(|_| {
+            let windows = format!("windows of {} tokens", self.seq_len);
+            Failure::other(format!("train.batch_size: found {batch} {windows}, expected as many as fit into memory"))
+        })?;
+        Ok(tokens)
     }
 
     /// The window at a position of the order.
@@ -217,5 +226,15 @@ mod tests {
     fn too_few_tokens_for_a_window_are_refused() {
         let failure = counted(8, 8, Order::Sequential).err().expect("one token too few");
         assert_eq!(failure.to_string(), "a.bin: found 8 tokens, expected at least 9 for one window of seq_len 8");
+        let failure = counted(8, usize::MAX, Order::Sequential).err().expect("no tokens for that");
+        assert!(failure.to_string().starts_with("a.bin: found 8 tokens, expected at least "), "{failure}");
+    }
+
+    #[test]
+    fn a_batch_that_no_memory_holds_is_refused() {
+        let mut windows = counted(10, 3, Order::Sequential).expect("enough tokens");
+        let failure = windows.next_batch(usize::MAX).expect_err("more than any memory");
+        let said = format!("train.batch_size: found {} windows of 3 tokens, expected as many as fit into memory", usize::MAX);
+        assert_eq!(failure.to_string(), said);
     }
 }

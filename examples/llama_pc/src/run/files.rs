@@ -1,14 +1,15 @@
 //! Atomic writes: a file or folder has a temporary name until it is complete and synced.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::paths;
 use crate::data::foreign::instead;
+use crate::data::synced::sync_folder;
 use crate::terminal::failure::Failure;
+
+pub use crate::data::synced::write;
 
 /// A file or folder that is being written; removed on drop unless finished.
 pub struct Partial {
@@ -81,12 +82,6 @@ fn hidden(out: &Path, kind: &str) -> Result<PathBuf, Failure> {
     Ok(out.with_file_name(format!(".{}.partial", name.to_string_lossy())))
 }
 
-/// Writes and syncs a file.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let mut file = File::create(path).map_err(|error| Failure::io("create", path, &error))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| Failure::io("write", path, &error))
-}
-
 /// Writes a new file atomically; one that exists is a usage error.
 pub fn create(out: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let partial = Partial::file(out)?;
@@ -121,12 +116,6 @@ fn remove(path: &Path) -> std::io::Result<()> {
         Ok(_) => std::fs::remove_file(path),
         Err(_) => Ok(()),
     }
-}
-
-/// Syncs the entries of a folder, which only Unix allows.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]

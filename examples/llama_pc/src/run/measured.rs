@@ -2,16 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Geometric means of modified condition numbers: of all matrices, of those with a PC layer, of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gmcn {
+    #[serde(deserialize_with = "or_infinite")]
     pub all: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_or_infinite", skip_serializing_if = "Option::is_none")]
     pub pc: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "some_or_infinite", skip_serializing_if = "Option::is_none")]
     pub plain: Option<f64>,
+}
+
+/// A condition number. JSON has no infinity, which that of a matrix without full rank may be: null stands for it.
+pub fn or_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+/// [`or_infinite`], where none at all is no key.
+fn some_or_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    or_infinite(deserializer).map(Some)
 }
 
 impl Gmcn {
@@ -86,5 +97,24 @@ impl Layers {
             .into_iter()
             .flat_map(|(kind, list)| list.iter().enumerate().map(move |(block, value)| (format!("{kind}/{block}"), *value)));
         norms.chain(gammas).chain(residuals).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_infinite_condition_number_is_null() {
+        for gmcn in [
+            Gmcn { all: f64::INFINITY, pc: Some(f64::INFINITY), plain: None },
+            Gmcn { all: f64::INFINITY, pc: None, plain: Some(2.0) },
+            Gmcn { all: 3.0, pc: Some(2.0), plain: Some(f64::INFINITY) },
+        ] {
+            let json = serde_json::to_string(&gmcn).expect("JSON");
+            assert!(json.contains("null"), "{json}");
+            assert_eq!(serde_json::from_str::<Gmcn>(&json).expect("it is read again"), gmcn, "{json}");
+        }
+        assert!(serde_json::from_str::<Gmcn>("{\"pc\":2.0}").is_err(), "a line without them all");
     }
 }

@@ -89,7 +89,10 @@ impl<'a> Findings<'a> {
     fn tokens_to_plain(&self, size: usize, arm: Arm, records: &[&Record]) -> Option<f64> {
         let (per_step, all) = (self.kept.header.tokens_per_step, self.kept.header.tokens() as f64);
         let plain = self.best(size, Arm::plain(arm.optimizer));
-        let share = |(own, plain): (&&Record, &&Record)| Some(first_at(&own.curve(per_step), plain.final_loss())? / all);
+        let share = |(own, plain): (&&Record, &&Record)| {
+            let target = Some(plain.final_loss()).filter(|loss| loss.is_finite())?;
+            Some(first_at(&own.curve(per_step), target)? / all)
+        };
         let shares = records.iter().zip(&plain).map(share).collect::<Option<Vec<f64>>>()?;
         Some(mean(&shares))
     }
@@ -159,7 +162,7 @@ pub struct Stability<'a> {
     pub loss: Option<Summary>,
     /// Mean over the runs.
     pub spikes: f64,
-    /// The worst of the runs; absent where one has no gradient norms.
+    /// The worst of the runs; absent where none has gradient norms.
     pub peak: Option<f64>,
     pub records: Vec<&'a Record>,
 }
@@ -254,5 +257,12 @@ mod tests {
         let findings = Findings::new(&kept).expect("a finished study");
         let at = &findings.stability(arm)[2];
         assert!(at.diverged == 1 && at.loss.is_none());
+
+        // Nobody gets to the final loss of a plain run that has none.
+        let plain = Spec::new(0, arm, last, 2);
+        kept.records.get_mut(&plain).expect("a run").outcome.diverged_at = Some(3);
+        let findings = Findings::new(&kept).expect("a finished study");
+        let level = findings.result(0, findings.choices.best_level(Optimizer::Muon)).expect("an arm");
+        assert!(level.loss.is_some() && level.difference.is_none() && level.tokens.is_none());
     }
 }

@@ -12,10 +12,10 @@ use crate::data::windows::{Order, Windows};
 use crate::model::evaluate::mean_loss;
 use crate::model::export::{self, Dtype, Format};
 use crate::model::import::Trained;
-use crate::run::{files, paths};
+use crate::run::paths;
 use crate::terminal::failure::Failure;
 
-/// Both evaluations.
+/// Both evaluations of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merged {
     pub unmerged: Evaluation,
@@ -32,20 +32,9 @@ pub struct Evaluation {
 /// Sequences to evaluate on, and of a batch.
 const SEQUENCES: (u64, usize) = (512, 32);
 
-const FILE: &str = "merged.json";
-
 impl Merged {
-    /// What was measured of a run, if it was.
-    pub fn read(folder: &Path) -> Result<Option<Self>, Failure> {
-        let file = folder.join(FILE);
-        if file.is_file() { files::read_json(&file).map(Some) } else { Ok(None) }
-    }
-
-    /// Measures a finished run, unless it was measured before.
-    pub fn measure(gpu: &Gpu, folder: &Path) -> Result<(), Failure> {
-        if Self::read(folder)?.is_some() {
-            return Ok(());
-        }
+    /// Exports a finished run, and evaluates it and its export.
+    pub fn measure(gpu: &Gpu, folder: &Path) -> Result<Self, Failure> {
         let config = Config::load(Some(&folder.join(paths::CONFIG)), &[])?;
         let out = folder.join("merged");
         if out.is_dir() {
@@ -54,9 +43,7 @@ impl Merged {
         export::write(&export::Merged::open(gpu.clone(), folder, None)?, Format::Hf, Dtype::F32, u64::MAX, &out)?;
         // The first evaluation of a process is slower: buffers and caches are cold.
         evaluate(gpu, &config, folder)?;
-        let measured = Self { unmerged: evaluate(gpu, &config, folder)?, merged: evaluate(gpu, &config, &out)? };
-        let json = serde_json::to_string(&measured).expect("bug: evaluations do not serialise");
-        files::replace(&folder.join(FILE), json.as_bytes())
+        Ok(Self { unmerged: evaluate(gpu, &config, folder)?, merged: evaluate(gpu, &config, &out)? })
     }
 }
 

@@ -1,5 +1,5 @@
 //! The study of what PC layers gain: `arms` and `scale` say what is compared, `queue` which run comes next (with `grid`), `plan` what it will
-//! cost (with `timing`), `runs` trains, `workers` train beside it, `record` keeps.
+//! cost (with `timing`), `runs` trains, `workers` train beside it, `merged` and `spectra` measure what runs end with, `record` keeps.
 //!
 //! `findings` (with `statistics`) are what the records say, `page`, `pictures` and `chart` show them. Everything shown is made from
 //! what is kept, so that it can be made again.
@@ -16,6 +16,7 @@ mod queue;
 pub mod record;
 mod runs;
 mod scale;
+mod spectra;
 mod statistics;
 mod timing;
 mod workers;
@@ -45,6 +46,8 @@ use record::{Data, Header, Kept, Record, SizeFacts};
 use runs::Stand;
 use scale::Setup;
 pub use scale::{SMALL, Scale, TINY};
+use spectra::Quantiles;
+use timing::StepTime;
 use workers::Workers;
 
 /// What to study.
@@ -88,8 +91,11 @@ pub fn run(request: &Request, open: impl FnOnce() -> Result<Machine, Failure>) -
     }
     let _lead = workers::take_study(out)?;
     let header = match known(&header, out)? {
-        Some(header) => header,
-        None => plan(&gpu, &setup, header)?,
+        Some(found) => planned(&setup, header, found.times)?,
+        None => {
+            let times = timing::measure(&gpu, &setup)?;
+            planned(&setup, header, times)?
+        }
     };
     let table = plan::table(&header.plan, header.jobs);
     output::print(&format!("The plan, from measured step times:\n\n{table}\n"))?;
@@ -191,11 +197,9 @@ fn known(expected: &Header, out: &Path) -> Result<Option<Header>, Failure> {
     Ok(Some(found))
 }
 
-/// The header with freshly measured times.
-fn plan(gpu: &Gpu, setup: &Setup, mut header: Header) -> Result<Header, Failure> {
-    header.times = timing::measure(gpu, setup)?;
-    header.plan = plan::rows(setup, &header.times, header.jobs)?;
-    Ok(header)
+/// The header with measured step times, and the plan that follows from them.
+fn planned(setup: &Setup, header: Header, times: Vec<StepTime>) -> Result<Header, Failure> {
+    Ok(Header { plan: plan::rows(setup, &times, header.jobs)?, times, ..header })
 }
 
 /// A header without times and plan.
@@ -273,19 +277,22 @@ fn train_all(
         }
     };
     if workers.is_some() {
-        measure_merged(gpu, out, &choices, &mut records)?;
+        measure_ends(gpu, out, &choices, &mut records)?;
     }
     Ok(Some(records))
 }
 
-/// What export does to the loss of every arm with PC layers at its best rate.
-fn measure_merged(gpu: &Gpu, out: &Path, choices: &Choices, records: &mut BTreeMap<Spec, Record>) -> Result<(), Failure> {
-    for (&(size, arm), best) in choices.rates.iter().filter(|((_, arm), _)| arm.level().is_some()) {
+/// Of every arm at its best rate, the first seed's spectrum; of those with PC layers, what export does to the loss, too.
+fn measure_ends(gpu: &Gpu, out: &Path, choices: &Choices, records: &mut BTreeMap<Spec, Record>) -> Result<(), Failure> {
+    for (&(size, arm), best) in &choices.rates {
         let spec = Spec::new(size, arm, best.rate, 1);
         let folder = runs::folder(out, &spec);
         let Some(record) = records.get_mut(&spec).filter(|record| record.outcome.diverged_at.is_none()) else { continue };
-        Merged::measure(gpu, &folder)?;
-        record.merged = Merged::read(&folder)?;
+        let spectrum = runs::measured(&folder.join("spectrum.json"), || Quantiles::measure(gpu, &folder))?;
+        record.spectrum = Some(spectrum);
+        if arm.level().is_some() {
+            record.merged = Some(runs::measured(&folder.join("merged.json"), || Merged::measure(gpu, &folder))?);
+        }
     }
     Ok(())
 }

@@ -107,7 +107,7 @@ fn sentence(findings: &Findings<'_>, size: usize, optimizer: Optimizer) -> Strin
         None => "a run diverged, so there is no comparison",
     };
     let control = match (scaled.difference.map(|difference| difference.verdict()), pc.difference, scaled.difference) {
-        (Some(Verdict::Better), Some(pc), Some(scaled)) if pc.mean < 0.0 => format!(
+        (Some(Verdict::Better), Some(pc), Some(scaled)) if pc.verdict() == Verdict::Better => format!(
             "; larger initial weights alone, without PC layers, give {:.0} % of that difference",
             100.0 * scaled.mean / pc.mean
         ),
@@ -225,7 +225,8 @@ fn conditions(findings: &Findings<'_>, pictures: &str) -> String {
             gamma(result),
         );
     }
-    text += "\n";
+    text += "\nThe singular values that the first seed ends with, in ascending order, as shares of the largest:\n\n";
+    text += &picture(pictures, "spectra", "Singular values at the end of training");
     text += &picture(pictures, "condition", "GMCN over the steps");
     text + &picture(pictures, "gamma", "γ over the steps")
 }

@@ -27,6 +27,7 @@ pub fn save_all(findings: &Findings<'_>, folder: &Path) -> Result<(), Failure> {
     differences(findings, &folder.join("differences.svg"))?;
     panels(&folder.join("loss.svg"), &losses(findings), 2)?;
     panels(&folder.join("rates.svg"), &rates(findings), 2)?;
+    panels(&folder.join("spectra.svg"), &spectra(findings), 2)?;
     panels(&folder.join("condition.svg"), &conditions(findings), 2)?;
     panels(&folder.join("gamma.svg"), &gammas(findings), 2)?;
     panels(&folder.join("stability.svg"), &stabilities(findings), 2)?;
@@ -56,7 +57,7 @@ fn averaged(records: &[&Record], curve: impl Fn(&Record) -> Curve) -> Curve {
     (0..length).map(point).collect()
 }
 
-/// The panels of every size and optimizer that are not empty.
+/// A panel for every size and optimizer.
 fn each(findings: &Findings<'_>, panel: impl Fn(usize, Optimizer) -> Panel) -> Vec<Panel> {
     let sizes = 0..findings.kept.header.sizes.len();
     let all = sizes.flat_map(|size| Optimizer::ALL.map(|optimizer| (size, optimizer)));
@@ -83,7 +84,7 @@ fn differences(findings: &Findings<'_>, path: &Path) -> Result<(), Failure> {
     intervals(path, "paired differences from the arm without, with 95 % intervals", &bars)
 }
 
-/// The second half of the validation curves, where they can be told apart.
+/// The last three quarters of the validation curves, where they can be told apart.
 fn losses(findings: &Findings<'_>) -> Vec<Panel> {
     let per_step = findings.kept.header.tokens_per_step;
     each(findings, |size, optimizer| {
@@ -142,6 +143,22 @@ fn conditions(findings: &Findings<'_>) -> Vec<Panel> {
     })
 }
 
+/// The spectra that the first seed ends with.
+fn spectra(findings: &Findings<'_>) -> Vec<Panel> {
+    each(findings, |size, optimizer| {
+        let of = |result: &&ArmResult<'_>| {
+            let spectrum = result.records.first()?.spectrum.as_ref()?;
+            Some(line(result.arm.title(), color(result.arm.treatment), spectrum.curve()))
+        };
+        Panel {
+            title: title(findings, size, optimizer),
+            x: linear("quantile of the singular values"),
+            y: linear("σ/σ₁, mean over o and the FFN"),
+            lines: findings.compared(size, optimizer).iter().filter_map(of).collect(),
+        }
+    })
+}
+
 /// γ of every matrix of the best level's first seed.
 fn gammas(findings: &Findings<'_>) -> Vec<Panel> {
     each(findings, |size, optimizer| {
@@ -164,7 +181,7 @@ fn gammas(findings: &Findings<'_>) -> Vec<Panel> {
     })
 }
 
-/// The gradient norms at one, two and four times the best rate: first seed, means over a hundredth of the steps.
+/// The gradient norms at one, two and four times the best rate: first seed, the largest of every hundredth of the steps.
 fn stabilities(findings: &Findings<'_>) -> Vec<Panel> {
     let mut list = Vec::new();
     for optimizer in Optimizer::ALL {
@@ -221,7 +238,7 @@ mod tests {
         let kept = kept();
         let folder = tempfile::tempdir().expect("a temporary folder");
         save_all(&Findings::new(&kept).expect("a finished study"), folder.path()).expect("pictures");
-        let names = ["differences", "loss", "rates", "condition", "gamma", "stability", "power-iterations"];
+        let names = ["differences", "loss", "rates", "spectra", "condition", "gamma", "stability", "power-iterations"];
         for name in names {
             let svg = std::fs::read_to_string(folder.path().join(format!("{name}.svg"))).expect("a picture");
             assert!(svg.starts_with("<svg") && svg.contains("AdamW") | svg.contains("Muon"), "{name}");

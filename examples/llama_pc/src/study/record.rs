@@ -15,6 +15,7 @@ use super::plan::Row;
 use super::queue::{Design, Losses};
 use super::runs::Outcome;
 use super::scale::SMALL;
+use super::spectra::{MOST_QUANTILES, Quantiles};
 use super::statistics::rounded;
 use super::timing::StepTime;
 use crate::config::{Config, Keys};
@@ -78,13 +79,12 @@ pub struct SizeFacts {
 }
 
 impl Header {
-    /// What makes runs comparable: a study is resumed only where all of it is the same.
-    pub fn identity(&self) -> [(&'static str, String); 10] {
-        let Design { seeds, points, centers } = self.design;
+    /// What makes runs comparable: a study is resumed only where all of it is the same. With more seeds it has more runs.
+    pub fn identity(&self) -> [(&'static str, String); 9] {
+        let Design { points, centers, .. } = self.design;
         [
             ("format", self.format.to_string()),
             ("scale", self.scale.clone()),
-            ("seeds", seeds.to_string()),
             ("grid", format!("{points} points from {} and {}", centers[0].value(), centers[1].value())),
             ("steps", self.steps.to_string()),
             ("data", self.data.folder.clone()),
@@ -126,6 +126,8 @@ pub struct Record {
     pub gamma_steps: Vec<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spectrum: Option<Quantiles>,
 }
 
 impl Record {
@@ -137,10 +139,10 @@ impl Record {
             let file = folder.join(paths::METRICS);
             return Err(Failure::other(format!("{}: found step {}, expected {expected}", file.display(), row.step)));
         }
-        Ok(Self::of(spec, config, outcome, &rows, Merged::read(folder)?))
+        Ok(Self::of(spec, config, outcome, &rows))
     }
 
-    fn of(spec: Spec, config: Keys, outcome: Outcome, rows: &[Metrics], merged: Option<Merged>) -> Self {
+    fn of(spec: Spec, config: Keys, outcome: Outcome, rows: &[Metrics]) -> Self {
         let mut gamma: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         let mut gamma_steps = Vec::new();
         for row in rows {
@@ -162,7 +164,8 @@ impl Record {
             sigma_error: rows.iter().filter_map(|row| Some((row.step, rounded_error(row.sigma_error?)))).collect(),
             gamma,
             gamma_steps,
-            merged,
+            merged: None,
+            spectrum: None,
         }
     }
 
@@ -176,11 +179,13 @@ impl Record {
             && logged as u64 <= steps
             && measured.chain(self.gamma_steps.iter().copied()).all(|step| step <= steps)
             && self.gamma.values().all(|values| values.len() == self.gamma_steps.len())
+            && self.spectrum.iter().all(|spectrum| (1..=MOST_QUANTILES).contains(&spectrum.0.len()))
     }
 
-    /// The last validation loss; infinite where the run diverged.
+    /// The validation loss after the last step; infinite where the run diverged, or that loss is not finite.
     pub fn final_loss(&self) -> f64 {
-        let last = self.validation.last().filter(|_| self.outcome.diverged_at.is_none());
+        let is_final = |(step, _): &&(u64, f64)| self.outcome.diverged_at.is_none() && *step == self.loss.len() as u64;
+        let last = self.validation.last().filter(is_final);
         last.map_or(f64::INFINITY, |(_, loss)| *loss)
     }
 
@@ -351,7 +356,8 @@ pub mod tests {
             })
             .collect();
         let config = setup().config(&spec, 100).expect("a good configuration").keys();
-        let mut record = Record::of(spec, config, Outcome { diverged_at: None }, &rows, None);
+        let mut record = Record::of(spec, config, Outcome { diverged_at: None }, &rows);
+        record.spectrum = Some(Quantiles(vec![0.1, 0.5, 1.0]));
         if has_pc {
             record.gamma.insert("model.layers.0.self_attn.o_proj".into(), vec![1.0, 1.2]);
             record.gamma_steps = vec![50, 100];
@@ -423,6 +429,7 @@ pub mod tests {
         refused(&|kept| first(kept, |record| record.grad_norm.truncate(7)), "do not fit together");
         refused(&|kept| first(kept, |record| record.validation[0].0 = 101), "do not fit together");
         refused(&|kept| first(kept, |record| drop(record.gamma.insert("a".into(), vec![1.0]))), "do not fit together");
+        refused(&|kept| first(kept, |record| record.spectrum = Some(Quantiles(Vec::new()))), "do not fit together");
         refused(&|kept| first(kept, |record| record.spec.size = 2), "do not fit together");
     }
 
@@ -439,7 +446,10 @@ pub mod tests {
         assert!(rows[49]["layers"]["gamma"].is_object());
         // Warm-up first, the peak later.
         assert!(rows[0]["lr"].as_f64() < rows[10]["lr"].as_f64());
-        let diverged = Record { outcome: Outcome { diverged_at: Some(7) }, ..record };
+        let diverged = Record { outcome: Outcome { diverged_at: Some(7) }, ..record.clone() };
         assert_eq!(diverged.final_loss(), f64::INFINITY);
+        let mut without_last = record;
+        without_last.validation.pop();
+        assert_eq!(without_last.final_loss(), f64::INFINITY);
     }
 }

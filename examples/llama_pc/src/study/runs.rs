@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use polytape::Gpu;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::arms::Spec;
@@ -80,6 +81,17 @@ pub fn train(gpu: &Gpu, folder: &Path, config: Config) -> Result<Stand, Failure>
     let json = serde_json::to_string(&outcome).expect("bug: an outcome does not serialise");
     files::replace(&folder.join("outcome.json"), json.as_bytes())?;
     Ok(Stand::Finished(outcome))
+}
+
+/// A measurement of a finished run: taken once, and kept in its folder.
+pub fn measured<T: Serialize + DeserializeOwned>(file: &Path, measure: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    if file.is_file() {
+        return files::read_json(file);
+    }
+    let found = measure()?;
+    let json = serde_json::to_string(&found).expect("bug: a measurement does not serialise");
+    files::replace(file, json.as_bytes())?;
+    Ok(found)
 }
 
 fn check_same(folder: &Path, wanted: &Config) -> Result<(), Failure> {

@@ -30,9 +30,6 @@ use crate::terminal::format::{binary, duration, grouped};
 use crate::terminal::progress::Progress;
 use crate::terminal::{output, picture};
 
-/// Between two looks at a save in progress.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
-
 /// What a session starts from: a new run, or a restored checkpoint.
 pub struct Start {
     pub gpu: Gpu,
@@ -150,7 +147,7 @@ impl Session {
     }
 
     fn log(&mut self, line: &str) -> Result<(), Failure> {
-        self.run.as_mut().map_or(Ok(()), |run| run.log(line))
+        self.run.as_mut().map_or(Ok(()), |run| self.world.busy(|| run.log(line)))
     }
 
     /// Announces the run.
@@ -314,7 +311,7 @@ impl Session {
             layers,
         };
         if let Some(run) = &mut self.run {
-            run.record(&row)?;
+            self.world.busy(|| run.record(&row))?;
         }
         self.clock.last = (Instant::now(), self.state.tokens);
         Ok(row)
@@ -377,7 +374,7 @@ impl Session {
         let Some(windows) = &mut self.validation else { return Ok(None) };
         windows.seek(0);
         let params: Params = self.trainer.effective_params()?;
-        let limit = (self.config.train.val_batches * self.config.train.batch_size) as u64;
+        let limit = (self.config.train.val_batches as u64).saturating_mul(self.config.train.batch_size as u64);
         let (batch, seq_len) = (self.config.train.batch_size, self.config.data.seq_len);
         let (rank, ranks) = (self.world.rank() as u64, self.world.ranks() as u64);
         let count = evaluate::batches(windows, limit, batch);
@@ -391,7 +388,8 @@ impl Session {
     /// The condition numbers, on the steps that measure them.
     fn condition(&self) -> Result<Option<Gmcn>, Failure> {
         let due = self.world.is_first() && self.is_due(self.config.train.log_spectrum_every);
-        due.then(|| spectra::gmcn(&self.config, &self.trainer.effective_params()?)).transpose()
+        let measure = || spectra::gmcn(&self.config, &self.trainer.effective_params()?);
+        due.then(|| self.world.busy(measure)).transpose()
     }
 
     /// The error of the PC layers' norms, on the same steps.
@@ -409,18 +407,15 @@ impl Session {
         self.settle()?;
         self.world.agree_on_weights(&self.trainer)?;
         self.state.milliseconds = self.clock.elapsed().as_millis() as u64;
-        if let Some(run) = &self.run {
-            run.sync()?;
-        }
-        self.writer.save(&self.trainer, &self.state)
+        self.world.busy(|| {
+            self.run.as_ref().map_or(Ok(()), Run::sync)?;
+            self.writer.save(&self.trainer, &self.state)
+        })
     }
 
-    /// Waits for a save in progress. All ranks do, as long as the first one's disk needs.
-    fn settle(&mut self) -> Result<(), Failure> {
-        while self.world.any(self.writer.is_busy())? {
-            std::thread::sleep(BETWEEN_LOOKS);
-        }
-        self.writer.wait()
+    /// Waits until the last save is on disk.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        self.world.busy(|| self.writer.wait())
     }
 
     fn close(&mut self, profile: bool) -> Result<(), Failure> {

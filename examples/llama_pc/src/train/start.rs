@@ -76,8 +76,9 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     let start = Start { gpu, llama, trainer, windows, validation, run, path, state, newest: None, peak_tflops, world };
     let mut session = Session::new(config, start)?;
     if init.is_some() {
-        // Unlike initial weights, these cannot be redrawn from the seed.
+        // Unlike initial weights, these cannot be redrawn from the seed: on disk before config.toml, with which a run can be resumed.
         session.save()?;
+        session.settle()?;
     }
     session.write_config()?;
     Ok(session)
@@ -160,8 +161,9 @@ fn agree(world: &World, config: &Config, data: [Option<&Windows>; 2], checkpoint
 
 /// The run's folder, which the first rank has created.
 fn common_path(world: &World, run: Option<&Run>) -> Result<PathBuf, Failure> {
-    let own = run.map_or(Path::new(""), Run::path).display().to_string();
-    Ok(PathBuf::from(&world.gather(&own)?[0]))
+    let own = run.map_or(Path::new(""), Run::path);
+    let first = world.gather(&own.display().to_string())?.swap_remove(0);
+    Ok(run.map_or_else(|| PathBuf::from(first), |run| run.path().to_owned()))
 }
 
 /// The state before the first step.

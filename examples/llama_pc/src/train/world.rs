@@ -171,9 +171,13 @@ impl World {
         (same(&self.hosts[..self.rank]), same(&self.hosts))
     }
 
-    /// Whether any rank says so.
-    pub fn any(&self, own: bool) -> Result<bool, Failure> {
-        self.exchange.as_ref().map_or(Ok(own), |exchange| exchange.any(own).map_err(|error| self.explain(error)))
+    /// Does work that the other ranks wait for as long as it needs: this rank's disk, say.
+    pub fn busy<T>(&self, work: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "mpi")]
+        if let Some((mpi, _)) = &self.mpi {
+            return mpi.busy(work);
+        }
+        work()
     }
 
     /// Before each step: whether any rank says `stop`, and the step of the newest checkpoint, of which the first rank knows.

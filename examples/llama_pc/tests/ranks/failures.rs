@@ -93,19 +93,43 @@ fn a_rank_without_memory_ends_all() {
     assert_goes_on(folder.path(), "run");
 }
 
-/// A file system of a given size, where this user may mount one.
-struct SmallDisk(PathBuf);
+/// A file system of its own, where this user may mount one.
+struct Disk(PathBuf);
 
-impl SmallDisk {
-    fn new(path: PathBuf, size: &str) -> Option<Self> {
+impl Disk {
+    fn mount(path: PathBuf, args: &[&str]) -> Option<Self> {
         fs::create_dir(&path).expect("a folder");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&path).output();
-        mount.is_ok_and(|output| output.status.success()).then_some(Self(path))
+        let mount = Command::new("mount").args(args).arg(&path).output();
+        let mounted = mount.is_ok_and(|output| output.status.success()).then_some(Self(path));
+        if mounted.is_none() {
+            eprintln!("this user may not mount a file system, so ranks are not tested with one");
+        }
+        mounted
+    }
+
+    /// A small one in memory.
+    fn small(path: PathBuf, size: &str) -> Option<Self> {
+        Self::mount(path, &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+    }
+
+    /// One of 64 MiB that can be frozen.
+    fn ext4(path: PathBuf) -> Option<Self> {
+        let image = path.with_extension("image");
+        fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("an image");
+        // Where it is missing, mounting fails.
+        let _ = Command::new("mkfs.ext4").arg("-q").arg(&image).status();
+        Self::mount(path, &["-o", "loop", &image.display().to_string()])
+    }
+
+    /// Whatever writes to it waits until it is thawed.
+    fn freeze(&self, flag: &str) {
+        assert!(Command::new("fsfreeze").arg(flag).arg(&self.0).status().expect("fsfreeze runs").success());
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for Disk {
     fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0).output();
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -114,9 +138,7 @@ impl Drop for SmallDisk {
 fn a_full_disk_ends_all() {
     let _turn = turn();
     let folder = prepared();
-    let Some(disk) = SmallDisk::new(folder.path().join("small"), "1500k") else {
-        return eprintln!("this user may not mount a file system, so a full disk is not tested with ranks");
-    };
+    let Some(disk) = Disk::small(folder.path().join("small"), "1500k") else { return };
     // The fourth checkpoint finds no place.
     let (status, text) = ranks(folder.path(), "4", &begin("small/run", &["train.steps=100000"])).end();
     assert_eq!(status, Some(1), "{text}");
@@ -143,9 +165,7 @@ fn a_full_disk_ends_all() {
 fn another_rank_needs_no_disk() {
     let _turn = turn();
     let folder = prepared();
-    let Some(disk) = SmallDisk::new(folder.path().join("small"), "64k") else {
-        return eprintln!("this user may not mount a file system, so a full disk is not tested with ranks");
-    };
+    let Some(disk) = Disk::small(folder.path().join("small"), "64k") else { return };
     assert!(fs::write(disk.0.join("fill"), vec![0; 1 << 20]).is_err());
     let script = folder.path().join("full");
     let text = format!("#!/bin/sh\nHOME={0} XDG_CACHE_HOME={0} TMPDIR={0} exec {1} \"$@\"\n", disk.0.display(), program());
@@ -158,6 +178,25 @@ fn another_rank_needs_no_disk() {
     assert_eq!(status, Some(0), "{text}");
     let told = text.lines().find(|line| line.starts_with("warning: ") && !line.contains("rank "));
     assert_eq!(told, None, "{text}");
+}
+
+/// Here one that takes nothing for twice as long as ranks wait for each other.
+#[test]
+fn ranks_wait_for_the_first_ones_disk() {
+    let _turn = turn();
+    let folder = prepared();
+    let Some(disk) = Disk::ext4(folder.path().join("slow")) else { return };
+    let args = [&["train", "--patience", "4s"], &begin("slow/run", &["train.steps=100000"])[1..]].concat();
+    let mut job = ranks(folder.path(), "4", &args);
+    job.wait_for(&disk.0.join("run/checkpoints/step-4"));
+    disk.freeze("--freeze");
+    std::thread::sleep(Duration::from_secs(9));
+    let step = newest(&disk.0.join("run"));
+    disk.freeze("--unfreeze");
+    job.wait_for(&disk.0.join(format!("run/checkpoints/step-{}", step + 6)));
+    job.signal("USR1");
+    let (status, text) = job.end();
+    assert_eq!(status, Some(0), "{text}");
 }
 
 /// A copy of the prepared data, of the runs in it, too.

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use super::{Job, assert_same, begin, kill, mpirun, newest, process_of, program, run, turn};
+use super::{Job, LIMIT, assert_same, begin, kill, mpirun, newest, process_of, program, run, turn};
 use crate::common::prepared;
 
 /// Removed again at the end, also of a test that fails.
@@ -23,11 +24,24 @@ fn ip(args: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
+/// What runs in a namespace.
+fn processes(name: &str) -> Vec<u32> {
+    let output = Command::new("ip").args(["netns", "pids", name]).output().expect("ip runs");
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Whether a rank runs in a namespace; its daemon does not count.
+fn has_rank(name: &str) -> bool {
+    let is_rank = |process: &u32| fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|comm| comm.trim() == "llama_pc");
+    processes(name).iter().any(is_rank)
+}
+
 impl Hosts {
-    /// `None` where this user may not.
+    /// `None`, and a line that says so, where this user may not.
     fn new() -> Option<Self> {
         drop(Self);
         if !ip(&format!("netns add {}", NAMES[0])) {
+            eprintln!("this user may not make network namespaces, so ranks are tested on loopback only");
             return None;
         }
         let hosts = Self;
@@ -56,6 +70,7 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for name in NAMES {
+            processes(name).iter().for_each(|process| kill("KILL", *process));
             ip(&format!("netns del {name}"));
         }
         ip(&format!("link del {BRIDGE}"));
@@ -99,10 +114,7 @@ fn on_hosts(folder: &Path, args: &[&str]) -> Job {
 fn a_run_on_two_hosts_survives_a_killed_rank() {
     let _turn = turn();
     let folder = prepared();
-    let Some(_hosts) = Hosts::new() else {
-        eprintln!("this user may not make network namespaces, so ranks are tested on loopback only");
-        return;
-    };
+    let Some(_hosts) = Hosts::new() else { return };
     let mut job = on_hosts(folder.path(), &begin("run", &["train.steps=100000"]));
     job.wait_for(&folder.path().join("run/checkpoints/step-2"));
     kill("KILL", process_of("run", 3));
@@ -121,4 +133,30 @@ fn a_run_on_two_hosts_survives_a_killed_rank() {
         run(folder.path(), "1", &["train", "--resume", "whole", "--steps", &steps(more)]);
     }
     assert_same(folder.path(), "whole", "run", newest + 3);
+}
+
+#[test]
+fn a_host_that_vanishes_ends_the_ranks_of_both() {
+    let _turn = turn();
+    let folder = prepared();
+    let Some(_hosts) = Hosts::new() else { return };
+    let args = [&["train", "--patience", "6s"], &begin("run", &["train.steps=100000"])[1..]].concat();
+    let mut job = on_hosts(folder.path(), &args);
+    job.wait_for(&folder.path().join("run/checkpoints/step-2"));
+    for name in &NAMES[2..] {
+        assert!(ip(&format!("link set {name} down")));
+    }
+    let started = Instant::now();
+    while !job.text().contains("to resume: ") || NAMES.into_iter().any(has_rank) {
+        assert!(started.elapsed() < LIMIT, "{}", job.text());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let text = job.text();
+    let line = text.lines().find(|line| line.starts_with("error: rank ")).unwrap_or_default();
+    assert!(line.contains("(host right)") && line.contains(": step ") && line.contains("sent nothing for"), "{text}");
+    // It would wait for the daemons of that host until TCP gives up.
+    job.signal("KILL");
+    job.end();
+    let newest = newest(&folder.path().join("run"));
+    run(folder.path(), "2", &["train", "--resume", "run", "--steps", &(newest + 1).to_string()]);
 }

@@ -276,18 +276,21 @@ fn what_cannot_be_resumed_has_its_sentence() {
     assert!(newest.is_dir());
 }
 
-/// A limit on the size of a file stands for the full disk: a write fails in the same place, and nothing else is disturbed.
+/// A limit on the size of a file, in blocks, stands for the full disk: a write fails in the same place, and nothing else is disturbed.
+#[cfg(unix)]
+fn limited(path: &Path, blocks: u32, args: &str) -> std::process::Output {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" train {args}");
+    let mut command = std::process::Command::new("sh");
+    command.current_dir(path).args(["-c", &script, env!("CARGO_BIN_EXE_llama_pc")]);
+    command.output().expect("a shell")
+}
+
 #[cfg(unix)]
 #[test]
 fn a_save_that_finds_the_disk_full_leaves_the_last_checkpoint() {
     let (folder, _) = saved();
     let path = folder.path();
-    let limit = |blocks: u32| {
-        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" train --resume run --steps 8");
-        let mut command = std::process::Command::new("sh");
-        command.current_dir(path).args(["-c", &script, env!("CARGO_BIN_EXE_llama_pc")]);
-        command.output().expect("a shell")
-    };
+    let limit = |blocks| limited(path, blocks, "--resume run --steps 8");
     let output = limit(100);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -315,4 +318,33 @@ fn a_run_from_given_weights_can_be_resumed_before_its_first_step() {
     }
     resume(path, "third", &[]).assert().success();
     assert_same_run(path, "second", "third", 4);
+}
+
+/// Its initial weights are in no seed: it would go on from others.
+#[cfg(unix)]
+#[test]
+fn a_run_from_given_weights_that_cannot_save_them_cannot_be_resumed() {
+    let (folder, _) = saved();
+    let output = limited(folder.path(), 100, "--init run --out second --config run/config.toml --set train.steps=20");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: cannot write second/checkpoints/step-0.partial/model.safetensors: File too large"), "{text}");
+    let error = error_of(&mut resume(folder.path(), "second", &[]), 1);
+    assert!(error.contains("second: found no config.toml, expected a run"), "{error}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_may_have_a_name_that_is_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = prepared();
+    let name = std::ffi::OsStr::from_bytes(b"run-\xff");
+    let mut command = llama_pc(folder.path());
+    command.arg("train").arg("--out").arg(name).arg("--set").args(TINY).args(["train.steps=2", "train.checkpoint_every=1"]);
+    command.assert().success();
+    assert!(folder.path().join(name).join("checkpoints/step-2/model.safetensors").is_file());
+    let mut command = llama_pc(folder.path());
+    command.arg("train").arg("--resume").arg(name).args(["--steps", "3"]);
+    let output = command.assert().success().get_output().stderr.clone();
+    assert!(String::from_utf8_lossy(&output).contains("going on after step 2"));
 }

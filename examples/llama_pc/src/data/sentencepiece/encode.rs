@@ -8,7 +8,7 @@ use std::collections::{BinaryHeap, HashMap};
 use super::model::{Algorithm, Kind, Model, byte};
 use super::normalize::Normalizer;
 use super::trie::Trie;
-use crate::data::pieces::has_words;
+use crate::data::pieces::Edge;
 
 /// How much worse than the worst piece a character without one is, in nats.
 const UNKNOWN_PENALTY: f32 = 10.0;
@@ -65,9 +65,15 @@ impl SentencePiece {
         })
     }
 
-    /// The ids of a text, or of a part of one that was cut before a space between two words.
-    pub fn encode(&self, text: &str, begins: bool, ends: bool) -> Result<Vec<u32>, String> {
-        let normalized = self.normalizer.normalize(&self.with_its_space(text, begins, ends), begins, ends)?;
+    /// The ids of a text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.encode_part(text, Edge::Document, Edge::Document)
+    }
+
+    /// The ids of a part of a text: those that it has in the whole, if that was cut between words.
+    pub fn encode_part(&self, text: &str, begin: Edge, end: Edge) -> Result<Vec<u32>, String> {
+        let (begins, ends) = (begin == Edge::Document, end == Edge::Document);
+        let normalized = self.normalizer.normalize(&self.with_its_space(text, begin, end), begins, ends)?;
         let pieces = match self.model.algorithm {
             Algorithm::Unigram => self.unigram(&normalized),
             Algorithm::Bpe => self.bpe(&normalized),
@@ -90,12 +96,12 @@ impl SentencePiece {
     }
 
     /// Where spaces follow words, the one that a text was cut before belongs to the part that ends there.
-    fn with_its_space<'a>(&self, text: &'a str, begins: bool, ends: bool) -> Cow<'a, str> {
+    fn with_its_space<'a>(&self, text: &'a str, begin: Edge, end: Edge) -> Cow<'a, str> {
         if !self.model.space_after_word {
             return text.into();
         }
-        let rest = text.strip_prefix(' ').filter(|_| !begins).unwrap_or(text);
-        if ends || !has_words(text) { rest.into() } else { format!("{rest} ").into() }
+        let rest = text.strip_prefix(' ').filter(|_| begin == Edge::Word).unwrap_or(text);
+        if end == Edge::Word { format!("{rest} ").into() } else { rest.into() }
     }
 
     /// The id of a piece; unknown if it is unused.

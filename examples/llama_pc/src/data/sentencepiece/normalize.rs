@@ -36,7 +36,7 @@ impl Normalizer {
         self.protected.prefixes(text).last().map(|(length, _)| length)
     }
 
-    /// Normalizes a text, or a part of one that was cut before a space between two words.
+    /// Normalizes a text, or a part of one; the flags tell whether the whole begins and ends here.
     pub fn normalize(&self, text: &str, begins: bool, ends: bool) -> Result<String, String> {
         let (mut rest, mut out) = (text.as_bytes(), Vec::with_capacity(text.len() * 2));
         if self.merge_spaces && begins {

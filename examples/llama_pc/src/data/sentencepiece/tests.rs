@@ -6,6 +6,8 @@ use serde::Deserialize;
 
 use super::SentencePiece;
 use super::model::{Algorithm, Kind, Model, Piece};
+use crate::data::pieces::{Edge, PIECE_BYTES, cut};
+use crate::terminal::failure::Failure;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sentencepiece").join(name)
@@ -60,7 +62,7 @@ fn ids_are_those_of_google() {
         assert!(hashes.len() >= 3000 && left.is_empty());
         for (index, hash) in (0..).zip(hashes) {
             let text = fragments.text(index);
-            let ids = model.encode(&text, true, true).expect("ids");
+            let ids = model.encode(&text).expect("ids");
             assert_eq!(hash16(&ids).as_bytes(), hash, "{name}: {text:?} became {ids:?}");
         }
     }
@@ -74,11 +76,31 @@ fn parts_have_the_ids_of_the_whole() {
     let names = ["bpe_bytes", "bpe_fold_symbols", "bpe_keep_symbols", "bpe_suffix", "unigram_bytes", "unigram_keep_symbols"];
     for name in names.into_iter().chain(["unigram_suffix", "word", "char"]) {
         let model = load(name);
-        let whole = model.encode(text, true, true).expect("ids");
+        let whole = model.encode(text).expect("ids");
         for at in [" paper", " café", " and", " foo", " in"].map(|word| text.find(word).expect("a word")) {
-            let parts = [model.encode(&text[..at], true, false), model.encode(&text[at..], false, true)];
+            let first = model.encode_part(&text[..at], Edge::Document, Edge::Word);
+            let parts = [first, model.encode_part(&text[at..], Edge::Word, Edge::Document)];
             assert_eq!(parts.map(|ids| ids.expect("ids")).concat(), whole, "{name}: {at}");
         }
+    }
+}
+
+/// Of characters, every part has the ids of the whole, wherever it was cut.
+#[test]
+fn spaces_behind_words_survive_every_cut() {
+    let bytes = std::fs::read(fixture("bpe_suffix.model")).expect("the fixture");
+    let model = Model { algorithm: Algorithm::Char, ..Model::parse(&bytes).expect("a good model") };
+    let model = SentencePiece::new(model).expect("a good model");
+    // Without words to cut between; with two only.
+    let two_words = "a".repeat(PIECE_BYTES - 9) + " b" + &"1".repeat(99);
+    for text in [" 1".repeat(PIECE_BYTES), two_words] {
+        let mut ids = Vec::new();
+        let read = cut("a", text.as_bytes(), |error| Failure::other(error.to_string()), &mut |piece| {
+            ids.extend(model.encode_part(&piece.text, piece.begin, piece.end).expect("ids"));
+            Ok(())
+        });
+        read.expect("good text");
+        assert!(ids == model.encode(&text).expect("ids"), "{} ids", ids.len());
     }
 }
 
@@ -129,5 +151,5 @@ fn a_damaged_map_of_replacements_is_refused() {
     wild[4..].iter_mut().for_each(|byte| *byte = 0xff);
     let model = Model { charsmap: wild, ..Model::parse(&bytes).expect("a good model") };
     // Refused when it is built or when it is used, but never a panic.
-    let _ = SentencePiece::new(model).map(|model| model.encode("naïve ﬁne", true, true));
+    let _ = SentencePiece::new(model).map(|model| model.encode("naïve ﬁne"));
 }

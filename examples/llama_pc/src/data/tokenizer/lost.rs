@@ -7,7 +7,7 @@ use tokenizers::{Model, ModelWrapper, OffsetReferential, OffsetType, PreTokenize
 
 use super::Tokenizer;
 use crate::data::guard::guarded;
-use crate::data::pieces::Piece;
+use crate::data::pieces::{Edge, Piece};
 use crate::terminal::failure::Failure;
 
 /// Share of the characters that may vanish.
@@ -30,11 +30,15 @@ pub struct Losses {
 
 impl Losses {
     /// Of a text and its tokens, without BOS and EOS.
-    pub fn of(tokenizer: &Tokenizer, Piece { text, begins, .. }: &Piece, tokens: &[u32]) -> Result<Self, Failure> {
+    pub fn of(tokenizer: &Tokenizer, Piece { text, begin, .. }: &Piece, tokens: &[u32]) -> Result<Self, Failure> {
         let count = |is: &dyn Fn(u32) -> bool| tokens.iter().filter(|token| is(**token)).count() as u64;
         let is_unknown = |token| tokenizer.unknown == Some(token);
         let spelt = count(&|token| tokenizer.special.contains_key(&token) && !is_unknown(token));
-        let cuts = u64::from(!begins && !tokenizer.cuts_cleanly);
+        let cuts = match begin {
+            Edge::Document => 0,
+            Edge::Word => u64::from(!tokenizer.cuts_cleanly),
+            Edge::Anywhere => 1,
+        };
         let mut losses = Self { tokens: tokens.len() as u64, unknown: count(&is_unknown), spelt, cuts, ..Self::default() };
         if tokenizer.loses {
             losses.characters = text.chars().count() as u64;
@@ -120,9 +124,7 @@ impl Losses {
         }
         if self.cuts > 0 {
             let cuts = self.cuts;
-            notes.push(format!(
-                "note: long documents were cut before {cuts} words, to which this tokenizer's tokens may reach over"
-            ));
+            notes.push(format!("note: long documents were cut at {cuts} places that this tokenizer's tokens may reach over"));
         }
         Ok(notes)
     }

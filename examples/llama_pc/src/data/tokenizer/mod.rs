@@ -20,8 +20,9 @@ use self::ends::{End, Wishes};
 use self::file::File;
 use super::foreign;
 use super::guard::guarded;
-use super::pieces::Piece;
+use super::pieces::{Edge, Piece};
 use super::sentencepiece::{self, SentencePiece};
+use super::synced;
 use crate::terminal::failure::Failure;
 use crate::terminal::output::note;
 
@@ -119,7 +120,8 @@ impl Tokenizer {
             }
         }
         this.cuts_cleanly = WORDS.match_indices(' ').all(|(at, _)| {
-            let parts = [this.encode_part(&WORDS[..at], true, false), this.encode_part(&WORDS[at..], false, true)];
+            let first = this.encode_part(&WORDS[..at], Edge::Document, Edge::Word);
+            let parts = [first, this.encode_part(&WORDS[at..], Edge::Word, Edge::Document)];
             parts.into_iter().collect::<Result<Vec<_>, _>>().ok().map(|parts| parts.concat()) == this.encode(WORDS).ok()
         });
         Ok(this)
@@ -142,16 +144,16 @@ impl Tokenizer {
 
     /// The tokens of a text, without any special ones.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Failure> {
-        self.encode_part(text, true, true)
+        self.encode_part(text, Edge::Document, Edge::Document)
     }
 
-    fn encode_part(&self, text: &str, begins: bool, ends: bool) -> Result<Vec<u32>, Failure> {
+    fn encode_part(&self, text: &str, begin: Edge, end: Edge) -> Result<Vec<u32>, Failure> {
         let fail = |reason: String| Failure::other(format!("cannot encode the text: {reason}"));
         if let Some(model) = &self.sentencepiece {
-            return model.encode(text, begins, ends).map_err(fail);
+            return model.encode_part(text, begin, end).map_err(fail);
         }
         let text = match text.strip_prefix(' ') {
-            Some(rest) if self.adds_space && !begins => rest,
+            Some(rest) if self.adds_space && begin != Edge::Document => rest,
             _ => text,
         };
         let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(fail)?;
@@ -161,12 +163,12 @@ impl Tokenizer {
     /// The tokens of a piece, with BOS where its document begins and EOS where it ends, if the tokenizer has them; and what they do
     /// not say of it.
     pub fn encode_piece(&self, piece: &Piece) -> Result<(Vec<u32>, Losses), Failure> {
-        let mut tokens = self.encode_part(&piece.text, piece.begins, piece.ends)?;
+        let mut tokens = self.encode_part(&piece.text, piece.begin, piece.end)?;
         let losses = Losses::of(self, piece, &tokens)?;
-        if piece.begins {
+        if piece.begins() {
             tokens.splice(..0, self.bos.id);
         }
-        if piece.ends {
+        if piece.ends() {
             tokens.extend(self.eos.id);
         }
         Ok((tokens, losses))
@@ -233,7 +235,7 @@ impl Tokenizer {
         defined.chain(usual).find(|text| {
             let other = guarded(|| self.inner.encode_fast(text.as_str(), false));
             let other = other.ok().and_then(Result::ok).map(|encoding| encoding.get_ids().to_vec());
-            model.encode(text, true, true).ok() != other
+            model.encode(text).ok() != other
         })
     }
 
@@ -253,8 +255,7 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<(), Failure> {
         let config = serde_json::to_string_pretty(&self.config()).expect("bug: JSON does not serialise") + "\n";
         for (name, text) in [("tokenizer.json", &self.json), (ends::CONFIG, &config)] {
-            let path = folder.join(name);
-            std::fs::write(&path, text).map_err(|error| Failure::io("write", &path, &error))?;
+            synced::write(&folder.join(name), text.as_bytes())?;
         }
         Ok(())
     }

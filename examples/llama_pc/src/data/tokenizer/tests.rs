@@ -31,8 +31,9 @@ fn a_trained_tokenizer_round_trips_any_text() {
 fn documents_begin_and_end() {
     let tokenizer = Tokenizer::train(&texts(), 300).expect("a tokenizer");
     for text in ["a", "fn b"] {
-        let piece = |begins, ends| Piece { name: String::new(), text: text.to_owned(), begins, ends };
-        let tokens = |begins, ends| tokenizer.encode_piece(&piece(begins, ends)).expect("tokens").0;
+        let edge = |is_of_document| if is_of_document { Edge::Document } else { Edge::Word };
+        let piece = |begin, end| Piece { name: String::new(), text: text.to_owned(), begin, end };
+        let tokens = |begins, ends| tokenizer.encode_piece(&piece(edge(begins), edge(ends))).expect("tokens").0;
         let (inner, whole) = (tokenizer.encode(text).expect("tokens"), tokens(true, true));
         assert_eq!((whole.first(), whole.last()), (Some(&0), Some(&1)));
         assert_eq!(whole[1..whole.len() - 1], inner);
@@ -52,9 +53,11 @@ fn pieces_have_the_tokens_of_the_whole() {
     for tokenizer in models.iter().chain([&trained]) {
         let whole = tokenizer.encode(&text).expect("tokens");
         for (at, _) in text.match_indices(" words").chain(text.match_indices(" a naïve")) {
-            let piece = |text: &str, begins| Piece { name: String::new(), text: text.to_owned(), begins, ends: !begins };
-            let mut tokens = tokenizer.encode_piece(&piece(&text[..at], true)).expect("tokens").0;
-            tokens.extend(tokenizer.encode_piece(&piece(&text[at..], false)).expect("tokens").0);
+            let whole_piece = |text: &str| Piece::whole(String::new(), text.to_owned());
+            let first = Piece { end: Edge::Word, ..whole_piece(&text[..at]) };
+            let rest = Piece { begin: Edge::Word, ..whole_piece(&text[at..]) };
+            let mut tokens = tokenizer.encode_piece(&first).expect("tokens").0;
+            tokens.extend(tokenizer.encode_piece(&rest).expect("tokens").0);
             let framed: Vec<u32> = tokenizer.bos.id.iter().chain(&whole).chain(&tokenizer.eos.id).copied().collect();
             assert_eq!(tokens, framed);
         }
@@ -251,7 +254,7 @@ fn dropout_is_off() {
 #[test]
 fn text_without_tokens_is_counted() {
     let losses = |tokenizer: &Tokenizer, text: &str| {
-        let piece = Piece { name: String::new(), text: text.to_owned(), begins: true, ends: true };
+        let piece = Piece::whole(String::new(), text.to_owned());
         tokenizer.encode_piece(&piece).expect("tokens").1
     };
     let special = [(4, "<s>", true), (5, "</s>", true)];
@@ -289,12 +292,15 @@ fn text_without_tokens_is_counted() {
     assert_eq!(losses(&bytes, "axa").report().expect("nothing is lost"), [""; 0]);
     assert!(losses(&bytes, "aya").report().is_err());
 
-    // Spaces at the end of words: where a document is cut, a token may reach over.
+    // Spaces at the end of words: where a document is cut, a token may reach over; and anywhere else than between words, any may.
     let over = json!({"type": "BPE", "vocab": {"a": 0, " ": 1, "a ": 2}, "merges": [["a", " "]]});
     let over = loaded(&json_of(json!({}), &[], &[("/model", over)]), &[], &Wishes::default()).expect("a tokenizer");
-    let rest = Piece { name: String::new(), text: " a".to_owned(), begins: false, ends: true };
-    let said = over.encode_piece(&rest).expect("tokens").1.report().expect("nothing is lost");
-    assert!(matches!(&said[..], [line] if line.starts_with("note: long documents were cut before 1 words")), "{said:?}");
+    for (tokenizer, begin, is_noted) in [(&over, Edge::Word, true), (&bare, Edge::Word, false), (&bare, Edge::Anywhere, true)] {
+        let rest = Piece { begin, ..Piece::whole(String::new(), " a".to_owned()) };
+        let said = tokenizer.encode_piece(&rest).expect("tokens").1.report().expect("nothing is lost");
+        let notes = said.iter().filter(|line| line.starts_with("note: long documents were cut at 1 places"));
+        assert_eq!((said.len(), notes.count()), (usize::from(is_noted), usize::from(is_noted)), "{said:?}");
+    }
 
     let words = json!({"type": "WordLevel", "vocab": {"a": 0, "<s>": 4, "<unk>": 1}, "unk_token": "<unk>"});
     let words = json_of(json!({}), &special[..1], &[("/model", words), ("/pre_tokenizer", json!({"type": "WhitespaceSplit"}))]);

@@ -5,9 +5,10 @@ use serde::Serialize;
 
 use super::model::Model;
 use super::{bindings, memory};
+use crate::terminal::format::binary;
 
 /// What there is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Bytes of device memory; `None` where unknown.
     pub memory: Option<u64>,
@@ -15,6 +16,8 @@ pub struct Limits {
     pub buffer: Option<u64>,
     /// Bytes that a kernel binds at a time; `None` without an adapter.
     pub binding: Option<u64>,
+    /// Bytes up to which activations of one shape share a buffer, on the host tier, too; `None` without an adapter.
+    pub shared: Option<u64>,
 }
 
 /// A change that makes the plan fit without changing the tokens of a step.
@@ -38,14 +41,22 @@ impl Limits {
             memory: given.or_else(|| if software { available_memory() } else { gpu?.adapter().memory_budget() }),
             buffer: gpu.map(|gpu| gpu.adapter().limits.max_buffer_size),
             binding: gpu.and_then(bindings::limit),
+            shared: gpu.map(Gpu::binding_limit),
         }
+    }
+
+    /// The buffer that a step would ask for in vain.
+    pub fn buffer_problem(&self, model: &Model) -> Option<String> {
+        let (name, bytes) = memory::largest_buffer(model, self.shared);
+        let limit = self.buffer.filter(|limit| bytes > *limit)?;
+        Some(format!("needs a buffer of {} for {name}, where the adapter has {} at most", binary(bytes), binary(limit)))
     }
 
     /// Whether the plan stays within what is known.
     pub fn fit(&self, model: &Model) -> bool {
-        let within = |bytes: u64, limit: Option<u64>| limit.is_none_or(|limit| bytes <= limit);
+        let has_memory = self.memory.is_none_or(|limit| memory::peak(model).total() <= limit);
         let is_bound = self.binding.is_none_or(|limit| bindings::problem(model, limit).is_none());
-        within(memory::peak(model).total(), self.memory) && within(memory::largest_buffer(model).1, self.buffer) && is_bound
+        has_memory && self.buffer_problem(model).is_none() && is_bound
     }
 
     /// The largest micro-batch that fits; `None` if not even one sequence does.

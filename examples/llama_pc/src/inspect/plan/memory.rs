@@ -59,15 +59,21 @@ pub fn peak_of_rank(model: &Model, ranks: usize, parameters: u64, optimizer: u64
     moments.into_iter().max_by_key(Moment::total).expect("bug: a step has moments")
 }
 
-/// The largest single buffer of a step: its name and its bytes.
-pub fn largest_buffer(model: &Model) -> (String, u64) {
+/// The largest single buffer of a step: its name and its bytes. Gate and up share one, as q, k and v of one width do, where that takes
+/// no more than `shared` bytes; k and v that are narrower take no more than q does.
+pub fn largest_buffer(model: &Model, shared: Option<u64>) -> (String, u64) {
     let tokens = model.tokens();
     let sizes = &model.sizes;
     let parameters = model.parameters.iter().map(|parameter| (parameter.name.clone(), bytes(parameter.numel())));
     let logits = ("logits of the cross-entropy".to_owned(), bytes(logits(model)));
     let stream = ("an activation [tokens, dim]".to_owned(), bytes(tokens * sizes.dim));
-    let inner = ("an activation [tokens, intermediate_size]".to_owned(), bytes(tokens * sizes.intermediate_size));
-    let queries = ("an activation [tokens, heads·head_dim]".to_owned(), bytes(tokens * sizes.q_dim()));
+    let activations = |count: u64, shape: &str, columns: usize| {
+        let one = bytes(tokens * columns);
+        let together = count > 1 && shared.is_none_or(|most| count * one <= most);
+        if together { (format!("{count} activations {shape}"), count * one) } else { (format!("an activation {shape}"), one) }
+    };
+    let inner = activations(2, "[tokens, intermediate_size]", sizes.intermediate_size);
+    let queries = activations(if sizes.kv_heads == sizes.heads { 3 } else { 1 }, "[tokens, heads·head_dim]", sizes.q_dim());
     let of_pc = pc_stacks(model).map(|(layer, count)| count as u64 * bytes(layer.numel()));
     let of_optimizer = updates(model).into_iter().map(|update| update.bytes);
     let stack = ("matrices of one shape, one after the other".to_owned(), of_pc.chain(of_optimizer).max().unwrap_or(0));

@@ -81,6 +81,9 @@ struct Adapter {
     /// What stands against running the plan there: what it would bind beyond the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     binding_problem: Option<String>,
+    /// The same: the buffer beyond `buffer_limit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buffer_problem: Option<String>,
 }
 
 /// How attention is bound.
@@ -97,8 +100,8 @@ struct Attention {
 }
 
 impl Adapter {
-    fn new(gpu: &Gpu, model: &Model) -> Self {
-        let binding_limit = bindings::limit(gpu);
+    fn new(gpu: &Gpu, model: &Model, limits: &Limits) -> Self {
+        let binding_limit = limits.binding;
         let windows = binding_limit.and_then(|limit| bindings::attention(model, limit).ok());
         let attention = windows.map(|windows| Attention {
             sequences: windows.sequences,
@@ -114,6 +117,7 @@ impl Adapter {
             buffer_limit: gpu.adapter().limits.max_buffer_size,
             attention,
             binding_problem: binding_limit.and_then(|limit| bindings::problem(model, limit)),
+            buffer_problem: limits.buffer_problem(model),
         }
     }
 }
@@ -138,7 +142,7 @@ impl Report {
         let limits = Limits::new(device_memory, gpu);
         let model = &Model::new(config, stacks(device_memory, gpu))?;
         let memory = memory::peak(model);
-        let (name, bytes) = memory::largest_buffer(model);
+        let (name, bytes) = memory::largest_buffer(model, limits.shared);
         let flops = StepFlops::new(model);
         let fits = limits.fit(model);
         Ok(Self {
@@ -153,7 +157,7 @@ impl Report {
             flops_per_token: model_flops::per_token(&model.sizes, model.seq_len),
             flops_per_step: flops,
             pc_share: flops.pc / flops.total(),
-            adapter: gpu.map(|gpu| Adapter::new(gpu, model)),
+            adapter: gpu.map(|gpu| Adapter::new(gpu, model, &limits)),
             memory_limit: limits.memory,
             fits: (limits.memory.is_some() || !fits).then_some(fits),
             largest_batch_size: limits.memory.map(|_| limits.largest_batch(model).unwrap_or(0)),
@@ -194,7 +198,8 @@ impl Report {
         if let Some(adapter) = &self.adapter {
             let attention = adapter.attention.as_ref().map(|attention| format!("attention          {}", attention.text()));
             lines.extend(attention);
-            lines.extend(adapter.binding_problem.as_ref().map(|problem| format!("cannot run         {problem}")));
+            let problems = adapter.binding_problem.iter().chain(&adapter.buffer_problem);
+            lines.extend(problems.map(|problem| format!("cannot run         {problem}")));
         }
         lines.extend(self.arithmetic());
         lines.extend(self.verdict());
@@ -288,7 +293,7 @@ pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
     if limits.fit(&model) {
         return Ok(None);
     }
-    let binding = bindings::limit(gpu).and_then(|limit| bindings::problem(&model, limit));
+    let binding = limits.binding.and_then(|limit| bindings::problem(&model, limit));
     let needs = || {
         format!(
             "needs {} of memory, of which there is {}",
@@ -296,7 +301,7 @@ pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
             limits.memory.map_or_else(|| "too little".to_owned(), binary)
         )
     };
-    Ok(Some(binding.unwrap_or_else(needs)))
+    Ok(Some(binding.or_else(|| limits.buffer_problem(&model)).unwrap_or_else(needs)))
 }
 
 /// FLOPs with a decimal prefix: `5.92 TFLOP`.

@@ -8,12 +8,11 @@ use polytape::exchange::{ExchangeOptions, Local, in_process};
 use polytape::gpu::KernelTier;
 use polytape::{Gpu, GpuOptions, Indices, Stacks, Trainer};
 
-use super::bindings;
 use super::flops::StepFlops;
 use super::limits::Limits;
-use super::memory;
 use super::model::Model;
 use super::ranks::{Ask, Ranks};
+use super::{Adapter, Report, bindings, memory};
 use crate::config::Config;
 use crate::model::import;
 
@@ -224,23 +223,64 @@ fn parameters_are_counted() {
 #[test]
 fn the_largest_micro_batch_fits_and_the_next_does_not() {
     let mut model = Model::new(&config(&["model.preset=20M", "data.seq_len=128"]), Stacks::default()).expect("a model");
-    let limits = Limits { memory: Some(2 << 30), buffer: None, binding: None };
+    let limits = Limits { memory: Some(2 << 30), ..Limits::default() };
     let batch = limits.largest_batch(&model).expect("one sequence fits");
     model.batch = batch;
     assert!(limits.fit(&model));
     model.batch = batch + 1;
     assert!(!limits.fit(&model));
-    assert_eq!(Limits { memory: Some(1 << 20), buffer: None, binding: None }.largest_batch(&model), None);
-    let buffer = Limits { memory: None, buffer: Some(100 << 20), binding: None };
+    assert_eq!(Limits { memory: Some(1 << 20), ..Limits::default() }.largest_batch(&model), None);
+    let buffer = Limits { buffer: Some(100 << 20), ..Limits::default() };
     model.batch = buffer.largest_batch(&model).expect("one sequence fits");
-    assert!(memory::largest_buffer(&model).1 <= 100 << 20 && model.batch > 1);
+    assert!(memory::largest_buffer(&model, None).1 <= 100 << 20 && model.batch > 1);
+}
+
+/// Gate and up, or q, k and v, are one buffer if that can be bound.
+#[test]
+fn activations_of_one_shape_share_the_largest_buffer() {
+    // 4096 tokens: an activation of a width of 64 takes 1 MiB.
+    let sets = ["model.dim=64", "model.heads=4", "model.vocab=100", "data.seq_len=512", "train.batch_size=8"];
+    let largest = |more: &[&str], shared: Option<u64>| {
+        let model = Model::new(&config(&[&sets, more].concat()), Stacks::default()).expect("a model");
+        let (name, bytes) = memory::largest_buffer(&model, shared);
+        (name, bytes >> 20)
+    };
+    let (wide, narrow) = (&["model.intermediate_size=256"], &["model.intermediate_size=64"]);
+    assert_eq!(largest(wide, None), ("2 activations [tokens, intermediate_size]".to_owned(), 8));
+    assert_eq!(largest(wide, Some(8 << 20)), ("2 activations [tokens, intermediate_size]".to_owned(), 8));
+    assert_eq!(largest(wide, Some(6 << 20)), ("an activation [tokens, intermediate_size]".to_owned(), 4));
+    assert_eq!(largest(narrow, None), ("3 activations [tokens, heads·head_dim]".to_owned(), 3));
+    let fewer = [narrow[0], "model.kv_heads=2"];
+    assert_eq!(largest(&fewer, None), ("2 activations [tokens, intermediate_size]".to_owned(), 2));
+}
+
+#[test]
+fn a_buffer_that_is_too_large_is_the_reason() {
+    let config = config(&["model.preset=20M", "data.seq_len=128"]);
+    let model = Model::new(&config, Stacks::default()).expect("a model");
+    let limits = Limits { memory: Some(1 << 40), buffer: Some(1 << 20), ..Limits::default() };
+    let problem = limits.buffer_problem(&model).expect("the embedding alone is larger");
+    assert!(problem.starts_with("needs a buffer of ") && problem.ends_with(", where the adapter has 1.00 MiB at most"), "{problem}");
+    assert!(!limits.fit(&model));
+    let mut report = Report::new(&config, limits.memory, None, None).expect("a plan");
+    report.adapter = Some(Adapter {
+        name: "a GPU".to_owned(),
+        kernels: KernelTier::Portable.to_string(),
+        binding_limit: None,
+        buffer_limit: 1 << 20,
+        attention: None,
+        binding_problem: None,
+        buffer_problem: Some(problem.clone()),
+    });
+    assert!(report.text().contains(&format!("\ncannot run         {problem}\n")), "{}", report.text());
+    assert_eq!(Limits { buffer: Some(1 << 40), ..limits }.buffer_problem(&model), None);
 }
 
 #[test]
 fn what_does_not_fit_gets_advice_of_as_many_tokens() {
     let sets = ["model.preset=20M", "data.seq_len=256", "train.batch_size=64", "train.grad_accumulation=2"];
     let model = Model::new(&config(&sets), Stacks::default()).expect("a model");
-    let advice = |memory: u64| Limits { memory: Some(memory), buffer: None, binding: None }.advice(&model);
+    let advice = |memory: u64| Limits { memory: Some(memory), ..Limits::default() }.advice(&model);
     for memory in [512u64 << 20, 768 << 20, 1 << 30] {
         let advice = advice(memory);
         assert!(!advice.is_empty());
@@ -261,7 +301,7 @@ fn attention_of_the_published_1b_fits_a_small_binding() {
     let windows = bindings::attention(&model, limit).expect("attention is cut");
     assert_eq!((windows.sequences, windows.queries, windows.bytes), (2, 8192, limit));
     assert_eq!(bindings::problem(&model, limit), None);
-    let limits = Limits { memory: None, buffer: None, binding: Some(limit) };
+    let limits = Limits { binding: Some(limit), ..Limits::default() };
     assert!(limits.fit(&model));
     (model.batch, model.seq_len) = (1, 32_768);
     let problem = bindings::problem(&model, limit).expect("one sequence exceeds it");

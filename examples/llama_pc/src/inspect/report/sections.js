@@ -122,7 +122,8 @@ function spectra(runs) {
   made.append(element("div", { class: "grid small" }, ...panels));
   if (conditioned.length) {
     const heads = ["run", "step", "all", "PC blocks", "others", "all, as trained"];
-    const number = value => value === undefined || value === null ? "–" : short(value);
+    // JSON has no infinity.
+    const number = value => value === undefined ? "–" : value === null ? "∞" : short(value);
     const rows = conditioned.flatMap(run => {
       const shown = run.condition.length > 6 ? [run.condition[0], last(run.condition)] : run.condition;
       return shown.map(at => [run.name, whole(at.step), number(at.all), number(at.pc), number(at.plain), number(at.raw)]);

@@ -1,7 +1,7 @@
 //! The tokenizer inside a GGUF. Two kinds can be told to llama.cpp: byte-level BPE (its `gpt2`), which is merges and the name of a
 //! known way to cut text into words, and SentencePiece's BPE with bytes to fall back on (its `llama`), which is scores.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -11,6 +11,7 @@ use super::merged::Merged;
 use crate::data::sentencepiece::SPACE;
 use crate::data::tokenizer::Tokenizer;
 use crate::terminal::failure::Failure;
+use crate::terminal::output::note;
 
 /// Kinds of tokens by their number in the format.
 const NORMAL: i32 = 1;
@@ -47,6 +48,12 @@ struct Added {
     id: usize,
     content: String,
     special: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
 }
 
 #[derive(Deserialize)]
@@ -94,22 +101,32 @@ fn describe(tokenizer: &Tokenizer, vocab: usize) -> Result<Metadata, String> {
         return Err(format!("found a model {kind}, expected BPE, the one that can be exported to GGUF"));
     }
     let (tokens, kinds) = file.tokens(vocab)?;
+    let eos = match tokenizer.eos() {
+        Some(id) => id,
+        None => stand_in(tokenizer.bos(), &tokens, &kinds)?,
+    };
     let mut metadata = if file.model.byte_fallback { file.sentencepiece(&tokens)? } else { file.byte_level()? };
     metadata.push(("tokenizer.ggml.tokens", Value::Texts(tokens)));
     metadata.push(("tokenizer.ggml.token_type", Value::Integers(kinds)));
-    let ids = [("bos", tokenizer.bos()), ("eos", tokenizer.eos()), ("unknown", tokenizer.unknown())];
-    for (name, id) in ids {
-        let key = match name {
-            "bos" => "tokenizer.ggml.bos_token_id",
-            "eos" => "tokenizer.ggml.eos_token_id",
-            _ => "tokenizer.ggml.unknown_token_id",
-        };
-        metadata.extend(id.map(|id| (key, Value::U32(id))));
-    }
-    // Documents began with BOS in training, see `Tokenizer::encode_piece`.
+    metadata.push(("tokenizer.ggml.eos_token_id", Value::U32(eos)));
+    let ids = [("tokenizer.ggml.bos_token_id", tokenizer.bos()), ("tokenizer.ggml.unknown_token_id", tokenizer.unknown())];
+    metadata.extend(ids.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?)))));
+    // Documents began with BOS in training, see `Tokenizer::encode_piece`. Without one, this keeps llama.cpp's preset BOS out of texts.
     metadata.push(("tokenizer.ggml.add_bos_token", Value::Bool(tokenizer.bos().is_some())));
     metadata.push(("tokenizer.ggml.add_eos_token", Value::Bool(false)));
     Ok(metadata)
+}
+
+/// The token that llama.cpp ends texts at where there is no EOS. It cannot be told that there is none, and presets one by its id, an
+/// ordinary token here. BOS begins the next document; else it is a token that a model hardly ever writes.
+fn stand_in(bos: Option<u32>, tokens: &[String], kinds: &[i32]) -> Result<u32, String> {
+    let bos = bos.map(|id| id as usize).filter(|id| kinds[*id] == CONTROL);
+    let of_kind = |kind: &i32| kinds.iter().position(|other| other == kind);
+    let id = bos
+        .or_else(|| [UNUSED, CONTROL, UNKNOWN].iter().find_map(of_kind))
+        .ok_or("found no EOS and no special token, expected one of them: llama.cpp would end texts at an ordinary token")?;
+    note(&format!("note: the tokenizer has no EOS, but llama.cpp needs one: it will end texts at {:?} ({id})", tokens[id]));
+    Ok(id as u32)
 }
 
 impl File {
@@ -135,6 +152,13 @@ impl File {
             set(id, text, kind)?;
         }
         for added in &self.added_tokens {
+            // Of special ones it does not matter: no text becomes one in training.
+            if !added.special && (added.lstrip || added.rstrip || added.single_word) {
+                let found = &added.content;
+                return Err(format!(
+                    "found the token {found:?} with lstrip, rstrip or single_word, expected none of them: llama.cpp would not apply it"
+                ));
+            }
             let is_unknown = self.model.unk_token.as_deref() == Some(&added.content);
             let kind = match added.special {
                 _ if is_unknown => UNKNOWN,
@@ -202,6 +226,7 @@ impl File {
             let found = type_of(&self.pre_tokenizer);
             return Err(format!("found a pre_tokenizer {found}, expected none beside byte_fallback"));
         }
+        self.refuse_other_merges(tokens)?;
         let mut ranks: HashMap<String, usize> = HashMap::new();
         for (rank, merge) in self.model.merges.iter().enumerate() {
             ranks.entry(merge.joined().replace(' ', "")).or_insert(rank);
@@ -215,6 +240,26 @@ impl File {
             ("tokenizer.ggml.add_space_prefix", Value::Bool(steps.iter().any(prefix))),
         ])
     }
+
+    /// Refuses a tokenizer that leaves apart what llama.cpp merges: any two neighbours that spell a token, of whatever kind it is.
+    fn refuse_other_merges(&self, tokens: &[String]) -> Result<(), String> {
+        let merges: HashSet<String> = self.model.merges.iter().map(Merge::joined).collect();
+        let known: HashSet<&str> = tokens.iter().map(String::as_str).collect();
+        let is_symbol = |part: &str| part.chars().nth(1).is_none() || known.contains(part);
+        // llama.cpp cuts user-defined tokens out of a text before it merges.
+        let is_cut = |token: &str| self.added_tokens.iter().any(|added| !added.special && token.contains(&added.content));
+        for token in tokens {
+            let mut halves = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+            let apart =
+                halves.find(|(left, right)| is_symbol(left) && is_symbol(right) && !merges.contains(&format!("{left} {right}")));
+            if let Some((left, right)) = apart.filter(|_| !is_cut(token)) {
+                return Err(format!(
+                    "found no merge of {left:?} and {right:?}, expected one: llama.cpp would make the token {token:?} of them"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `<0x00>` to `<0xFF>`.
@@ -225,4 +270,94 @@ fn is_byte(text: &str) -> bool {
 
 fn type_of(step: &Json) -> &str {
     step["type"].as_str().unwrap_or("of no type")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::data::tokenizer::ends::Wishes;
+
+    fn described(json: &Json, wishes: &Wishes, vocab: usize) -> Result<Metadata, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).expect("it is written");
+        describe(&Tokenizer::load_with(&path, wishes).expect("a tokenizer"), vocab)
+    }
+
+    /// A byte-level BPE of 280 tokens: the first, `<doc>`, is special, but of no usual name.
+    fn byte_level() -> Json {
+        let text = include_str!("../../../tests/fixtures/tokenizers/bos-eos-none/tokenizer.json");
+        serde_json::from_str(text).expect("JSON")
+    }
+
+    #[test]
+    fn no_text_ends_at_an_ordinary_token() {
+        let end = |json: &Json, bos: Option<&str>, vocab: usize| {
+            let metadata = described(json, &Wishes { bos: bos.map(str::to_owned), eos: None }, vocab)?;
+            let adds_bos =
+                |(key, value): &(&str, Value)| *key == "tokenizer.ggml.add_bos_token" && matches!(value, Value::Bool(true));
+            assert_eq!(metadata.iter().any(adds_bos), bos.is_some());
+            Ok::<_, String>(metadata.iter().find_map(|(key, value)| match value {
+                Value::U32(id) if *key == "tokenizer.ggml.eos_token_id" => Some(*id),
+                _ => None,
+            }))
+        };
+        let mut json = byte_level();
+        assert_eq!(end(&json, None, 280), Ok(Some(0)), "the special token");
+        assert_eq!(end(&json, None, 300), Ok(Some(280)), "one that no text has");
+        assert_eq!(end(&json, Some("<doc>"), 300), Ok(Some(0)), "BOS");
+        assert_eq!(end(&json, Some("A"), 300), Ok(Some(280)), "not a BOS that is a letter");
+        json["added_tokens"] = json!([]);
+        let problem = end(&json, None, 280).expect_err("nothing to end at");
+        assert!(problem.starts_with("found no EOS and no special token"), "{problem}");
+    }
+
+    #[test]
+    fn tokens_that_take_spaces_with_them_are_refused() {
+        for key in ["lstrip", "rstrip", "single_word"] {
+            let mut json = byte_level();
+            json["added_tokens"][0][key] = json!(true);
+            assert!(described(&json, &Wishes::default(), 280).is_ok(), "{key} of a special token");
+            json["added_tokens"][0]["special"] = json!(false);
+            let problem = described(&json, &Wishes::default(), 280).err().expect("a refusal");
+            assert!(problem.starts_with("found the token \"<doc>\" with lstrip, rstrip or single_word"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn what_llama_cpp_would_merge_is_merged() {
+        let token = |id: usize, content: &str, special: bool| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                   "special": special})
+        };
+        let problem = |vocab: &[&str], merges: &[[&str; 2]], defined: Option<&str>| {
+            let all = [&["<unk>", "</s>", "t", "h", "e"][..], vocab].concat();
+            let ids: HashMap<&str, usize> = all.iter().copied().zip(0..).collect();
+            let mut added = vec![token(0, "<unk>", true), token(1, "</s>", true)];
+            added.extend(defined.map(|text| token(all.len(), text, false)));
+            let json = json!({
+                "version": "1.0", "added_tokens": added, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+                "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+                "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "vocab": ids, "merges": merges},
+            });
+            described(&json, &Wishes::default(), all.len() + 1).err()
+        };
+        let merges = [["t", "h"], ["th", "e"]];
+        assert_eq!(problem(&["th", "the"], &merges, None), None);
+        let apart = |left: &str, right: &str| {
+            Some(format!(
+                "found no merge of {left:?} and {right:?}, expected one: llama.cpp would make the token {:?} of them",
+                [left, right].concat()
+            ))
+        };
+        // As an unused piece of a SentencePiece model, and as a BPE that was trained in another way.
+        assert_eq!(problem(&["th"], &[], None), apart("t", "h"));
+        assert_eq!(problem(&["th", "the", "he"], &[["t", "h"], ["th", "e"], ["h", "e"]], None), apart("t", "he"));
+        assert_eq!(problem(&["th", "the"], &merges, Some("he")), None, "never merged");
+        assert_eq!(problem(&["the"], &[], Some("he")), None, "never merged");
+        // Text must not become a special token.
+        assert_eq!(problem(&["</", "s", ">", "s>"], &[["s", ">"]], None), apart("</", "s>"));
+    }
 }

@@ -20,13 +20,7 @@ use crate::terminal::progress::Progress;
 
 /// Writes the folder at `out`, whole or not at all.
 pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> Result<(), Failure> {
-    let sizes = &model.sizes;
-    if !sizes.qk_norm && !sizes.dim.is_multiple_of(sizes.heads) {
-        note(&format!(
-            "note: transformers 5 refuses a Llama whose hidden_size, here {}, is no multiple of num_attention_heads, here {}",
-            sizes.dim, sizes.heads
-        ));
-    }
+    notes(&model.sizes).iter().for_each(|line| note(line));
     let partial = Partial::folder(out)?;
     let folder = partial.path();
     let tensors = model.tensors();
@@ -51,6 +45,26 @@ pub fn write(model: &Merged, dtype: Dtype, max_shard_bytes: u64, out: &Path) -> 
     write_json(&folder.join("generation_config.json"), &Value::Object(tokens))?;
     write_tokenizer(model, folder)?;
     partial.finish()
+}
+
+/// What versions of transformers make of a model's sizes otherwise.
+fn notes(sizes: &LlamaConfig) -> Vec<String> {
+    let LlamaConfig { dim, heads, max_seq_len, .. } = sizes;
+    let mut notes = Vec::new();
+    if !sizes.qk_norm && !dim.is_multiple_of(*heads) {
+        notes.push(format!(
+            "note: transformers 5 refuses a Llama whose hidden_size, here {dim}, is no multiple of num_attention_heads, here {heads}"
+        ));
+    }
+    if let Some(RopeScaling::Yarn { factor, original_seq_len, .. }) = sizes.rope_scaling
+        && *max_seq_len as f64 / original_seq_len as f64 != factor
+    {
+        notes.push(format!(
+            "note: transformers 4 takes {max_seq_len} / {original_seq_len}, the lengths, for YaRN's factor, not {factor}; transformers 5 \
+             takes the factor"
+        ));
+    }
+    notes
 }
 
 /// The tensors in order, as many to a file as fit; one that is larger than the bound has a file of its own.
@@ -203,4 +217,26 @@ fn write_tokenizer(model: &Merged, folder: &Path) -> Result<(), Failure> {
 fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).expect("bug: JSON does not serialise") + "\n";
     files::write(path, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_version_reads_otherwise_is_said() {
+        let yarn = |factor: f64| {
+            let scaling =
+                RopeScaling::Yarn { factor, beta_fast: 32.0, beta_slow: 1.0, original_seq_len: 64, attention_factor: 1.0 };
+            notes(&LlamaConfig { max_seq_len: 256, rope_scaling: Some(scaling), ..LlamaConfig::new(32, 2, 4, 9) })
+        };
+        assert_eq!(yarn(4.0), [""; 0]);
+        let said = "note: transformers 4 takes 256 / 64, the lengths, for YaRN's factor, not 8; transformers 5 takes the factor";
+        assert_eq!(yarn(8.0), [said]);
+        let odd = notes(&LlamaConfig { head_dim: Some(8), ..LlamaConfig::new(30, 2, 4, 9) });
+        assert!(
+            odd.len() == 1 && odd[0].contains("hidden_size, here 30, is no multiple of num_attention_heads, here 4"),
+            "{odd:?}"
+        );
+    }
 }

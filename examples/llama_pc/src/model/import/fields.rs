@@ -17,7 +17,8 @@ impl<'a> Fields<'a> {
     }
 
     pub fn count(&self, name: &str) -> Result<Option<usize>, String> {
-        self.typed(name, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
+        // TOML, which configurations are written in, has no larger ones.
+        self.typed(name, "a whole number below 2^63", |value| usize::try_from(i64::try_from(value.as_u64()?).ok()?).ok())
     }
 
     pub fn number(&self, name: &str) -> Result<Option<f64>, String> {

@@ -33,6 +33,9 @@ pub fn architecture_of(sizes: &LlamaConfig) -> &'static Architecture {
 /// Width of a head of Qwen3 where `config.json` has none.
 const QWEN3_HEAD_DIM: usize = 128;
 
+/// The most positions that a model may be said to have.
+const MOST_POSITIONS: usize = 1 << 30;
+
 /// The configuration of a folder in Hugging Face's layout.
 pub fn configuration(folder: &Path) -> Result<Config, Failure> {
     let path = folder.join("config.json");
@@ -65,9 +68,13 @@ fn read(value: &Value) -> Result<Config, String> {
         }
     };
     let positions = fields.count("max_position_embeddings")?;
+    if let Some(found) = positions.filter(|found| !(1..=MOST_POSITIONS).contains(found)) {
+        return Err(format!("found max_position_embeddings {found}, expected a whole number from 1 to {MOST_POSITIONS}"));
+    }
     rope::read(&fields, positions, model)?;
-    config.data.seq_len = positions.unwrap_or(config.data.seq_len);
     config.check().map_err(|problem| format!("as a {}, {problem}", architecture.class))?;
+    // After the check: a model for longer sequences than `data.seq_len` may be is refused where these are asked for, not before.
+    config.data.seq_len = positions.unwrap_or(config.data.seq_len);
     Ok(config)
 }
 
@@ -157,6 +164,17 @@ mod tests {
         }
     }
 
+    /// More than one can train with here, which is no reason not to export the model or to write text with it.
+    #[test]
+    fn a_model_may_have_very_many_positions() {
+        let positions = |count: Value| {
+            let config = read(&json_of(|config| config["max_position_embeddings"] = count.clone()));
+            config.expect("a Llama").data.seq_len
+        };
+        assert_eq!(positions(json!(4_194_304)), 4_194_304);
+        assert_eq!(positions(Value::Null), Config::default().data.seq_len);
+    }
+
     #[test]
     fn qwen3_has_normed_heads_of_their_own_width() {
         let qwen3 = |head_dim: Value| {
@@ -175,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_would_be_computed_otherwise_is_refused_by_name() {
-        let cases: [(&str, Value, &str); 17] = [
+        let cases: [(&str, Value, &str); 21] = [
             ("model_type", json!("gpt2"), "found model_type \"gpt2\", expected \"llama\" or \"qwen3\""),
             ("architectures", json!(["LlamaForTokenClassification"]), "expected LlamaForCausalLM"),
             ("attention_bias", json!(true), "found attention_bias true, expected false"),
@@ -194,9 +212,25 @@ mod tests {
             ("num_attention_heads", json!(5), "found num_attention_heads 5, expected a divisor of hidden_size 32, or a head_dim"),
             ("num_key_value_heads", json!(3), "model.kv_heads: found 3, expected a divisor of heads = 4"),
             ("hidden_size", json!(1u64 << 60), "model.dim: found 1152921504606846976, expected a whole number from 2 to 65536"),
-            ("hidden_size", json!("32"), "found hidden_size \"32\", expected a whole number"),
+            ("hidden_size", json!("32"), "found hidden_size \"32\", expected a whole number below 2^63"),
+            (
+                "max_position_embeddings",
+                json!(1u64 << 63),
+                "found max_position_embeddings 9223372036854775808, expected a whole number below 2^63",
+            ),
+            ("vocab_size", json!(u64::MAX), "found vocab_size 18446744073709551615, expected a whole number below 2^63"),
             ("vocab_size", Value::Null, "found no vocab_size, expected one"),
             ("rms_norm_eps", Value::Null, "found no rms_norm_eps, expected one"),
+            (
+                "max_position_embeddings",
+                json!(0),
+                "found max_position_embeddings 0, expected a whole number from 1 to 1073741824",
+            ),
+            (
+                "max_position_embeddings",
+                json!(1u64 << 40),
+                "found max_position_embeddings 1099511627776, expected a whole number from 1 to 1073741824",
+            ),
         ];
         for (key, value, expected) in cases {
             let problem = read(&json_of(|config| config[key] = value.clone())).expect_err("not a model of ours");

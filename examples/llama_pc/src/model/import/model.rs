@@ -72,6 +72,9 @@ pub struct Trained {
 }
 
 impl Trained {
+    /// The longest sequences that a user can ask for: as `data.seq_len`.
+    pub const MOST_POSITIONS: usize = 1 << 20;
+
     /// Loads `path` for sequences of up to `positions` tokens (the configuration's `seq_len`, if `None`).
     pub fn open(gpu: &Gpu, path: &Path, positions: Option<usize>) -> Result<Self, Failure> {
         let (config, folder) = describe(path)?;

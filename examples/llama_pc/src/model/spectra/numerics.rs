@@ -3,6 +3,8 @@
 use faer::MatRef;
 use serde::{Deserialize, Serialize};
 
+use crate::run::measured::or_infinite;
+
 /// Bins of a histogram of σ/σ₁ over [0, 1].
 const BINS: usize = 25;
 
@@ -15,6 +17,7 @@ pub struct Spectrum {
     /// All min(rows, columns) of them, descending.
     pub singular_values: Vec<f64>,
     /// σ₁ over the mean of the smallest tenth.
+    #[serde(deserialize_with = "or_infinite")]
     pub modified_condition: f64,
     /// Share of the values in each of equal bins of σ/σ₁ over [0, 1].
     pub histogram: Vec<f64>,
@@ -65,7 +68,8 @@ pub fn singular_values(values: &[f32], columns: usize) -> Option<Vec<f64>> {
 pub fn modified_condition(descending: &[f64]) -> f64 {
     let count = descending.len().div_ceil(10);
     let smallest = &descending[descending.len() - count..];
-    descending[0] / (smallest.iter().sum::<f64>() / count as f64)
+    let mean = smallest.iter().sum::<f64>() / count as f64;
+    if mean > 0.0 { descending[0] / mean } else { f64::INFINITY }
 }
 
 /// (∏ values)^(1/n). `None` of nothing.
@@ -153,6 +157,9 @@ mod tests {
         assert_eq!(spectrum.histogram.last(), Some(&1.0));
         let zero = Spectrum::of(&[0.0; 12], 4).expect("a spectrum");
         assert_eq!((zero.singular_values.clone(), zero.quantiles[100], zero.histogram[0]), (vec![0.0; 3], 0.0, 1.0));
+        let json = serde_json::to_string(&zero).expect("JSON");
+        assert!(json.contains("\"modified_condition\":null"), "{json}");
+        assert_eq!(serde_json::from_str::<Spectrum>(&json).expect("it is read again"), zero);
         let rank_one = Spectrum::of(&[1.0, 2.0, 2.0, 4.0], 2).expect("a spectrum");
         assert!((rank_one.singular_values[0] - 5.0).abs() < 1e-12 && rank_one.singular_values[1] < 1e-12);
         assert!(rank_one.modified_condition > 1e12);
@@ -167,6 +174,7 @@ mod tests {
         assert_eq!(modified_condition(&values), 12.0 / 1.5);
         assert_eq!(modified_condition(&[4.0, 2.0]), 2.0);
         assert_eq!(modified_condition(&[1.0, 0.0]), f64::INFINITY);
+        assert_eq!(modified_condition(&[0.0, 0.0]), f64::INFINITY);
         assert!((geometric_mean(&[2.0, 8.0]).expect("two values") - 4.0).abs() < 1e-12);
         assert_eq!(geometric_mean(&[]), None);
     }

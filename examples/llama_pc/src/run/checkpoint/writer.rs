@@ -62,11 +62,6 @@ impl Writer {
         }
     }
 
-    /// Whether a save is in progress.
-    pub fn is_busy(&self) -> bool {
-        self.running.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-
     /// Saves the current state. Returns once the tensors are read; a later call reports a disk error. All ranks call it together.
     pub fn save(&mut self, trainer: &Trainer, state: &State) -> Result<(), Failure> {
         self.wait()?;
@@ -150,8 +145,13 @@ impl Job {
         let partial = Partial::checkpoint(&target)?;
         self.fill(partial.path(), pieces)?;
         partial.finish()?;
-        let all = paths::checkpoints(&self.run)?;
-        all.iter().rev().skip(self.keep).try_for_each(|&step| discard(&paths::checkpoint(&self.run, step)))
+        for &step in paths::checkpoints(&self.run)?.iter().rev().skip(self.keep) {
+            // The new one is complete: an old one that cannot be removed costs space, not the run.
+            if let Err(failure) = discard(&paths::checkpoint(&self.run, step)) {
+                output::note(&format!("warning: {failure}"));
+            }
+        }
+        Ok(())
     }
 
     fn fill(&self, folder: &Path, pieces: &Receiver<Vec<Piece>>) -> Result<(), Failure> {
