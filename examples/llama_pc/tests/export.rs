@@ -178,6 +178,28 @@ fn a_checkpoint_can_be_chosen_and_nothing_is_overwritten() {
 }
 
 #[test]
+fn what_cannot_be_evaluated_is_an_error() {
+    let path = shared();
+    export(path, "run", "poisoned", &["hf"]);
+    let file = path.join("poisoned/model.safetensors");
+    let mut bytes = fs::read(&file).expect("weights");
+    // The last value of the head.
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).expect("it is written");
+    for (run, seq_len, status, expected) in [
+        ("poisoned", "16", 1, "error: poisoned: found a loss of NaN, expected a finite one"),
+        ("run", "0", 2, "--seq-len: found 0, expected a whole number from 1 to 1048576"),
+        ("run", "1048577", 2, "--seq-len: found 1048577, expected a whole number from 1 to 1048576"),
+    ] {
+        let args = ["eval", run, "--data", "data/val", "--seq-len", seq_len, "--json"];
+        let assert = llama_pc(path).args(args).assert().code(status);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.contains(expected) && assert.get_output().stdout.is_empty(), "{expected:?} in {text}");
+    }
+}
+
+#[test]
 fn foreign_and_broken_folders_are_refused_by_name() {
     let path = shared();
     export(path, "run", "broken", &["hf", "--max-shard-bytes", "9000"]);

@@ -115,7 +115,7 @@ fn wrong_use_has_its_sentence() {
     let path = folder.path();
     fs::write(path.join("there"), "").expect("a file");
     fs::write(path.join("metrics.jsonl"), "{\"step\": 1}\n").expect("a file");
-    let cases: [(&[&str], i32, &str); 11] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&["bench", "--seconds", "0"], 2, "--seconds: found 0, expected a number from 1 to 86400"),
         (&["bench", "--only", "product"], 2, "invalid value 'product' for '--only <PART>'"),
         (&["bench", "--compare", "none.jsonl"], 1, "cannot read none.jsonl: no such file or folder"),
@@ -131,6 +131,12 @@ fn wrong_use_has_its_sentence() {
             "--kernels <TIER>': kernel tier: found `fast`, expected one of host, fallback, portable, subgroup, matrix",
         ),
         (&["sample", "data", "--top-p", "1.5"], 2, "--top-p: found 1.5, expected a number above 0 to 1"),
+        (&["sample", "data", "--tokens", "1048577"], 2, "--tokens: found 1048577, expected at most 1048576"),
+        (
+            &["sample", "data", "--tokens", "18446744073709551615"],
+            2,
+            "--tokens: found 18446744073709551615, expected at most 1048576",
+        ),
     ];
     for (args, status, expected) in cases {
         let assert = llama_pc(path).args(args).assert().code(status);

@@ -193,7 +193,7 @@ fn a_run_goes_on_with_fewer_ranks() {
     run(folder.path(), "4", &begin("run", &["train.steps=3"]));
     run(folder.path(), "2", &["train", "--resume", "run", "--steps", "6"]);
     let text = run(folder.path(), "1", &["train", "--resume", "run", "--steps", "9"]);
-    assert!(text.contains("going on after step 6"), "{text}");
+    assert!(text.contains("resuming after step 6"), "{text}");
     assert_same(folder.path(), "whole", "run", 9);
 }
 

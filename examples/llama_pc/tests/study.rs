@@ -47,7 +47,7 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
         assert!(runs.iter().all(|run| out.join("runs").join(run).join(file).is_file()), "{file}");
     }
     let page = fs::read_to_string(out.join("study.md")).expect("a page");
-    assert!(page.contains("This is a try of the machinery") && page.contains("## Merged and unmerged"), "{page}");
+    assert!(page.contains("This only tries the machinery") && page.contains("## Merged and unmerged"), "{page}");
     let picture = fs::read_to_string(out.join("study/differences.svg")).expect("a picture");
     assert!(fs::read_to_string(out.join("study/report.html")).expect("a report").contains("\"runs\":["));
 
@@ -73,7 +73,10 @@ fn a_study_runs_to_its_end_resumes_and_is_made_again_from_what_it_kept() {
     let again = |args: &[&str]| llama_pc(path).args(["study", "--scale", "tiny", "--plan-only"]).args(args).assert();
     again(&["--data", "data", "--seeds", "3"]).success();
     let longer = fs::read_to_string(out.join("plan.md")).expect("a plan");
-    assert!(plan.contains("AdamW, PC level 4: rates and seeds | 5 | ") && longer.contains("AdamW, PC level 4: rates and seeds | 6 | "));
+    assert!(
+        plan.contains("AdamW, PC level 4: rates and seeds | 5 | ")
+            && longer.contains("AdamW, PC level 4: rates and seeds | 6 | ")
+    );
     let refused = again(&["--data", "./data"]).code(2);
     let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
     assert!(text.contains("study.json: found data = data, expected this study's ./data"), "{text}");

@@ -18,8 +18,7 @@ pub struct Args {
     /// Print the results as one JSON object on a line, for benches/hardware.jsonl and for --compare
     #[arg(long)]
     json: bool,
-    /// Print how much better each value is than in FILE, lines of --json: the last one of the same adapter and kernels, or else the
-    /// last
+    /// Compare with FILE, lines of --json: with its last line of the same adapter and kernels, or else its last line
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     compare: Option<PathBuf>,
     #[command(flatten)]

@@ -47,7 +47,7 @@ fn describe(adapter: &AdapterSummary) -> String {
     let memory = match (adapter.memory, adapter.memory_budget()) {
         (Some(memory), Some(budget)) => format!("{}, of which a run uses at most {}", mib(memory), mib(budget)),
         _ if adapter.is_software() => "the host's".into(),
-        _ => "not told by the driver, whose own limit holds".into(),
+        _ => "not reported by the driver; its own limit applies".into(),
     };
     let speed = adapter.assumed_speed() / 1e9;
     format!(

@@ -22,13 +22,13 @@ pub struct Args {
     /// Available device memory, such as 24GiB [default: nine tenths of what a GPU reports; system memory on the CPU]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
-    /// Plan for this many ranks under mpirun, too
+    /// Also plan for this many ranks under mpirun
     #[arg(long, value_name = "P")]
     ranks: Option<usize>,
     /// Bandwidth between the ranks' hosts, such as 10Gbit or 1.25GB (per second)
     #[arg(long, value_name = "B", default_value = "10Gbit", value_parser = parse_bandwidth)]
     bandwidth: f64,
-    /// Speed of an adapter in a step in TFLOP/s, to predict the time of a step on several ranks
+    /// TFLOP/s that an adapter sustains in a step, to predict the time of a step on several ranks
     #[arg(long, value_name = "X")]
     tflops: Option<f64>,
     /// Print the plan as one JSON object

@@ -167,11 +167,11 @@ fn report(seen: &Seen, field: &str) {
         }
     }
     for (what, count) in counts.into_iter().filter(|(_, count)| *count > SHOWN) {
-        note(&format!("note: of {} more files each is {what} and was skipped", grouped((count - SHOWN) as u64)));
+        note(&format!("note: {} more files skipped: {what}", grouped((count - SHOWN) as u64)));
     }
     let field = clipped(field, 60);
     let tallies = [
-        (empty, "lines or rows have no text and are no documents"),
+        (empty, "lines or rows without text were skipped"),
         (surrogates, "halves of surrogate pairs in JSON became U+FFFD"),
         (joined, &format!("documents are several items of \"{field}\", joined by newlines")),
     ];
@@ -185,7 +185,9 @@ fn summarize(survey: &Survey) {
     note(&format!("{} documents, {megabytes:.1} MB of text", grouped(survey.documents)));
     if let Some(at) = survey.cut {
         let share = 100.0 * (survey.bytes - at) as f64 / survey.bytes as f64;
-        note(&format!("note: the only document is cut: its last {share:.1} % are the validation part; --val names another text"));
+        note(&format!(
+            "note: there is only one document: its last {share:.1} % are used for validation; --val names another text"
+        ));
     }
 }
 
@@ -210,7 +212,7 @@ fn train(sample: Vec<String>, style: Style, vocab: usize) -> Result<Tokenizer, F
     };
     let found = tokenizer.vocab_size();
     if found < vocab {
-        note(&format!("note: the text has pairs for {} tokens only", grouped(found as u64)));
+        note(&format!("note: the text yields only {} tokens", grouped(found as u64)));
     }
     Ok(tokenizer)
 }

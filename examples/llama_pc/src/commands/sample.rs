@@ -24,7 +24,7 @@ pub struct Args {
     /// Text to continue; may be given several times
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// Samples per prompt; sample I is what --seed SEED+I-1 writes alone
+    /// Samples per prompt; sample I equals a single one with --seed SEED+I-1
     #[arg(long, default_value = "1", value_name = "N")]
     samples: NonZeroUsize,
     /// Maximum number of tokens per sample
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let vocab = import::describe(&args.path)?.0.model.vocab.unwrap_or(usize::MAX);
     let path = args.path.join("tokenizer.json");
     if !path.is_file() {
-        return Err(Failure::other(format!("{}: found no such file, expected the tokenizer to write text with", path.display())));
+        return Err(Failure::other(format!("{}: found no such file, expected the tokenizer", path.display())));
     }
     let tokenizer = Tokenizer::load(&path)?;
     let mut samples = Vec::new();
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 "{}: found token {token} in the prompt, expected one below the model's vocabulary of {vocab}",
                 path.display()
             );
-            return Err(Failure::other(message).hint("the tokenizer is that of another model"));
+            return Err(Failure::other(message).hint("the tokenizer belongs to another model"));
         }
         for i in 0..args.samples.get() as u64 {
             let seed = args.seed.wrapping_add(i);
@@ -115,7 +115,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn encode(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, Failure> {
     let tokens: Vec<u32> = tokenizer.bos().into_iter().chain(tokenizer.encode(prompt)?).collect();
     if tokens.is_empty() {
-        return Err(Failure::usage("--prompt: found no text, expected some, because the tokenizer has no token to begin with"));
+        return Err(Failure::usage("--prompt: found no text, expected some, because the tokenizer has no BOS token"));
     }
     Ok(tokens)
 }

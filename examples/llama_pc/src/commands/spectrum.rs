@@ -12,7 +12,7 @@ use crate::terminal::output;
 /// Arguments of `spectrum`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Runs, every checkpoint of which is measured, or exported folders
+    /// Runs (every checkpoint is measured) or exported folders
     #[arg(required = true, value_name = "RUN")]
     paths: Vec<PathBuf>,
     /// Write all measurements to this new file

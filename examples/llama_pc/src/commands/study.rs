@@ -32,7 +32,7 @@ pub struct Args {
     /// Refuse a plan that takes longer than this [default: 6 for `small`, 1 for `tiny`]
     #[arg(long, value_name = "H")]
     max_hours: Option<f64>,
-    /// Measure the step times and write the plan, no more
+    /// Only measure the step times and write the plan
     #[arg(long)]
     plan_only: bool,
     /// Runs to train at a time, each in a process of its own [default: with the host kernels one per core, at most 8; on a GPU 1]
@@ -41,7 +41,7 @@ pub struct Args {
     /// Train beside the process that started this one
     #[arg(long, hide = true)]
     worker: bool,
-    /// Train nothing: write the page, its pictures and the report again from the metrics that a study kept
+    /// Train nothing: rebuild the page, its pictures and the report from the metrics that a study kept
     #[arg(long, value_name = "METRICS", conflicts_with_all = ["scale", "out", "data", "seeds", "max_hours", "plan_only", "jobs", "worker"])]
     from: Option<PathBuf>,
     #[command(flatten)]

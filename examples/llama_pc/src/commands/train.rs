@@ -19,7 +19,7 @@ pub struct Args {
     /// Override configuration keys; may be repeated
     #[arg(long, num_args = 1.., value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Run folder to create [default: the next free runs/NAME-N, NAME being that of the configuration file]
+    /// Run folder to create [default: the next free runs/NAME-N, NAME taken from the configuration file]
     #[arg(long, value_name = "RUN")]
     out: Option<PathBuf>,
     /// Initialize the weights from this folder: a run, or a folder in Hugging Face's layout
@@ -36,16 +36,16 @@ pub struct Args {
     /// Print the time spent in each kernel at the end
     #[arg(long)]
     profile: bool,
-    /// Train on data prepared with another tokenizer than that of --init or of the run to resume
+    /// Allow data prepared with another tokenizer than that of --init or of the run to resume
     #[arg(long)]
     ignore_tokenizer: bool,
-    /// How long the ranks under mpirun wait for one that is silent, such as 120s or 5m; five times as long until the first step is done
+    /// How long ranks under mpirun wait for a silent one, such as 120s or 5m; five times as long until the first step is done
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_time)]
     patience: Duration,
     /// Send gradients after the backward of a step instead of during it. Results are the same
     #[arg(long)]
     no_overlap: bool,
-    /// Adapters of the ranks of each host, in order, as numbers of `devices` [default: each rank another GPU]
+    /// Adapters of the ranks on each host, in order, by their index in `devices` [default: a GPU for each rank]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     device_map: Vec<usize>,
     /// Peak of the adapter in TFLOP/s, to report model FLOPs utilization (MFU)

@@ -250,15 +250,15 @@ impl Range {
     }
 
     fn expected(&self) -> String {
-        let low = match self.0 {
-            Included(low) => format!("from {low}"),
-            Excluded(low) => format!("above {low}"),
-            Unbounded => String::new(),
+        let low = match (self.0, self.1) {
+            (Included(low), Unbounded) => return format!("of at least {low}"),
+            (Included(low), _) => format!("from {low}"),
+            (Excluded(low), _) => format!("above {low}"),
+            (Unbounded, _) => String::new(),
         };
         let high = match self.1 {
             Included(high) => format!("to {high}"),
             Excluded(high) => format!("to below {high}"),
-            Unbounded if low.starts_with("from") => "up".to_owned(),
             Unbounded => String::new(),
         };
         [low, high].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
@@ -271,7 +271,7 @@ impl Kind {
             Self::Flag => "true or false".to_owned(),
             Self::Text => "a text".to_owned(),
             Self::Integer(range) if *range.end() == i64::MAX => {
-                format!("a whole number from {} up", range.start())
+                format!("a whole number of at least {}", range.start())
             }
             Self::Integer(range) => {
                 format!("a whole number from {} to {}", range.start(), range.end())

@@ -58,25 +58,24 @@ pub struct Model {
     pub norm_eps: f64,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies are stretched for sequences longer than those of an earlier training, by the formulas of
-    /// transformers.
+    /// How rotary frequencies are scaled for sequences longer than in the original training, as in transformers.
     pub rope_scaling: RopeScaling,
-    /// How much longer, for `linear`, `llama3` and `yarn`.
+    /// Scaling factor, for `linear`, `llama3` and `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_factor: Option<f64>,
     /// Sequence length of the earlier training, for `llama3` and `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_original_seq_len: Option<usize>,
-    /// Turns within that length up to which a frequency is divided by the factor, for `llama3`.
+    /// Rotations within that length below which a frequency is divided by the factor, for `llama3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_low_freq_factor: Option<f64>,
-    /// Turns from which a frequency stays, for `llama3`.
+    /// Rotations above which a frequency is unchanged, for `llama3`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_high_freq_factor: Option<f64>,
-    /// Turns within that length down to which frequencies stay, for `yarn`.
+    /// Rotations within that length above which frequencies are unchanged, for `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_beta_fast: Option<f64>,
-    /// Turns from which down they are divided by the factor, for `yarn`.
+    /// Rotations below which they are divided by the factor, for `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_beta_slow: Option<f64>,
     /// Factor of rotated queries and keys, for `yarn`.
@@ -236,7 +235,7 @@ pub struct Train {
     /// Leaves of the tree in which a step's gradients are summed: a power of two that divides `grad_accumulation`. Any number of ranks
     /// (`mpirun -n`) that divides it gives the same bits, one process included.
     pub replicas: usize,
-    /// Gradients and weights between ranks: as they are, or rounded to half the bytes. Of no effect on a single process.
+    /// Gradients and weights between ranks: f32, or rounded to bf16, half the bytes. No effect in a single process.
     pub exchange: Wire,
     /// Maximum global L2 norm of the gradients; larger ones are clipped.
     pub max_grad_norm: f64,

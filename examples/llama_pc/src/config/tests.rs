@@ -102,7 +102,7 @@ fn an_unknown_section_names_the_nearest_one() {
 
 #[test]
 fn a_wrong_type_says_what_was_found_and_expected() {
-    assert_eq!(error("[optimizer]\nlr = \"big\""), "test.toml: optimizer.lr: found \"big\", expected a number from 0 up");
+    assert_eq!(error("[optimizer]\nlr = \"big\""), "test.toml: optimizer.lr: found \"big\", expected a number of at least 0");
     assert_eq!(error("[model]\ntied = 1"), "test.toml: model.tied: found 1, expected true or false");
     assert_eq!(
         error("[optimizer]\nbetas = [0.9]"),
@@ -217,7 +217,7 @@ fn set_errors_quote_the_setting() {
     assert_eq!(refused("trian.steps=3"), "--set trian.steps=3: unknown section [trian]\nhint: did you mean [train]?");
     assert_eq!(
         refused("train.steps=many"),
-        "--set train.steps=many: train.steps: found \"many\", expected a whole number from 1 up"
+        "--set train.steps=many: train.steps: found \"many\", expected a whole number of at least 1"
     );
 }
 

@@ -17,7 +17,7 @@ impl Sampler {
     /// `temperature` 0 always takes the likeliest token; `top_k` 0 and `top_p` 1 leave all tokens in.
     pub fn new(temperature: f32, top_k: usize, top_p: f64, seed: u64) -> Result<Self, Failure> {
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Failure::usage(format!("--temperature: found {temperature}, expected a number from 0 up")));
+            return Err(Failure::usage(format!("--temperature: found {temperature}, expected a number of at least 0")));
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(Failure::usage(format!("--top-p: found {top_p}, expected a number above 0 to 1")));

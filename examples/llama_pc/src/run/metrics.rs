@@ -124,7 +124,7 @@ pub fn read_lines(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
         && is_cut(&lines[number])
     {
         lines.pop();
-        output::note(&format!("note: {}: left out line {}, which was not written to its end", path.display(), number + 1));
+        output::note(&format!("note: {}: skipped line {}, which is incomplete", path.display(), number + 1));
     }
     Ok(lines)
 }
@@ -154,7 +154,7 @@ pub fn cut(path: &Path, step: u64) -> Result<(), Failure> {
     let mut keep = 0;
     for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
         if is_cut(line) {
-            output::note(&format!("note: {}: removed line {number}, which was not written to its end", path.display()));
+            output::note(&format!("note: {}: removed line {number}, which is incomplete", path.display()));
             break;
         }
         let row: Row = serde_json::from_slice(line).map_err(|error| not_metrics(path, number, &error))?;

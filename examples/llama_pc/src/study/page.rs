@@ -41,7 +41,7 @@ fn head(findings: &Findings<'_>, command: &str) -> String {
     let header = &findings.kept.header;
     let caution = match header.scale.as_str() {
         "small" => "",
-        _ => "**This is a try of the machinery: its runs are far too short to say anything about PC layers.**\n\n",
+        _ => "**This only tries the machinery: its runs are far too short to say anything about PC layers.**\n\n",
     };
     format!(
         "# Do PC layers help?\n\n{caution}{} runs of two small Llamas, {} and {}, {} tokens each, on {}. Written by `cargo llama_pc study \

@@ -104,7 +104,7 @@ pub fn check(rows: &[Row], max_hours: f64) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::usage(format!("--max-hours: found a plan of {hours:.1} hours on this machine, expected at most {max_hours}"))
-        .hint("a machine that does nothing else is faster; --max-hours N or fewer --seeds, or --scale tiny for a try"))
+        .hint("an idle machine is faster; --max-hours N, fewer --seeds, or --scale tiny to try it"))
 }
 
 #[cfg(test)]

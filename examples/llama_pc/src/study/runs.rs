@@ -84,7 +84,10 @@ pub fn train(gpu: &Gpu, folder: &Path, config: Config) -> Result<Stand, Failure>
 }
 
 /// A measurement of a finished run: taken once, and kept in its folder.
-pub fn measured<T: Serialize + DeserializeOwned>(file: &Path, measure: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+pub fn measured<T: Serialize + DeserializeOwned>(
+    file: &Path,
+    measure: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
     if file.is_file() {
         return files::read_json(file);
     }

@@ -7,7 +7,7 @@ pub fn note(schedule: &Schedule) -> Option<String> {
     let &Schedule { kind, total_steps, warmup_steps, decay_steps, .. } = schedule;
     if kind == ScheduleKind::Wsd && decay_steps > 0 && warmup_steps.saturating_add(decay_steps) > total_steps {
         return Some(format!(
-            "note: schedule.warmup_steps = {warmup_steps} and schedule.decay_steps = {decay_steps} are longer together than \
+            "note: schedule.warmup_steps = {warmup_steps} and schedule.decay_steps = {decay_steps} add up to more than \
              train.steps = {total_steps}: the learning rate jumps from the warm-up into the decay"
         ));
     }

@@ -158,7 +158,7 @@ impl Session {
             ranks => format!(", on {ranks} ranks"),
         };
         let resumed = match self.writer.begun() {
-            Some(step) if step > 0 => format!(", going on after step {step}"),
+            Some(step) if step > 0 => format!(", resuming after step {step}"),
             _ => String::new(),
         };
         let line = format!(
@@ -339,7 +339,7 @@ impl Session {
             return Ok(());
         }
         if row.skipped {
-            let line = format!("step {step}: left out, {reason}");
+            let line = format!("step {step}: skipped, {reason}");
             progress.note(&line);
             self.log(&line)?;
         }
@@ -356,7 +356,7 @@ impl Session {
             return self.world.explain(error);
         }
         self.world.leave_it_to_the_first();
-        let range = if self.trainer.loss_scale.is_some() { ", so may the range of train.precision = \"f32\"" } else { "" };
+        let range = if self.trainer.loss_scale.is_some() { ", or the wider range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
         Failure::other(error.to_string()).hint(format!("{cure}{range}")).diverged()
     }
@@ -433,7 +433,7 @@ impl Session {
         let stopped = if self.state.step < self.config.train.steps { "interrupted after" } else { "trained" };
         let skipped = match self.state.skipped() {
             0 => String::new(),
-            count => format!(", {count} of them left out"),
+            count => format!(", {count} of them skipped"),
         };
         let line = format!(
             "{stopped} {} steps{skipped} ({} tokens) in {}; peak device memory {}; {}",

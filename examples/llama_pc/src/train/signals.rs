@@ -61,7 +61,7 @@ impl Signals {
         let step = self.step.load(Ordering::Relaxed);
         // Where they cannot be listed, the next attempt says why.
         let newest = paths::newest(paths::checkpoints(run).unwrap_or_default().last().copied());
-        format!("told to end (SIGTERM) after step {step}; {newest}; to resume: {resume}")
+        format!("received SIGTERM after step {step}; {newest}; to resume: {resume}")
     }
 
     /// Whether the run is to end.

@@ -188,7 +188,7 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
         return Err(Failure::usage(format!("seed: found {found}, expected the {expected} that the run began with")));
     }
     let data = &config.data.train;
-    let way_out = "data.seq_len must be as it was; --set data.train=PATH says where the data are; `train --init` begins a new run on others";
+    let way_out = "data.seq_len must be unchanged; --set data.train=PATH says where the data are; `train --init` begins a new run on others";
     if first.windows != state.windows {
         let (found, expected) = (first.windows, state.windows);
         return Err(Failure::other(format!("{data}: found {found} windows, expected the {expected} that the run began with"))
@@ -208,7 +208,7 @@ fn refuse_scale(config: &Config, init: &Path) -> Result<(), Failure> {
     let found = &config.keys()["model.init_scale"];
     let init = init.display();
     Err(Failure::usage(format!("model.init_scale: found {found}, expected none with --init {init}, whose weights are not drawn"))
-        .hint("--set model.init_scale={} takes it out"))
+        .hint("--set model.init_scale={} removes it"))
 }
 
 /// A new run's training without its folder: what is needed to take steps.

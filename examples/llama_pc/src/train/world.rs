@@ -122,7 +122,7 @@ impl World {
                 Err(error) => self.explain(error),
             },
             Ok(Err(failure)) => failure,
-            Err(_) => Failure::other("found a bug, which the lines above describe"),
+            Err(_) => Failure::other("found a bug, described in the lines above"),
         };
         self.end(&failure)
     }
@@ -288,7 +288,9 @@ impl World {
         let (ranks, replicas) = (self.ranks(), config.train.replicas);
         if !replicas.is_multiple_of(ranks) {
             return Err(Failure::usage(format!("train.replicas: found {replicas}, expected a multiple of the {ranks} ranks"))
-                .hint("a run keeps the replicas that it began with; any number of ranks that divides them can train it"));
+                .hint(
+                    "the number of replicas is fixed when a run begins; any number of ranks that divides it can train the run",
+                ));
         }
         if ranks > 1 && config.train.log_layers_every > 0 {
             let found = config.train.log_layers_every;

@@ -77,10 +77,10 @@ fn a_line_of_metrics_that_was_cut_is_left_out_and_repaired() {
     let bytes = fs::read(&path).expect("metrics");
     fs::write(&path, &bytes[..bytes.len() - 40]).expect("it is written");
     let text = said(llama_pc(folder.path()).args(["report", "run", "--no-spectra", "--out", "page.html"]));
-    assert!(text.contains("note: run/metrics.jsonl: left out line 4"), "{text}");
+    assert!(text.contains("note: run/metrics.jsonl: skipped line 4"), "{text}");
     assert!(folder.path().join("page.html").is_file());
     let text = said(llama_pc(folder.path()).args(["train", "--resume", "run"]));
-    assert!(!text.contains("left out line"), "{text}");
+    assert!(!text.contains("skipped line"), "{text}");
     assert_eq!(steps(folder.path(), "run"), [1, 2, 3, 4]);
     // A line that lacks nothing but its end stays, even where no step repeats it.
     let bytes = fs::read(&path).expect("metrics");

@@ -71,6 +71,8 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         for name in NAMES {
             processes(name).iter().for_each(|process| kill("KILL", *process));
+            // The link first: a namespace keeps its end for as long as anything in it is still ending.
+            ip(&format!("link del {name}"));
             ip(&format!("netns del {name}"));
         }
         ip(&format!("link del {BRIDGE}"));
@@ -82,8 +84,10 @@ fn agent(folder: &Path) -> String {
     let path = folder.join("agent");
     let ([left, right], [one, two, ..]) = (HOSTS, NAMES);
     let host = format!("case $1 in {one} | {two}) host={left} ;; *) host={right} ;; esac");
+    // Two daemons of a host name would make the same session folder.
+    let own = format!("export TMPDIR={}/$name\nmkdir -p \"$TMPDIR\"", folder.display());
     let enter = "exec ip netns exec \"$name\" unshare --uts sh -c \"hostname $host; $*\"";
-    fs::write(&path, format!("#!/bin/sh\nname=$1\n{host}\nshift\n{enter}\n")).expect("a script");
+    fs::write(&path, format!("#!/bin/sh\nname=$1\n{host}\nshift\n{own}\n{enter}\n")).expect("a script");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script");
     path.display().to_string()
 }

@@ -54,7 +54,10 @@ fn a_plan_that_does_not_fit_says_what_would() {
     }
     let config = configs().join("adamw_pc_1B.toml");
     let text = text_of(llama_pc(Path::new(".")).args(["plan", "--memory", "80GiB", "--config"]).arg(&config));
-    assert!(text.contains("fits               no; with as many tokens a step, this would:\n  --set train.batch_size="), "{text}");
+    assert!(
+        text.contains("fits               no; with the same tokens per step, this does:\n  --set train.batch_size="),
+        "{text}"
+    );
     let text = text_of(llama_pc(Path::new(".")).args(["plan", "--memory", "1GB", "--config"]).arg(&config));
     assert!(text.contains("fits               no, and no train.batch_size does"), "{text}");
 }

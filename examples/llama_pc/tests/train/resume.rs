@@ -166,6 +166,26 @@ fn a_run_goes_on_twice_and_ignores_what_a_kill_left() {
     assert_same_run(path, "constant", "parts", 36);
 }
 
+/// A matrix that is 0 has an infinite condition number, which JSON does not have.
+#[test]
+fn a_run_with_matrices_of_no_rank_goes_on_and_is_reported() {
+    let folder = prepared();
+    let path = folder.path();
+    let zero = ["pc.level=4", "pc.gamma_init=0", "pc.learnable_gamma=false"];
+    let rhythm = ["train.steps=2", "train.val_every=0", "train.log_spectrum_every=1"];
+    train(path, "run", &[&zero[..], &rhythm].concat()).assert().success();
+    resume(path, "run", &["--steps", "4"]).assert().success();
+    let rows = metrics(path, "run");
+    assert_eq!(rows.len(), 4);
+    for gmcn in rows.iter().map(|row| &row["gmcn"]) {
+        let is_infinite = |key: &str| gmcn.get(key).is_some_and(Value::is_null);
+        assert!(is_infinite("all") && is_infinite("pc") && gmcn["plain"].is_f64(), "{gmcn}");
+    }
+    let table = super::text_of(llama_pc(path).args(["spectrum", "run", "--json", "s.json", "--out", "pictures"]));
+    assert!(table.contains(" inf ") && !table.contains("NaN"), "{table}");
+    super::text_of(llama_pc(path).args(["report", "run", "--out", "report.html"]));
+}
+
 /// A run with the checkpoints step-2 and step-4.
 fn saved() -> (tempfile::TempDir, PathBuf) {
     let folder = prepared();
@@ -179,7 +199,7 @@ fn saved() -> (tempfile::TempDir, PathBuf) {
 fn a_flipped_byte_anywhere_in_a_checkpoint_is_found_and_named() {
     let (folder, newest) = saved();
     let path = folder.path();
-    let hint = "hint: step-2 is there too: to go back to it, remove run/checkpoints/step-4";
+    let hint = "hint: step-2 also exists: to return to it, remove run/checkpoints/step-4";
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
         let file = newest.join(file);
         let good = fs::read(&file).expect("a file");
@@ -346,5 +366,5 @@ fn a_folder_may_have_a_name_that_is_no_text() {
     let mut command = llama_pc(folder.path());
     command.arg("train").arg("--resume").arg(name).args(["--steps", "3"]);
     let output = command.assert().success().get_output().stderr.clone();
-    assert!(String::from_utf8_lossy(&output).contains("going on after step 2"));
+    assert!(String::from_utf8_lossy(&output).contains("resuming after step 2"));
 }

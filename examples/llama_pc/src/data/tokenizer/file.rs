@@ -205,12 +205,11 @@ fn fill(json: &mut Value, parts: &Parts, ids: &BTreeMap<u32, &str>) -> Result<St
     }
     Ok(match (unused.first(), unused.last()) {
         (Some(first), Some(last)) => format!(
-            "note: {} ids from {first} to {last} have no token; placeholders fill them, or programs would renumber the tokens behind",
+            "note: {} ids from {first} to {last} have no token; filled with placeholders, because other programs would renumber later tokens",
             unused.len()
         ),
-        _ => {
-            "note: the added tokens were not in the order of their ids; they are now, or programs would renumber them".to_owned()
-        }
+        _ => "note: the added tokens were not in the order of their ids; now sorted, because other programs would renumber them"
+            .to_owned(),
     })
 }
 

@@ -199,5 +199,5 @@ fn compare(found: &Origin, expected: &Origin, insist: bool) -> Result<(), Failur
         note(&format!("warning: {message}"));
         return Ok(());
     }
-    Err(Failure::other(message).hint("the tokens would mean something else; --ignore-tokenizer uses them all the same"))
+    Err(Failure::other(message).hint("the tokens would mean something else; --ignore-tokenizer uses them anyway"))
 }

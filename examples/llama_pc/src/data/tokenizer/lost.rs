@@ -113,18 +113,18 @@ impl Losses {
             let share = 100.0 * self.unknown as f64 / self.tokens as f64;
             let unknown = self.unknown;
             notes.push(format!(
-                "note: {unknown} tokens ({share:.3} %) are the unknown one: text that the tokenizer has no token for"
+                "note: {unknown} tokens ({share:.3} %) are the unknown token, for text that the tokenizer has no token for"
             ));
         }
         if self.spelt > 0 {
             let spelt = self.spelt;
             notes.push(format!(
-                "warning: text spells special tokens {spelt} times, and this kind of tokenizer cannot tell it from them"
+                "warning: the text spells special tokens {spelt} times; this kind of tokenizer encodes such text as special tokens"
             ));
         }
         if self.cuts > 0 {
             let cuts = self.cuts;
-            notes.push(format!("note: long documents were cut at {cuts} places that this tokenizer's tokens may reach over"));
+            notes.push(format!("note: long documents were cut at {cuts} places that this tokenizer's tokens could span"));
         }
         Ok(notes)
     }

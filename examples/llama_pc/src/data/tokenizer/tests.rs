@@ -274,7 +274,7 @@ fn text_without_tokens_is_counted() {
     let unknown = loaded(&unknown, &[], &Wishes::default()).expect("a tokenizer");
     assert_eq!(unknown.unknown(), Some(4));
     let said = losses(&unknown, "axby").report().expect("nothing is lost");
-    assert_eq!(said, ["note: 2 tokens (50.000 %) are the unknown one: text that the tokenizer has no token for"]);
+    assert_eq!(said, ["note: 2 tokens (50.000 %) are the unknown token, for text that the tokenizer has no token for"]);
 
     // A prefix and a suffix: the same character has a token in one place only.
     let affixed = json_of(
@@ -292,7 +292,7 @@ fn text_without_tokens_is_counted() {
     assert_eq!(losses(&bytes, "axa").report().expect("nothing is lost"), [""; 0]);
     assert!(losses(&bytes, "aya").report().is_err());
 
-    // Spaces at the end of words: where a document is cut, a token may reach over; and anywhere else than between words, any may.
+    // Spaces at the end of words: a token may span a cut between words; a cut elsewhere may split any token.
     let over = json!({"type": "BPE", "vocab": {"a": 0, " ": 1, "a ": 2}, "merges": [["a", " "]]});
     let over = loaded(&json_of(json!({}), &[], &[("/model", over)]), &[], &Wishes::default()).expect("a tokenizer");
     for (tokenizer, begin, is_noted) in [(&over, Edge::Word, true), (&bare, Edge::Word, false), (&bare, Edge::Anywhere, true)] {
@@ -306,7 +306,7 @@ fn text_without_tokens_is_counted() {
     let words = json_of(json!({}), &special[..1], &[("/model", words), ("/pre_tokenizer", json!({"type": "WhitespaceSplit"}))]);
     let words = loaded(&words, &[], &Wishes::default()).expect("a tokenizer");
     let said = losses(&words, "a <s> a").report().expect("nothing is lost");
-    assert!(matches!(&said[..], [line] if line.starts_with("warning: text spells special tokens 1 times")), "{said:?}");
+    assert!(matches!(&said[..], [line] if line.starts_with("warning: the text spells special tokens 1 times")), "{said:?}");
 }
 
 #[test]

@@ -51,8 +51,8 @@ impl Column {
 }
 
 fn page(reports: &[Report]) -> String {
-    let mut text = "# Hardware\n\nWhat `llama_pc bench` measured, by adapter. Of products and of attention the table has the best value of any shape. To add an adapter, \
-                    append a line to `benches/hardware.jsonl` and write this page anew:\n\n\
+    let mut text = "# Hardware\n\nWhat `llama_pc bench` measured, by adapter. For products and attention the table shows the best value of any shape. To add an adapter, \
+                    append a line to `benches/hardware.jsonl` and regenerate this page:\n\n\
                     \x20   cargo llama_pc bench --json >> benches/hardware.jsonl\n\
                     \x20   UPDATE_DOCS=1 cargo test -p llama_pc --lib hardware\n\n"
         .to_owned();

@@ -30,5 +30,5 @@ pub fn problem(model: &Model, limit: u64) -> Option<String> {
     let rotary = ("the rotary table", 4 * (sizes.max_seq_len * sizes.head_dim()) as u64);
     let whole = layers.chain(muon).chain([rotary]);
     let (name, bytes) = whole.filter(|(_, bytes)| *bytes > limit).max_by_key(|(_, bytes)| *bytes)?;
-    Some(format!("{} are bound whole for {name}, where the adapter binds {} at a time", binary(bytes), binary(limit)))
+    Some(format!("{name} needs {} in one binding, where the adapter allows {}", binary(bytes), binary(limit)))
 }

@@ -59,8 +59,8 @@ pub fn peak_of_rank(model: &Model, ranks: usize, parameters: u64, optimizer: u64
     moments.into_iter().max_by_key(Moment::total).expect("bug: a step has moments")
 }
 
-/// The largest single buffer of a step: its name and its bytes. Gate and up share one, as q, k and v of one width do, where that takes
-/// no more than `shared` bytes; k and v that are narrower take no more than q does.
+/// The largest single buffer of a step: its name and its bytes. Gate and up share one, as q, k and v of one width do, where that
+/// takes no more than `shared` bytes; k and v that are narrower take no more than q does.
 pub fn largest_buffer(model: &Model, shared: Option<u64>) -> (String, u64) {
     let tokens = model.tokens();
     let sizes = &model.sizes;

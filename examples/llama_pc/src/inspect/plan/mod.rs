@@ -250,14 +250,14 @@ impl Report {
         let mut lines = Vec::new();
         let limit = match self.memory_limit {
             Some(bytes) => binary(bytes),
-            None => "unknown; --memory BYTES tells".to_owned(),
+            None => "unknown; --memory BYTES sets it".to_owned(),
         };
         lines.push(format!("device memory      {limit}"));
         match self.fits {
             None => lines.push("fits               unknown".to_owned()),
             Some(true) => {
                 let most = self.largest_batch_size.unwrap_or_default();
-                lines.push(format!("fits               yes; the largest train.batch_size that does is {most}"));
+                lines.push(format!("fits               yes; the largest train.batch_size that fits is {most}"));
             }
             Some(false) if self.advice.is_empty() => {
                 lines.push(
@@ -265,7 +265,7 @@ impl Report {
                         .to_owned(),
                 );
             }
-            Some(false) => lines.push("fits               no; with as many tokens a step, this would:".to_owned()),
+            Some(false) => lines.push("fits               no; with the same tokens per step, this does:".to_owned()),
         }
         for Advice { checkpoint_activations, batch_size, grad_accumulation, bytes } in &self.advice {
             let recompute = if *checkpoint_activations { "train.checkpoint_activations=true " } else { "" };
@@ -296,7 +296,7 @@ pub fn problem(config: &Config, gpu: &Gpu) -> Result<Option<String>, Failure> {
     let binding = limits.binding.and_then(|limit| bindings::problem(&model, limit));
     let needs = || {
         format!(
-            "needs {} of memory, of which there is {}",
+            "needs {} of memory, where there is {}",
             binary(memory::peak(&model).total()),
             limits.memory.map_or_else(|| "too little".to_owned(), binary)
         )

@@ -131,7 +131,7 @@ impl Ranks {
                 100.0 * efficiency,
                 seconds(*step_without_overlap)
             ),
-            None => "step               unknown; --tflops X, the speed of an adapter in a step, tells".to_owned(),
+            None => "step               unknown; --tflops X sets the speed of an adapter in a step".to_owned(),
         });
         lines
     }

@@ -241,7 +241,7 @@ fn activations_of_one_shape_share_the_largest_buffer() {
     // 4096 tokens: an activation of a width of 64 takes 1 MiB.
     let sets = ["model.dim=64", "model.heads=4", "model.vocab=100", "data.seq_len=512", "train.batch_size=8"];
     let largest = |more: &[&str], shared: Option<u64>| {
-        let model = Model::new(&config(&[&sets, more].concat()), Stacks::default()).expect("a model");
+        let model = Model::new(&config(&[&sets[..], more].concat()), Stacks::default()).expect("a model");
         let (name, bytes) = memory::largest_buffer(&model, shared);
         (name, bytes >> 20)
     };
@@ -260,7 +260,10 @@ fn a_buffer_that_is_too_large_is_the_reason() {
     let model = Model::new(&config, Stacks::default()).expect("a model");
     let limits = Limits { memory: Some(1 << 40), buffer: Some(1 << 20), ..Limits::default() };
     let problem = limits.buffer_problem(&model).expect("the embedding alone is larger");
-    assert!(problem.starts_with("needs a buffer of ") && problem.ends_with(", where the adapter has 1.00 MiB at most"), "{problem}");
+    assert!(
+        problem.starts_with("needs a buffer of ") && problem.ends_with(", where the adapter has 1.00 MiB at most"),
+        "{problem}"
+    );
     assert!(!limits.fit(&model));
     let mut report = Report::new(&config, limits.memory, None, None).expect("a plan");
     report.adapter = Some(Adapter {
@@ -312,6 +315,6 @@ fn attention_of_the_published_1b_fits_a_small_binding() {
     assert!(!limits.fit(&model));
     // Its widest PC layers are [2048, 5632].
     model.seq_len = 64;
-    let problem = "44.0 MiB are bound whole for a PC layer, where the adapter binds 32.0 MiB at a time";
+    let problem = "a PC layer needs 44.0 MiB in one binding, where the adapter allows 32.0 MiB";
     assert_eq!(bindings::problem(&model, 32 << 20).as_deref(), Some(problem));
 }

@@ -33,7 +33,7 @@ pub fn run(gpu: &Gpu, every_tier: bool) -> Result<(), Failure> {
     }
     let Count { failed, total } = count;
     let seconds = started.elapsed().as_secs_f64();
-    output::print(&format!("\naltogether {} of {total} passed in {}\n", total - failed, duration(seconds)))?;
+    output::print(&format!("\ntotal: {} of {total} passed in {}\n", total - failed, duration(seconds)))?;
     for kernels in foreign {
         let kind = if gpu.adapter().is_software() { "GPUs" } else { "software adapters" };
         output::note(&format!(

@@ -111,14 +111,15 @@ fn describe(tokenizer: &Tokenizer, vocab: usize) -> Result<Metadata, String> {
     metadata.push(("tokenizer.ggml.eos_token_id", Value::U32(eos)));
     let ids = [("tokenizer.ggml.bos_token_id", tokenizer.bos()), ("tokenizer.ggml.unknown_token_id", tokenizer.unknown())];
     metadata.extend(ids.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?)))));
-    // Documents began with BOS in training, see `Tokenizer::encode_piece`. Without one, this keeps llama.cpp's preset BOS out of texts.
+    // Documents began with BOS in training, see `Tokenizer::encode_piece`; where there is none, llama.cpp must not add the one that
+    // it presets.
     metadata.push(("tokenizer.ggml.add_bos_token", Value::Bool(tokenizer.bos().is_some())));
     metadata.push(("tokenizer.ggml.add_eos_token", Value::Bool(false)));
     Ok(metadata)
 }
 
-/// The token that llama.cpp ends texts at where there is no EOS. It cannot be told that there is none, and presets one by its id, an
-/// ordinary token here. BOS begins the next document; else it is a token that a model hardly ever writes.
+/// The token that llama.cpp shall end texts at where there is no EOS. It cannot be told that there is none: it presets an id, that of
+/// an ordinary token here. BOS begins the next document; else it is a token that a model hardly ever writes.
 fn stand_in(bos: Option<u32>, tokens: &[String], kinds: &[i32]) -> Result<u32, String> {
     let bos = bos.map(|id| id as usize).filter(|id| kinds[*id] == CONTROL);
     let of_kind = |kind: &i32| kinds.iter().position(|other| other == kind);
@@ -156,7 +157,8 @@ impl File {
             if !added.special && (added.lstrip || added.rstrip || added.single_word) {
                 let found = &added.content;
                 return Err(format!(
-                    "found the token {found:?} with lstrip, rstrip or single_word, expected none of them: llama.cpp would not apply it"
+                    "found the token {found:?} with lstrip, rstrip or single_word, expected none of them: llama.cpp would not \
+                     apply it"
                 ));
             }
             let is_unknown = self.model.unk_token.as_deref() == Some(&added.content);

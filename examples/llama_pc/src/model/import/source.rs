@@ -35,7 +35,7 @@ pub fn describe_at(path: &Path, step: Option<u64>) -> Result<(Config, PathBuf), 
     let Some(step) = step.or(found.last().copied()) else {
         let shown = path.display();
         return Err(Failure::other(format!("{shown}: found no checkpoint, expected one or more"))
-            .hint(format!("`train --resume {shown}` goes on to its first")));
+            .hint(format!("`train --resume {shown}` continues to its first one")));
     };
     if !found.contains(&step) {
         let found = found.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");

@@ -99,7 +99,7 @@ fn way_out(unused: &[&str], used: &BTreeSet<String>, sizes: &LlamaConfig) -> Str
         "their names lack \"model.\": they are those of the inner model; save the whole model for causal language modelling"
             .to_owned()
     } else if unused.iter().any(|name| name.ends_with(".bias")) {
-        "models with biases are not supported: their weights alone are another model".to_owned()
+        "models with biases are not supported: without them it would be another model".to_owned()
     } else if unused.iter().any(layer) {
         format!("the configuration has {} layers (num_hidden_layers, or model.layers)", sizes.layers)
     } else if unused.iter().any(is_head_norm) {

@@ -96,7 +96,7 @@ pub fn check_weights(folder: &Path, config: &Config, file: &Path) -> Result<(), 
     let (found, expected) = (shown(found.as_ref()), shown(expected.as_ref()));
     let message =
         format!("{}: found {key} = {found}, expected the {expected} of the weights in {}", file.display(), folder.display());
-    Err(Failure::usage(message).hint("the weights mean nothing with another value: put the old one back"))
+    Err(Failure::usage(message).hint("these weights only work with that value; restore it"))
 }
 
 /// Removes partial checkpoints that killed processes left.
@@ -132,7 +132,7 @@ fn hinted(failure: Failure, folder: &Path) -> Failure {
     // Where they cannot be listed, the failure itself says more.
     let earlier = paths::checkpoints(run).unwrap_or_default().into_iter().rfind(|&other| other < step);
     failure.hint(match earlier {
-        Some(earlier) => format!("step-{earlier} is there too: to go back to it, remove {}", folder.display()),
-        None => "no earlier checkpoint is there".to_owned(),
+        Some(earlier) => format!("step-{earlier} also exists: to return to it, remove {}", folder.display()),
+        None => "there is no earlier checkpoint".to_owned(),
     })
 }

@@ -70,16 +70,19 @@ impl Writer {
         let sender = if self.writes { Some(self.begin(&files, state)?) } else { None };
         self.begun = Some(state.step);
         let mut listening = true;
-        for file in files {
+        let read = files.into_iter().try_for_each(|file| {
             file.read(trainer.params.gpu(), trainer.ranks(), |pieces| {
-                listening = sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
+                listening = listening && sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
                 listening
-            })?;
-            if !listening {
-                return self.wait();
-            }
+            })
+        });
+        drop(sender);
+        if let Err(failure) = read {
+            // That of the thread is only that the rest did not come.
+            let _ = self.wait();
+            return Err(failure);
         }
-        Ok(())
+        if listening { Ok(()) } else { self.wait() }
     }
 
     /// Starts the thread that writes what is sent to it.
