@@ -65,7 +65,7 @@ pub enum Error {
         loss: f32,
         /// Its gradient norm before clipping.
         grad_norm: f32,
-        /// The first parameter whose gradient is not finite; none where the loss is not, or where only the sum of squares overflows.
+        /// The first parameter whose gradient is not finite; none where all are: only the loss is not, or their sum of squares overflows.
         parameter: Option<String>,
     },
     /// Another rank that has ended, sends nothing, or sends what does not fit.
@@ -86,7 +86,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 fn non_finite_text(loss: f32, grad_norm: f32, parameter: Option<&str>) -> String {
     if !loss.is_finite() {
-        return format!("the loss is {loss}, expected a finite number");
+        let place = parameter.map_or(String::new(), |name| format!(" (and its gradient, first in {name})"));
+        return format!("the loss is {loss}{place}, expected a finite number");
     }
     let place = parameter.map_or("no single tensor, their sum overflows".into(), |name| format!("first in {name}"));
     format!("the gradient norm is {grad_norm} ({place}), expected a finite number")

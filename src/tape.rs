@@ -374,7 +374,7 @@ impl<'p> Tape<'p> {
 
     fn walk(&self, seeds: Vec<(Option<usize>, Tensor)>, sink: &mut Sink<'_>) -> Result<Leaves> {
         if self.walked.replace(true) {
-            return Err(Error::Value("backward: backward has already run on this tape".into()));
+            return Err(Error::Value("backward: it has already run on this tape".into()));
         }
         let mut nodes = self.nodes.take();
         let mut pending: Vec<Option<Tensor>> = (0..nodes.len()).map(|_| None).collect();

@@ -357,7 +357,7 @@ impl Trainer {
         let overflowed = self.loss_scale.as_mut().is_some_and(|scale| scale.update(loss, grad_norm));
         let is_finite = loss.is_finite() && grad_norm.is_finite();
         if !overflowed && !is_finite {
-            let id = if loss.is_finite() { clip.first_non_finite()? } else { None };
+            let id = clip.first_non_finite()?;
             let name = |id| match &self.ranks {
                 Some(ranks) => Ok(ranks.name(id)),
                 None => Ok(Some(self.params.get(id)?.name.clone())),

@@ -122,9 +122,9 @@ impl Mpi {
 
     /// Does work that the others have to wait for: however long it takes, their patience does not count meanwhile.
     pub fn busy<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.shared.lock().is_busy = true;
+        let outer = std::mem::replace(&mut self.shared.lock().is_busy, true);
         let result = work();
-        self.shared.lock().is_busy = false;
+        self.shared.lock().is_busy = outer;
         result
     }
 
@@ -405,15 +405,12 @@ impl Worker {
                 while !pending.is_done() {
                     std::thread::yield_now();
                 }
-                let (rank, busy) = pending
-                    .buffer
-                    .split_first_chunk()
-                    .map_or((u32::MAX, false), |(rank, busy)| (u32::from_le_bytes(*rank), busy == [1]));
-                let rank = rank as usize;
+                let [rank @ .., busy]: [u8; BEAT_BYTES] = pending.buffer.try_into().unwrap_or([u8::MAX; BEAT_BYTES]);
+                let rank = u32::from_le_bytes(rank) as usize;
                 let peer = &mut self.shared.lock().peers[from];
                 peer.seen = Instant::now();
                 peer.waits_for = (rank < self.ranks).then_some(rank);
-                peer.is_busy = busy;
+                peer.is_busy = busy == 1;
                 heard = true;
             }
         }

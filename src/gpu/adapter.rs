@@ -92,6 +92,8 @@ pub struct AdapterSummary {
     pub backend: wgpu::Backend,
     /// Driver name and version.
     pub driver: String,
+    /// Its place on the PCI bus, such as `0000:01:00.0`; empty where it has none, or the driver does not tell.
+    pub pci: String,
     /// The adapter's limits.
     pub limits: wgpu::Limits,
     /// The adapter's features.
@@ -119,6 +121,7 @@ impl AdapterSummary {
             kind: info.device_type,
             backend: info.backend,
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            pci: info.device_pci_bus_id,
             limits: adapter.limits(),
             features: adapter.features(),
             subgroup_lanes: (info.subgroup_min_size, info.subgroup_max_size),
@@ -304,6 +307,7 @@ mod tests {
             kind,
             backend: wgpu::Backend::Vulkan,
             driver: String::new(),
+            pci: String::new(),
             limits: wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..wgpu::Limits::default() },
             features,
             subgroup_lanes: (32, 32),

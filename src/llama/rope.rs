@@ -58,7 +58,7 @@ impl RopeScaling {
     pub(super) fn problem(&self, theta: f64) -> Option<&'static str> {
         let (Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. }) = *self;
         if !(factor.is_finite() && factor >= 1.0) {
-            return Some("a rope factor from 1 up");
+            return Some("a rope factor of at least 1");
         }
         match *self {
             Self::Linear { .. } => None,

@@ -229,7 +229,7 @@ fn a_tape_is_walked_once() -> Result<()> {
     let x = tape.leaf(vector(device::default(), &[1.0, 2.0])?);
     let loss = x.mul(&x)?.sum()?;
     tape.backward(&loss, &mut Gradients::new())?;
-    let walked = "backward: backward has already run on this tape";
+    let walked = "backward: it has already run on this tape";
     assert_eq!(refusal(tape.backward(&loss, &mut Gradients::new())), walked);
     // Nor does recording more on variables from before the walk bring it back.
     let more = x.mul(&x)?.add(&x)?.sum()?;

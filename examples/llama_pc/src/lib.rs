@@ -15,6 +15,7 @@ mod train;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use commands::{bench, devices, eval, export, plan, prepare, report, sample, selftest, spectrum};
@@ -60,13 +61,27 @@ enum Command {
 
 /// Runs the command that the command line asks for.
 pub fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    match Cli::try_parse().map_err(refusal).and_then(|cli| dispatch(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::note(&format!("error: {failure}"));
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// What is wrong with a command line, as one sentence. Help and the version end the process.
+fn refusal(error: clap::Error) -> Failure {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    let lines =
+        text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage: ") && !line.starts_with("For more information"));
+    let (tips, said): (Vec<&str>, Vec<&str>) = lines.filter(|line| !line.is_empty()).partition(|line| line.starts_with("tip: "));
+    let said = said.join(" ");
+    let hint = tips.first().and_then(|tip| tip.strip_prefix("tip: ")).unwrap_or("--help tells what the command takes");
+    Failure::usage(said.strip_prefix("error: ").unwrap_or(&said)).hint(hint)
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

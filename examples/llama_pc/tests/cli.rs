@@ -78,6 +78,18 @@ fn configuration_errors_name_file_key_and_range() {
         &["error: --set train.steps=0: train.steps: found 0, expected a whole number of at least 1"],
     );
     refused(path, &["train", "--config", "none.toml"], 1, &["error: cannot read none.toml: no such file or folder"]);
+    refused(
+        path,
+        &["train", "--stpes", "3"],
+        2,
+        &["error: unexpected argument '--stpes' found", "hint: a similar argument exists: '--steps'"],
+    );
+    refused(
+        path,
+        &["eval"],
+        2,
+        &["error: the following required arguments were not provided: <RUN>", "hint: --help tells what the command takes"],
+    );
 }
 
 #[test]
@@ -172,7 +184,7 @@ fn prepare_takes_a_tokenizer_and_reports_foreign_files() {
     fs::write(path.join("src/picture.png"), [0xff, 0xd8, 0xff]).expect("a file");
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bpe.model");
     let output = llama_pc(path, &["prepare", "--text", "src", "--tokenizer", model, "--out", "d"]);
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr).replace('\\', "/");
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("note: src/picture.png is not UTF-8 text and was skipped"), "{stderr}");
     let meta = fs::read_to_string(path.join("d/meta.json")).expect("meta.json");

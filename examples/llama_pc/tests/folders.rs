@@ -56,14 +56,14 @@ pub fn loss(folder: &Path, args: &[&str]) -> f64 {
 /// What a command says that must fail with this status.
 pub fn refused(command: &mut assert_cmd::Command, status: i32) -> String {
     let assert = command.assert().code(status);
-    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let text = String::from_utf8_lossy(&assert.get_output().stderr).replace('\\', "/");
     assert!(text.contains("error: ") && !text.contains("panicked"), "{text}");
     text
 }
 
 /// What a command that must succeed says on standard error.
 pub fn said(command: &mut assert_cmd::Command) -> String {
-    String::from_utf8_lossy(&command.assert().success().get_output().stderr).into_owned()
+    String::from_utf8_lossy(&command.assert().success().get_output().stderr).replace('\\', "/")
 }
 
 /// The steps in a run's metrics.

@@ -93,6 +93,10 @@ fn initial_weights_are_scaled_where_they_are_drawn() {
             assert!((ratio / factor - 1.0).abs() < 1e-5, "{name}: {ratio}");
         }
     }
+    train(folder.path(), "same", &["train.steps=1", "model.init_scale={ o = 1.0, ffn = 1.0 }"])
+        .args(["--init", "plain"])
+        .assert()
+        .success();
     let assert = train(folder.path(), "third", &["model.init_scale={ o = 2.0 }"]).args(["--init", "plain"]).assert().code(2);
     let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(text.contains("model.init_scale: found") && text.contains("--init plain"), "{text}");
@@ -143,6 +147,13 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
         assert!(rows.iter().all(|row| row["loss"].is_f64() && row["grad_norm"].is_f64()), "{rows:?}");
     }
     assert_eq!(errors[0], errors[1], "how often it is logged changes nothing");
+
+    // Weights that are finite, and a model of them that is not.
+    let validated = ["optimizer.lr=1e30", "train.steps=1", "train.val_every=1"];
+    let assert = train(folder.path(), "validated", &validated).assert().code(1);
+    let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(text.contains("error: step 1: the validation loss is ") && text.contains("hint: "), "{text}");
+    assert!(!folder.path().join("validated/checkpoints/step-1").exists());
 }
 
 #[test]

@@ -429,7 +429,7 @@ fn what_is_no_llama_is_refused() {
         assert!(text(LlamaConfig { rope_theta, ..config() }).contains("a rope_theta above 0"));
     }
     let scaled = |scaling| text(LlamaConfig { rope_scaling: Some(scaling), ..config() });
-    assert!(scaled(RopeScaling::Linear { factor: 0.5 }).contains("a rope factor from 1 up"));
+    assert!(scaled(RopeScaling::Linear { factor: 0.5 }).contains("a rope factor of at least 1"));
     let llama3 = RopeScaling::Llama3 { factor: 2.0, low_freq_factor: 4.0, high_freq_factor: 4.0, original_seq_len: 24 };
     assert!(scaled(llama3).contains("a high_freq_factor above low_freq_factor"));
     let (model, params) = Llama::init(gpu, config(), 0).expect("a model");

@@ -44,7 +44,8 @@ pub fn classes() -> Vec<Class> {
         tier: KernelTier::Portable,
     };
     let others = [few, software, many(KernelTier::Portable), subgroup, many(KernelTier::Subgroup)];
-    fallback.into_iter().chain(others).chain(roomy).chain(few_registers).chain(matrix).collect()
+    // The first class that has a text sets its limits: that of more shared memory comes last.
+    fallback.into_iter().chain(others).chain(few_registers).chain(matrix).chain(roomy).collect()
 }
 
 /// A GPU with subgroups, and otherwise what the library asks for at least.
@@ -55,6 +56,7 @@ fn webgpu() -> AdapterSummary {
         kind: DeviceType::DiscreteGpu,
         backend: Backend::Vulkan,
         driver: String::new(),
+        pci: String::new(),
         limits: Limits { max_immediate_size: 128, ..Limits::default() },
         features: Features::IMMEDIATES | Features::SUBGROUP,
         subgroup_lanes: (32, 32),

@@ -105,8 +105,9 @@ fn adapter(wanted: &Option<String>) -> Result<AdapterSummary, String> {
     let names: Vec<String> = found.iter().map(|adapter| format!("{} {}", adapter.index, adapter.name)).collect();
     let at = match wanted {
         None => found.iter().position(|adapter| !adapter.is_software()).or((!found.is_empty()).then_some(0)),
-        Some(wanted) => found.iter().position(|adapter| {
-            adapter.index.to_string() == *wanted || adapter.name.to_lowercase().contains(&wanted.to_lowercase())
+        Some(wanted) => found.iter().position(|adapter| match wanted.parse::<usize>() {
+            Ok(index) => adapter.index == index,
+            Err(_) => adapter.name.to_lowercase().contains(&wanted.to_lowercase()),
         }),
     };
     at.map(|at| found.swap_remove(at)).ok_or_else(|| format!("found {names:?}, expected {}", wanted.as_deref().unwrap_or("any")))

@@ -181,7 +181,7 @@ fn refused(report: &Report, is_meant: fn(&KernelReport) -> bool) -> Vec<String> 
 const HEAD: &str = "\
 # What drivers make of the kernels
 
-Written by `scripts/drivers`, which compiles every kernel with real GPU drivers, none of which needs its GPU: they run on Mesa's
+Written by `scripts/drivers`, which compiles the kernels with real GPU drivers, none of which needs its GPU: they run on Mesa's
 drm-shim, which accepts every submit and executes nothing. No number here is a measurement on hardware.
 
 ";

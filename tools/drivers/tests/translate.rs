@@ -184,13 +184,10 @@ fn to_msl(parsed: &Parsed, variant: &KernelVariant, lang_version: (u8, u8)) -> R
 fn limits(parsed: &Parsed, variant: &KernelVariant, class: &Limits) -> Result<(), String> {
     let [x, y, z] = parsed.workgroup_size();
     let bindings = variant.bindings.len() as u32;
-    // A class with more than these have is of Vulkan alone.
-    let on_dx12_and_metal = class.max_compute_workgroup_storage_size.max(32 << 10);
     // Root constants: the arguments, three of wgpu's own, and a table of descriptors, of 64 in all.
     let root = variant.argument_bytes.div_ceil(4) + 3 + 1;
     let rows = [
         ("bytes of shared memory", parsed.shared_bytes(), class.max_compute_workgroup_storage_size),
-        ("bytes of shared memory, on DX12 and Metal", parsed.shared_bytes(), on_dx12_and_metal),
         ("invocations", x * y * z, class.max_compute_invocations_per_workgroup),
         ("invocations in x", x, class.max_compute_workgroup_size_x),
         ("invocations in y", y, class.max_compute_workgroup_size_y),

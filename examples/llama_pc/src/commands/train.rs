@@ -91,7 +91,7 @@ fn train(args: &Args, world: &Rc<World>) -> Result<(), Failure> {
 
 /// Reads `120s`, `2m`, `1h` or plain seconds.
 fn parse_time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("found \"{text}\", expected a time such as 120s, 2m or 1h");
+    let wrong = || format!("found \"{text}\", expected a time of at least 3s, such as 120s, 2m or 1h");
     let trimmed = text.trim();
     let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(digits);
@@ -102,8 +102,8 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    // A year, which keeps sums of times far from their limit.
-    seconds.filter(|seconds| (1..=31_536_000).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
+    // Signs of life come every second. A year keeps sums of times far from their limit.
+    seconds.filter(|seconds| (3..=31_536_000).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 #[cfg(test)]

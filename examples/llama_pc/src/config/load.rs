@@ -85,6 +85,7 @@ fn read(path: &Path) -> Result<Table, Failure> {
     })?;
     let within = |error: KeyError| error.within(&path.display().to_string());
     rename_keys(&mut table).map_err(within)?;
+    spread_rope_scaling(&mut table).map_err(|problem| within(KeyError::value(problem)))?;
     check_table(&table).map_err(within)?;
     Ok(table)
 }
@@ -99,6 +100,20 @@ fn rename_keys(table: &mut Table) -> Result<(), KeyError> {
                 "{section}: found {old} and {new}, expected one of them: {old} is its old name"
             )));
         }
+    }
+    Ok(())
+}
+
+/// Replaces a `rope_scaling` that is a table by the keys that it stands for.
+fn spread_rope_scaling(table: &mut Table) -> Result<(), String> {
+    let Some(Value::Table(model)) = table.get_mut("model") else { return Ok(()) };
+    let Some(Value::Table(entries)) = model.get("rope_scaling").cloned() else { return Ok(()) };
+    model.remove("rope_scaling");
+    for (key, value) in rope::keys_of(entries)? {
+        if model.contains_key(&key) {
+            return Err(format!("model.{key}: found a value here and one in rope_scaling, expected one"));
+        }
+        model.insert(key, value);
     }
     Ok(())
 }
@@ -174,22 +189,35 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
         .filter(|parsed| parsed.len() == 1)
         .and_then(|mut parsed| parsed.remove("value"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
-    let checked = if section.is_empty() || SECTIONS.contains(&section) {
-        check_key(section, name, &value)
-    } else {
-        let nearest = schema::nearest_section(section);
-        Err(KeyError::unknown(format!("unknown section [{section}]"), format!("[{nearest}]")))
+    let values = values_of(section, name, value).map_err(|error| error.within(&source))?;
+    let keys = match section {
+        "" => table,
+        _ => match table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(keys) => keys,
+            _ => return Ok(()),
+        },
     };
-    checked.map_err(|error| error.within(&source))?;
-    if section.is_empty() {
-        table.insert(name.to_owned(), value);
-    } else if let Value::Table(keys) = table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
-        for displaced in displaced(section, name) {
-            keys.remove(*displaced);
-        }
-        keys.insert(name.to_owned(), value);
+    for displaced in displaced(section, name) {
+        keys.remove(*displaced);
     }
+    keys.extend(values);
     Ok(())
+}
+
+/// What a `--set` sets: a key, or those that a table stands for, each checked.
+fn values_of(section: &str, name: &str, value: Value) -> Result<Table, KeyError> {
+    if !section.is_empty() && !SECTIONS.contains(&section) {
+        let nearest = schema::nearest_section(section);
+        return Err(KeyError::unknown(format!("unknown section [{section}]"), format!("[{nearest}]")));
+    }
+    let values = match value {
+        Value::Table(entries) if (section, name) == ("model", "rope_scaling") => {
+            rope::keys_of(entries).map_err(KeyError::value)?
+        }
+        value => Table::from_iter([(name.to_owned(), value)]),
+    };
+    values.iter().try_for_each(|(name, value)| check_key(section, name, value))?;
+    Ok(values)
 }
 
 /// Keys that a `--set` of this one overrides, because they set the same thing.

@@ -1,7 +1,7 @@
 //! The keys of `model.rope_scaling`: which of them each kind takes, and their defaults.
 
 use polytape::llama;
-use toml::Value;
+use toml::{Table, Value};
 
 use super::{Model, RopeScaling};
 
@@ -15,6 +15,38 @@ pub(super) const KEYS: [&str; 7] = [
     "rope_beta_slow",
     "rope_attention_factor",
 ];
+
+/// What the entries of a `rope_scaling` that is a table are called, here or in `config.json`, and the keys that they stand for.
+const ENTRIES: [(&str, &str); 10] = [
+    ("type", "rope_scaling"),
+    ("rope_type", "rope_scaling"),
+    ("factor", "rope_factor"),
+    ("original_max_seq_len", "rope_original_seq_len"),
+    ("original_max_position_embeddings", "rope_original_seq_len"),
+    ("low_freq_factor", "rope_low_freq_factor"),
+    ("high_freq_factor", "rope_high_freq_factor"),
+    ("beta_fast", "rope_beta_fast"),
+    ("beta_slow", "rope_beta_slow"),
+    ("attention_factor", "rope_attention_factor"),
+];
+
+/// The keys that a `rope_scaling` which is a table stands for.
+pub(super) fn keys_of(entries: Table) -> Result<Table, String> {
+    let mut keys = Table::new();
+    for (name, value) in entries {
+        let Some((_, key)) = ENTRIES.iter().find(|(known, _)| *known == name) else {
+            let names = ENTRIES.map(|(known, _)| known).join(", ");
+            return Err(format!("model.rope_scaling: found the entry {name}, expected some of {names}"));
+        };
+        if keys.insert((*key).to_owned(), value).is_some() {
+            return Err(format!("model.rope_scaling: found two entries for {key}, expected one"));
+        }
+    }
+    if !keys.contains_key("rope_scaling") {
+        return Err("model.rope_scaling: found a table without type, expected one of none, linear, llama3, yarn".to_owned());
+    }
+    Ok(keys)
+}
 
 /// Fills in the defaults of a kind; a key that it does not take, or one without a default that is not there, is an error.
 pub(super) fn resolve(model: &mut Model) -> Result<(), String> {

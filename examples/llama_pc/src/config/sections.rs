@@ -58,7 +58,8 @@ pub struct Model {
     pub norm_eps: f64,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f64,
-    /// How rotary frequencies are scaled for sequences longer than in the original training, as in transformers.
+    /// How rotary frequencies are scaled for sequences longer than in the original training, as in transformers. A table, `{ type = "llama3",
+    /// factor = 8.0, original_max_seq_len = 8192 }`, sets the keys that follow, too.
     pub rope_scaling: RopeScaling,
     /// Scaling factor, for `linear`, `llama3` and `yarn`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,7 +243,7 @@ pub struct Train {
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_activations: bool,
     /// Operands of the matrix products of the linear layers and the head, forward and backward: f32, the sum of two f16 (about as
-    /// accurate as f32), or f16. The latter two scale the loss and read the gradient norm back at every step. All else stays in f32:
+    /// accurate as f32), or f16. The latter two scale the loss. All else stays in f32:
     /// accumulation, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix` kernels run on matrix
     /// units; other kernels emulate the rounding, which is slower than f32.
     pub precision: Precision,
@@ -260,8 +261,7 @@ pub struct Train {
     pub log_spectrum_every: u64,
     /// Steps between per-layer measurements: norms, γ and the residual stream.
     pub log_layers_every: u64,
-    /// Skip a step whose gradient norm is more than this many standard deviations above its running mean; 0 skips none. Reads the
-    /// norm back at every step.
+    /// Skip a step whose gradient norm is more than this many standard deviations above its running mean; 0 skips none.
     pub skip_spikes: f64,
 }
 

@@ -175,6 +175,22 @@ fn rope_scaling_takes_its_own_keys() {
     let linear = model("rope_scaling = \"yarn\"\nrope_factor = 4", &["model.rope_scaling=linear", "model.rope_factor=2"]);
     assert_eq!(linear.expect("a good file").rope(), Some(polytape::llama::RopeScaling::Linear { factor: 2.0 }));
     let refused = |text: &str| model(text, &[]).expect_err("a bad file");
+    let keys = "rope_scaling = \"llama3\"\nrope_factor = 32\nrope_low_freq_factor = 1\nrope_high_freq_factor = 4\nrope_original_seq_len = 8192";
+    let table =
+        "{ type = \"llama3\", factor = 32.0, low_freq_factor = 1.0, high_freq_factor = 4.0, original_max_seq_len = 8192 }";
+    let llama3 = model(keys, &[]);
+    assert!(llama3.as_ref().is_ok_and(|model| model.rope().is_some()), "{llama3:?}");
+    assert_eq!(model(&format!("rope_scaling = {table}"), &[]), llama3);
+    assert_eq!(model("rope_scaling = \"linear\"\nrope_factor = 4", &[&format!("model.rope_scaling={table}")]), llama3);
+    assert!(
+        refused("rope_scaling = { type = \"linear\", factro = 4 }").contains("found the entry factro, expected some of type,")
+    );
+    assert!(refused("rope_scaling = { factor = 4 }").contains("found a table without type"));
+    assert!(
+        refused("rope_factor = 2\nrope_scaling = { type = \"linear\", factor = 4 }")
+            .contains("model.rope_factor: found a value here")
+    );
+    assert!(refused("rope_scaling = { type = \"linear\", factor = 0.5 }").contains("model.rope_factor: found 0.5"));
     assert_eq!(refused("rope_factor = 4"), "model.rope_factor: found 4, expected none where model.rope_scaling is \"none\"");
     assert_eq!(
         refused("rope_scaling = \"llama3\"\nrope_factor = 8"),

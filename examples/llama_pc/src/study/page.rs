@@ -225,8 +225,11 @@ fn conditions(findings: &Findings<'_>, pictures: &str) -> String {
             gamma(result),
         );
     }
-    text += "\nThe singular values that the first seed ends with, in ascending order, as shares of the largest:\n\n";
-    text += &picture(pictures, "spectra", "Singular values at the end of training");
+    text += "\n";
+    if findings.kept.records.values().any(|record| record.spectrum.is_some()) {
+        text += "The singular values that the first seed ends with, in ascending order, as shares of the largest:\n\n";
+        text += &picture(pictures, "spectra", "Singular values at the end of training");
+    }
     text += &picture(pictures, "condition", "GMCN over the steps");
     text + &picture(pictures, "gamma", "γ over the steps")
 }

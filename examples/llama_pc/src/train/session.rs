@@ -189,7 +189,8 @@ impl Session {
 
     /// Writes the last checkpoint and the loss curve, and prints a summary.
     pub fn finish(&mut self, profile: bool) -> Result<(), Failure> {
-        self.close(profile).map_err(|failure| self.place(failure))
+        let world = self.world.clone();
+        world.busy(|| self.close(profile)).map_err(|failure| self.place(failure))
     }
 
     fn steps(&mut self) -> Result<(), Failure> {
@@ -291,6 +292,10 @@ impl Session {
         let (before, tokens_before) = self.clock.last;
         let tokens_per_second = (self.state.tokens - tokens_before) as f64 / (now - before).as_secs_f64().max(1e-9);
         let val_loss = if validate { self.validate()? } else { None };
+        if let Some(loss) = val_loss.filter(|loss| !loss.is_finite()) {
+            let step = self.state.step;
+            return Err(self.not_finite(format!("step {step}: the validation loss is {loss}, expected a finite number")));
+        }
         let row = Metrics {
             step: self.state.step,
             tokens: self.state.tokens,
@@ -352,18 +357,23 @@ impl Session {
 
     /// The error of a step. One that is not finite ends the run; the checkpoints stay.
     fn explain(&self, error: Error) -> Failure {
-        if !matches!(error, Error::NonFinite { .. }) {
-            return self.world.explain(error);
+        match error {
+            Error::NonFinite { .. } => self.not_finite(error.to_string()),
+            error => self.world.explain(error),
         }
+    }
+
+    /// The failure of all ranks at a number that is not finite: the first tells of it.
+    fn not_finite(&self, message: String) -> Failure {
         self.world.leave_it_to_the_first();
         let range = if self.trainer.loss_scale.is_some() { ", or the wider range of train.precision = \"f32\"" } else { "" };
         let cure = "a smaller optimizer.lr or a longer schedule.warmup_steps may help";
-        Failure::other(error.to_string()).hint(format!("{cure}{range}")).diverged()
+        Failure::other(message).hint(format!("{cure}{range}")).diverged()
     }
 
     /// A failure in a step: how the run goes on and, of several ranks, in which step.
     fn place(&mut self, failure: Failure) -> Failure {
-        self.writer.settle();
+        self.world.busy(|| self.writer.settle());
         let newest = paths::newest(self.writer.complete());
         let failure = failure.and_hint(&format!("{newest}; to resume: {}", self.world.resume_command(&self.path)));
         if self.world.is_alone() { failure } else { failure.within_step(self.state.step) }
@@ -404,7 +414,7 @@ impl Session {
         if self.writer.begun() == Some(self.state.step) {
             return Ok(());
         }
-        self.settle()?;
+        self.wait_for_save()?;
         self.world.agree_on_weights(&self.trainer)?;
         self.state.milliseconds = self.clock.elapsed().as_millis() as u64;
         self.world.busy(|| {
@@ -414,13 +424,13 @@ impl Session {
     }
 
     /// Waits until the last save is on disk.
-    pub fn settle(&mut self) -> Result<(), Failure> {
+    pub fn wait_for_save(&mut self) -> Result<(), Failure> {
         self.world.busy(|| self.writer.wait())
     }
 
     fn close(&mut self, profile: bool) -> Result<(), Failure> {
         self.save()?;
-        self.settle()?;
+        self.wait_for_save()?;
         if !self.world.is_first() {
             return Ok(());
         }

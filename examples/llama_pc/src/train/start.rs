@@ -78,7 +78,7 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     if init.is_some() {
         // Unlike initial weights, these cannot be redrawn from the seed: on disk before config.toml, with which a run can be resumed.
         session.save()?;
-        session.settle()?;
+        session.wait_for_save()?;
     }
     session.write_config()?;
     Ok(session)
@@ -202,7 +202,7 @@ fn check_state(config: &Config, state: &State, first: &State) -> Result<(), Fail
 
 /// `model.init_scale` scales weights that are drawn, not those of `--init`.
 fn refuse_scale(config: &Config, init: &Path) -> Result<(), Failure> {
-    if config.model.init_scale.is_empty() {
+    if config.model.init_scale.values().all(|factor| *factor == 1.0) {
         return Ok(());
     }
     let found = &config.keys()["model.init_scale"];

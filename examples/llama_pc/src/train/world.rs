@@ -171,10 +171,10 @@ impl World {
         (same(&self.hosts[..self.rank]), same(&self.hosts))
     }
 
-    /// Does work that the other ranks wait for as long as it needs: this rank's disk, say.
+    /// Does work for which, on the first rank, the others wait as long as it takes: on its disk, say.
     pub fn busy<T>(&self, work: impl FnOnce() -> T) -> T {
         #[cfg(feature = "mpi")]
-        if let Some((mpi, _)) = &self.mpi {
+        if let (Some((mpi, _)), true) = (&self.mpi, self.is_first()) {
             return mpi.busy(work);
         }
         work()

@@ -79,7 +79,11 @@ impl Ranks {
         let ranks = ask.ranks;
         if ranks == 0 || !model.replicas.is_multiple_of(ranks) {
             let replicas = model.replicas;
-            return Err(Failure::usage(format!("--ranks: found {ranks}, expected a divisor of train.replicas = {replicas}")));
+            let accumulation = config.train.grad_accumulation;
+            return Err(Failure::usage(format!("--ranks: found {ranks}, expected a divisor of train.replicas = {replicas}"))
+                .hint(format!(
+                    "--set train.replicas=R, a power of two that divides train.grad_accumulation = {accumulation}, plans for more"
+                )));
         }
         let division = Division::new(config, model)?;
         let own = division.owned(ranks);

@@ -70,19 +70,19 @@ impl Writer {
         let sender = if self.writes { Some(self.begin(&files, state)?) } else { None };
         self.begun = Some(state.step);
         let mut listening = true;
-        let read = files.into_iter().try_for_each(|file| {
-            file.read(trainer.params.gpu(), trainer.ranks(), |pieces| {
-                listening = listening && sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
+        for file in files {
+            let read = file.read(trainer.params.gpu(), trainer.ranks(), |pieces| {
+                listening = sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
                 listening
-            })
-        });
-        drop(sender);
-        if let Err(failure) = read {
-            // That of the thread is only that the rest did not come.
-            let _ = self.wait();
-            return Err(failure);
+            });
+            if read.is_err() || !listening {
+                // Where reading failed, all that the thread knows is that the rest did not come.
+                drop(sender);
+                let written = self.wait();
+                return read.and(written);
+            }
         }
-        if listening { Ok(()) } else { self.wait() }
+        Ok(())
     }
 
     /// Starts the thread that writes what is sent to it.
