@@ -363,4 +363,43 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_width_of_registers_gives_the_same_bits() {
+        fn product<S: Simd>(simd: S) -> Vec<u32> {
+            let (rows, columns, inner) = (19, 37, 2 * PASS + 5);
+            let tile = Tile { rows: if S::REGISTER_COUNT >= 32 { 8 } else { 6 }, columns: 2 * S::F32_LANES };
+            let values = |count: usize| (0..count).map(|i| (i as f32 * 12.9898).sin()).collect::<Vec<f32>>();
+            let (x, y) = (values(rows * inner), values(inner * columns));
+            let mut a = vec![0.0; rows.next_multiple_of(tile.rows) * inner];
+            let mut b = vec![0.0; columns.next_multiple_of(tile.columns) * inner];
+            let exact = || std::iter::once(Term::Exact);
+            Operand { values: &x, offset: 0, stride: inner, inner_stride: 1 }.pack(rows, inner, tile.rows, exact(), &mut a);
+            Operand { values: &y, offset: 0, stride: 1, inner_stride: columns }.pack(
+                columns,
+                inner,
+                tile.columns,
+                exact(),
+                &mut b,
+            );
+            let mut found = vec![0; rows * columns];
+            let store = |row: usize, column: usize, sums: &mut [f32]| {
+                for (i, sums) in sums.chunks_exact(tile.columns).enumerate().take(rows - row) {
+                    for (j, sum) in sums.iter().enumerate().take(columns - column) {
+                        found[(row + i) * columns + column + j] = sum.to_bits();
+                    }
+                }
+            };
+            let block = Block { a: &a, b: &b, inner, lower_from: None };
+            simd.vectorize(Computation { block, scratch: &mut Vec::new(), store });
+            found
+        }
+        let want = product(pulp::Scalar::new());
+        #[cfg(target_arch = "x86_64")]
+        {
+            assert!(pulp::x86::V3::try_new().is_none_or(|simd| product(simd) == want), "AVX2");
+            assert!(pulp::x86::V4::try_new().is_none_or(|simd| product(simd) == want), "AVX-512");
+        }
+        assert!(want.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+    }
 }

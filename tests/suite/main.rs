@@ -4,6 +4,7 @@ mod check;
 mod device;
 mod gpu;
 mod host;
+mod memory;
 mod ops;
 mod optim;
 mod spectral;

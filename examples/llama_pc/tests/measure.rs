@@ -68,8 +68,8 @@ fn runs_are_measured_and_reported() {
     assert_eq!((run["gamma"].as_array().map(Vec::len), run["spectra"].as_array().map(Vec::len)), (Some(8), Some(14)));
     assert_eq!(run["condition"].as_array().map(Vec::len), Some(2));
     assert!(data["reach"][0][1]["loss"].is_f64() && data["reach"][0][0].is_null());
-    let has_profile = path.join("plain/profile.json").is_file();
-    assert_eq!(data["runs"][1]["kernels"].as_array().is_some_and(|list| !list.is_empty()), has_profile);
+    assert!(path.join("plain/profile.json").is_file());
+    assert!(data["runs"][1]["kernels"].as_array().is_some_and(|list| !list.is_empty()));
 }
 
 #[test]

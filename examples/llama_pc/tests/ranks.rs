@@ -113,13 +113,15 @@ fn kill(signal: &str, process: u32) {
     assert!(status.expect("a shell").success());
 }
 
-/// The process of a rank that trains `run`, wherever on this machine.
-fn process_of(run: &str, rank: usize) -> u32 {
+/// The process of a rank that trains `run` in this folder.
+fn process_of(folder: &Path, run: &str, rank: usize) -> u32 {
+    let folder = fs::canonicalize(folder).expect("the folder");
     let mark = format!("OMPI_COMM_WORLD_RANK={rank}");
     let is_it = |process: &u32| {
         let read = |file: &str| fs::read(format!("/proc/{process}/{file}")).unwrap_or_default();
         let has = |bytes: &[u8], word: &str| bytes.split(|byte| *byte == 0).any(|part| part == word.as_bytes());
-        has(&read("environ"), &mark) && has(&read("cmdline"), run) && has(&read("cmdline"), "train")
+        let is_here = fs::read_link(format!("/proc/{process}/cwd")).is_ok_and(|cwd| cwd == folder);
+        is_here && has(&read("environ"), &mark) && has(&read("cmdline"), run) && has(&read("cmdline"), "train")
     };
     let entries = fs::read_dir("/proc").expect("processes");
     let processes = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -90,7 +90,7 @@ fn wrong_use_has_its_sentence() {
         (&["study"], 2, "--scale <SCALE>"),
         (&["study", "--scale", "tiny"], 1, "cannot read data/demo/train: no such file or folder"),
         (&["study", "--scale", "tiny", "--seeds", "1"], 2, "1 is not in 2..=100"),
-        (&["study", "--scale", "tiny", "--max-hours", "-1"], 2, "-1"),
+        (&["study", "--scale", "tiny", "--max-hours=-1"], 2, "--max-hours: found -1, expected a number above 0"),
         (&["study", "--from", "m.zst"], 1, "m.zst: found "),
     ];
     for (args, status, expected) in cases {

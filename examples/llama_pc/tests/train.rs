@@ -138,10 +138,14 @@ fn a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint() {
         let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(text.contains("error: step ") && text.contains("expected") && text.contains("hint: "), "{variant:?}: {text}");
         errors.extend(text.lines().find(|line| line.starts_with("error: step ")).map(str::to_owned));
-        // What was saved is finite: it can be evaluated.
-        for entry in fs::read_dir(folder.path().join(&run).join("checkpoints")).into_iter().flatten() {
-            let name = entry.expect("an entry").file_name().into_string().expect("a name");
-            assert!(name.starts_with("step-") && !name.ends_with(".partial"), "{name}");
+        // What was saved is finite.
+        let saved: Vec<_> = fs::read_dir(folder.path().join(&run).join("checkpoints")).expect("checkpoints").collect();
+        assert!(!saved.is_empty(), "{variant:?}");
+        for entry in saved {
+            let bytes = fs::read(entry.expect("an entry").path().join("model.safetensors")).expect("weights");
+            let header = 8 + u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+            let values = bytes[header..].as_chunks().0;
+            assert!(values.iter().all(|value| f32::from_le_bytes(*value).is_finite()), "{variant:?}");
         }
         let rows = metrics(folder.path(), &run);
         assert!(rows.iter().all(|row| row["loss"].is_f64() && row["grad_norm"].is_f64()), "{rows:?}");
@@ -234,4 +238,21 @@ fn a_build_without_mpi_refuses_to_be_one_of_several_processes() {
         assert!(text.contains("--features mpi") && !folder.path().join("run").exists(), "{text}");
     }
     train(folder.path(), "run", &["train.steps=1", "train.val_every=0"]).env("OMPI_COMM_WORLD_SIZE", "1").assert().success();
+}
+
+#[test]
+fn gradients_are_clipped_to_the_configured_norm_also_after_a_resume() {
+    let folder = prepared();
+    let begin = |out: &str, steps: &str, norm: &str| {
+        let norm = format!("train.max_grad_norm={norm}");
+        let extra = [&norm, steps, "schedule.kind=constant", "train.val_every=0", "optimizer.kind=muon", "optimizer.lr=0.01"];
+        train(folder.path(), out, &extra).assert().success();
+    };
+    let losses = |run: &str| metrics(folder.path(), run).iter().map(|row| row["loss"].clone()).collect::<Vec<_>>();
+    begin("tight", "train.steps=6", "0.01");
+    begin("loose", "train.steps=6", "1");
+    begin("parts", "train.steps=3", "0.01");
+    resume::resume(folder.path(), "parts", &["--steps", "6"]).assert().success();
+    assert_ne!(losses("tight"), losses("loose"));
+    assert_eq!(losses("tight"), losses("parts"));
 }

@@ -20,7 +20,7 @@ fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attenti
 fn attention_matches() {
     // [batch, heads, kv_heads, head_dim] and lengths: fewer than a block of keys, primes, several workgroups of queries (of 16
     // to 64). Each head_dim is three shaders to compile: many lengths, few widths.
-    let cases: [([usize; 4], &[usize]); 7] = [
+    let cases: [([usize; 4], &[usize]); 8] = [
         ([2, 2, 1, 1], &[7]),
         ([1, 3, 3, 4], &[3, 101]),
         ([2, 4, 1, 7], &[13, 67]),
@@ -28,6 +28,7 @@ fn attention_matches() {
         ([1, 4, 1, 64], &[67]),
         ([1, 2, 1, 80], &[37]),
         ([1, 2, 2, 128], &[68]),
+        ([1, 2, 1, 132], &[37]),
     ];
     for (sizes, lengths) in cases {
         let [batch, heads, kv_heads, head_dim] = sizes;

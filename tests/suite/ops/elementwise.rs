@@ -90,3 +90,15 @@ fn tensors_of_no_or_too_many_dimensions_are_refused() {
     let error = Tensor::from_slice(device::default(), &[1.0; 5], &[2, 3]).expect_err("one value is missing");
     assert_eq!(error.to_string(), "from_slice: 5 values for shape [2, 3], which has 6 elements");
 }
+
+#[test]
+fn tensors_may_be_larger_than_one_dimension_of_workgroups() -> polytape::Result<()> {
+    const LEN: usize = 32_768 * 256 + 1_027;
+    let value = |i: usize| (i % 65_521) as f32;
+    for gpu in device::all() {
+        let x = Tensor::from_slice(gpu, &(0..LEN).map(value).collect::<Vec<_>>(), &[LEN])?;
+        let wrong = x.scaled(2.0)?.to_vec()?.iter().enumerate().position(|(i, y)| *y != 2.0 * value(i));
+        assert_eq!(wrong, None, "{} kernels", gpu.kernels());
+    }
+    Ok(())
+}

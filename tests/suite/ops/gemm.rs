@@ -1,4 +1,4 @@
-use polytape::gpu::Tuning;
+use polytape::gpu::{KernelTier, Tuning};
 use polytape::{Factor, Gemm, Gpu, GpuOptions, Matrix, Precision, Result, Tensor};
 
 use crate::check::upload;
@@ -6,6 +6,7 @@ use crate::device;
 use crate::reference::Array;
 use crate::reference::differences::random_arrays;
 use crate::reference::layout::{concat, slice};
+use crate::reference::matmul::matmul;
 use crate::tolerance::{assert_close, reduction};
 
 /// Runs `compute` on every device and compares its result with `want`.
@@ -288,6 +289,27 @@ fn kept_product(gpu: &Gpu, [rows, inner, columns]: [usize; 3], beta: f32) -> Res
     Ok(out.to_vec()?.into_iter().map(f32::to_bits).collect())
 }
 
+/// The host tier packs 2²² floats of B at a time: here 64 columns of 65 or 66, and two matrices of three.
+#[test]
+fn b_may_be_larger_than_what_is_packed_at_a_time() {
+    let [a, b] = random_arrays(1610, [&[9, 70_000], &[70_000, 65]]);
+    check("columns in parts", 70_000, &a.matmul(&b), |gpu| {
+        let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
+        Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?).compute()
+    });
+    let [a] = random_arrays(1611, [&[66, 70_000]]);
+    check("symmetric, in parts", 70_000, &a.matmul(&a.transpose()), |gpu| {
+        let a = upload(gpu, &a)?;
+        let a = Matrix::new(&a)?;
+        Gemm { symmetric: true, ..Gemm::new(a, a.t()) }.compute()
+    });
+    let [a, b] = random_arrays(1612, [&[3, 9, 700], &[3, 700, 2100]]);
+    check("matrices in parts", 700, &matmul(&a, &b, false, false), |gpu| {
+        let (a, b) = (upload(gpu, &a)?, upload(gpu, &b)?);
+        Gemm::new(Matrix::new(&a)?, Matrix::new(&b)?).compute()
+    });
+}
+
 #[test]
 fn tuning_changes_no_bit() -> Result<()> {
     for plain in device::all() {
@@ -298,6 +320,8 @@ fn tuning_changes_no_bit() -> Result<()> {
             let same = kept_product(plain, size, keep)? == kept_product(&tuned, size, keep)?;
             assert!(same, "{size:?} with {} kernels, κ = {keep}", plain.kernels());
         }
+        // Each of the products ran once, and some of them in trials, too.
+        assert!(plain.kernels() == KernelTier::Host || tuned.counters().dispatches > 12, "{} kernels", plain.kernels());
     }
     Ok(())
 }

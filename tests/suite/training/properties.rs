@@ -6,7 +6,7 @@ use polytape::llama::{Llama, LlamaConfig};
 use polytape::optim::{Clip, OPTIMIZERS};
 use polytape::safetensors::{Reader, save};
 use polytape::{
-    EffectiveGradients, GpuOptions, Gradients, Params, Precision, Result, Skip, StepHook, StepOutput, Tape, Tensor, Trainer,
+    EffectiveGradients, Gpu, GpuOptions, Gradients, Params, Precision, Result, Skip, StepHook, StepOutput, Tape, Tensor, Trainer,
 };
 
 use super::small::{SEQ, Small, batch, bits, config, optimizer, precondition};
@@ -32,6 +32,17 @@ fn the_same_seed_gives_the_same_bits() {
             let run = || Small::new(gpu, config(), rule).and_then(|mut small| small.run(0..3)).expect("three steps");
             assert!(run() == run(), "{} kernels, {rule}", gpu.kernels());
         }
+    }
+}
+
+#[test]
+fn shaders_without_checks_give_the_same_bits() {
+    for kernels in device::all().iter().map(Gpu::kernels) {
+        let run = |checked_shaders| {
+            let options = GpuOptions { kernels: Some(kernels), checked_shaders, ..Default::default() };
+            device::open(&options).and_then(|gpu| Small::new(&gpu, config(), "muon")?.run(0..2)).expect("two steps")
+        };
+        assert!(run(true) == run(false), "{kernels} kernels");
     }
 }
 

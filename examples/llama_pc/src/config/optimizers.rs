@@ -54,3 +54,32 @@ impl Optimizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polytape::optim::{LrScale, WeightDecayScope};
+    use polytape::spectral::NewtonSchulz;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn every_setting_reaches_the_rule() {
+        let sets = [
+            "betas=[0.8, 0.97]",
+            "eps=1e-6",
+            "weight_decay=0.3",
+            "decay=matrices",
+            "momentum=0.7",
+            "ns_coefficients=aol",
+            "ns_steps=3",
+            "lr_ratio=spectral_mup",
+        ];
+        let settings = Config::load(None, &sets.map(|set| format!("optimizer.{set}"))).expect("good settings").optimizer;
+        let adam =
+            AdamConfig { betas: [0.8, 0.97], eps: 1e-6, weight_decay: 0.3, weight_decay_scope: WeightDecayScope::Matrices };
+        assert_eq!(settings.adam(), adam);
+        let (coefficients, lr_scale) = (NewtonSchulz::Aol, LrScale::SpectralMup);
+        assert_eq!(settings.muon(), MuonConfig { momentum: 0.7, coefficients, newton_schulz_steps: Some(3), lr_scale, adam });
+    }
+}

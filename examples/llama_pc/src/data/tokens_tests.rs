@@ -269,3 +269,17 @@ proptest! {
         prop_assert_eq!(all(folder.path(), 50).expect("good shards"), shards.concat());
     }
 }
+
+#[cfg(unix)] // sparse files
+#[test]
+fn tokens_beyond_four_gigabytes_are_those_of_their_place() {
+    use std::os::unix::fs::FileExt;
+    let folder = folder(&[]);
+    let path = folder.path().join("a.bin");
+    let file = File::create(&path).expect("a file");
+    file.set_len(5 << 30).and_then(|()| file.write_all_at(&u32s(&[7, 8]), (4 << 30) + 4)).expect("a sparse file");
+    let mut tokens = Vec::new();
+    let stream = TokenStream::open(&path, 9, DataFormat::Auto).expect("tokens");
+    stream.read((1 << 30)..(1 << 30) + 4, &mut tokens).expect("tokens");
+    assert_eq!(tokens, [0, 7, 8, 0]);
+}

@@ -46,7 +46,7 @@ fn a_killed_rank_ends_all_and_the_run_goes_on() {
     let folder = prepared();
     let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
     job.wait_for(&folder.path().join("run/checkpoints/step-4"));
-    kill("KILL", process_of("run", 2));
+    kill("KILL", process_of(folder.path(), "run", 2));
     let (status, text) = job.end();
     assert!(status != Some(0) && text.contains("rank 2"), "{text}");
     assert_resumable(&text);
@@ -69,7 +69,7 @@ fn a_stopped_rank_is_named_and_all_end() {
     let args = [&["train", "--patience", "6s"], &begin("run", &["train.steps=100000"])[1..]].concat();
     let mut job = ranks(folder.path(), "4", &args);
     job.wait_for(&folder.path().join("run/checkpoints/step-4"));
-    kill("STOP", process_of("run", 2));
+    kill("STOP", process_of(folder.path(), "run", 2));
     let started = Instant::now();
     let (status, text) = job.end();
     assert!(started.elapsed() < Duration::from_secs(30), "{text}");
@@ -85,7 +85,7 @@ fn a_rank_without_memory_ends_all() {
     let folder = prepared();
     let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
     job.wait_for(&folder.path().join("run/checkpoints/step-4"));
-    let limit = Command::new("prlimit").args(["--as=1", "--pid", &process_of("run", 2).to_string()]).status();
+    let limit = Command::new("prlimit").args(["--as=1", "--pid", &process_of(folder.path(), "run", 2).to_string()]).status();
     assert!(limit.expect("prlimit runs").success());
     let (status, text) = job.end();
     assert!(status != Some(0) && text.contains("rank 2"), "{text}");

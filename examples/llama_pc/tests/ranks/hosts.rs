@@ -124,7 +124,7 @@ fn a_run_on_two_hosts_survives_a_killed_rank() {
     let Some(_hosts) = Hosts::new() else { return };
     let mut job = on_hosts(folder.path(), &begin("run", &["train.steps=100000"]));
     job.wait_for(&folder.path().join("run/checkpoints/step-2"));
-    kill("KILL", process_of("run", 3));
+    kill("KILL", process_of(folder.path(), "run", 3));
     let (status, text) = job.end();
     assert!(status != Some(0) && text.contains("rank 3") && text.contains(NAMES[3]), "{text}");
     assert!(text.contains("newest checkpoint: step-"), "{text}");

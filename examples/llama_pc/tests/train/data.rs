@@ -73,6 +73,7 @@ fn damaged_token_files_are_named_with_the_place() {
 
 /// Ten gigabytes of which the disk holds almost nothing: training reads the beginning and the end, and never meets what no
 /// vocabulary has, in the middle. Evaluation over such a file would read it all, as it must.
+#[cfg(unix)] // sparse files
 #[test]
 fn a_token_file_of_ten_gigabytes_is_opened_without_reading_it() {
     const BYTES: u64 = 10 << 30;

@@ -303,7 +303,7 @@ fn transformer(kernels: KernelTier) -> Vec<Check> {
         move |_, dy| rotary_vjp(settings, dy),
         &[ELEMENTWISE],
     ));
-    // The fallback kernels hold rows in registers: the same code for each width above 64, but a compiler takes long for the widest.
+    // The fallback kernels hold rows in registers: the same code for each width from 65 to 128, but a compiler takes long for the widest.
     let wide = if kernels == KernelTier::Fallback { 80 } else { 128 };
     for [batch, seq, heads, kv_heads, head_dim] in [[2, 67, 4, 2, 32], [1, 130, 2, 1, 64], [1, 37, 2, 2, wide]] {
         let on_device = AttentionShape { batch, heads, kv_heads, head_dim };
