@@ -88,7 +88,7 @@ fn configuration_errors_name_file_key_and_range() {
         path,
         &["eval"],
         2,
-        &["error: the following required arguments were not provided: <RUN>", "hint: --help tells what the command takes"],
+        &["error: the following required arguments were not provided: <PATH>", "hint: --help tells what the command takes"],
     );
 }
 

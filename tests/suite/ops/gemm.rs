@@ -320,8 +320,9 @@ fn tuning_changes_no_bit() -> Result<()> {
             let same = kept_product(plain, size, keep)? == kept_product(&tuned, size, keep)?;
             assert!(same, "{size:?} with {} kernels, κ = {keep}", plain.kernels());
         }
-        // Each of the products ran once, and some of them in trials, too.
-        assert!(plain.kernels() == KernelTier::Host || tuned.counters().dispatches > 12, "{} kernels", plain.kernels());
+        // Some ran in trials, too: on GPUs' kernels, whose tiles have several sizes.
+        let has_trials = !matches!(plain.kernels(), KernelTier::Host | KernelTier::Fallback);
+        assert!(!has_trials || tuned.counters().dispatches > 12, "{} kernels", plain.kernels());
     }
     Ok(())
 }
