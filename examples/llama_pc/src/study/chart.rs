@@ -148,9 +148,13 @@ fn shown(value: f64) -> String {
         size if !(1e-3..1e9).contains(&size) => format!("{value:.0e}"),
         size if size >= 1e4 => format!("{:.3}M", value / 1e6).replace(".000M", "M"),
         size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        size if size >= 1.0 => without_zeros(format!("{value:.2}")),
+        _ => without_zeros(format!("{value:.4}")),
     }
+}
+
+fn without_zeros(number: String) -> String {
+    number.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A difference with its interval.
@@ -185,7 +189,7 @@ pub fn intervals(path: &Path, title: &str, bars: &[Bar]) -> Result<(), Failure> 
             .label_style(text(12))
             .axis_desc_style(text(13))
             .x_desc("difference of the validation loss, nats per token: left of 0 is better")
-            .x_label_formatter(&|value| format!("{value:+.3}"))
+            .x_label_formatter(&|value| without_zeros(format!("{:+.3}", if value.abs() < 5e-4 { 0.0 } else { *value })))
             .draw()?;
         let top = bars.len() as f64 - 1.0;
         chart.draw_series([PathElement::new([(0.0, -0.5), (0.0, top + 0.5)], GREY)])?;
@@ -206,8 +210,8 @@ mod tests {
 
     #[test]
     fn numbers_on_axes_are_short() {
-        let found = [0.0, 3.4567, 1024.0, 2_000_000.0, 0.0141, 250_000.0, 1e-5].map(shown);
-        assert_eq!(found, ["0", "3.46", "1024", "2M", "0.0141", "0.250M", "1e-5"]);
+        let found = [0.0, 3.4567, 1.0, 1024.0, 2_000_000.0, 0.0141, 0.5, 250_000.0, 1e-5].map(shown);
+        assert_eq!(found, ["0", "3.46", "1", "1024", "2M", "0.0141", "0.5", "0.250M", "1e-5"]);
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl ArmResult<'_> {
         self.tokens.map(|tokens| tokens * self.step)
     }
 
+    /// The paired difference of the losses from those of another arm; absent where a run diverged.
+    pub fn difference_from(&self, other: &Self) -> Option<Paired> {
+        paired(&final_losses(&self.records), &final_losses(&other.records))
+    }
+
     /// The mean of a measurement at the end of the runs.
     pub fn at_end(&self, value: impl Fn(&Record) -> Option<f64>) -> Option<f64> {
         let values = self.records.iter().map(|record| value(record)).collect::<Option<Vec<f64>>>()?;
@@ -263,6 +268,8 @@ mod tests {
         kept.records.get_mut(&plain).expect("a run").outcome.diverged_at = Some(3);
         let findings = Findings::new(&kept).expect("a finished study");
         let level = findings.result(0, findings.choices.best_level(Optimizer::Muon)).expect("an arm");
+        let other = findings.result(0, Arm::new(Optimizer::Muon, Treatment::Scaled)).expect("an arm");
+        assert!(level.difference_from(other).is_some_and(|difference| difference.mean < 0.0));
         assert!(level.loss.is_some() && level.difference.is_none() && level.tokens.is_none());
     }
 }

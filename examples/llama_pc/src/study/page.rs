@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::arms::{ITERATIONS, Optimizer, SCALED_AS, Treatment};
-use super::findings::{ArmResult, Findings};
+use super::findings::{ArmResult, Findings, Stability};
 use super::plan;
 use super::queue;
 use super::record::{Header, Record};
@@ -116,7 +116,10 @@ fn sentence(findings: &Findings<'_>, size: usize, optimizer: Optimizer) -> Strin
         (Some(Verdict::BelowNoise), ..) => "; larger initial weights alone make no difference above the noise".to_owned(),
         (None, ..) => String::new(),
     };
-    format!("- **{place}**: {says}{control}. A step takes {:.2} times as long.\n", pc.step)
+    let beyond = pc.difference_from(scaled).map_or(String::new(), |paired| {
+        format!(" From larger initial weights alone, PC layers differ by {}.", difference(Some(paired)))
+    });
+    format!("- **{place}**: {says}{control}.{beyond} A step takes {:.2} times as long.\n", pc.step)
 }
 
 /// `3.412 ± 0.004`.
@@ -199,7 +202,33 @@ fn stability(findings: &Findings<'_>, pictures: &str) -> String {
             }
         }
     }
-    text + "\n" + &picture(pictures, "stability", "Gradient norms at one, two and four times the best rate")
+    text + "\n"
+        + &better_rates(findings)
+        + &picture(pictures, "stability", "Gradient norms at one, two and four times the best rate")
+}
+
+/// Where one of these rates has a lower mean loss than the one that seed 1 chose: what the comparison would be with it.
+fn better_rates(findings: &Findings<'_>) -> String {
+    let mut text = String::new();
+    for optimizer in Optimizer::ALL {
+        for arm in queue::stressed(optimizer, findings.choices.levels[&optimizer]) {
+            let found = findings.stability(arm);
+            let mean = |at: &Stability<'_>| at.loss.map_or(f64::INFINITY, |loss| loss.mean);
+            let Some(best) = found.iter().min_by(|a, b| mean(a).total_cmp(&mean(b))).filter(|best| best.power > 0) else {
+                continue;
+            };
+            let _ = writeln!(
+                text,
+                "**{}, {}** has a lower mean loss at {} times the rate that seed 1 chose: {:.4} where that has {:.4}.\n",
+                optimizer.title(),
+                arm.title(),
+                1 << best.power,
+                mean(best),
+                mean(&found[0]),
+            );
+        }
+    }
+    text
 }
 
 fn conditions(findings: &Findings<'_>, pictures: &str) -> String {
@@ -352,6 +381,7 @@ fn the_plan(findings: &Findings<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arms::{Arm, Spec};
     use super::super::record::tests::kept;
     use super::*;
 
@@ -366,6 +396,7 @@ mod tests {
             "larger initial weights alone make no difference above the noise",
             "): better | ",
             "A step takes 1.10 times as long.",
+            " From larger initial weights alone, PC layers differ by -0.",
             "](study/differences.svg)",
             "| 10 | 1.00 % | 3.00 % | ",
             "cargo llama_pc study --from x",
@@ -375,6 +406,21 @@ mod tests {
             assert!(page.contains(part), "no {part:?} in {page}");
         }
         assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+    }
+
+    #[test]
+    fn a_better_rate_than_the_chosen_one_is_named() {
+        let mut kept = kept();
+        assert_eq!(better_rates(&Findings::new(&kept).expect("a finished study")), "");
+        let arm = Arm::plain(Optimizer::Muon);
+        let rate = Findings::new(&kept).expect("a finished study").choices.rates[&(0, arm)].rate.times_two_to(1);
+        // Of the other seeds, by which no rate is chosen.
+        for seed in 2..=kept.header.design.seeds {
+            let record = kept.records.get_mut(&Spec::new(0, arm, rate, seed)).expect("a run");
+            record.validation.last_mut().expect("a validation").1 = 0.5;
+        }
+        let text = better_rates(&Findings::new(&kept).expect("a finished study"));
+        assert!(text.starts_with("**Muon, plain** has a lower mean loss at 2 times the rate that seed 1 chose: "), "{text}");
     }
 
     #[test]
