@@ -1,4 +1,4 @@
-//! One model trained by four ranks, here threads of one process with a device each: the same losses, to the bit, as on one.
+//! One model trained by four ranks, here threads of one process with a device each: bit for bit the losses of one rank.
 //!
 //! Each rank computes its share of a step's micro-batches. Every parameter has one owner, which adds up the gradients, keeps the
 //! optimizer's state, and sends the new weights to all.

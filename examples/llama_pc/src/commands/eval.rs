@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::device::Device;
-use crate::config::DataFormat;
+use crate::config::{DataFormat, MAX_SEQ_LEN};
 use crate::data::meta::bytes_per_token;
 use crate::data::tokenizer::fingerprint;
 use crate::data::tokens::TokenStream;
@@ -58,9 +58,8 @@ struct Report {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let config = import::describe(&args.path)?.0;
     let seq_len = args.seq_len.unwrap_or(config.data.seq_len);
-    let most = Trained::MOST_POSITIONS;
-    if !(1..=most).contains(&seq_len) {
-        return Err(Failure::usage(format!("--seq-len: found {seq_len}, expected a whole number from 1 to {most}"))
+    if !(1..=MAX_SEQ_LEN).contains(&seq_len) {
+        return Err(Failure::usage(format!("--seq-len: found {seq_len}, expected a whole number from 1 to {MAX_SEQ_LEN}"))
             .hint("its default is the model's own length"));
     }
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(&config.data.val));
@@ -70,7 +69,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let stream = TokenStream::open(&data, vocab, args.format.unwrap_or(own))?;
     let mut windows = Windows::new(stream, &data.display().to_string(), seq_len, Order::Sequential)?;
     let gpu = args.device.open(false)?;
-    let model = Trained::open(&gpu, &args.path, Some(seq_len))?;
+    let model = Trained::open(&gpu, &args.path, seq_len)?;
     let mut progress = Progress::new("eval", 0, windows.count());
     let (limit, batch) = (windows.count(), (BATCH_TOKENS / seq_len).max(1));
     let measured = mean_loss(&model.llama, &model.params, &mut windows, limit, batch, seq_len, |done| progress.set(done, ""))?;

@@ -186,7 +186,7 @@ fn summarize(survey: &Survey) {
     if let Some(at) = survey.cut {
         let share = 100.0 * (survey.bytes - at) as f64 / survey.bytes as f64;
         note(&format!(
-            "note: there is only one document: its last {share:.1} % are used for validation; --val names another text"
+            "note: there is only one document: its last {share:.1} % is used for validation; --val names another text"
         ));
     }
 }

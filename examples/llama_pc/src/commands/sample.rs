@@ -10,6 +10,7 @@ use polytape::Indices;
 use polytape::llama::KvCache;
 
 use super::device::Device;
+use crate::config::MAX_SEQ_LEN;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::import::{self, Trained};
 use crate::model::sampling::{Sampler, TextStream};
@@ -53,9 +54,8 @@ const MOST_ROWS: usize = 32;
 pub fn run(args: &Args) -> Result<(), Failure> {
     let sampler = |seed| Sampler::new(args.temperature, args.top_k, args.top_p, seed);
     sampler(args.seed)?;
-    if args.tokens > Trained::MOST_POSITIONS {
-        let (found, most) = (args.tokens, Trained::MOST_POSITIONS);
-        return Err(Failure::usage(format!("--tokens: found {found}, expected at most {most}")));
+    if args.tokens > MAX_SEQ_LEN {
+        return Err(Failure::usage(format!("--tokens: found {}, expected at most {MAX_SEQ_LEN}", args.tokens)));
     }
     let vocab = import::describe(&args.path)?.0.model.vocab.unwrap_or(usize::MAX);
     let path = args.path.join("tokenizer.json");
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let longest = samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or(0);
     let gpu = args.device.open(false)?;
-    let model = Trained::open(&gpu, &args.path, Some(longest + args.tokens))?;
+    let model = Trained::open(&gpu, &args.path, longest + args.tokens)?;
     let writer = Writer { model: &model, tokenizer: &tokenizer, tokens: args.tokens };
     if let [sample] = &mut samples[..] {
         output::print(&args.prompt[sample.prompt])?;

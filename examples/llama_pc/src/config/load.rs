@@ -192,10 +192,10 @@ fn apply(table: &mut Table, set: &str) -> Result<(), Failure> {
     let values = values_of(section, name, value).map_err(|error| error.within(&source))?;
     let keys = match section {
         "" => table,
-        _ => match table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
-            Value::Table(keys) => keys,
-            _ => return Ok(()),
-        },
+        _ => {
+            let keys = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            keys.as_table_mut().expect("bug: a section that is no table was not refused")
+        }
     };
     for displaced in displaced(section, name) {
         keys.remove(*displaced);

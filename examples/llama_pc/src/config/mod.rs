@@ -13,4 +13,5 @@ mod sections;
 
 pub use keys::{Difference, Keys, differences, shown};
 pub use optimizers::OptimizerKind;
+pub use schema::MAX_SEQ_LEN;
 pub use sections::*;

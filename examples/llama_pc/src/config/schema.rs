@@ -58,6 +58,9 @@ const fn key(section: &'static str, name: &'static str, kind: Kind) -> Key {
     Key { section, name, kind }
 }
 
+/// The longest sequences to train on, to evaluate or to write.
+pub const MAX_SEQ_LEN: usize = 1 << 20;
+
 /// Every key there is. The upper limits of sizes are far beyond any device and keep products of them in 64 bits.
 pub static KEYS: [Key; 68] = [
     key("", "seed", COUNT_OR_NEVER),
@@ -110,7 +113,7 @@ pub static KEYS: [Key; 68] = [
     key("schedule", "decay", Kind::Choice(&["linear", "sqrt", "cosine"])),
     key("data", "train", TEXT),
     key("data", "val", TEXT),
-    key("data", "seq_len", Kind::Integer(1..=1 << 20)),
+    key("data", "seq_len", Kind::Integer(1..=MAX_SEQ_LEN as i64)),
     key("data", "format", Kind::Choice(&["auto", "u16", "u32"])),
     key("data", "order", Kind::Choice(&["shuffled", "sequential"])),
     key("train", "steps", COUNT),

@@ -49,7 +49,7 @@ impl Merged {
 
 fn evaluate(gpu: &Gpu, config: &Config, path: &Path) -> Result<Evaluation, Failure> {
     let started = Instant::now();
-    let model = Trained::open(gpu, path, Some(config.data.seq_len))?;
+    let model = Trained::open(gpu, path, config.data.seq_len)?;
     let vocab = config.model.vocab.expect("bug: the vocabulary is not resolved");
     let stream = TokenStream::open(Path::new(&config.data.val), vocab, config.data.format)?;
     let mut windows = Windows::new(stream, &config.data.val, config.data.seq_len, Order::Sequential)?;

@@ -137,7 +137,7 @@ impl Side {
     }
 
     fn hint(self) -> String {
-        format!("prepare --{0} TOKEN sets another, --{0} none uses none", self.key)
+        format!("prepare --{0} TOKEN sets another, --{0} none omits it", self.key)
     }
 }
 

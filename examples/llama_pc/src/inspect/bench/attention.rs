@@ -25,7 +25,7 @@ pub fn run(session: &mut Session) -> Case {
         let what = format!("{} heads of {}", shape.heads, shape.head_dim);
         let Some(positions) = tokens(share, estimate) else {
             let (least, needed) = (TOKENS[TOKENS.len() - 1], table::seconds(estimate(TOKENS[TOKENS.len() - 1])));
-            session.leave_out(&what, format!("{least} positions take about {needed}, where there are {}", table::seconds(share)));
+            session.leave_out(&what, format!("{least} positions take about {needed}, {} left for them", table::seconds(share)));
             continue;
         };
         let (what, estimate) = (format!("{what}, {positions} positions"), estimate(positions));

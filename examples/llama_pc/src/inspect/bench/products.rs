@@ -79,7 +79,7 @@ pub fn run(session: &mut Session) -> Case {
         let Some(tokens) = tokens(share, seconds) else {
             let (least, needed) = (TOKENS[TOKENS.len() - 1], TOKENS.map(seconds)[TOKENS.len() - 1]);
             let (needed, share) = (table::seconds(needed), table::seconds(share));
-            session.leave_out(name, format!("its products of {least} tokens take about {needed}, where there are {share}"));
+            session.leave_out(name, format!("its products of {least} tokens take about {needed}, {share} left for them"));
             continue;
         };
         measured = true;

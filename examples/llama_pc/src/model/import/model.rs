@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use polytape::llama::{Llama, names};
+use polytape::llama::{Llama, LlamaConfig, names};
 use polytape::spectral::Preconditioner;
 use polytape::{Gpu, ParamId, Params};
 
@@ -72,14 +72,10 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The longest sequences that a user can ask for: as `data.seq_len`.
-    pub const MOST_POSITIONS: usize = 1 << 20;
-
-    /// Loads `path` for sequences of up to `positions` tokens (the configuration's `seq_len`, if `None`).
-    pub fn open(gpu: &Gpu, path: &Path, positions: Option<usize>) -> Result<Self, Failure> {
+    /// Loads `path` for sequences of up to `positions` tokens.
+    pub fn open(gpu: &Gpu, path: &Path, positions: usize) -> Result<Self, Failure> {
         let (config, folder) = describe(path)?;
-        let mut sizes = engine::model(&config);
-        sizes.max_seq_len = positions.unwrap_or(sizes.max_seq_len);
+        let sizes = LlamaConfig { max_seq_len: positions, ..engine::model(&config) };
         let stored = Stored::open(&config, &folder)?;
         let (llama, params) = Llama::load(gpu, sizes, |name, shape| stored.effective(gpu, name, shape))?;
         Ok(Self { llama, params })
