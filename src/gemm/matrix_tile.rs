@@ -1,6 +1,6 @@
 //! Tiles of the kernel on matrix units.
 
-use super::problem::{DeviceCaps, MIN_LARGE_TILES, Problem};
+use super::problem::{DeviceCaps, Problem};
 use crate::gpu::MatrixUnits;
 
 /// The output tile of a workgroup of the matrix kernel.
@@ -54,7 +54,7 @@ impl MatrixTile {
                 tiles.push(tile);
             }
         }
-        let fills_device = |tile: &Self| problem.tile_count(tile.rows as usize, tile.columns as usize) >= MIN_LARGE_TILES;
+        let fills_device = |tile: &Self| problem.tile_count(tile.rows as usize, tile.columns as usize) >= caps.min_large_tiles();
         let chosen = tiles.iter().position(fills_device).unwrap_or(tiles.len() - 1);
         tiles[..=chosen].rotate_right(1);
         tiles

@@ -2,7 +2,7 @@
 
 use super::FIRST_GROUP;
 use super::matrix_tile::MatrixTile;
-use super::problem::{DeviceCaps, MIN_LARGE_TILES, Problem};
+use super::problem::{DeviceCaps, Problem};
 #[cfg(feature = "host")]
 use super::twin;
 use crate::gpu::{Access, Kernel, KernelTier, MatrixUnits, with_twin};
@@ -76,12 +76,6 @@ pub(super) struct Plan {
     pub(super) iterations: usize,
 }
 
-/// Workgroups for full occupancy of a software adapter and of a GPU.
-const FULL_OCCUPANCY: [usize; 2] = [16, 256];
-
-/// Minimum number of 64 × 64 tiles, half of [`FULL_OCCUPANCY`]; below, tiles of 32 × 64 leave fewer cores idle.
-const MIN_TILES: usize = FULL_OCCUPANCY[1] / 2;
-
 /// FLOP from which the operands of an f16 product are rounded beforehand.
 const MIN_HALVES_FLOP: u64 = 1 << 30;
 
@@ -91,25 +85,25 @@ const MIN_LARGE_SPLIT_K_DEPTH: usize = 512;
 
 impl Problem {
     /// Inner size per workgroup: all of it, or a split-K slice if there are too few tiles for full occupancy. Depends only on
-    /// shape and tier, because every split rounds differently.
+    /// shape, tier and kind of adapter, because every split rounds differently.
     pub(super) fn split_k_depth(&self, caps: DeviceCaps) -> usize {
-        let (rows, columns, groups, min_depth) = match caps.tier {
+        let (rows, columns, min_depth) = match caps.tier {
             KernelTier::Host => return self.inner,
             KernelTier::Fallback => {
                 let plan = Plan::lanes(caps.lanes, self.fallback_tile_rows(caps.lanes)[0], self);
-                (plan.tile_rows, plan.tile_columns, FULL_OCCUPANCY[0], MIN_SPLIT_K_DEPTH)
+                (plan.tile_rows, plan.tile_columns, MIN_SPLIT_K_DEPTH)
             }
-            _ if self.fills_large_tiles() => (128, 128, FULL_OCCUPANCY[1], MIN_LARGE_SPLIT_K_DEPTH),
-            _ => (64, 64, FULL_OCCUPANCY[1], MIN_SPLIT_K_DEPTH),
+            _ if self.fills_large_tiles(caps) => (128, 128, MIN_LARGE_SPLIT_K_DEPTH),
+            _ => (64, 64, MIN_SPLIT_K_DEPTH),
         };
-        let split_k = (groups / self.tile_count(rows, columns).max(1)).min(self.inner / min_depth).max(1);
+        let split_k = (caps.full_occupancy / self.tile_count(rows, columns).max(1)).min(self.inner / min_depth).max(1);
         if split_k == 1 { self.inner } else { self.inner.div_ceil(split_k).next_multiple_of(16) }
     }
 
     /// Whether tiles of 128 × 128 are filled, and fill the device, if the inner size is split as far as it may be.
-    fn fills_large_tiles(&self) -> bool {
+    fn fills_large_tiles(&self, caps: DeviceCaps) -> bool {
         let splits = (self.inner / MIN_LARGE_SPLIT_K_DEPTH).max(1);
-        self.rows >= 128 && self.columns >= 128 && self.tile_count(128, 128) * splits >= MIN_LARGE_TILES
+        self.rows >= 128 && self.columns >= 128 && self.tile_count(128, 128) * splits >= caps.min_large_tiles()
     }
 
     /// Whether rounding A and B to f16 beforehand, in two more dispatches, pays: each tile loads half the bytes and converts
@@ -126,8 +120,8 @@ impl Problem {
         const MEDIUM: [u32; 2] = [64, 64];
         const LARGE: [u32; 2] = [128, 128];
         let has_large = self.rows >= 128 && self.columns >= 128 && self.f16_terms < 2 && caps.registers >= 128;
-        let fills_device = self.tile_count(64, 64) >= MIN_TILES;
-        if has_large && self.tile_count(128, 128) >= MIN_LARGE_TILES {
+        let fills_device = self.tile_count(64, 64) >= caps.min_tiles();
+        if has_large && self.tile_count(128, 128) >= caps.min_large_tiles() {
             &[LARGE, MEDIUM]
         } else if self.rows <= 32 || !fills_device && !self.symmetric {
             &[SMALL, MEDIUM]
@@ -304,7 +298,17 @@ mod tests {
 
     fn portable() -> DeviceCaps {
         let tier = KernelTier::Portable;
-        DeviceCaps { tier, shader_tier: tier, lanes: 8, matrices: None, shared: 16 << 10, registers: 256, software: false }
+        let full_occupancy = 256;
+        DeviceCaps {
+            tier,
+            shader_tier: tier,
+            lanes: 8,
+            matrices: None,
+            shared: 16 << 10,
+            registers: 256,
+            full_occupancy,
+            software: false,
+        }
     }
 
     /// All device capabilities that `Plan` distinguishes.
@@ -313,6 +317,7 @@ mod tests {
             tier: KernelTier::Fallback,
             shader_tier: KernelTier::Fallback,
             lanes,
+            full_occupancy: 16,
             ..portable()
         });
         let matrices = [4, 8, 16, 32, 64, 128].into_iter().flat_map(|lanes| [(lanes, 8), (lanes, 16)]);
@@ -392,7 +397,9 @@ mod tests {
     #[test]
     fn split_k_is_used_where_few_tiles_would_leave_the_device_idle() {
         let portable = portable();
-        let fallback = DeviceCaps { tier: KernelTier::Fallback, shader_tier: KernelTier::Fallback, ..portable };
+        let tier = KernelTier::Fallback;
+        let fallback = DeviceCaps { tier, shader_tier: tier, full_occupancy: 16, ..portable };
+        let integrated = DeviceCaps { full_occupancy: 64, ..portable };
         let depth = |caps, [rows, inner, columns]: [usize; 3], batch, symmetric| {
             Problem { rows, inner, columns, batch, symmetric, ..Default::default() }.split_k_depth(caps)
         };
@@ -411,6 +418,9 @@ mod tests {
         assert_eq!(depth(portable, [1024, 8192, 1024], 1, false), 2048);
         assert_eq!(depth(portable, [512, 4096, 512], 1, false), 512);
         assert_eq!(depth(portable, [512, 4096, 512], 1, true), 512);
+        // An integrated GPU is busy with fewer slices.
+        assert_eq!(depth(integrated, [64, 100_000, 64], 1, false), 1568);
+        assert_eq!(depth(integrated, [1024, 8192, 1024], 1, false), 8192);
     }
 
     #[test]
@@ -427,13 +437,17 @@ mod tests {
 
     #[test]
     fn large_tiles_are_for_shapes_that_fill_them_and_the_device() {
-        let tile = |rows, columns, batch, symmetric| {
-            Plan::of(portable(), &Problem { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
+        let on = |caps, rows, columns, batch, symmetric| {
+            Plan::of(caps, &Problem { rows, columns, batch, symmetric, ..Default::default() })[0].tile_rows
         };
+        let tile = |rows, columns, batch, symmetric| on(portable(), rows, columns, batch, symmetric);
         assert_eq!([tile(127, 100_000, 1, false), tile(100_000, 127, 1, false), tile(1024, 1024, 1, false)], [64; 3]);
         assert_eq!([tile(128, 100_000, 1, false), tile(2048, 2048, 1, false), tile(128, 128, 96, false)], [128; 3]);
         assert_eq!([tile(1536, 1536, 1, false), tile(1536, 1536, 1, true)], [128, 64]);
         // Few results, or few rows.
         assert_eq!([tile(512, 256, 1, false), tile(512, 256, 4, false), tile(32, 100_000, 1, false)], [32, 64, 32]);
+        // Fewer tiles fill an integrated GPU.
+        let integrated = DeviceCaps { full_occupancy: 64, ..portable() };
+        assert_eq!([on(integrated, 512, 256, 1, false), on(integrated, 1024, 1024, 1, false)], [64, 128]);
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct DeviceCaps {
     pub(super) shared: u32,
     /// Registers of an invocation in a workgroup of 256.
     pub(super) registers: u32,
+    /// [`Gpu::full_occupancy`].
+    pub(super) full_occupancy: usize,
     /// Whether shaders run on the CPU, where long ones take seconds to compile.
     pub(super) software: bool,
 }
@@ -50,13 +52,21 @@ impl DeviceCaps {
             matrices: gpu.matrices(),
             shared: gpu.adapter().limits.max_compute_workgroup_storage_size,
             registers: gpu.adapter().registers,
+            full_occupancy: gpu.full_occupancy(),
             software: gpu.adapter().is_software(),
         }
     }
-}
 
-/// Minimum number of 128 × 128 tiles for full occupancy of a GPU; below, 64 × 64 tiles leave fewer cores idle.
-pub(super) const MIN_LARGE_TILES: usize = 96;
+    /// Minimum number of 64 × 64 tiles; below, tiles of 32 × 64 leave fewer cores idle.
+    pub(super) fn min_tiles(self) -> usize {
+        self.full_occupancy / 2
+    }
+
+    /// Minimum number of 128 × 128 tiles; below, 64 × 64 tiles leave fewer cores idle.
+    pub(super) fn min_large_tiles(self) -> usize {
+        self.full_occupancy * 3 / 8
+    }
+}
 
 impl Problem {
     /// FLOP.

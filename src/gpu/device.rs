@@ -276,6 +276,17 @@ impl Gpu {
         summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16 })
     }
 
+    /// Workgroups of 256 invocations taken to fill the device: 16 with [`KernelTier::Fallback`], 64 on an integrated GPU, else 256. No API
+    /// tells the number of cores. Products with fewer tiles split their inner dimension (split-K), so that results depend on it; it
+    /// depends on the kernel tier and the kind of the adapter alone.
+    pub fn full_occupancy(&self) -> usize {
+        match (self.kernels(), self.adapter().kind) {
+            (KernelTier::Fallback, _) => 16,
+            (_, wgpu::DeviceType::IntegratedGpu) => 64,
+            _ => 256,
+        }
+    }
+
     /// Maximum size of a binding, in bytes.
     pub fn binding_limit(&self) -> u64 {
         self.inner.binding_limit

@@ -27,10 +27,15 @@ fn polytape<'a>(gpu: &'a Gpu, [rows, inner, columns]: [usize; 3], x: &[f32], w: 
     let x = ::polytape::Tensor::from_slice(gpu, x, &[rows, inner])?;
     let w = ::polytape::Tensor::from_slice(gpu, w, &[columns, inner])?;
     let multiply = move |calls: usize| {
-        let product = |_| Gemm::new(Matrix::new(&x)?, Matrix::new(&w)?.t()).compute();
-        let products = (0..calls).map(product).collect::<::polytape::Result<Vec<_>>>()?;
+        let mut values = Vec::new();
+        for _ in 0..calls {
+            let product = Gemm::new(Matrix::new(&x)?, Matrix::new(&w)?.t()).compute()?;
+            if calls == 1 {
+                values = product.to_vec()?;
+            }
+        }
         gpu.synchronize()?;
-        Ok(if calls == 1 { products[0].to_vec()? } else { Vec::new() })
+        Ok(values)
     };
     Ok(Peer { name: "polytape", multiply: Box::new(multiply) })
 }
@@ -39,11 +44,15 @@ fn burn<'a>(device: &'a Device, [rows, inner, columns]: [usize; 3], x: &[f32], w
     let x = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(x.to_vec(), [rows, inner]), device);
     let w = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(w.to_vec(), [columns, inner]), device);
     let multiply = move |calls: usize| {
-        let products: Vec<_> = (0..calls).map(|_| x.clone().matmul(w.clone().transpose())).collect();
+        let mut values = Vec::new();
+        for _ in 0..calls {
+            let product = x.clone().matmul(w.clone().transpose());
+            if calls == 1 {
+                values = product.into_data().try_to_vec::<f32>().map_err(|e| format!("burn: {e:?}"))?;
+            }
+        }
         device.sync().map_err(|error| format!("burn: {error:?}"))?;
-        let values =
-            |product: ::burn::tensor::Tensor<2>| product.into_data().try_to_vec::<f32>().map_err(|e| format!("burn: {e:?}"));
-        Ok(if calls == 1 { products.into_iter().next().map(values).transpose()?.unwrap_or_default() } else { Vec::new() })
+        Ok(values)
     };
     Ok(Peer { name: "burn (wgpu)", multiply: Box::new(multiply) })
 }

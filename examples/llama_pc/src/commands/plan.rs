@@ -25,7 +25,7 @@ pub struct Args {
     /// Also plan for this many ranks under mpirun
     #[arg(long, value_name = "P")]
     ranks: Option<usize>,
-    /// Bandwidth between the ranks' hosts, such as 10Gbit or 1.25GB (per second)
+    /// Bandwidth of the link between the ranks' hosts, such as 10Gbit or 1.25GB (per second)
     #[arg(long, value_name = "B", default_value = "10Gbit", value_parser = parse_bandwidth)]
     bandwidth: f64,
     /// TFLOP/s that an adapter sustains in a step, to predict the time of a step on several ranks

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polytape::exchange::Traffic;
+use polytape::gpu::KernelTier;
 use polytape::llama::Llama;
 use polytape::optim::Schedule;
 use polytape::{Error, Gpu, Gradients, Params, Skip, StepHook, StepOutput, Tensor, Trainer, rms_and_abs_max};
@@ -161,8 +162,13 @@ impl Session {
             Some(step) if step > 0 => format!(", resuming after step {step}"),
             _ => String::new(),
         };
+        // Products are split by it, and their bits depend on it; the host kernels split none.
+        let occupancy = match self.gpu.kernels() {
+            KernelTier::Host => String::new(),
+            _ => format!(", {} workgroups at full occupancy", self.gpu.full_occupancy()),
+        };
         let line = format!(
-            "{}: {} parameters on {} ({}, {} kernels), {} windows of {} tokens{ranks}{resumed}",
+            "{}: {} parameters on {} ({}, {} kernels{occupancy}), {} windows of {} tokens{ranks}{resumed}",
             self.path.display(),
             grouped(self.trainer.numel() as u64),
             adapter.name,

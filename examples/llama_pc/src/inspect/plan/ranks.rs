@@ -1,7 +1,7 @@
 //! What a step needs on several ranks: memory of each, bytes between them, and the time that both take.
 //!
 //! A rank holds all effective weights and, for a while, all gradients; what it owns (raw weights of PC layers, rows of the tables, u, v, γ,
-//! moments) it holds alone. With P ranks, N parameters, β the bandwidth and α the latency, a rank sends (P−1)/P·N values to the owners of
+//! moments) it holds alone. With P ranks, N parameters, β the bandwidth that TCP leaves and α the latency, a rank sends (P−1)/P·N values to the owners of
 //! gradients and as many to the readers of weights, each in X = (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α:
 //! T(P) = model/P/F + most PC and optimizer work of a rank/F + 2X + 3(P−1)·α, of which the overlap hides the gradients' X as far as the
 //! backward of the last micro-batch lasts, all but the last bucket. The efficiency is T(1)/(P·T(P)).
@@ -26,12 +26,14 @@ const BACKWARD: f64 = 2.0 / 3.0;
 const LAST: f64 = 1.0 / 16.0;
 /// Latency of a message between hosts, in seconds: of TCP on Ethernet.
 const LATENCY: f64 = 50e-6;
+/// Of a link's bandwidth, what TCP on Ethernet carries: 1,448 bytes of the 1,538 that a frame occupies on the wire.
+const PAYLOAD: f64 = 1448.0 / 1538.0;
 
 /// What the user says about the ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
     pub ranks: usize,
-    /// Bytes per second between hosts.
+    /// Bytes per second of the link between hosts.
     pub bandwidth: f64,
     /// Operations per second that an adapter does in a step.
     pub speed: Option<f64>,
@@ -95,15 +97,15 @@ impl Ranks {
         let sent_by_all = step_bytes(&division.parameters(), gammas, model.replicas, ranks, config.train.exchange);
         let sent_per_step = sent_by_all / ranks as u64;
         // Half to the owners, half from them.
-        let one_way = sent_per_step as f64 / 2.0;
-        let exchange_seconds = 2.0 * one_way / ask.bandwidth + 5.0 * (ranks - 1) as f64 * LATENCY;
+        let one_way_seconds = sent_per_step as f64 / 2.0 / (PAYLOAD * ask.bandwidth);
+        let exchange_seconds = 2.0 * one_way_seconds + 5.0 * (ranks - 1) as f64 * LATENCY;
         let largest_share = if total > 0.0 { heaviest / total } else { 1.0 / ranks as f64 };
         let prediction = ask.speed.map(|speed| {
             let (of_model, of_owners) = (flops.model + flops.recomputation, flops.pc + flops.optimizer);
             let one_rank = (of_model + of_owners) / speed;
             let step_without_overlap = (of_model / ranks as f64 + largest_share * of_owners) / speed + exchange_seconds;
             let last_backward = (BACKWARD * flops.model + flops.recomputation) / model.micro_batches as f64 / speed;
-            let hidden = last_backward.min((1.0 - LAST) * one_way / ask.bandwidth);
+            let hidden = last_backward.min((1.0 - LAST) * one_way_seconds);
             let step = step_without_overlap - hidden;
             Prediction { one_rank, step, step_without_overlap, efficiency: one_rank / (ranks as f64 * step) }
         });
