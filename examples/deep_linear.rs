@@ -64,7 +64,7 @@ fn layer(gpu: &Gpu, condition: f32, seed: u64) -> Result<Tensor> {
 }
 
 /// The loss ½‖W…W₂W₁ − target‖² before each step, until it reaches the goal or diverges.
-fn train(gpu: &Gpu, depth: usize, bounded: bool, rate: f32) -> Result<Vec<f32>> {
+fn train(gpu: &Gpu, depth: usize, bounded: bool, lr: f32) -> Result<Vec<f32>> {
     let mut params = Params::new(gpu);
     let add = |i| params.add(format!("{i}.weight"), Role::Matrix, layer(gpu, CONDITION, i as u64)?);
     let weights = (0..depth).map(add).collect::<Result<Vec<_>>>()?;
@@ -76,7 +76,7 @@ fn train(gpu: &Gpu, depth: usize, bounded: bool, rate: f32) -> Result<Vec<f32>> 
     let target = rotation(gpu, 1000)?;
     let mut losses: Vec<f32> = Vec::new();
     while losses.len() < STEPS && losses.last().is_none_or(|loss| *loss > GOAL && *loss < 10.0 * losses[0]) {
-        let stepped = trainer.step(1, rate, |tape, _| {
+        let stepped = trainer.step(1, lr, |tape, _| {
             let product = weights[1..].iter().try_fold(tape.param(weights[0])?, |x, &w| tape.param(w)?.matmul(&x))?;
             let error = product.sub(&tape.constant(target.clone()))?;
             error.mul(&error)?.sum()?.scale(0.5)
@@ -94,11 +94,11 @@ fn train(gpu: &Gpu, depth: usize, bounded: bool, rate: f32) -> Result<Vec<f32>> 
 fn best(gpu: &Gpu, depth: usize, bounded: bool) -> Result<(f32, Vec<f32>, f32)> {
     let mut best = (0.0, Vec::new(), f32::NEG_INFINITY);
     for power in 1..31 {
-        let rate = 0.5_f32.powi(power);
-        let losses = train(gpu, depth, bounded, rate)?;
+        let lr = 0.5_f32.powi(power);
+        let losses = train(gpu, depth, bounded, lr)?;
         let convergence = (ZERO / losses[losses.len() - 1]).ln() / (losses.len() - 1) as f32;
         if convergence > best.2 {
-            best = (rate, losses, convergence);
+            best = (lr, losses, convergence);
         }
     }
     Ok(best)
@@ -127,14 +127,14 @@ fn draw(curves: &[(&str, Vec<(f32, f32)>)]) -> std::result::Result<(), Box<dyn s
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let gpu = Gpu::open(&Default::default())?;
-    println!("{:>5}  {:<5}  {:>8}  {:>5}  {:>10}  {:>17}", "depth", "layer", "rate", "steps", "last loss", "ln(loss) per step");
+    println!("{:>5}  {:<5}  {:>8}  {:>5}  {:>10}  {:>17}", "depth", "layer", "lr", "steps", "last loss", "ln(loss) per step");
     let mut curves = [("plain", vec![]), ("PC, level 4", vec![])];
     for depth in DEPTHS {
         for (bounded, (_, points)) in [false, true].into_iter().zip(&mut curves) {
-            let (rate, losses, convergence) = best(&gpu, depth, bounded)?;
+            let (lr, losses, convergence) = best(&gpu, depth, bounded)?;
             let (steps, last) = (losses.len() - 1, losses[losses.len() - 1]);
             println!(
-                "{depth:>5}  {:<5}  {rate:>8.1e}  {steps:>5}  {last:>10.3e}  {:>17.4}",
+                "{depth:>5}  {:<5}  {lr:>8.1e}  {steps:>5}  {last:>10.3e}  {:>17.4}",
                 if bounded { "PC" } else { "plain" },
                 -convergence
             );

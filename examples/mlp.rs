@@ -68,9 +68,9 @@ fn main() -> Result<()> {
     let optimizer = AdamW::new(AdamConfig { weight_decay: 0.0, ..Default::default() });
     let mut trainer = Trainer::new(params, None, Box::new(optimizer), 1.0)?;
     for step in 0..=STEPS {
-        let rate = 1e-2 * (1.0 - step as f32 / (STEPS + 1) as f32);
+        let lr = 1e-2 * (1.0 - step as f32 / (STEPS + 1) as f32);
         let output = trainer
-            .step(1, rate, |tape, _| network.features(tape, &x)?.head_cross_entropy(&tape.param(network.head)?, &targets))?;
+            .step(1, lr, |tape, _| network.features(tape, &x)?.head_cross_entropy(&tape.param(network.head)?, &targets))?;
         if step % 50 == 0 {
             println!("step {step:4}  loss {:.5}", output.loss);
         }

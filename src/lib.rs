@@ -14,6 +14,7 @@
 
 mod error;
 pub mod exchange;
+mod files;
 mod gemm;
 pub mod gpu;
 pub mod llama;

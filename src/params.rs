@@ -220,7 +220,7 @@ impl Gradient {
 #[derive(Debug, Default)]
 pub struct Gradients {
     list: Vec<Option<Tensor>>,
-    /// How often something was added to each.
+    /// Number of additions to each.
     additions: Vec<u32>,
     watch: Option<Watch>,
 }
@@ -228,7 +228,7 @@ pub struct Gradients {
 /// Takes each gradient out as soon as it is final.
 #[derive(Debug)]
 struct Watch {
-    /// Additions after which it is; 0 where none are known.
+    /// Number of additions after which it is; 0 where unknown.
     expected: Vec<u32>,
     done: Sender<(ParamId, Tensor)>,
 }
@@ -239,12 +239,12 @@ impl Gradients {
         Self::default()
     }
 
-    /// No gradients yet, each of which goes to `done` instead of staying here once something was added to it as often as expected.
+    /// No gradients yet; after its expected number of additions each is sent to `done` instead of staying here.
     pub(crate) fn watched(expected: Vec<u32>, done: Sender<(ParamId, Tensor)>) -> Self {
         Self { watch: Some(Watch { expected, done }), ..Self::default() }
     }
 
-    /// How often something was added to each.
+    /// Number of additions to each.
     pub(crate) fn additions(&self) -> &[u32] {
         &self.additions
     }
@@ -278,7 +278,7 @@ impl Gradients {
         }
     }
 
-    /// Replaces what [`Gradients::take`] took by the same with something added.
+    /// Puts back what [`Gradients::take`] took, with something added.
     pub(crate) fn put(&mut self, id: ParamId, sum: Tensor) -> Result<()> {
         self.make_room(id);
         self.list[id.0] = Some(sum);
@@ -286,7 +286,7 @@ impl Gradients {
         let Some(Watch { expected, done }) = &self.watch else { return Ok(()) };
         let (found, expected) = (self.additions[id.0], expected.get(id.0).copied().unwrap_or(0));
         if expected > 0 && found > expected {
-            let problem = "its gradient has been sent, and more flows into it: this model cannot overlap both";
+            let problem = "more gradient arrived after it was sent; disable overlap (--no-overlap)";
             return Err(Error::Value(format!("parameter {}: {problem}", id.0)));
         }
         if found == expected

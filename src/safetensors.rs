@@ -13,6 +13,7 @@ pub use ::safetensors::Dtype;
 use ::safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::gpu::{Gpu, Slice};
 use crate::tensor::Tensor;
 
@@ -38,7 +39,7 @@ pub fn save(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String,
     let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
     sorted.sort_by_key(|(name, _)| name);
     let header = Header::new(Dtype::F32, sorted.iter().map(|(name, tensor)| (name.as_str(), tensor.shape())), metadata)?;
-    atomically(path, |file| {
+    files::replace(path, "partial", |file| {
         let io = |source| io(path, source);
         let mut writer = Writer::new(file, &header).map_err(io)?;
         for (_, tensor) in sorted {
@@ -120,23 +121,6 @@ impl<W: Write> Writer<W> {
             missing => Err(std::io::Error::other(format!("{missing} bytes of values are missing"))),
         }
     }
-}
-
-fn atomically(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    let write = || {
-        let mut file = File::create(&partial).map_err(|source| io(path, source))?;
-        fill(&mut file)?;
-        let finish = || {
-            file.sync_all()?;
-            std::fs::rename(&partial, path)
-        };
-        finish().map_err(|source| io(path, source))
-    };
-    // On failure the old file is intact; remove the partial new one.
-    write().inspect_err(|_| drop(std::fs::remove_file(&partial)))
 }
 
 /// An open safetensors file: its header in memory, its tensors on disk.

@@ -57,7 +57,7 @@ use crate::precision::Precision;
 use crate::tensor::{MAX_RANK, Tensor};
 
 type Backward = Box<dyn FnOnce(Tensor, &[bool], &mut Sink<'_>) -> Result<Vec<Option<Gradient>>>>;
-/// Of an operation with several outputs, into some of which nothing may have flowed.
+/// [`Backward`] of an operation with several outputs; `None` for those that no gradient reached.
 type BackwardOfSeveral = Box<dyn FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Gradient>>>>;
 
 /// Where parameter gradients go while a tape is walked.
@@ -73,7 +73,7 @@ enum Node {
     Param(ParamId),
     /// An operation: its name, its parents, and the closure that turns dy into the parents' gradients.
     Operation { op: &'static str, parents: Vec<Parent>, backward: Backward },
-    /// An operation with several outputs, the nodes after it, with their gradients, which the walk meets first.
+    /// An operation with several outputs. These are the nodes after it: the walk meets them first and stores their gradients here.
     Several { op: &'static str, parents: Vec<Parent>, gradients: Vec<Option<Tensor>>, backward: BackwardOfSeveral },
     /// The output at an index of the operation at a node.
     Output { operation: usize, at: usize },
@@ -241,9 +241,8 @@ impl<'p> Tape<'p> {
         parents: &[&Var<'_>],
         backward: impl FnOnce(Tensor, &[bool]) -> Result<Vec<Option<Tensor>>> + 'static,
     ) -> Result<Var<'_>> {
-        let formed =
-            |gradients: Vec<Option<Tensor>>| gradients.into_iter().map(|gradient| gradient.map(Gradient::from)).collect();
-        self.record_node(op, value, parents, Box::new(move |dy, wanted, _| Ok(formed(backward(dy, wanted)?))))
+        let own = |gradients: Vec<Option<Tensor>>| gradients.into_iter().map(|gradient| gradient.map(Gradient::from)).collect();
+        self.record_node(op, value, parents, Box::new(move |dy, wanted, _| Ok(own(backward(dy, wanted)?))))
     }
 
     fn record_node(&self, op: &'static str, value: Tensor, parents: &[&Var<'_>], backward: Backward) -> Result<Var<'_>> {
@@ -452,7 +451,8 @@ fn check_gradients(op: &'static str, parents: &[Parent], gradients: &[Option<Gra
     if gradients.len() != parents.len() {
         let problem =
             format!("its backward returned {} gradients, one for each of {} inputs expected", gradients.len(), parents.len());
-        return Err(Error::shape(op, &[], problem));
+        let shapes: Vec<&[usize]> = parents.iter().map(Parent::shape).collect();
+        return Err(Error::shape(op, &shapes, problem));
     }
     for (at, (parent, gradient)) in parents.iter().zip(gradients).enumerate() {
         let Some(Gradient::Tensor(gradient)) = gradient else { continue };

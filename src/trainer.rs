@@ -131,8 +131,12 @@ impl Trainer {
     }
 
     /// The same trainer with gradients that are summed in a tree of `replicas` leaves, of equally many micro-batches each. Any number of
-    /// ranks that divides it gives the same bits. An error unless it is a power of two.
+    /// ranks that divides it gives the same bits. An error unless it is a power of two, and for one of several ranks, which have divided the
+    /// parameters by it.
     pub fn with_replicas(self, replicas: usize) -> Result<Self> {
+        if self.ranks.is_some() {
+            return Err(Error::Value(format!("{replicas} replicas of one of several ranks: expected before `on_ranks`")));
+        }
         if !replicas.is_power_of_two() {
             return Err(Error::Value(format!("{replicas} replicas: a power of two expected")));
         }

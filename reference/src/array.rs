@@ -16,8 +16,8 @@ pub fn seeded(seed: u64) -> ChaCha8Rng {
 
 impl Array {
     pub fn new(shape: &[usize], data: Vec<f64>) -> Self {
-        let elements: usize = shape.iter().product();
-        assert_eq!(data.len(), elements, "shape {shape:?} holds {elements} elements");
+        let numel: usize = shape.iter().product();
+        assert_eq!(data.len(), numel, "shape {shape:?} holds {numel} elements");
         Self { shape: shape.to_vec(), data }
     }
 

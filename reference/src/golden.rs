@@ -10,7 +10,7 @@ use crate::Array;
 use crate::half::Operands;
 use crate::llama::{Batch, LlamaConfig};
 use crate::newton_schulz::Coefficients;
-use crate::optimizer::{Adam, Muon, Ratio};
+use crate::optimizer::{Adam, LrScale, Muon};
 use crate::pc::{Pc, PowerVectors};
 use crate::rotary::Scaling;
 use crate::schedule::{Schedule, Shape, WeightDecayScope};
@@ -318,7 +318,7 @@ impl ExpectedRun {
     pub fn recipe(&self) -> Recipe {
         let rule = match self.optimizer.as_str() {
             "adamw" => Rule::AdamW,
-            "muon" => Rule::Muon(Muon::new(Coefficients::Simple, Ratio::Moonlight)),
+            "muon" => Rule::Muon(Muon::new(Coefficients::Simple, LrScale::Moonlight)),
             other => panic!("unknown optimizer {other}"),
         };
         Recipe {

@@ -1,7 +1,8 @@
 //! Llama in float64: pre-norm blocks, grouped heads, rotary positions, SwiGLU; forward, loss and every gradient.
 //!
 //! Parameters by name: `tok_embeddings` `[vocab, dim]`, per layer l `layers.l.` with `attention_norm` `[dim]`, `wq`, `wk`, `wv`,
-//! `wo`, with `qk_norm` also `q_norm` and `k_norm` `[head_dim]`, `ffn_norm` `[dim]`, `w1` (gate), `w3` (up) `[hidden, dim]`, `w2` (down) `[dim, hidden]`; `norm` `[dim]`, `output` `[vocab, dim]`.
+//! `wo`, with `qk_norm` also `q_norm` and `k_norm` `[head_dim]`, `ffn_norm` `[dim]`, `w1` (gate), `w3` (up)
+//! `[intermediate_size, dim]`, `w2` (down) `[dim, intermediate_size]`; `norm` `[dim]`, `output` `[vocab, dim]`.
 
 use std::collections::BTreeMap;
 
@@ -162,10 +163,10 @@ impl Block<'_> {
     }
 
     fn forward(&self, x: &Array) -> (Array, Saved) {
-        let turn = self.config.rotary(self.seq);
+        let rotation = self.config.rotary(self.seq);
         let attention_input = rms_norm(x, self.weight("attention_norm"), self.config.norm_eps);
         let raw = ["wq", "wk"].map(|part| self.linear(&attention_input, part));
-        let [q, k] = [0, 1].map(|which| rotary(&self.norm_heads(&raw[which], HEAD_NORMS[which]), turn));
+        let [q, k] = [0, 1].map(|which| rotary(&self.norm_heads(&raw[which], HEAD_NORMS[which]), rotation));
         let v = self.linear(&attention_input, "wv");
         let attended = attention(&q, &k, &v, self.config.attention_shape(x.shape[0], self.seq));
         let middle = x.plus(&self.linear(&attended, "wo"));
@@ -192,10 +193,10 @@ impl Block<'_> {
     }
 
     fn attention_backward(&self, saved: &Saved, dy: &Array, gradients: &mut Weights) -> Array {
-        let (shape, turn) = (self.config.attention_shape(dy.shape[0], self.seq), self.config.rotary(self.seq));
+        let (shape, rotation) = (self.config.attention_shape(dy.shape[0], self.seq), self.config.rotary(self.seq));
         let dattended = self.linear_vjp(&saved.attended, "wo", dy, gradients);
         let [dq, dk, dv] = attention_vjp(&saved.q, &saved.k, &saved.v, shape, &dattended);
-        let ([dq], [dk]) = (rotary_vjp(turn, &dq), rotary_vjp(turn, &dk));
+        let ([dq], [dk]) = (rotary_vjp(rotation, &dq), rotary_vjp(rotation, &dk));
         let dq = self.norm_heads_vjp(&saved.raw[0], HEAD_NORMS[0], dq, gradients);
         let dk = self.norm_heads_vjp(&saved.raw[1], HEAD_NORMS[1], dk, gradients);
         let dinput = self.linear_vjp(&saved.attention_input, "wq", &dq, gradients);

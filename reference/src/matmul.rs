@@ -9,7 +9,7 @@ pub fn matmul(a: &Array, b: &Array, transpose_a: bool, transpose_b: bool) -> Arr
     stack(&products, a.shape.len())
 }
 
-/// With A = op(a), B = op(b): dA = dy·Bᵀ, dB = Aᵀ·dy, each turned back as its operand was.
+/// With A = op(a), B = op(b): dA = dy·Bᵀ, dB = Aᵀ·dy, each transposed back as its operand was.
 pub fn matmul_vjp(a: &Array, b: &Array, transpose_a: bool, transpose_b: bool, dy: &Array) -> [Array; 2] {
     let (op_a, op_b) = (transpose_if(transpose_a, a), transpose_if(transpose_b, b));
     let batch = 0..batch_of(&op_a);

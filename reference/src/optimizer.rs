@@ -1,4 +1,4 @@
-//! AdamW, Muon with its auxiliary Adam rule, and clipping to a global norm. `lr` is the rate of the step, schedule included.
+//! AdamW, Muon with its auxiliary Adam rule, and clipping to a global norm. `lr` is the step's learning rate, schedule included.
 
 use std::collections::BTreeMap;
 
@@ -48,19 +48,20 @@ pub fn adamw(w: &mut Array, g: &Array, moments: &mut Moments, adam: Adam, lr: f6
     descend(w, &direction, lr, lr * decay);
 }
 
-/// The rule beside Muon, with eps inside the bias correction: w ← w·(1 − lr·decay) − lr·(√c2/c1)·m/(√v + eps)
+/// Muon's rule for other parameters, with eps inside the bias correction: w ← w·(1 − lr·decay) − lr·(√c2/c1)·m/(√v + eps)
 pub fn auxiliary_adam(w: &mut Array, g: &Array, moments: &mut Moments, adam: Adam, lr: f64, decay: f64) {
     let (c1, c2) = moments.update(g, adam);
     let direction = moments.m.zip(&moments.v, |m, v| c2.sqrt() / c1 * m / (v.sqrt() + adam.eps));
     descend(w, &direction, lr, lr * decay);
 }
 
-fn descend(w: &mut Array, direction: &Array, rate: f64, shrink: f64) {
-    *w = w.zip(direction, |w, d| w * (1.0 - shrink) - rate * d);
+fn descend(w: &mut Array, direction: &Array, lr: f64, shrink: f64) {
+    *w = w.zip(direction, |w, d| w * (1.0 - shrink) - lr * d);
 }
 
+/// How the update of a matrix [r, c] scales the learning rate.
 #[derive(Clone, Copy, Debug)]
-pub enum Ratio {
+pub enum LrScale {
     /// 0.2·√max(r, c)
     Moonlight,
     /// √(r/c)
@@ -69,7 +70,7 @@ pub enum Ratio {
     KellerJordan,
 }
 
-impl Ratio {
+impl LrScale {
     pub fn of(self, rows: usize, cols: usize) -> f64 {
         let (r, c) = (rows as f64, cols as f64);
         match self {
@@ -85,25 +86,25 @@ pub struct Muon {
     pub momentum: f64,
     pub coefficients: Coefficients,
     pub steps: usize,
-    pub ratio: Ratio,
+    pub lr_scale: LrScale,
 }
 
 impl Muon {
-    pub fn new(coefficients: Coefficients, ratio: Ratio) -> Self {
-        Self { momentum: 0.95, coefficients, steps: coefficients.default_steps(), ratio }
+    pub fn new(coefficients: Coefficients, lr_scale: LrScale) -> Self {
+        Self { momentum: 0.95, coefficients, steps: coefficients.default_steps(), lr_scale }
     }
 }
 
-/// m ← μ·m + g; d = g + μ·m; w ← w·(1 − lr·decay) − lr·ratio·newton_schulz(d). `m` is this parameter's state, zero at first.
+/// m ← μ·m + g; d = g + μ·m; w ← w·(1 − lr·decay) − lr·lr_scale·newton_schulz(d). `m` is this parameter's state, zero at first.
 pub fn muon(w: &mut Array, g: &Array, m: &mut Array, muon: Muon, lr: f64, decay: f64) {
     *m = m.zip(g, |m, g| muon.momentum * m + g);
     let d = g.zip(m, |g, m| g + muon.momentum * m);
     let x = newton_schulz(&d, muon.coefficients, muon.steps);
-    descend(w, &x, lr * muon.ratio.of(w.shape[0], w.shape[1]), lr * decay);
+    descend(w, &x, lr * muon.lr_scale.of(w.shape[0], w.shape[1]), lr * decay);
 }
 
 /// Muon's direction o, its rows divided by the root of their second moment v `[rows]`: v ← β2·v + (1 − β2)·mean_c(o²),
-/// ô = o/(√v + eps), w ← w·(1 − lr·decay) − lr·ratio·√min(r, c)/‖ô‖·ô (arXiv 2510.05491).
+/// ô = o/(√v + eps), w ← w·(1 − lr·decay) − lr·lr_scale·√min(r, c)/‖ô‖·ô (arXiv 2510.05491).
 pub fn normuon(w: &mut Array, g: &Array, [m, v]: [&mut Array; 2], muon: Muon, adam: Adam, lr: f64, decay: f64) {
     *m = m.zip(g, |m, g| muon.momentum * m + g);
     let d = g.zip(m, |g, m| g + muon.momentum * m);
@@ -116,7 +117,7 @@ pub fn normuon(w: &mut Array, g: &Array, [m, v]: [&mut Array; 2], muon: Muon, ad
     }
     let (rows, norm) = (w.shape[0], o.norm());
     let scale = if norm == 0.0 { 0.0 } else { (rows.min(columns) as f64).sqrt() / norm };
-    descend(w, &o, lr * scale * muon.ratio.of(rows, columns), lr * decay);
+    descend(w, &o, lr * scale * muon.lr_scale.of(rows, columns), lr * decay);
 }
 
 pub fn global_norm(gradients: &BTreeMap<String, Array>) -> f64 {
@@ -143,17 +144,17 @@ mod tests {
     fn update_of(case: &OptimizerCase) -> Update {
         let adam = Adam { beta1: case.betas[0], beta2: case.betas[1], eps: case.eps };
         let (decay, mut moments) = (case.weight_decay, Moments::zeros(&case.shape));
-        let (coefficients, ratio) = match case.rule.as_str() {
+        let (coefficients, lr_scale) = match case.rule.as_str() {
             "adamw" => return Box::new(move |w, g, lr| adamw(w, g, &mut moments, adam, lr, decay)),
             "muon_auxiliary_adamw" => {
                 return Box::new(move |w, g, lr| auxiliary_adam(w, g, &mut moments, adam, lr, decay));
             }
-            "muon_simple_moonlight" => (Coefficients::Simple, Ratio::Moonlight),
-            "muon_polar_express_spectral_mup" => (Coefficients::PolarExpress, Ratio::SpectralMup),
-            "muon_quintic_keller_jordan" => (Coefficients::Quintic, Ratio::KellerJordan),
+            "muon_simple_moonlight" => (Coefficients::Simple, LrScale::Moonlight),
+            "muon_polar_express_spectral_mup" => (Coefficients::PolarExpress, LrScale::SpectralMup),
+            "muon_quintic_keller_jordan" => (Coefficients::Quintic, LrScale::KellerJordan),
             rule => panic!("unknown rule {rule}"),
         };
-        let settings = Muon { momentum: case.momentum, ..Muon::new(coefficients, ratio) };
+        let settings = Muon { momentum: case.momentum, ..Muon::new(coefficients, lr_scale) };
         let mut momentum = Array::zeros(&case.shape);
         Box::new(move |w, g, lr| muon(w, g, &mut momentum, settings, lr, decay))
     }
@@ -178,7 +179,7 @@ mod tests {
         let g = Array::new(&[6, 4], g.data.iter().enumerate().map(|(i, x)| x * 10f64.powi((i / 4) as i32)).collect());
         let (mut w, mut m, mut v) = (Array::zeros(&[6, 4]), Array::zeros(&[6, 4]), Array::zeros(&[6]));
         let adam = Adam { eps: 0.0, ..Adam::default() };
-        normuon(&mut w, &g, [&mut m, &mut v], Muon::new(Coefficients::Simple, Ratio::Moonlight), adam, 0.1, 0.0);
+        normuon(&mut w, &g, [&mut m, &mut v], Muon::new(Coefficients::Simple, LrScale::Moonlight), adam, 0.1, 0.0);
         let rms = w.data.chunks(4).map(|row| (row.iter().map(|x| x * x).sum::<f64>() / 4.0).sqrt());
         rms.for_each(|rms| assert!((rms - 0.1 * 0.2).abs() < 1e-12, "{rms}"));
     }

@@ -1,4 +1,4 @@
-//! Rotary position embedding in half-split order: within each head, element i and element i + head_dim/2 are turned by
+//! Rotary position embedding in half-split order: within each head, element i and element i + head_dim/2 are rotated by
 //! position·theta^(−2i/head_dim), stretched by `scaling`. x `[batch·seq, heads·head_dim]`; the position of a row is row % seq +
 //! offset.
 
@@ -75,15 +75,15 @@ impl Rotary {
 }
 
 pub fn rotary(x: &Array, rotary: Rotary) -> Array {
-    turn(x, rotary, 1.0)
+    rotate(x, rotary, 1.0)
 }
 
 /// A rotation's transpose is the rotation back; a factor stays.
 pub fn rotary_vjp(rotary: Rotary, dy: &Array) -> [Array; 1] {
-    [turn(dy, rotary, -1.0)]
+    [rotate(dy, rotary, -1.0)]
 }
 
-fn turn(x: &Array, rotary: Rotary, direction: f64) -> Array {
+fn rotate(x: &Array, rotary: Rotary, direction: f64) -> Array {
     let Rotary { seq, head_dim, offset, .. } = rotary;
     let (rows, cols) = x.rows_and_cols();
     assert_eq!((cols % head_dim, head_dim % 2, rows % seq), (0, 0, 0));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_turned_by_its_position_in_its_sequence() {
+    fn a_row_is_rotated_by_its_position_in_its_sequence() {
         let settings = Rotary { seq: 3, head_dim: 4, offset: 5, theta: 100.0, scaling: Scaling::None };
         let y = rotary(&Array::from_fn(&[6, 4], |index| [1.0, 1.0, 0.0, 0.0][index % 4]), settings);
         let (slow, fast) = (0.6_f64, 6.0_f64); // row 4 has position 4 % 3 + 5, and 100^(−2/4) is a tenth

@@ -1,4 +1,4 @@
-//! [`Connection`]: the other ranks, who owns what, and what travels together. Nothing of it changes, so that threads share it.
+//! [`Connection`]: the other ranks, who owns what, and how messages are grouped. Immutable, so threads share it.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

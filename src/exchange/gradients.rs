@@ -47,6 +47,7 @@ impl Sending {
 
     /// The sums of all ranks over what this one owns, once `rest` is on its way, too; the bytes sent and received.
     pub(super) fn finish(self, connection: &Connection, rest: Gradients) -> Result<(Gradients, u64, u64)> {
+        connection.exchange.set_computing(false);
         for gradient in rest.into_present() {
             // A closed channel: the thread has failed, and says why below.
             let _ = self.sender.send(gradient);

@@ -1,4 +1,4 @@
-//! Who owns what: a pure function of the parameters and the number of shares, so that all ranks agree without a word.
+//! Who owns what: a pure function of the parameters and the number of shares, so that all ranks agree without communicating.
 
 use std::ops::Range;
 
@@ -9,6 +9,8 @@ use crate::optim::Optimizer;
 use crate::params::{Param, ParamId, Params, Role};
 use crate::spectral::Preconditioner;
 
+/// Values of a bucket at most: with a word for each of its parts, of which there may be as many, they are less than the 2 GiB of a message.
+const MOST_VALUES: usize = 1 << 27;
 /// FLOP that take about as long as an optimizer's pass over one value.
 const PASS: usize = 32;
 
@@ -90,16 +92,17 @@ pub fn step_bytes(parameters: &[Dealt<'_>], hidden: usize, shares: usize, ranks:
     let columns = |piece: &DealtPiece| parameters[piece.parameter].shape[1..].iter().product::<usize>();
     let sum = |of: &dyn Fn(&DealtPiece) -> usize| pieces.iter().map(of).sum::<usize>();
     let values = sum(&|piece| piece.rows.len() * columns(piece));
-    let bucket = bucket_size(values, ranks);
+    let bucket = bucket_size(values, ranks, None);
     let parts = sum(&|piece| piece.rows.len().div_ceil(rows_of_part(bucket, columns(piece))));
     let partials = sum(&|piece| (piece.rows.len() * columns(piece)).div_ceil(CHUNK));
     let words = parts + pieces.len() + partials + 2 * hidden + ranks + 2;
     ((ranks - 1) * (2 * wire.size() * values + 4 * words)) as u64
 }
 
-/// Values per bucket: few enough that the first are on their way while others are being computed, enough that a message costs little.
-pub(super) fn bucket_size(values: usize, ranks: usize) -> usize {
-    (values / ranks / 16).clamp(64 << 10, 4 << 20)
+/// Values per bucket, as wanted or else few enough that the first are on their way while others are being computed, and enough that a
+/// message costs little.
+pub(super) fn bucket_size(values: usize, ranks: usize, wanted: Option<usize>) -> usize {
+    wanted.map_or_else(|| (values / ranks / 16).clamp(64 << 10, 4 << 20), |wanted| wanted.clamp(1, MOST_VALUES))
 }
 
 /// Rows of a parameter that travel together.
@@ -201,6 +204,13 @@ fn pieces(role: Role, shape: &[usize], shares: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bucket_has_a_size_that_can_be_sent() {
+        let size = |wanted| bucket_size(1 << 30, 4, wanted);
+        assert_eq!([None, Some(0), Some(1000), Some(usize::MAX)].map(size), [4 << 20, 1, 1000, MOST_VALUES]);
+        assert_eq!(bucket_size(1000, 4, None), 64 << 10);
+    }
 
     #[test]
     fn tables_are_cut_where_a_partial_sum_begins() {

@@ -11,14 +11,14 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Local {
     rank: usize,
-    patience: Duration,
+    timeout: Duration,
     /// To every rank, and from every rank; those of a rank with itself are never used.
     senders: Vec<Sender<Message>>,
     receivers: Vec<Mutex<Receiver<Message>>>,
 }
 
-/// Connected ranks for as many threads, which wait for a message at most for `patience`.
-pub fn in_process(ranks: usize, patience: Duration) -> Vec<Local> {
+/// Connected ranks for as many threads, which wait for a message at most for `timeout`.
+pub fn in_process(ranks: usize, timeout: Duration) -> Vec<Local> {
     let mut senders: Vec<Vec<_>> = (0..ranks).map(|_| Vec::new()).collect();
     let mut receivers: Vec<Vec<_>> = (0..ranks).map(|_| Vec::new()).collect();
     for senders in &mut senders {
@@ -29,7 +29,7 @@ pub fn in_process(ranks: usize, patience: Duration) -> Vec<Local> {
         }
     }
     let pairs = senders.into_iter().zip(receivers).enumerate();
-    pairs.map(|(rank, (senders, receivers))| Local { rank, patience, senders, receivers }).collect()
+    pairs.map(|(rank, (senders, receivers))| Local { rank, timeout, senders, receivers }).collect()
 }
 
 impl Exchange for Local {
@@ -48,9 +48,9 @@ impl Exchange for Local {
 
     fn receive(&self, from: usize) -> Result<Message> {
         let receiver = self.receivers[from].lock().unwrap_or_else(PoisonError::into_inner);
-        receiver.recv_timeout(self.patience).map_err(|error| {
+        receiver.recv_timeout(self.timeout).map_err(|error| {
             let problem = match error {
-                RecvTimeoutError::Timeout => format!("sent nothing for {:?}", self.patience),
+                RecvTimeoutError::Timeout => format!("sent nothing for {:?}", self.timeout),
                 RecvTimeoutError::Disconnected => "has ended".into(),
             };
             Error::Rank { rank: from, problem }

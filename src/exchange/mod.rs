@@ -6,7 +6,7 @@
 //! of as many leaves: any number of ranks that divides it gives the same bits.
 //!
 //! [`Exchange`] carries messages between ranks. [`in_process`] connects threads, and `Mpi`, with the feature `mpi`, processes under
-//! `mpirun`; other transports implement its four methods.
+//! `mpirun`; other transports implement its four required methods.
 
 mod connection;
 mod gradients;
@@ -56,6 +56,10 @@ pub trait Exchange: Send + Sync {
 
     /// Waits for the next message of a rank; [`Error::Rank`] if it is gone, or sends nothing for too long.
     fn receive(&self, from: usize) -> Result<Message>;
+
+    /// Whether this rank computes from now on, while another of its threads sends: until it no longer does, the others may compute, too,
+    /// instead of making room for what is sent. A transport that limits how long a send waits should heed it.
+    fn set_computing(&self, _is_computing: bool) {}
 }
 
 impl dyn Exchange + '_ {

@@ -2,7 +2,7 @@
 //! waiting spins, and nothing moves while nobody calls it. All calls of MPI are in this file.
 //!
 //! Every second the thread tells the others that the process lives, which rank it waits for, and whether it does what they have to wait for: a
-//! rank that has waited too long follows these words to the one that nobody answers for.
+//! rank that times out follows these reports to the one at fault.
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -35,6 +35,8 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_micros(
 /// What standard error may take to reach `mpirun` before the job ends, and what an orderly end may take.
 const DRAIN: Duration = Duration::from_millis(200);
 const ABORT: Duration = Duration::from_secs(5);
+/// Bytes of a message: MPI counts them in an int.
+const MOST_IN_MESSAGE: usize = c_int::MAX as usize;
 
 /// One rank under `mpirun`.
 pub struct Mpi {
@@ -63,11 +65,13 @@ struct State {
     peers: Vec<Peer>,
     /// Bytes on their way out.
     sending: usize,
-    patience: Duration,
+    timeout: Duration,
     /// Which rank this one waits for.
     waits_for: Option<usize>,
     /// Whether it does what the others have to wait for.
     is_busy: bool,
+    /// Whether it computes, while a thread sends what is final.
+    is_computing: bool,
     /// When this process last gave a sign of life.
     beaten: Option<Instant>,
 }
@@ -89,14 +93,14 @@ impl Shared {
 }
 
 impl Mpi {
-    /// Joins the other ranks, each of which must do so. `patience` is how long a rank may send nothing.
-    pub fn start(patience: Duration) -> Result<Self> {
+    /// Joins the other ranks, each of which must do so within `timeout`, which is also how long a rank may send nothing.
+    pub fn start(timeout: Duration) -> Result<Self> {
         let (commands, orders) = channel();
         let (started, ready) = channel();
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
         let run = move || {
-            let (worker, host) = match Worker::start(of_thread, orders, patience) {
+            let (worker, host) = match Worker::start(of_thread, orders, timeout) {
                 Ok(worker) => (worker, processor_name().unwrap_or_else(|_| "unnamed".into())),
                 Err(error) => return drop(started.send(Err(error))),
             };
@@ -105,8 +109,7 @@ impl Mpi {
         };
         let thread = std::thread::Builder::new().name("mpi".into()).spawn(run);
         let thread = thread.map_err(|error| Error::Value(format!("cannot start a thread for MPI: {error}")))?;
-        let started = ready.recv().map_err(|_| Error::Value("MPI did not start".into()))?;
-        let (rank, ranks, host) = started?;
+        let (rank, ranks, host) = ready.recv_timeout(timeout).map_err(|error| not_started(error, timeout))??;
         Ok(Self { rank, ranks, host, shared, commands, thread: Mutex::new(Some(thread)) })
     }
 
@@ -116,11 +119,11 @@ impl Mpi {
     }
 
     /// Changes how long a rank may send nothing.
-    pub fn set_patience(&self, patience: Duration) {
-        self.shared.lock().patience = patience;
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.shared.lock().timeout = timeout;
     }
 
-    /// Does work that the others have to wait for: however long it takes, their patience does not count meanwhile.
+    /// Does work that the others have to wait for: however long it takes, it does not count against their timeout.
     pub fn busy<T>(&self, work: impl FnOnce() -> T) -> T {
         let outer = std::mem::replace(&mut self.shared.lock().is_busy, true);
         let result = work();
@@ -134,10 +137,10 @@ impl Mpi {
         all.any(false)?;
         drop(self.commands.send(Command::Finish));
         let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
-        let (started, patience) = (Instant::now(), self.shared.lock().patience);
+        let (started, timeout) = (Instant::now(), self.shared.lock().timeout);
         while !thread.is_finished() {
-            if started.elapsed() > patience {
-                let problem = format!("waited {} s for the others to end", patience.as_secs());
+            if started.elapsed() > timeout {
+                let problem = format!("waited {} s for the others to end", timeout.as_secs());
                 return Err(Error::Rank { rank: self.rank, problem });
             }
             std::thread::sleep(PAUSES[1]);
@@ -183,8 +186,9 @@ impl Mpi {
         Error::Rank { rank, problem }
     }
 
-    /// Waits until `ready` returns something, at most as long as ranks wait for `rank`.
-    fn wait_for<T>(&self, rank: usize, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
+    /// Waits until `ready` returns something, at most as long as ranks wait for `rank`; `sends` says that it is to make room for a
+    /// message.
+    fn wait_for<T>(&self, rank: usize, sends: bool, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
         let mut started = Instant::now();
         let mut state = self.shared.lock();
         loop {
@@ -194,11 +198,13 @@ impl Mpi {
             }
             state.waits_for = Some(rank);
             let last = &state.peers[self.last_of_chain(&state, rank)];
-            if last.is_busy && last.seen.elapsed() < SILENCE {
+            // One that computes makes no room, and may do so for as long as this rank does. Once this rank has done, its time counts.
+            let is_excused = last.is_busy || (sends && state.is_computing);
+            if is_excused && last.seen.elapsed() < SILENCE {
                 started = Instant::now();
             }
             let waited = started.elapsed();
-            if waited > state.patience {
+            if waited > state.timeout {
                 return Err(self.blame(&state, rank, waited));
             }
             let woken = self.shared.changed.wait_timeout(state, Duration::from_millis(100));
@@ -218,7 +224,10 @@ impl Exchange for Mpi {
 
     fn send(&self, to: usize, message: Message) -> Result<()> {
         let size = message.len();
-        self.wait_for(to, |state| {
+        if size > MOST_IN_MESSAGE {
+            return Err(Error::Value(format!("a message to rank {to}: found {size} bytes, expected at most {MOST_IN_MESSAGE}")));
+        }
+        self.wait_for(to, true, |state| {
             let free = state.sending == 0 || state.sending + size <= MOST_BYTES;
             free.then(|| state.sending += size)
         })?;
@@ -227,13 +236,28 @@ impl Exchange for Mpi {
     }
 
     fn receive(&self, from: usize) -> Result<Message> {
-        self.wait_for(from, |state| {
+        self.wait_for(from, false, |state| {
             let peer = &mut state.peers[from];
             let message = peer.arrived.pop_front()?;
             peer.bytes -= message.len();
             Some(message)
         })
     }
+
+    fn set_computing(&self, is_computing: bool) {
+        self.shared.lock().is_computing = is_computing;
+    }
+}
+
+/// Why the thread that owns MPI has not said that it is ready.
+fn not_started(error: RecvTimeoutError, timeout: Duration) -> Error {
+    let reason = match error {
+        RecvTimeoutError::Timeout => {
+            format!(" within {} s: a rank has not started, or cannot be reached", timeout.as_secs())
+        }
+        RecvTimeoutError::Disconnected => String::new(),
+    };
+    Error::Value(format!("MPI did not start{reason}"))
 }
 
 /// A send or receive that has begun. The buffer stays where it is until MPI says that it is done.
@@ -268,7 +292,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(shared: Arc<Shared>, orders: Receiver<Command>, patience: Duration) -> Result<Self> {
+    fn start(shared: Arc<Shared>, orders: Receiver<Command>, timeout: Duration) -> Result<Self> {
         let refused = |problem: &str| Error::Value(format!("MPI: {problem}"));
         let (universe, level) =
             initialize_with_threading(Threading::Funneled).ok_or_else(|| refused("it was started already"))?;
@@ -279,7 +303,7 @@ impl Worker {
         let (rank, ranks) = (world.rank() as usize, world.size() as usize);
         let now = Instant::now();
         let peer = |_| Peer { arrived: VecDeque::new(), bytes: 0, seen: now, waits_for: None, is_busy: false };
-        *shared.lock() = State { peers: (0..ranks).map(peer).collect(), patience, ..State::default() };
+        *shared.lock() = State { peers: (0..ranks).map(peer).collect(), timeout, ..State::default() };
         Ok(Self {
             // SAFETY: a constant of the library, which has been initialized.
             communicator: unsafe { ffi::RSMPI_COMM_WORLD },
@@ -303,7 +327,7 @@ impl Worker {
                 Ok(Command::Send { to, message }) => self.begin(to, message),
                 Ok(Command::Abort(status)) => self.universe.world().abort(status),
                 Ok(Command::Finish) => finishing = true,
-                // The handle was dropped without a word: MPI must not be finalized while others go on.
+                // The handle was dropped without [`Mpi::finish`]: MPI must not be finalized while others go on.
                 Err(RecvTimeoutError::Disconnected) if !finishing => self.universe.world().abort(1),
                 Err(_) => {}
             }
@@ -433,5 +457,65 @@ impl Worker {
             let request = self.isend(to, &buffer[..], BEAT);
             self.beats.push(Pending { request, buffer });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(300);
+
+    /// One of two ranks, without MPI: the other one was seen `silent` ago, and its messages fill what there is for them.
+    fn full(silent: Duration) -> (Mpi, Receiver<Command>) {
+        let seen = Instant::now().checked_sub(silent).expect("the machine has run for longer");
+        let peer = || Peer { arrived: VecDeque::new(), bytes: 0, seen, waits_for: None, is_busy: false };
+        let state = State { peers: vec![peer(), peer()], sending: MOST_BYTES, timeout: TIMEOUT, ..State::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let (commands, orders) = channel();
+        (Mpi { rank: 0, ranks: 2, host: "a".into(), shared, commands, thread: Mutex::new(None) }, orders)
+    }
+
+    fn message() -> Message {
+        Arc::new(vec![0; 4])
+    }
+
+    #[test]
+    fn while_a_rank_computes_it_waits_for_room_at_one_that_lives() {
+        let (mpi, _orders) = full(Duration::ZERO);
+        mpi.set_computing(true);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| mpi.send(1, message()));
+            std::thread::sleep(4 * TIMEOUT);
+            assert!(!sender.is_finished(), "it may take as long as this rank computes");
+            mpi.set_computing(false);
+            let sent = sender.join().expect("no panic");
+            assert!(matches!(sent, Err(Error::Rank { rank: 1, .. })), "now its time counts: {sent:?}");
+        });
+    }
+
+    #[test]
+    fn a_silent_rank_and_one_that_owes_a_message_have_a_deadline_at_any_time() {
+        let (mpi, _orders) = full(2 * SILENCE);
+        mpi.set_computing(true);
+        assert!(matches!(mpi.send(1, message()), Err(Error::Rank { rank: 1, .. })));
+        let (mpi, _orders) = full(Duration::ZERO);
+        mpi.set_computing(true);
+        assert!(matches!(mpi.receive(1), Err(Error::Rank { rank: 1, .. })));
+    }
+
+    #[test]
+    fn a_message_that_mpi_cannot_count_is_refused() {
+        let (mpi, _orders) = full(Duration::ZERO);
+        let text = mpi.send(1, Arc::new(vec![0; MOST_IN_MESSAGE + 1])).expect_err("too long").to_string();
+        assert_eq!(text, "a message to rank 1: found 2147483648 bytes, expected at most 2147483647");
+    }
+
+    #[test]
+    fn mpi_that_does_not_start_is_given_up() {
+        let text = |error| not_started(error, Duration::from_secs(15)).to_string();
+        let late = "MPI did not start within 15 s: a rank has not started, or cannot be reached";
+        assert_eq!(text(RecvTimeoutError::Timeout), late);
+        assert_eq!(text(RecvTimeoutError::Disconnected), "MPI did not start");
     }
 }

@@ -25,7 +25,7 @@ pub struct ExchangeOptions {
     /// Their format.
     pub wire: Wire,
     /// Values per bucket, which is what is read from the device, sent and uploaded at a time; `None` for a sixteenth of what a rank owns,
-    /// within 64 Ki and 4 Mi. Changes no result.
+    /// within 64 Ki and 4 Mi. At most 128 Mi. Changes no result.
     pub bucket: Option<usize>,
     /// Send gradients during the last backward of a step, as they become final. Changes no result. Needs a loss that uses each parameter
     /// equally often in every micro-batch; [`StepHook::adjust`](crate::StepHook::adjust) then does not see what has been sent.
@@ -59,7 +59,7 @@ impl Ranks {
     ) -> Result<(Self, Params, Option<Preconditioner>)> {
         layout.check(exchange.ranks())?;
         let travels = layout.items.iter().filter(|item| item.visible && item.is_trainable());
-        let bucket = bucket_size(travels.map(Item::numel).sum(), exchange.ranks());
+        let bucket = bucket_size(travels.map(Item::numel).sum(), exchange.ranks(), options.bucket);
         let (mut owned, mut own) = (Params::new(params.gpu()), Vec::with_capacity(layout.items.len()));
         for item in &layout.items {
             let is_own = layout.owner(item, exchange.ranks()) == exchange.rank();
@@ -70,7 +70,7 @@ impl Ranks {
         let weights = visible(params, &layout)?;
         let connection = Connection {
             gpu: params.gpu().clone(),
-            buckets: buckets(&layout, exchange.ranks(), options.bucket.unwrap_or(bucket).max(1)),
+            buckets: buckets(&layout, exchange.ranks(), bucket),
             wire: options.wire,
             overlap: options.overlap,
             own,
@@ -104,6 +104,7 @@ impl Ranks {
 
     /// A thread that sends gradients as they come, added to those of `earlier` leaves, the nearest last.
     pub(crate) fn begin_sending(&self, earlier: Vec<Gradients>) -> Result<Sending> {
+        self.exchange().set_computing(true);
         Sending::start(&self.connection, earlier)
     }
 

@@ -105,8 +105,8 @@ pub struct AdapterSummary {
     /// 32-bit registers of an invocation in a workgroup of 256, as far as known: 256 unless its name tells of fewer. Tiles are chosen by
     /// it, so that none spills.
     pub registers: u32,
-    /// Bytes of device memory that this process may use, where the driver tells: on Vulkan. None for a software adapter, whose memory is
-    /// the host's, whatever it says.
+    /// Bytes of device memory that this process may use, where the driver reports them (Vulkan). `None` for a software adapter,
+    /// whose memory is the host's.
     pub memory: Option<u64>,
     /// The tier used by default; `None` if it cannot run this crate, see [`AdapterSummary::missing`].
     pub kernel_tier: Option<KernelTier>,
@@ -248,7 +248,7 @@ pub(super) async fn enumerate() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     found.into_iter().enumerate().map(|(index, adapter)| (AdapterSummary::new(index, &adapter), adapter)).collect()
 }
 
-/// The adapter of the user's choice. `warn` hears of every GPU that [`AdapterChoice::Best`] passes over, and why.
+/// The adapter of the user's choice. `warn` is called for every GPU that [`AdapterChoice::Best`] passes over, with the reason.
 pub(super) fn choose(
     choice: &AdapterChoice,
     mut found: Vec<(AdapterSummary, wgpu::Adapter)>,

@@ -1,4 +1,4 @@
-//! A hash of a few instructions, for keys that nobody outside can choose.
+//! A hash of a few instructions, for keys that no attacker can choose.
 
 use std::hash::{BuildHasherDefault, Hasher};
 

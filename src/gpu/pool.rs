@@ -1,13 +1,12 @@
 //! Buffers, reused by exact size after drop. One in-order queue makes that safe: whatever is recorded next runs after the
 //! work that still reads the old contents.
 //!
-//! Idle buffers may hold half as many bytes again as live ones ever did, and [`IDLE_FLOOR`] at least. Beyond that, those that were
-//! idle for longest go back to the driver until half as many are left, so that it happens seldom. A training step asks for the same
-//! sizes each time, and nearly all that is idle at one of its moments is live at another: it keeps all of its buffers. What comes
-//! in ever new sizes goes.
+//! Idle buffers may hold up to 1.5 × the peak of live bytes, at least [`IDLE_FLOOR`]; beyond that the longest idle are released
+//! until half of the limit is left. A training step, which repeats its sizes, keeps all of its buffers; sizes that do not recur are
+//! evicted.
 //!
-//! Of the idle buffers of a size, the one with the lowest number is reused: which that is depends on those that are live and on nothing
-//! before, so that a step that asks as the step before binds the same buffers in the same places, and finds its bind groups.
+//! Of the idle buffers of a size, the one with the lowest number is reused. The choice depends only on which buffers are live, so
+//! that a step with the allocations of the step before binds the same buffers in the same places, and finds its bind groups.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +31,7 @@ pub struct MemoryUse {
     pub allocated: u64,
 }
 
-/// Idle buffers of fewer bytes than this together are never worth creating anew.
+/// Idle buffers of fewer bytes than this in total are always kept.
 const IDLE_FLOOR: u64 = 16 << 20;
 
 #[derive(Default)]
@@ -49,14 +48,14 @@ struct State {
 }
 
 /// Bind groups by what they are made from: the layout's number, then each buffer's number, offset and size. They keep their buffers
-/// alive, so those of a buffer go with it. When there are too many, those that were not used since there were half as many go.
+/// alive, so they are released with any of them. When the cache is full, entries unused since it was half full are evicted.
 #[derive(Default)]
 struct BindGroups {
     recent: HashMap<Box<[u64]>, wgpu::BindGroup, BuildFast>,
     older: HashMap<Box<[u64]>, wgpu::BindGroup, BuildFast>,
 }
 
-/// Half of the most bind groups: more than the dispatches of a step.
+/// Half of the cache's capacity: more than the dispatches of a step.
 const RECENT_BIND_GROUPS: usize = 16_384;
 
 impl BindGroups {
@@ -101,7 +100,7 @@ impl State {
         self.usage.allocated - self.usage.live
     }
 
-    /// Gives idle buffers back to the driver, those that were idle for longest first, until at most `keep` bytes are left.
+    /// Releases idle buffers to the driver, the longest idle first, until at most `keep` bytes are left.
     fn release_idle(&mut self, keep: u64) {
         let mut ages: Vec<(u64, u64)> =
             self.idle.iter().flat_map(|(&size, buffers)| buffers.values().map(move |idle| (idle.since, size))).collect();

@@ -72,7 +72,7 @@ pub(super) struct Recorder {
     /// Counts submits after which nothing waited. A buffer whose number is lower is used by no command that is still to be submitted.
     generation: u64,
     timer: Option<Timer>,
-    /// Whether the timer rests.
+    /// Whether the timer is paused.
     is_untimed: bool,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     counters: QueueCounters,
@@ -107,7 +107,7 @@ impl Recorder {
         &mut self.counters
     }
 
-    /// The timer, unless it rests.
+    /// The timer, unless it is paused.
     fn timer(&mut self) -> Option<&mut Timer> {
         self.timer.as_mut().filter(|_| !self.is_untimed)
     }
@@ -400,7 +400,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Hears that everything submitted has run.
+    /// Called when everything submitted has run.
     pub(super) fn is_idle(&mut self) {
         self.in_flight.clear();
     }

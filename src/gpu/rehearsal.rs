@@ -62,7 +62,7 @@ impl Gpu {
         self.dispatches().push(dispatch);
     }
 
-    /// Runs what no step would.
+    /// Runs `run` without noting its dispatches.
     pub(super) fn without_rehearsing<T>(&self, run: impl FnOnce() -> T) -> T {
         let count = self.dispatches().len();
         let result = run();

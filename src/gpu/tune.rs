@@ -1,13 +1,14 @@
 //! Autotuning: picks the fastest of several kernels with identical results, once per shape class.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Autotuning mode. All candidates give the same bits, so tuning never changes results.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,12 +55,8 @@ impl Tuner {
         let mut choices = self.choices();
         choices.insert(class.to_owned(), name.to_owned());
         let Some(path) = &self.file else { return };
-        let mut text = format!("{HEADER}\n");
-        for (class, name) in choices.iter() {
-            let _ = writeln!(text, "{class} = {name}"); // a String takes everything
-        }
-        if let Err(error) = write(path, &text) {
-            (self.warn)(&format!("{}: cannot write the tuning cache: {error}", path.display()));
+        if let Err(error) = write(path, &choices) {
+            (self.warn)(&format!("cannot write the tuning cache {error}"));
         }
     }
 }
@@ -71,14 +68,15 @@ fn file_name(device: &str) -> String {
     words.join("-") + ".txt"
 }
 
-/// Replaces the file atomically, since another process may read it.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
+/// Replaces the file atomically, since other processes may read or write it.
+fn write(path: &Path, choices: &BTreeMap<String, String>) -> Result<()> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+        std::fs::create_dir_all(folder).map_err(io)?;
     }
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    std::fs::write(&partial, text)?;
-    std::fs::rename(&partial, path)
+    let lines: String = choices.iter().map(|(class, name)| format!("{class} = {name}\n")).collect();
+    let text = format!("{HEADER}\n{lines}");
+    files::replace(path, &format!("{}.partial", std::process::id()), |file| file.write_all(text.as_bytes()).map_err(io))
 }
 
 /// Reads the cached choices; empty if there is no file yet.
@@ -87,7 +85,7 @@ fn read(path: &Path, warn: fn(&str)) -> BTreeMap<String, String> {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
         Err(error) => {
-            warn(&format!("{}: cannot read the tuning cache: {error}", path.display()));
+            warn(&format!("cannot read the tuning cache {}: {error}", path.display()));
             return BTreeMap::new();
         }
     };
@@ -188,9 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_is_told() {
+    fn a_cache_that_cannot_be_written_is_told_and_leaves_nothing() {
         // A file where the folder would have to be.
         let blocked = Tuning::Folder(std::env::current_exe().expect("a path"));
         Tuner::new(&blocked, "one", expected_warning).keep("NT 1024", "128 x 128");
+        // A folder where the file would have to be.
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join(file_name("one"))).expect("a folder");
+        Tuner::new(&Tuning::Folder(folder.path().into()), "one", expected_warning).keep("NT 1024", "128 x 128");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "no partial file is left");
     }
 }

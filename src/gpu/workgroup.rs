@@ -22,7 +22,7 @@ pub(crate) fn workgroup(gpu: &Gpu) -> (u32, u32) {
     }
 }
 
-/// Most Elements of a row that a lane of a subgroup keeps in registers; a backward keeps twice as many.
+/// Maximum elements of a row that a lane of a subgroup keeps in registers; a backward keeps twice as many.
 const MOST_HELD: usize = 8;
 /// Invocations of a workgroup whose subgroups have rows of their own.
 const WORKGROUP_OF_TEAMS: u32 = 128;

@@ -63,7 +63,8 @@ impl KvCache {
     /// One cache, with room for `capacity` tokens, of the sequences of `caches`, in order. They are of one model and length; one
     /// that is named several times begins several continuations.
     pub fn stack(caches: &[&Self], capacity: usize) -> Result<Self> {
-        let fail = |problem: String| Err(Error::shape("kv cache", &[], problem));
+        let shapes: Vec<&[usize]> = caches.iter().map(|cache| &cache.shape[..]).collect();
+        let fail = |problem: String| Err(Error::shape("kv cache", &shapes, problem));
         let Some(first) = caches.first() else {
             return fail("no caches to stack".into());
         };
@@ -124,7 +125,7 @@ impl KvCache {
         } else {
             return Ok(fed / batch);
         };
-        Err(Error::shape("kv cache", &[], problem))
+        Err(Error::shape("kv cache", &[&self.shape], problem))
     }
 
     pub(super) fn advance(&mut self, count: usize) {

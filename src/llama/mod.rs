@@ -27,6 +27,7 @@ use cache::CachedLayer;
 
 /// Sizes of a Llama.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LlamaConfig {
     /// Width of the residual stream.
     pub dim: usize,
@@ -48,7 +49,7 @@ pub struct LlamaConfig {
     pub norm_eps: f32,
     /// Base of the rotary angles.
     pub rope_theta: f64,
-    /// How they are stretched for long sequences.
+    /// How they are scaled for long sequences.
     pub rope_scaling: Option<RopeScaling>,
     /// Every query and key head has an RMSNorm before the rotary embedding, as in Qwen3.
     pub qk_norm: bool,
@@ -58,7 +59,7 @@ pub struct LlamaConfig {
     pub checkpoint_activations: bool,
 }
 
-/// What a parameter will be, before it exists.
+/// Name, role, shape and initialization of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterShape {
     /// Its name, as in the checkpoint.
@@ -67,7 +68,7 @@ pub struct ParameterShape {
     pub role: Role,
     /// Sizes of its dimensions.
     pub shape: Vec<usize>,
-    /// Standard std of its initial values; 0 means all ones.
+    /// Standard deviation of its initial values; 0 means all ones.
     pub std: f64,
 }
 
@@ -155,7 +156,7 @@ impl LlamaConfig {
         AttentionShape { batch, heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim() }
     }
 
-    /// Whether the sizes go together.
+    /// An error unless the sizes are consistent.
     pub fn check(&self) -> Result<()> {
         let sizes = [self.dim, self.layers, self.heads, self.kv_heads, self.intermediate_size, self.vocab, self.max_seq_len];
         let problem = if sizes.contains(&0) {
@@ -362,7 +363,7 @@ impl Llama {
         x.rms_norm(&tape.param(self.norm)?, self.config.norm_eps)
     }
 
-    /// The residual stream [batch·seq_len, dim] after the last block, of sequences that go on where `cache` ends.
+    /// The residual stream [batch·seq_len, dim] after the last block, of sequences that continue those in `cache`.
     fn residual<'t>(
         &self,
         tape: &'t Tape<'t>,

@@ -1,39 +1,40 @@
-//! Rotary frequencies: θ^(-2i/head_dim), stretched where a model reads sequences longer than those it was first trained on.
+//! Rotary frequencies: θ^(-2i/head_dim), scaled where a model reads sequences longer than in its original training.
 
 use std::f64::consts::PI;
 
 use crate::ops::frequencies;
 
-/// How the rotary frequencies of a model are stretched. Formulas and names are those of transformers.
+/// How the rotary frequencies of a model are scaled. Formulas and names are those of transformers.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum RopeScaling {
     /// Every frequency is divided by the factor.
     Linear {
-        /// How much longer sequences may be, from 1 up.
+        /// Ratio of the new to the original sequence length, at least 1.
         factor: f64,
     },
-    /// Llama 3.1: frequencies that turn less than `low_freq_factor` times within `original_seq_len` are divided by the factor,
-    /// those that turn more than `high_freq_factor` times stay, and those between are interpolated.
+    /// Llama 3.1: frequencies with fewer than `low_freq_factor` rotations within `original_seq_len` are divided by the factor,
+    /// those with more than `high_freq_factor` are unchanged, and those between are interpolated.
     Llama3 {
-        /// How much longer sequences may be, from 1 up.
+        /// Ratio of the new to the original sequence length, at least 1.
         factor: f64,
-        /// Turns up to which a frequency is divided.
+        /// Rotations below which a frequency is divided.
         low_freq_factor: f64,
-        /// Turns from which a frequency stays.
+        /// Rotations above which a frequency is unchanged.
         high_freq_factor: f64,
-        /// Longest sequence of the first training.
+        /// Maximum sequence length of the original training.
         original_seq_len: usize,
     },
     /// YaRN: as Llama 3.1, but with a linear ramp over the index of the frequency, and cosines and sines times
     /// `attention_factor`.
     Yarn {
-        /// How much longer sequences may be, from 1 up.
+        /// Ratio of the new to the original sequence length, at least 1.
         factor: f64,
-        /// Turns within `original_seq_len` at which the ramp starts.
+        /// Rotations within `original_seq_len` at which the ramp starts.
         beta_fast: f64,
-        /// Turns at which it ends.
+        /// Rotations at which it ends.
         beta_slow: f64,
-        /// Longest sequence of the first training.
+        /// Maximum sequence length of the original training.
         original_seq_len: usize,
         /// Factor of queries and keys alike; usually [`RopeScaling::yarn_attention_factor`].
         attention_factor: f64,
@@ -54,7 +55,7 @@ impl RopeScaling {
         }
     }
 
-    /// What is expected where it is not, if anything.
+    /// What an error says was expected; `None` if the values are valid.
     pub(super) fn problem(&self, theta: f64) -> Option<&'static str> {
         let (Self::Linear { factor } | Self::Llama3 { factor, .. } | Self::Yarn { factor, .. }) = *self;
         if !(factor.is_finite() && factor >= 1.0) {
@@ -83,27 +84,28 @@ impl RopeScaling {
         match *self {
             Self::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor).collect(),
             Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_seq_len } => {
-                let stretched = |frequency: f64| {
-                    let turns = original_seq_len as f64 * frequency / (2.0 * PI);
-                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                let scaled = |frequency: f64| {
+                    let rotations = original_seq_len as f64 * frequency / (2.0 * PI);
+                    let kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
                     (1.0 - kept) * frequency / factor + kept * frequency
                 };
-                plain.into_iter().map(stretched).collect()
+                plain.into_iter().map(scaled).collect()
             }
             Self::Yarn { factor, beta_fast, beta_slow, original_seq_len, .. } => {
-                // The index, not rounded, whose frequency turns that often.
-                let index =
-                    |turns: f64| head_dim as f64 * (original_seq_len as f64 / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                // The unrounded index whose frequency has that many rotations.
+                let index = |rotations: f64| {
+                    head_dim as f64 * (original_seq_len as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
+                };
                 let start = index(beta_fast).floor().max(0.0);
                 let mut end = index(beta_slow).ceil().min(head_dim as f64 - 1.0);
                 if start == end {
                     end += 0.001; // as transformers does, so that the ramp is a step
                 }
-                let stretched = |(i, frequency): (usize, f64)| {
+                let scaled = |(i, frequency): (usize, f64)| {
                     let divided = ((i as f64 - start) / (end - start)).clamp(0.0, 1.0);
                     divided * frequency / factor + (1.0 - divided) * frequency
                 };
-                plain.into_iter().enumerate().map(stretched).collect()
+                plain.into_iter().enumerate().map(scaled).collect()
             }
         }
     }

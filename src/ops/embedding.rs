@@ -93,8 +93,7 @@ fn backward(dy: &Tensor, ids: &Indices, vocabulary: usize, sum: Option<Tensor>) 
     Ok(dtable)
 }
 
-/// The positions that one dispatch of the backward walks: one id may stand at all of them, and they are iterations of a loop. A
-/// multiple of 64.
+/// Maximum positions per dispatch of the backward: all may hold one id, and are then iterations of one loop. A multiple of 64.
 const MOST_POSITIONS: usize = 65_472;
 
 /// Where each id is used.

@@ -42,6 +42,7 @@ pub enum WeightDecayScope {
 
 /// Settings of Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AdamConfig {
     /// Decay rates of the two moments.
     pub betas: [f64; 2],
@@ -173,7 +174,7 @@ pub(super) fn moments(shape: &[usize]) -> Vec<Slot> {
 }
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101):
-/// m ← β1·m + (1−β1)·g, v ← β2·v + (1−β2)·g², w ← w·(1 − lr·λ) − lr·(m/c1) / (√(v/c2) + eps), where cᵢ = 1 − βᵢᵗ and λ is the
+/// m ← β₁·m + (1−β₁)·g, v ← β₂·v + (1−β₂)·g², w ← w·(1 − lr·λ) − lr·(m/c₁) / (√(v/c₂) + eps), where cᵢ = 1 − βᵢᵗ and λ is the
 /// weight decay.
 ///
 /// The first step moves a weight by lr, whatever the size of its gradient:

@@ -41,8 +41,7 @@ pub trait Optimizer: Send {
     /// The tensors that it keeps of a parameter of this role and shape.
     fn slots(&self, role: Role, shape: &[usize]) -> Vec<Slot>;
 
-    /// Products with a matrix of its smaller side's size that the update of a parameter of this role takes: owners' work is balanced by
-    /// it.
+    /// Number of n×n products (n the smaller side) in the update of such a parameter; used to balance work between owners.
     fn products(&self, _role: Role) -> usize {
         0
     }

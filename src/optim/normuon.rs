@@ -121,9 +121,7 @@ impl Optimizer for NorMuon {
     }
 
     fn products(&self, role: Role) -> usize {
-        // Each step takes a Gram matrix, its square, and a product with the matrix.
-        let steps = self.config.newton_schulz_steps.unwrap_or(self.config.coefficients.default_steps());
-        if role == Role::Matrix { 3 * steps } else { 0 }
+        self.config.products(role)
     }
 
     fn state(&self) -> &OptimizerState {

@@ -32,6 +32,7 @@ pub enum ScheduleKind {
 
 /// A learning-rate schedule: linear warmup, then `kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Schedule {
     /// Schedule after warmup.
     pub kind: ScheduleKind,

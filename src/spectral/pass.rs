@@ -11,16 +11,16 @@ pub(super) const W: Access = Access::ReadWrite;
 
 /// Maximum rows per workgroup of `apply`: few enough to stay in cache until they are read again.
 const MAX_CHUNK: usize = 32;
-/// Maximum Elements of a row that an invocation of `apply` keeps in registers, where a workgroup is one subgroup.
+/// Maximum elements of a row that an invocation of `apply` keeps in registers, where a workgroup is one subgroup.
 const MAX_HELD: usize = 24;
-/// The same where a row may be the work of fewer invocations than a workgroup has, which then take more rows: as many Elements again
-/// are v's, the sums' and the next row's.
+/// The same where fewer invocations than a workgroup has may share a row, and take more rows: v, the sums and the next row each need
+/// as many registers again.
 const HELD_PER_TEAM: usize = 4;
 /// The same for a row that is the work of a whole workgroup.
 const HELD_PER_WORKGROUP: usize = 8;
 /// Least invocations of a team; `BLOCK` of the shader.
 const LEAST_TEAM: u32 = 32;
-/// Elements from a matrix's scalars to the next one's; `SCALARS` of the shader. So many, that they can be a part of a stack.
+/// Elements from a matrix's scalars to the next one's; `SCALARS` of the shader. Aligned, so that they can be a part of a stack.
 pub(super) const SCALARS: usize = ALIGNMENT;
 
 /// How a workgroup shares out the rows of a matrix.

@@ -17,6 +17,7 @@ use crate::tensor::{Stacks, Tensor, slot};
 /// Configuration of a PC layer (arXiv 2606.06470): `W_eff = γ·stop(s)·N·P(NᵀN)`, `N = W/s`. The default is level 4 with the
 /// spectral norm.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PcConfig {
     /// Coefficients a₀, a₁, … of `P(G) = a₀·I + a₁·G + a₂·G² + …`; see [`level_coefficients`].
     pub coefficients: Vec<f32>,
@@ -49,8 +50,7 @@ impl Default for PcConfig {
 }
 
 impl PcConfig {
-    /// Products with a matrix of its smaller side's size that a layer takes in a step, about: forward, backward, and the forward again in
-    /// it.
+    /// Approximate number of n×n products (n the smaller side) of a layer in a step: forward, backward, and the recomputed forward.
     pub fn products(&self) -> usize {
         4 * self.coefficients.len()
     }
@@ -86,7 +86,7 @@ pub fn pc_binding([heads, rows, columns]: [usize; 3]) -> u64 {
     4 * (heads * rows * columns) as u64
 }
 
-/// How many PC layers of `heads` blocks [rows, columns] run together, if there are as many.
+/// Maximum number of PC layers of `heads` blocks [rows, columns] that run together.
 pub fn pc_stack(stacks: Stacks, [heads, rows, columns]: [usize; 3]) -> usize {
     // Batches have no gaps.
     let is_dense = [heads * rows * columns, heads * rows, heads * columns].iter().all(|&numel| slot(numel) == numel);

@@ -68,7 +68,7 @@ enum Leading {
 pub(super) struct Form {
     pub(super) scale: f32,
     shift: f32,
-    top: Leading,
+    leading: Leading,
     /// Horner steps: the coefficient added after each further product with X.
     steps: Vec<f32>,
 }
@@ -80,15 +80,15 @@ impl Form {
         match coefficients[..=degree] {
             [_] => None,
             // The product that computes G gives P itself.
-            [shift, scale] => Some(Self { scale, shift, top: Leading::Itself, steps: Vec::new() }),
+            [shift, scale] => Some(Self { scale, shift, leading: Leading::Itself, steps: Vec::new() }),
             ref a => Some(Self::with_square(a).unwrap_or_else(|| Self::with_quadratic(a))),
         }
     }
 
     fn with_quadratic(a: &[f32]) -> Self {
-        let (below, top) = a.split_at(a.len() - 3);
-        let top = Leading::Quadratic([top[0], top[1], top[2]]);
-        Self { scale: 1.0, shift: 0.0, top, steps: below.iter().rev().copied().collect() }
+        let (below, leading) = a.split_at(a.len() - 3);
+        let leading = Leading::Quadratic([leading[0], leading[1], leading[2]]);
+        Self { scale: 1.0, shift: 0.0, leading, steps: below.iter().rev().copied().collect() }
     }
 
     /// `None` below degree 4, or if the shifted coefficients are so large that their terms would cancel.
@@ -104,21 +104,21 @@ impl Form {
                 q[i] -= shift * q[i + 1];
             }
         }
-        let (below, top) = q.split_at(degree - 4);
-        let inner = top[2] / (2.0 * top[4]);
-        let constant = top[0] - top[4] * inner * inner;
+        let (below, leading) = q.split_at(degree - 4);
+        let inner = leading[2] / (2.0 * leading[4]);
+        let constant = leading[0] - leading[4] * inner * inner;
         // Upper bound on the sum of the terms' magnitudes for eigenvalues of G in [0, 1].
         let reach = 1.0 + shift.abs();
-        let highest = top[4].abs() * (reach * reach + inner.abs()).powi(2) + top[1].abs() * reach + constant.abs();
+        let highest = leading[4].abs() * (reach * reach + inner.abs()).powi(2) + leading[1].abs() * reach + constant.abs();
         let terms = below.iter().rev().fold(highest, |sum, q| sum * reach + q.abs());
         let plain: f64 = a.iter().map(|a| f64::from(a.abs())).sum();
         let form = || Self {
             scale: 1.0,
             shift: shift as f32,
-            top: Leading::Quartic {
-                square: top[4] as f32,
+            leading: Leading::Quartic {
+                square: leading[4] as f32,
                 inner: inner as f32,
-                linear: top[1] as f32,
+                linear: leading[1] as f32,
                 constant: constant as f32,
             },
             steps: below.iter().rev().map(|&q| q as f32).collect(),
@@ -131,7 +131,7 @@ impl Form {
 pub(super) struct Polynomial<'a> {
     form: &'a Form,
     x: Tensor,
-    /// K of a quartic top.
+    /// K of [`Leading::Quartic`].
     inner: Option<Tensor>,
     /// The leading terms, then the result of each Horner step; the last is P.
     levels: Vec<Tensor>,
@@ -142,7 +142,7 @@ impl<'a> Polynomial<'a> {
     pub(super) fn of_gram(w: &Tensor, factor: Option<Factor<'_>>, form: &'a Form) -> Result<Self> {
         let (left, right) = gram_operands(w, w)?;
         let x = Gemm { alpha: form.scale, factor, delta: form.shift, symmetric: true, ..gemm(left, right) }.compute()?;
-        let (top, inner) = match form.top {
+        let (leading, inner) = match form.leading {
             Leading::Itself => (x.clone(), None),
             Leading::Quadratic([q0, q1, q2]) => {
                 let addend = Some((Matrix::new(&x)?, q1));
@@ -154,9 +154,9 @@ impl<'a> Polynomial<'a> {
                 (Gemm { alpha: square, addend, delta: constant, ..symmetric(&k, &k)? }.compute()?, Some(k))
             }
         };
-        let mut levels = vec![top];
+        let mut levels = vec![leading];
         for &delta in &form.steps {
-            let above = levels.last().expect("bug: there is a top");
+            let above = levels.last().expect("bug: there are leading terms");
             let level = Gemm { delta, ..symmetric(&x, above)? }.compute()?;
             levels.push(level);
         }
@@ -165,7 +165,7 @@ impl<'a> Polynomial<'a> {
 
     /// P.
     pub(super) fn value(&self) -> &Tensor {
-        self.levels.last().expect("bug: there is a top")
+        self.levels.last().expect("bug: there are leading terms")
     }
 
     /// D + Dᵀ, where D = ∂⟨R, P⟩/∂X for a cotangent R of P.
@@ -179,7 +179,7 @@ impl<'a> Polynomial<'a> {
             half = Some(accumulate(half, Gemm { alpha: 0.5, ..product(&s, level)? })?);
             s = plus_transposed(&Gemm { alpha: 0.5, ..product(&self.x, &s)? }.compute()?)?;
         }
-        let half = match self.form.top {
+        let half = match self.form.leading {
             Leading::Itself => return Ok(s),
             Leading::Quadratic([_, q1, q2]) => {
                 let addend = Some((Matrix::new(&s)?, 0.5 * q1));
@@ -361,14 +361,14 @@ mod tests {
     /// P(g) of a scalar, by the scheme.
     fn value(form: &Form, g: f64) -> f64 {
         let x = f64::from(form.scale) * g + f64::from(form.shift);
-        let top = match form.top {
+        let leading = match form.leading {
             Leading::Itself => x,
             Leading::Quadratic(q) => f64::from(q[0]) + x * (f64::from(q[1]) + x * f64::from(q[2])),
             Leading::Quartic { square, inner, linear, constant } => {
                 f64::from(square) * (x * x + f64::from(inner)).powi(2) + f64::from(linear) * x + f64::from(constant)
             }
         };
-        form.steps.iter().fold(top, |sum, &q| x * sum + f64::from(q))
+        form.steps.iter().fold(leading, |sum, &q| x * sum + f64::from(q))
     }
 
     #[test]
@@ -387,10 +387,10 @@ mod tests {
 
     #[test]
     fn degree_4_is_a_square_unless_its_terms_would_cancel() {
-        let top = |a: &[f32]| Form::new(a).expect("more than a constant").top;
-        assert!(matches!(top(&level_coefficients(4).expect("a level")), Leading::Quartic { .. }));
-        assert!(matches!(top(&[1.0, 0.5, -0.25, 0.75, 0.001]), Leading::Quadratic(_)));
-        assert_eq!(top(&[1.0, 0.5, 0.0, 0.0]), Leading::Itself);
+        let leading = |a: &[f32]| Form::new(a).expect("more than a constant").leading;
+        assert!(matches!(leading(&level_coefficients(4).expect("a level")), Leading::Quartic { .. }));
+        assert!(matches!(leading(&[1.0, 0.5, -0.25, 0.75, 0.001]), Leading::Quadratic(_)));
+        assert_eq!(leading(&[1.0, 0.5, 0.0, 0.0]), Leading::Itself);
         assert_eq!(Form::new(&[1.0, 0.0]), None);
     }
 }

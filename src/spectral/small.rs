@@ -1,5 +1,5 @@
-//! The matrix-vector passes of the PC layer over small matrices: a workgroup takes one from the beginning to the end, because it
-//! is done sooner than a dispatch for each pass. Not where a workgroup is one subgroup: it has too few invocations.
+//! The matrix-vector passes of the PC layer over small matrices: one workgroup runs all passes of a matrix, which is faster than a
+//! dispatch per pass. Not used where a workgroup is one subgroup, which has too few invocations.
 
 use super::Norm;
 use super::pass::{Divisor, Gamma, Pass, R, SCALARS, SOURCE, Teams, W};
@@ -12,7 +12,7 @@ static DIVIDE: Kernel = Kernel::trusted("spectral divide", SOURCE, "divide_whole
 static GAMMA_GRADIENT: Kernel = Kernel::trusted("spectral dgamma", SOURCE, "gamma_gradient_whole", &[R, R, W, R]);
 static PULL: Kernel = Kernel::trusted("spectral pull", SOURCE, "pull_whole", &[R, R, W, R]);
 
-/// The most elements of a small matrix: read in about the time of two dispatches.
+/// Maximum elements of a small matrix: reading them takes about as long as two dispatches.
 const SMALL: usize = 1 << 18;
 /// Elements of a row that all invocations of a team hold together: 8 KiB of shared memory.
 const LONGEST_ROW: usize = 512;

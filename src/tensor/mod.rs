@@ -102,17 +102,17 @@ fn check_shape(shape: &[usize]) -> Result<usize> {
         let problem = format!("shape {shape:?}: a tensor has 1 to {MAX_RANK} dimensions, none of them 0");
         return Err(Error::shape("tensor", &[shape], problem));
     }
-    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    let numel = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     // Kernels count elements in u32.
-    let fits = elements.filter(|&count| count <= u32::MAX as usize);
+    let fits = numel.filter(|&count| count <= u32::MAX as usize);
     fits.ok_or_else(|| Error::shape("tensor", &[shape], format!("shape {shape:?}: more than {} elements", u32::MAX)))
 }
 
 impl Tensor {
     /// A tensor with undefined values, for a kernel to write. Errors: an invalid shape, out of memory.
     pub fn uninitialized(gpu: &Gpu, shape: &[usize]) -> Result<Self> {
-        let elements = check_shape(shape)?;
-        let place = Place::whole(gpu.allocate(4 * elements as u64)?);
+        let numel = check_shape(shape)?;
+        let place = Place::whole(gpu.allocate(4 * numel as u64)?);
         Ok(Self { gpu: gpu.clone(), place, shape: shape.to_vec() })
     }
 
@@ -125,9 +125,9 @@ impl Tensor {
 
     /// Uploads `values`, row-major. An error unless their number is the numel of the shape.
     pub fn from_slice(gpu: &Gpu, values: &[f32], shape: &[usize]) -> Result<Self> {
-        let elements = check_shape(shape)?;
-        if values.len() != elements {
-            let problem = format!("{} values for shape {shape:?}, which has {elements} elements", values.len());
+        let numel = check_shape(shape)?;
+        if values.len() != numel {
+            let problem = format!("{} values for shape {shape:?}, which has {numel} elements", values.len());
             return Err(Error::shape("from_slice", &[shape], problem));
         }
         let place = Place::whole(gpu.upload(bytemuck::cast_slice(values))?);

@@ -11,9 +11,9 @@ use super::{ALIGNMENT, Place, Tensor, check_shape};
 use crate::error::Result;
 use crate::gpu::{Gpu, KernelTier};
 
-/// The most bytes of a stack: that many fill a GPU.
+/// Maximum bytes per stack: enough to fill a GPU.
 const MOST_BYTES: u64 = 128 << 20;
-/// A stack takes at most this part of a device's memory: what runs over stacks needs a few such buffers beside its parameters.
+/// One over a stack's maximum share of device memory: kernels over stacks need a few such buffers besides the parameters.
 const MEMORY_SHARE: u64 = 64;
 
 /// How many tensors of one shape a device puts together in one buffer, so that PC layers and Muon run over all of them at once: by
@@ -32,7 +32,7 @@ impl Default for Stacks {
 }
 
 impl Stacks {
-    /// Of this device: of at most 128 MiB, a binding, and a 64th of its memory budget.
+    /// Stacks on this device: at most 128 MiB, one binding, and 1/64 of its memory budget.
     pub fn of(gpu: &Gpu) -> Self {
         let bound = Self { most_bytes: MOST_BYTES.min(gpu.binding_limit()), is_host: gpu.kernels() == KernelTier::Host };
         gpu.memory_budget().map_or(bound, |budget| bound.with_memory(budget))
@@ -43,12 +43,12 @@ impl Stacks {
         Self { most_bytes: self.most_bytes.min(bytes / MEMORY_SHARE), ..self }
     }
 
-    /// The most bytes of one.
+    /// Maximum bytes per stack.
     pub(crate) fn most_bytes(self) -> u64 {
         self.most_bytes
     }
 
-    /// Whether they are those of the host tier, where a launch costs next to nothing, but a copy time.
+    /// Whether the device runs the host tier, where launches are nearly free and copies are not.
     pub(crate) fn is_host(self) -> bool {
         self.is_host
     }
@@ -133,7 +133,7 @@ impl Tensor {
         Some(Self { shape: vec![matrices.len(), first.shape[0], first.shape[1]], ..joined })
     }
 
-    /// The most neighbours that lie one after the other, range by range.
+    /// Maximal ranges of tensors that are adjacent in one buffer.
     pub(crate) fn runs(tensors: &[&Tensor]) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for at in 0..tensors.len() {

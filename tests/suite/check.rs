@@ -56,7 +56,7 @@ pub fn check_at<const N: usize>(
         }
         assert!(bits(&results) == bits(&run(Way::Plain)), "{context}: a second run gives other bits");
         assert!(bits(&results) == bits(&run(Way::Checkpointed)), "{context}: a checkpoint gives other bits");
-        for (index, result) in run(Way::Added)[1..].iter().enumerate() {
+        for (index, result) in run(Way::Accumulated)[1..].iter().enumerate() {
             let sum = earlier(&inputs, index).plus(&gradients[index]);
             let tolerance = tolerances[(index + 1).min(tolerances.len() - 1)].and(ELEMENTWISE);
             assert_close(&format!("{context}, gradient {index} added to another"), &values(result), &sum, tolerance);
@@ -85,7 +85,7 @@ pub fn check_windows<const N: usize>(
     let record = Rc::new(record);
     for (whole, narrow) in device::all().iter().zip(device::all_narrow()) {
         let context = format!("{name} in windows with {} kernels", narrow.kernels());
-        for way in [Way::Plain, Way::Added] {
+        for way in [Way::Plain, Way::Accumulated] {
             let on = |gpu| match run((gpu, Precision::F32), &inputs, &dy, &record, way) {
                 Ok(results) => results,
                 Err(error) => panic!("{context}: {error}"),
@@ -94,11 +94,11 @@ pub fn check_windows<const N: usize>(
             for (index, (uncut, cut)) in uncut.iter().zip(&cut).enumerate() {
                 let want = match (index, way) {
                     (0, _) => value.clone(),
-                    (_, Way::Added) => earlier(&inputs, index - 1).plus(&gradients[index - 1]),
+                    (_, Way::Accumulated) => earlier(&inputs, index - 1).plus(&gradients[index - 1]),
                     _ => gradients[index - 1].clone(),
                 };
                 let tolerance = tolerances[index.min(tolerances.len() - 1)];
-                let tolerance = if way == Way::Added { tolerance.and(ELEMENTWISE) } else { tolerance };
+                let tolerance = if way == Way::Accumulated { tolerance.and(ELEMENTWISE) } else { tolerance };
                 assert_close(&format!("{context}, part {index}"), &values(cut), &want, tolerance);
                 let same =
                     rounded_otherwise.contains(&index) || bits(std::slice::from_ref(cut)) == bits(std::slice::from_ref(uncut));
@@ -114,7 +114,7 @@ enum Way {
     Plain,
     Checkpointed,
     /// With a gradient already accumulated in every input: see [`earlier`].
-    Added,
+    Accumulated,
 }
 
 /// The gradient accumulated in an input before the operation's own.
@@ -143,7 +143,7 @@ where
         record(&leaves)?
     };
     let mut seeds = vec![(y.clone(), upload(gpu, dy)?)];
-    if way == Way::Added {
+    if way == Way::Accumulated {
         for (index, leaf) in leaves.iter().enumerate() {
             seeds.push((leaf.scale(1.0)?, upload(gpu, &earlier(inputs, index))?));
         }

@@ -13,10 +13,10 @@ pub fn all() -> &'static [Gpu] {
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
         let is_foreign = |kernels| kernels == KernelTier::Fallback && !own.adapter().is_software();
-        let others = own.adapter().kernel_tiers().filter(|profile| *profile != own.kernels() && !is_foreign(*profile));
-        let opened = others.map(|profile| {
-            open(&GpuOptions { kernels: Some(profile), ..Default::default() })
-                .unwrap_or_else(|error| panic!("{profile} kernels: {error}"))
+        let others = own.adapter().kernel_tiers().filter(|tier| *tier != own.kernels() && !is_foreign(*tier));
+        let opened = others.map(|tier| {
+            open(&GpuOptions { kernels: Some(tier), ..Default::default() })
+                .unwrap_or_else(|error| panic!("{tier} kernels: {error}"))
         });
         std::iter::once(own.clone()).chain(opened).collect()
     })

@@ -7,6 +7,8 @@ mod host;
 mod memory;
 mod ops;
 mod optim;
+#[cfg(feature = "serde")]
+mod serialized;
 mod spectral;
 mod tape;
 mod training;

@@ -281,16 +281,21 @@ fn an_error_in_a_backward_comes_out_of_the_walk() -> Result<()> {
 #[test]
 fn a_gradient_of_another_shape_or_number_than_the_inputs_is_refused_by_name() -> Result<()> {
     let params = Params::new(device::default());
-    let custom = |gradients: fn(Tensor) -> Vec<Option<Tensor>>| -> Result<String> {
+    let custom = |gradients: fn(Tensor) -> Vec<Option<Tensor>>| -> Result<(String, Vec<Vec<usize>>)> {
         let tape = Tape::new(&params);
         let x = tape.leaf(vector(device::default(), &[1.0, 2.0])?);
         let y = tape.record_many("custom", x.value().clone(), &[&x], move |dy, _| Ok(gradients(dy)))?.sum()?;
-        Ok(refusal(tape.backward(&y, &mut Gradients::new())))
+        match tape.backward(&y, &mut Gradients::new()) {
+            Err(Error::Shape { op, shapes, problem }) => Ok((format!("{op}: {problem}"), shapes)),
+            other => panic!("an error of shapes expected, found {:?}", other.map(drop)),
+        }
     };
-    let reshaped = custom(|dy| vec![Some(dy.reshape(&[2, 1]).expect("two values"))])?;
+    let (reshaped, shapes) = custom(|dy| vec![Some(dy.reshape(&[2, 1]).expect("two values"))])?;
     assert_eq!(reshaped, "custom: its gradient for input 0 has shape [2, 1], [2] expected");
-    let two = custom(|dy| vec![Some(dy), None])?;
+    assert_eq!(shapes, [vec![2, 1], vec![2]]);
+    let (two, shapes) = custom(|dy| vec![Some(dy), None])?;
     assert_eq!(two, "custom: its backward returned 2 gradients, one for each of 1 inputs expected");
+    assert_eq!(shapes, [[2]]);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The program `llama_pc`, which pre-trains Llama models with PC layers on any GPU: [`main`], and [`readers`] to be tested from outside.
 //!
-//! Imports point one way: commands → study → train, inspect → model → run, data → config → terminal.
+//! Imports point one way: commands → study → train, inspect → model → run → data → config → terminal.
 
 mod commands;
 mod config;

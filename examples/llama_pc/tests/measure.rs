@@ -115,18 +115,24 @@ fn wrong_use_has_its_sentence() {
     let path = folder.path();
     fs::write(path.join("there"), "").expect("a file");
     fs::write(path.join("metrics.jsonl"), "{\"step\": 1}\n").expect("a file");
-    let cases: [(&[&str], i32, &str); 13] = [
+    let cases: [(&[&str], i32, &str); 14] = [
         (&["bench", "--seconds", "0"], 2, "--seconds: found 0, expected a number from 1 to 86400"),
         (&["bench", "--only", "product"], 2, "invalid value 'product' for '--only <PART>'"),
         (&["bench", "--compare", "none.jsonl"], 1, "cannot read none.jsonl: no such file or folder"),
         (&["bench", "--compare", "metrics.jsonl"], 1, "metrics.jsonl: line 1: not a measurement of `bench --json`"),
         (&["bench", "--compare", "there"], 1, "there: found no measurement, expected lines of `bench --json`"),
         (&["spectrum", "data"], 1, "data: found neither config.toml nor config.json, expected a run or an exported folder"),
-        (&["spectrum", "data", "--json", "there"], 2, "--json there: found it exists already, expected a new file"),
-        (&["report", "data", "--out", "there"], 2, "--out there: found it exists already, expected a new file"),
+        (&["spectrum", "data", "--json", "there"], 2, "--json there: found an existing one, expected a new file"),
+        (&["report", "data", "--out", "there"], 2, "--out there: found an existing one, expected a new file"),
         (&["report", "data", "--out", "new.html"], 1, "cannot read data/config.toml: no such file or folder"),
         (
             &["selftest", "--kernels", "fast"],
+            2,
+            "--kernels <TIER>': kernel tier: found `fast`, expected one of host, fallback, portable, subgroup, matrix",
+        ),
+        // The flag's old name.
+        (
+            &["selftest", "--profile-kernels", "fast"],
             2,
             "--kernels <TIER>': kernel tier: found `fast`, expected one of host, fallback, portable, subgroup, matrix",
         ),

@@ -32,13 +32,16 @@ const RICH: [&str; 8] = [
     "train.checkpoint_every=2",
 ];
 
+/// Tables so large that they are divided by rows, and those of each rank are in several places of the checkpoint.
+const TABLES: &str = "model.vocab=2048";
+
 /// One test at a time: each has more processes than this machine has cores.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `mpirun` on loopback, for any user and any number of cores. Its children write to files.
+/// `mpirun` on loopback, unless `--mca` names another network, for any user and any number of cores. Its children write to files.
 fn mpirun(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("mpirun");
     command.current_dir(folder).args(["--bind-to", "none"]).args(args);
@@ -50,6 +53,7 @@ fn mpirun(folder: &Path, args: &[&str]) -> Command {
         ("OMPI_MCA_mpi_yield_when_idle", "1"),
         ("OMPI_MCA_pml", "ob1"),
         ("OMPI_MCA_btl", "self,tcp"),
+        ("OMPI_MCA_btl_tcp_if_include", "lo"),
     ] {
         command.env(name, value);
     }
@@ -181,7 +185,7 @@ fn a_run_has_the_same_bits_on_1_2_and_4_ranks() {
     let _turn = turn();
     let folder = prepared();
     for count in ["1", "2", "4"] {
-        run(folder.path(), count, &begin(count, &["train.steps=5"]));
+        run(folder.path(), count, &begin(count, &[TABLES, "train.steps=5"]));
     }
     assert_same(folder.path(), "1", "2", 5);
     assert_same(folder.path(), "1", "4", 5);
@@ -192,12 +196,32 @@ fn a_run_goes_on_with_fewer_ranks() {
     let _turn = turn();
     let folder = prepared();
     // The last step of a run is validated, too: of a part, one that is anyway.
-    run(folder.path(), "1", &begin("whole", &["train.steps=9"]));
-    run(folder.path(), "4", &begin("run", &["train.steps=3"]));
+    run(folder.path(), "1", &begin("whole", &[TABLES, "train.steps=9"]));
+    run(folder.path(), "4", &begin("run", &[TABLES, "train.steps=3"]));
     run(folder.path(), "2", &["train", "--resume", "run", "--steps", "6"]);
     let text = run(folder.path(), "1", &["train", "--resume", "run", "--steps", "9"]);
     assert!(text.contains("resuming after step 6"), "{text}");
     assert_same(folder.path(), "whole", "run", 9);
+}
+
+#[test]
+fn a_run_without_replicas_has_one_for_each_rank_and_keeps_them() {
+    let _turn = turn();
+    let folder = prepared();
+    run(folder.path(), "1", &begin("whole", &["train.replicas=2", "train.steps=9"]));
+    let mut args = begin("run", &["train.steps=3"]);
+    args.retain(|arg| !arg.starts_with("train.replicas="));
+    let text = run(folder.path(), "2", &args);
+    assert_eq!(text.matches("train.replicas = 2, one for each rank").count(), 1, "{text}");
+    let config = fs::read_to_string(folder.path().join("run/config.toml")).expect("a configuration");
+    assert!(config.lines().any(|line| line == "replicas = 2"), "{config}");
+    let text = run(folder.path(), "1", &["train", "--resume", "run", "--steps", "6"]);
+    assert!(!text.contains("one for each rank"), "{text}");
+    run(folder.path(), "2", &["train", "--resume", "run", "--steps", "9"]);
+    assert_same(folder.path(), "whole", "run", 9);
+    let (status, text) = ranks(folder.path(), "4", &["train", "--resume", "run", "--steps", "12"]).end();
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("train.replicas: found 2, expected a multiple of the 4 ranks"), "{text}");
 }
 
 fn newest(run: &Path) -> u64 {
@@ -219,4 +243,20 @@ fn sigusr1_saves_and_ends_all_at_one_step() {
     let step = newest(&folder.path().join("run"));
     let rows = fs::read_to_string(folder.path().join("run/metrics.jsonl")).expect("metrics");
     assert_eq!(rows.lines().count() as u64, step, "the last step was saved");
+}
+
+/// What Ctrl-C makes `mpirun` do, too.
+#[test]
+fn sigterm_to_mpirun_saves_before_it_kills() {
+    let _turn = turn();
+    let folder = prepared();
+    let launch = ["--mca", "odls_base_sigkill_timeout", "10", "-n", "2", program()];
+    let mut job = Job::start(mpirun(folder.path(), &[&launch[..], &begin("run", &["train.steps=100000"])[..]].concat()));
+    job.wait_for(&folder.path().join("run/checkpoints/step-2"));
+    job.signal("TERM");
+    let (_, text) = job.end();
+    let read = |file: &str| fs::read_to_string(folder.path().join("run").join(file)).expect("a file of the run");
+    assert!(read("log.txt").contains("interrupted after"), "{text}");
+    let step = newest(&folder.path().join("run"));
+    assert_eq!(read("metrics.jsonl").lines().count() as u64, step, "the last step was saved: {text}");
 }

@@ -14,7 +14,7 @@ const BLOCK: usize = 4;
 
 impl LaneRows {
     pub(super) fn of(lanes: usize, pass: Pass, head_dim: usize) -> Self {
-        // As many rows per lane as a kernel's registers bear: each fetched value then serves that many.
+        // As many rows per lane as fit in a kernel's registers: each fetched value is then used that often.
         let own = match (pass, head_dim) {
             (_, 129..) => 1,
             (Pass::Forward, ..=64) => 4,

@@ -21,14 +21,14 @@ fn check(name: &str, inner: usize, want: &Array, compute: impl Fn(&Gpu) -> Resul
 }
 
 #[test]
-fn the_epilogue_scales_adds_and_keeps() {
+fn the_epilogue_scales_adds_and_accumulates() {
     for [rows, inner, columns] in [[1, 1, 1], [37, 13, 7], [68, 36, 132]] {
         let [a, b, c, old, factors] =
             random_arrays(1601, [&[rows, inner], &[inner, columns], &[rows, columns], &[rows, columns], &[5]]);
         let diagonal = Array::from_fn(&c.shape, |at| if at / columns == at % columns { -0.75 } else { 0.0 });
         let product = a.matmul(&b).times(0.5 * factors.data[3]);
         let want = product.plus(&c.times(2.0)).plus(&diagonal).plus(&old.times(-1.5));
-        check("α·f·A·B + β·C + δ·I + κ·out", inner, &want, |gpu| {
+        check("α·f·A·B + β·out + σ·C + δ·I", inner, &want, |gpu| {
             let [a, b, c, out, factors] = [&a, &b, &c, &old, &factors].map(|array| upload(gpu, array));
             let (a, b, c, out, factors) = (a?, b?, c?, out?, factors?);
             let gemm = Gemm {
@@ -55,7 +55,7 @@ fn a_symmetric_product_computes_one_triangle() {
             a.matmul(&a.transpose()).reshape(&[1, size, size])
         };
         let want = concat(&[&square(0), &square(1)], 0).times(0.25).plus(&c.times(3.0));
-        check("α·A·Aᵀ + β·C of a batch", inner, &want, |gpu| {
+        check("α·A·Aᵀ + σ·C of a batch", inner, &want, |gpu| {
             let (a, c) = (upload(gpu, &a)?, upload(gpu, &c)?);
             let a = Matrix::new(&a)?;
             let gemm = Gemm { alpha: 0.25, addend: Some((Matrix::new(&c)?, 3.0)), symmetric: true, ..Gemm::new(a, a.t()) };
@@ -280,7 +280,7 @@ fn what_does_not_fit_is_refused() {
 }
 
 /// Bits of β·out + A·B.
-fn kept_product(gpu: &Gpu, [rows, inner, columns]: [usize; 3], beta: f32) -> Result<Vec<u32>> {
+fn accumulated(gpu: &Gpu, [rows, inner, columns]: [usize; 3], beta: f32) -> Result<Vec<u32>> {
     let a = Tensor::normal(gpu, &[rows, inner], 1.0, 1)?;
     let b = Tensor::normal(gpu, &[inner, columns], 1.0, 2)?;
     let out = Tensor::normal(gpu, &[rows, columns], 1.0, 3)?;
@@ -316,9 +316,9 @@ fn tuning_changes_no_bit() -> Result<()> {
         let options = GpuOptions { kernels: Some(plain.kernels()), tuning: Tuning::Process, ..Default::default() };
         let tuned = device::open(&options)?;
         // With and without vec4; with β ≠ 0 a tuning trial must not accumulate into the output.
-        for (size, keep) in [([391, 1000, 262], 1.0), ([392, 1000, 264], 1.0), ([392, 1000, 264], 0.0)] {
-            let same = kept_product(plain, size, keep)? == kept_product(&tuned, size, keep)?;
-            assert!(same, "{size:?} with {} kernels, κ = {keep}", plain.kernels());
+        for (size, beta) in [([391, 1000, 262], 1.0), ([392, 1000, 264], 1.0), ([392, 1000, 264], 0.0)] {
+            let same = accumulated(plain, size, beta)? == accumulated(&tuned, size, beta)?;
+            assert!(same, "{size:?} with {} kernels, β = {beta}", plain.kernels());
         }
         // Some ran in trials, too: on GPUs' kernels, whose tiles have several sizes.
         let has_trials = !matches!(plain.kernels(), KernelTier::Host | KernelTier::Fallback);
@@ -340,8 +340,8 @@ fn without_memory_for_tuning_the_heuristic_decides() -> Result<()> {
             memory_budget: Some(needed + 4096),
             ..Default::default()
         };
-        let tuned = kept_product(&device::open(&options)?, size, 1.0)?;
-        assert!(tuned == kept_product(plain, size, 1.0)?, "{} kernels", plain.kernels());
+        let tuned = accumulated(&device::open(&options)?, size, 1.0)?;
+        assert!(tuned == accumulated(plain, size, 1.0)?, "{} kernels", plain.kernels());
     }
     Ok(())
 }

@@ -27,8 +27,8 @@ fn rotary_matches() {
 }
 
 #[test]
-fn a_table_of_given_frequencies_turns_and_multiplies() {
-    // YaRN's frequencies and its factor: the backward turns back and multiplies, too.
+fn a_table_of_given_frequencies_rotates_and_multiplies() {
+    // YaRN's frequencies and its factor: the backward rotates back and multiplies, too.
     let scaling = Scaling::Yarn { factor: 4.0, fast: 8.0, slow: 1.0, original: 64.0, attention: 1.25 };
     for [seq, heads, head_dim] in [[37, 2, 14], [101, 3, 16]] {
         let settings = Rotary { seq, head_dim, offset: 0, theta: 10_000.0, scaling };
@@ -44,19 +44,19 @@ fn a_table_of_given_frequencies_turns_and_multiplies() {
     }
 }
 
-fn turn<'t>(x: &Var<'t>, sequence: usize) -> Result<Var<'t>> {
+fn rotate<'t>(x: &Var<'t>, sequence: usize) -> Result<Var<'t>> {
     x.rotary(&RotaryTable::new(x.value().gpu(), 8, 4, 100.0)?, sequence)
 }
 
 #[test]
 fn shapes_that_are_no_positions_are_refused() {
     let heads = "rotary: [6, 10]: whole sequences of 3 and heads of 4 expected";
-    assert_refused(&[&[6, 10]], |x| turn(&x[0], 3), heads);
+    assert_refused(&[&[6, 10]], |x| rotate(&x[0], 3), heads);
     let sequences = "rotary: [7, 8]: whole sequences of 3 and heads of 4 expected";
-    assert_refused(&[&[7, 8]], |x| turn(&x[0], 3), sequences);
+    assert_refused(&[&[7, 8]], |x| rotate(&x[0], 3), sequences);
     let positions = "rotary: positions 0..9, the table has 8";
-    assert_refused(&[&[9, 8]], |x| turn(&x[0], 9), positions);
-    assert_refused(&[&[2, 3, 8]], |x| turn(&x[0], 3), "rotary: shape [2, 3, 8]: 2 dimensions expected");
+    assert_refused(&[&[9, 8]], |x| rotate(&x[0], 9), positions);
+    assert_refused(&[&[2, 3, 8]], |x| rotate(&x[0], 3), "rotary: shape [2, 3, 8]: 2 dimensions expected");
     let error = RotaryTable::new(device::default(), 8, 7, 100.0).expect_err("an odd head");
     assert_eq!(error.to_string(), "rotary: head_dim 7: an even number above 0 expected");
     let error = RotaryTable::with_frequencies(device::default(), 8, &[], 1.0).expect_err("no head");

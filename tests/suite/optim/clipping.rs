@@ -38,13 +38,13 @@ fn gradients() -> Vec<Array> {
 #[test]
 fn the_norm_goes_over_all_gradients_and_the_factor_bounds_it() {
     let gradients = gradients();
-    let elements: usize = gradients.iter().map(Array::len).sum();
+    let numel: usize = gradients.iter().map(Array::len).sum();
     let norm = gradients.iter().map(|g| g.dot(g)).sum::<f64>().sqrt();
     for max in [0.5, 1.0, 0.999 * norm as f32, 1.001 * norm as f32, 1e6, f32::INFINITY] {
         let want = (f64::from(max) / (norm + 1e-6)).min(1.0);
         for [found, factor] in clips(&gradients, max) {
-            assert_close_scalar("norm", found, norm, 0.0, reduction(elements));
-            assert_close_scalar("factor", factor, want, 0.0, reduction(elements));
+            assert_close_scalar("norm", found, norm, 0.0, reduction(numel));
+            assert_close_scalar("factor", factor, want, 0.0, reduction(numel));
             assert!(want < 1.0 || factor == 1.0, "gradients within the limit are not touched");
         }
     }

@@ -6,22 +6,22 @@ mod schedules;
 mod stacks;
 mod state;
 
-use polytape::optim::{AdamConfig, AdamW, Clip, LrScale, Muon, MuonConfig, NorMuon, Optimizer, WeightDecayScope};
+use polytape::optim::{self, AdamConfig, AdamW, Clip, Muon, MuonConfig, NorMuon, Optimizer, WeightDecayScope};
 use polytape::spectral::NewtonSchulz;
 use polytape::{Gpu, Gradients, Params, Result, Role};
 
 use crate::check::upload;
 use crate::reference::Array;
 use crate::reference::newton_schulz::Coefficients;
-use crate::reference::optimizer::{self, Adam, Moments, Ratio, adamw, auxiliary_adam};
+use crate::reference::optimizer::{self, Adam, LrScale, Moments, adamw, auxiliary_adam};
 
 /// An update rule with its settings, for device and reference.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Muon's coefficients and ratio; `None` is AdamW.
-    pub muon: Option<(Coefficients, Ratio)>,
-    /// Whether it is NorMuon.
-    pub normuon: bool,
+    /// Muon's coefficients and learning-rate scale; `None` is AdamW.
+    pub muon: Option<(Coefficients, LrScale)>,
+    /// Whether the update is divided by the root of a second moment per row.
+    pub row_moments: bool,
     pub adam: Adam,
     pub momentum: f64,
     pub weight_decay: f64,
@@ -29,14 +29,14 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub fn new(muon: Option<(Coefficients, Ratio)>) -> Self {
-        Self { muon, normuon: false, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: WeightDecayScope::All }
+    pub fn new(muon: Option<(Coefficients, LrScale)>) -> Self {
+        Self { muon, row_moments: false, adam: Adam::default(), momentum: 0.95, weight_decay: 0.1, decay: WeightDecayScope::All }
     }
 
     pub fn optimizer(&self) -> Box<dyn Optimizer> {
         let Adam { beta1, beta2, eps } = self.adam;
         let adam = AdamConfig { betas: [beta1, beta2], eps, weight_decay: self.weight_decay, weight_decay_scope: self.decay };
-        let Some((coefficients, ratio)) = self.muon else {
+        let Some((coefficients, lr_scale)) = self.muon else {
             return Box::new(AdamW::new(adam));
         };
         let config = MuonConfig {
@@ -48,14 +48,14 @@ impl Rule {
                 Coefficients::Aol => NewtonSchulz::Aol,
             },
             newton_schulz_steps: None,
-            lr_scale: match ratio {
-                Ratio::Moonlight => LrScale::Moonlight,
-                Ratio::SpectralMup => LrScale::SpectralMup,
-                Ratio::KellerJordan => LrScale::KellerJordan,
+            lr_scale: match lr_scale {
+                LrScale::Moonlight => optim::LrScale::Moonlight,
+                LrScale::SpectralMup => optim::LrScale::SpectralMup,
+                LrScale::KellerJordan => optim::LrScale::KellerJordan,
             },
             adam,
         };
-        if self.normuon { Box::new(NorMuon::new(config)) } else { Box::new(Muon::new(config)) }
+        if self.row_moments { Box::new(NorMuon::new(config)) } else { Box::new(Muon::new(config)) }
     }
 }
 
@@ -82,9 +82,9 @@ impl Parameter {
         let decay = if decays { rule.weight_decay } else { 0.0 };
         match rule.muon {
             None => adamw(&mut self.w, g, &mut self.moments, rule.adam, lr, decay),
-            Some((coefficients, ratio)) if self.role == Role::Matrix => {
-                let settings = optimizer::Muon { momentum: rule.momentum, ..optimizer::Muon::new(coefficients, ratio) };
-                if rule.normuon {
+            Some((coefficients, lr_scale)) if self.role == Role::Matrix => {
+                let settings = optimizer::Muon { momentum: rule.momentum, ..optimizer::Muon::new(coefficients, lr_scale) };
+                if rule.row_moments {
                     let state = [&mut self.momentum, &mut self.row_moments];
                     optimizer::normuon(&mut self.w, g, state, settings, rule.adam, lr, decay);
                 } else {

@@ -1,7 +1,7 @@
 //! Steps of AdamW and Muon against the golden numbers and the float64 rules.
 
 use polytape::gpu::KernelTier;
-use polytape::optim::{Clip, LrScale, Muon, MuonConfig, WeightDecayScope};
+use polytape::optim::{self, Clip, Muon, MuonConfig, WeightDecayScope};
 use polytape::{Gpu, GpuOptions, Role};
 
 use super::{Parameter, Rule, gradients_of, params_of, step, values};
@@ -10,14 +10,14 @@ use crate::golden::{self, OptimizerCase};
 use crate::reference::Array;
 use crate::reference::array::seeded;
 use crate::reference::newton_schulz::Coefficients;
-use crate::reference::optimizer::{Adam, Ratio};
+use crate::reference::optimizer::{Adam, LrScale};
 use crate::tolerance::{ELEMENTWISE, Tolerance, assert_close, newton_schulz};
 
-const MUONS: [(Coefficients, Ratio); 4] = [
-    (Coefficients::Simple, Ratio::Moonlight),
-    (Coefficients::PolarExpress, Ratio::SpectralMup),
-    (Coefficients::Quintic, Ratio::KellerJordan),
-    (Coefficients::Aol, Ratio::Moonlight),
+const MUONS: [(Coefficients, LrScale); 4] = [
+    (Coefficients::Simple, LrScale::Moonlight),
+    (Coefficients::PolarExpress, LrScale::SpectralMup),
+    (Coefficients::Quintic, LrScale::KellerJordan),
+    (Coefficients::Aol, LrScale::Moonlight),
 ];
 
 fn rule_of(case: &OptimizerCase) -> (Rule, Role) {
@@ -35,14 +35,14 @@ fn rule_of(case: &OptimizerCase) -> (Rule, Role) {
 
 /// Of a parameter after `steps` steps, each of the size `lr` times that of the update, whose error is Newton–Schulz's.
 fn tolerance(rule: &Rule, parameter: &Parameter, lr: f64, steps: f64) -> Tolerance {
-    let Some((coefficients, ratio)) = rule.muon.filter(|_| parameter.role == Role::Matrix) else {
+    let Some((coefficients, lr_scale)) = rule.muon.filter(|_| parameter.role == Role::Matrix) else {
         return ELEMENTWISE;
     };
     let &[rows, columns] = &parameter.w.shape[..] else { panic!("a matrix") };
     let of_update = newton_schulz(coefficients.default_steps(), rows.min(columns), rows.max(columns));
     let rms = parameter.w.norm() / (parameter.w.len() as f64).sqrt();
     // An orthogonal matrix has elements of the rms 1/√max(rows, columns).
-    let size = lr * ratio.of(rows, columns) / (rows.max(columns) as f64).sqrt();
+    let size = lr * lr_scale.of(rows, columns) / (rows.max(columns) as f64).sqrt();
     ELEMENTWISE.and(of_update.times(steps * size / rms))
 }
 
@@ -121,10 +121,10 @@ fn muon_follows_the_reference_by_role() {
 #[test]
 fn normuon_follows_the_reference_by_role() {
     for (seed, muon) in (3061..).step_by(2).zip(MUONS) {
-        follow(&Rule { normuon: true, ..Rule::new(Some(muon)) }, seed);
+        follow(&Rule { row_moments: true, ..Rule::new(Some(muon)) }, seed);
     }
     let adam = Adam { beta2: 0.999, eps: 1e-3, ..Adam::default() };
-    follow(&Rule { normuon: true, adam, decay: WeightDecayScope::Matrices, ..Rule::new(Some(MUONS[0])) }, 3071);
+    follow(&Rule { row_moments: true, adam, decay: WeightDecayScope::Matrices, ..Rule::new(Some(MUONS[0])) }, 3071);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn the_number_of_newton_schulz_steps_can_be_set() {
     let gpu = device::default();
     let start = &parameters(3051)[3..4];
     let after = |newton_schulz_steps| {
-        let config = MuonConfig { newton_schulz_steps, lr_scale: LrScale::KellerJordan, ..Default::default() };
+        let config = MuonConfig { newton_schulz_steps, lr_scale: optim::LrScale::KellerJordan, ..Default::default() };
         let mut params = params_of(gpu, start).expect("parameters");
         step(&mut params, &mut Muon::new(config), &[start[0].w.clone()], 0.1).expect("a step");
         values(&params)

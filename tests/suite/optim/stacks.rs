@@ -7,14 +7,14 @@ use polytape::{Gpu, Gradients, Params, Result, Role, Tensor};
 use super::Rule;
 use crate::device;
 use crate::reference::newton_schulz::Coefficients;
-use crate::reference::optimizer::Ratio;
+use crate::reference::optimizer::LrScale;
 
 /// Tall, wide, and of a size without whole vectors of moments.
 const SHAPES: [([usize; 2], usize); 3] = [([128, 64], 3), ([64, 192], 4), ([40, 24], 2)];
 
 fn rules() -> [Rule; 2] {
-    let muon = Rule::new(Some((Coefficients::Simple, Ratio::Moonlight)));
-    [muon, Rule { normuon: true, ..muon }]
+    let muon = Rule::new(Some((Coefficients::Simple, LrScale::Moonlight)));
+    [muon, Rule { row_moments: true, ..muon }]
 }
 
 fn wanted(is_wanted: impl Fn(usize) -> bool) -> impl Iterator<Item = (usize, [usize; 2])> {

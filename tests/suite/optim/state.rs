@@ -10,11 +10,11 @@ use crate::device;
 use crate::reference::Array;
 use crate::reference::array::seeded;
 use crate::reference::newton_schulz::Coefficients;
-use crate::reference::optimizer::Ratio;
+use crate::reference::optimizer::LrScale;
 
 fn rules() -> [Rule; 3] {
-    let muon = Rule::new(Some((Coefficients::Simple, Ratio::Moonlight)));
-    [Rule::new(None), muon, Rule { normuon: true, ..muon }]
+    let muon = Rule::new(Some((Coefficients::Simple, LrScale::Moonlight)));
+    [Rule::new(None), muon, Rule { row_moments: true, ..muon }]
 }
 
 fn parameters() -> Vec<Parameter> {

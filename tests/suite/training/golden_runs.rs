@@ -24,8 +24,8 @@ fn follow_on(gpu: &Gpu, name: &str) {
     let mut device = Run::new(gpu, &tiny, &run).expect("the golden model");
     for expected in &run.rows {
         let step = expected.step - 1;
-        let rate = run.lr * device.schedule.factor(step as u64);
-        assert!((rate - expected.lr).abs() <= 1e-12, "{name} step {}: lr {rate}, want {}", expected.step, expected.lr);
+        let lr = run.lr * device.schedule.factor(step as u64);
+        assert!((lr - expected.lr).abs() <= 1e-12, "{name} step {}: lr {lr}, want {}", expected.step, expected.lr);
         let outcome = device.step(gpu, &tiny, &run, step).expect("a step");
         let (loss, norm) = (outcome.loss, outcome.grad_norm);
         let what = |what| format!("{what} of {name}, step {}, {} kernels", expected.step, gpu.kernels());

@@ -44,9 +44,9 @@ impl Run {
     /// Step `step`, counted from 0.
     pub fn step(&mut self, gpu: &Gpu, tiny: &LlamaTiny, run: &ExpectedRun, step: usize) -> Result<StepOutput> {
         let batches = device_batches(gpu, tiny, run, step)?;
-        let rate = (run.lr * self.schedule.factor(step as u64)) as f32;
+        let lr = (run.lr * self.schedule.factor(step as u64)) as f32;
         let model = &self.model;
-        self.trainer.step(batches.len(), rate, |tape, i| model.loss(tape, &batches[i].0, &batches[i].1, run.seq_len))
+        self.trainer.step(batches.len(), lr, |tape, i| model.loss(tape, &batches[i].0, &batches[i].1, run.seq_len))
     }
 }
 

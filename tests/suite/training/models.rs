@@ -1,7 +1,7 @@
 //! Llama on the device against the float64 reference: logits, every gradient, and incremental decoding.
 
 use polytape::llama::{KvCache, Llama, LlamaConfig, RopeScaling};
-use polytape::{Gpu, GpuOptions, Gradients, Indices, Params, Precision, Tape, Tensor};
+use polytape::{Error, Gpu, GpuOptions, Gradients, Indices, Params, Precision, Tape, Tensor};
 use rand::RngExt;
 
 use super::small::{SEQ, batch, config};
@@ -341,6 +341,27 @@ fn a_cache_of_several_sequences_gives_what_a_full_forward_gives() {
 }
 
 #[test]
+fn generating_takes_the_same_memory_for_every_token() {
+    const TOKENS: usize = 70;
+    const WARM_UP: usize = 4;
+    for shared in device::all() {
+        // Its own, whose memory no other test uses.
+        let options = GpuOptions { kernels: Some(shared.kernels()), ..Default::default() };
+        let gpu = &device::open(&options).expect("the adapter opened before");
+        let (model, params) = sharpened(gpu, LlamaConfig { max_seq_len: TOKENS, ..config() });
+        let mut cache = model.cache(1, TOKENS).expect("a cache");
+        let allocated_after = |token: usize| {
+            let fed = Indices::from_slice(gpu, &[(token % 50) as u32]).expect("tokens");
+            model.next_logits(&params, &fed, &mut cache).and_then(|logits| logits.to_vec()).expect("logits");
+            gpu.memory().allocated
+        };
+        let allocated: Vec<u64> = (0..TOKENS).map(allocated_after).collect();
+        let flat = allocated[WARM_UP..].iter().all(|bytes| *bytes == allocated[WARM_UP]);
+        assert!(flat, "{} kernels: {allocated:?}", gpu.kernels());
+    }
+}
+
+#[test]
 fn stacked_caches_go_on_as_each_would_alone() {
     for gpu in device::all() {
         let (model, params) = sharpened(gpu, config());
@@ -392,6 +413,10 @@ fn what_does_not_fit_a_cache_is_refused() {
     let want = format!("kv cache: made for 1 blocks of {columns} columns, the model has {} of {columns}", config().layers);
     assert_eq!(text(feed(&[1], &mut shallow.cache(1, 3).expect("a cache"))), want);
 
+    match KvCache::stack(&[&cache], 2).map(drop) {
+        Err(Error::Shape { shapes, .. }) => assert_eq!(shapes, [[2, 3, columns]]),
+        other => panic!("an error of shapes expected, found {other:?}"),
+    }
     let stack = |caches: &[&KvCache], capacity| text(KvCache::stack(caches, capacity).map(drop));
     assert_eq!(stack(&[], 3), "kv cache: no caches to stack");
     assert_eq!(stack(&[&cache], 2), "kv cache: 3 tokens to stack: 1 to the capacity of 2 expected");

@@ -14,7 +14,7 @@ use polytape::{Error, Gpu, GpuOptions, Gradients, Precision, Result, Tensor, Tra
 use super::small::{SEQ, batch, config, optimizer, precondition};
 use crate::device;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A run of several steps.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ impl Case {
             let taken = trainer.optimizer.state().steps();
             Ok((Outcome { steps, model: values(&model)?, state: values(&state)?, taken }, counts))
         };
-        let locals = in_process(ranks, PATIENCE);
+        let locals = in_process(ranks, TIMEOUT);
         let outcomes: Vec<(Outcome, [usize; 2])> = thread::scope(|scope| {
             let threads: Vec<_> = locals.into_iter().map(|local| scope.spawn(|| rank(local))).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic").expect("a run")).collect()
@@ -269,7 +269,7 @@ fn a_step_moves_each_gradient_and_each_weight_once() {
             (trainer.numel(), trainer.traffic())
         };
         thread::scope(|scope| {
-            let threads: Vec<_> = in_process(4, PATIENCE).into_iter().map(|local| scope.spawn(|| rank(local))).collect();
+            let threads: Vec<_> = in_process(4, TIMEOUT).into_iter().map(|local| scope.spawn(|| rank(local))).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
         })
     };
@@ -293,7 +293,7 @@ fn ranks_decide_by_the_numbers_of_the_first() {
         Ok(trainer.decide(&own, &clip)?.loss)
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = in_process(4, PATIENCE).into_iter().map(|local| scope.spawn(|| decide(local))).collect();
+        let threads: Vec<_> = in_process(4, TIMEOUT).into_iter().map(|local| scope.spawn(|| decide(local))).collect();
         for thread in threads {
             assert_eq!(thread.join().expect("no panic").expect("a decision"), 1.0);
         }
@@ -309,8 +309,13 @@ fn replicas_and_ranks_must_divide_the_step() {
     assert_eq!(text(trainer(3).map(drop)), "3 replicas: a power of two expected");
     let trainer = trainer(4).expect("a trainer");
     assert_eq!(text(trainer.micro_batches(6).map(drop)), "6 micro-batches: a multiple of the 4 replicas expected");
-    let local: Arc<dyn Exchange> = Arc::new(in_process(8, PATIENCE).remove(0));
-    assert_eq!(text(trainer.on_ranks(local, case.options).map(drop)), "8 ranks: a divisor of the 4 replicas expected");
+    let rank = |ranks| -> Result<Trainer> {
+        let local: Arc<dyn Exchange> = Arc::new(in_process(ranks, TIMEOUT).remove(0));
+        case.trainer(&gpu, None)?.1.on_ranks(local, case.options)
+    };
+    assert_eq!(text(rank(8).map(drop)), "8 ranks: a divisor of the 4 replicas expected");
+    let again = rank(1).expect("a rank").with_replicas(1);
+    assert_eq!(text(again.map(drop)), "1 replicas of one of several ranks: expected before `on_ranks`");
 }
 
 #[test]
@@ -339,10 +344,30 @@ fn a_rank_with_another_model_is_named() {
         trainer.on_ranks(Arc::new(local), case.options).map(drop)
     };
     let outcomes: Vec<Result<()>> = thread::scope(|scope| {
-        let threads: Vec<_> = in_process(2, PATIENCE).into_iter().map(|local| scope.spawn(|| rank(local))).collect();
+        let threads: Vec<_> = in_process(2, TIMEOUT).into_iter().map(|local| scope.spawn(|| rank(local))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Rank { .. }))), "{outcomes:?}");
+}
+
+#[test]
+fn a_nan_on_one_rank_is_an_error_on_all() {
+    let rank = |local: Local| -> Result<f32> {
+        let case = Case::default();
+        let gpu = case.gpu()?;
+        let (model, trainer) = case.trainer(&gpu, None)?;
+        let mut trainer = trainer.on_ranks(Arc::new(local), case.options)?;
+        let output = trainer.step(case.micro_batches, 1e-2, |tape, i| {
+            let (inputs, targets) = batch(&gpu, i)?;
+            model.loss(tape, &inputs, &targets, SEQ)?.scale(if i == 2 { f32::NAN } else { 1.0 })
+        })?;
+        Ok(output.loss)
+    };
+    let outcomes: Vec<Result<f32>> = thread::scope(|scope| {
+        let threads: Vec<_> = in_process(4, TIMEOUT).into_iter().map(|local| scope.spawn(|| rank(local))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::NonFinite { step: 1, .. }))), "{outcomes:?}");
 }
 
 /// A budget between what a rank holds before a step and what it needs in one.
@@ -362,7 +387,7 @@ fn a_rank_out_of_memory_says_so_and_is_named_by_the_others() {
     };
     let run = |budget: Option<u64>| -> Vec<Result<[u64; 2]>> {
         thread::scope(|scope| {
-            let ranks = in_process(2, PATIENCE).into_iter();
+            let ranks = in_process(2, TIMEOUT).into_iter();
             let threads: Vec<_> = ranks.map(|local| scope.spawn(move || rank(local, budget))).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         })

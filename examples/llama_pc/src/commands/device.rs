@@ -97,7 +97,7 @@ impl Device {
             return Ok(gpu);
         }
         let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
-        // What is worth a warning was said the first time.
+        // Warnings were given the first time.
         let gpu = Gpu::open(&GpuOptions { adapter, kernels, profile: true, warn: |_| (), ..self.options() })?;
         gpu.time_kernels(false)?;
         Ok(gpu)
@@ -106,7 +106,7 @@ impl Device {
     /// Opens the adapter of `gpu` again, with `threads` threads for the host kernels.
     pub fn reopen(&self, gpu: &Gpu, threads: NonZeroUsize) -> Result<Gpu, Failure> {
         let (adapter, kernels) = (AdapterChoice::Index(gpu.adapter().index), Some(gpu.kernels()));
-        // What is worth a warning was said the first time.
+        // Warnings were given the first time.
         let options = GpuOptions { adapter, kernels, threads: Some(threads.get()), warn: |_| (), ..self.options() };
         Ok(Gpu::open(&options)?)
     }

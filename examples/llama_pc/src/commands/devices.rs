@@ -31,15 +31,15 @@ fn describe(adapter: &AdapterSummary) -> String {
     .flatten()
     .collect();
     let kernels = match (&adapter.kernel_tier, adapter.missing()) {
-        (Some(profile), _) => {
+        (Some(tier), _) => {
             let other: Vec<String> =
-                adapter.kernel_tiers().filter(|other| other != profile).map(|other| other.to_string()).collect();
+                adapter.kernel_tiers().filter(|other| other != tier).map(|other| other.to_string()).collect();
             let other = if other.is_empty() { String::new() } else { format!(" (can also run {})", other.join(", ")) };
-            format!("{profile}{other}")
+            format!("{tier}{other}")
         }
         (None, missing) => format!("cannot be used: {}", missing.unwrap_or_default()),
     };
-    let halves = match adapter.kernel_tier {
+    let f16 = match adapter.kernel_tier {
         Some(KernelTier::Matrix) => "on matrix units",
         _ => "without matrix units, slower",
     };
@@ -52,7 +52,7 @@ fn describe(adapter: &AdapterSummary) -> String {
     let speed = adapter.assumed_speed() / 1e9;
     format!(
         "{} {}\n  kind      {:?}, {:?}, {}\n  limits    {} MiB a binding, {} MiB a buffer, {} KiB shared, {} invocations a workgroup\n  \
-         features  {} (subgroups of {} to {})\n  memory    {memory}\n  kernels   {kernels}\n  precision f32; f16x3 and f16 {halves}\n  \
+         features  {} (subgroups of {} to {})\n  memory    {memory}\n  kernels   {kernels}\n  precision f32; f16x3 and f16 {f16}\n  \
          watchdog  dispatches of at most 100 ms, at {speed:.0} GFLOP/s until a kernel's first long ones are timed\n",
         adapter.index,
         adapter.name,

@@ -156,7 +156,7 @@ fn check(args: &Args) -> Result<(), Failure> {
 /// Tells what was left out or changed.
 fn report(seen: &Seen, field: &str) {
     let Seen { skipped, empty, surrogates, joined } = seen;
-    // A folder of pictures is said in some lines.
+    // A folder of pictures is reported in a few lines.
     const SHOWN: usize = 5;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (path, what) in skipped {
@@ -191,7 +191,7 @@ fn summarize(survey: &Survey) {
     }
 }
 
-/// Warns where the documents are so few or so unequal that a choice among them misses the fraction by far.
+/// Warns if documents are so few or so unequal that the split misses the requested fraction by far.
 fn check_shares(train: Part, val: Part, fraction: f64) {
     let share = val.bytes as f64 / (train.bytes + val.bytes).max(1) as f64;
     if share > (4.0 * fraction).max(0.5) || share < fraction / 10.0 {

@@ -1,7 +1,8 @@
 //! `sample`: text from a run or an exported folder, token by token with a key and value cache.
 //!
-//! A sample's text depends on its prompt and seed only, not on what is written beside it: every prompt is read in alone, samples of
-//! prompts of one length then go on together, and no kernel sums a row differently for the rows beside it, up to [`MOST_ROWS`].
+//! A sample's text depends on its prompt and seed only, not on the other samples of its batch: every prompt is processed alone,
+//! samples with prompts of one length then continue together, and up to [`MOST_ROWS`] rows no kernel sums a row differently because
+//! of the others.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -47,13 +48,28 @@ pub struct Args {
     device: Device,
 }
 
+impl Args {
+    fn sampler(&self, seed: u64) -> Result<Sampler, Failure> {
+        Sampler::new(self.temperature, self.top_k, self.top_p, seed)
+    }
+
+    /// The samples of a prompt, none of which has any text yet.
+    fn samples_of(&self, prompt: usize, tokens: &[u32]) -> Result<Vec<Sample>, Failure> {
+        let sample = |i| -> Result<Sample, Failure> {
+            let seed = self.seed.wrapping_add(i);
+            let (sampler, stream) = (self.sampler(seed)?, TextStream::after(tokens));
+            Ok(Sample { prompt, tokens: tokens.to_vec(), seed, sampler, stream, text: String::new(), ended: false })
+        };
+        (0..self.samples.get() as u64).map(sample).collect()
+    }
+}
+
 /// Maximum number of sequences per batch: a product of up to this many rows takes one tile of rows.
 const MOST_ROWS: usize = 32;
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let sampler = |seed| Sampler::new(args.temperature, args.top_k, args.top_p, seed);
-    sampler(args.seed)?;
+    args.sampler(args.seed)?;
     if args.tokens > MAX_SEQ_LEN {
         return Err(Failure::usage(format!("--tokens: found {}, expected at most {MAX_SEQ_LEN}", args.tokens)));
     }
@@ -73,19 +89,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             );
             return Err(Failure::other(message).hint("the tokenizer belongs to another model"));
         }
-        for i in 0..args.samples.get() as u64 {
-            let seed = args.seed.wrapping_add(i);
-            let stream = TextStream::after(&tokens);
-            samples.push(Sample {
-                prompt: at,
-                tokens: tokens.clone(),
-                sampler: sampler(seed)?,
-                stream,
-                text: String::new(),
-                seed,
-                ended: false,
-            });
-        }
+        samples.extend(args.samples_of(at, &tokens)?);
     }
     let longest = samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or(0);
     let gpu = args.device.open(false)?;
@@ -137,12 +141,12 @@ struct Sample {
 struct Writer<'a> {
     model: &'a Trained,
     tokenizer: &'a Tokenizer,
-    /// The most tokens of a sample.
+    /// Maximum number of tokens per sample.
     tokens: usize,
 }
 
 impl Writer<'_> {
-    /// Continues samples of prompts of one length; `show` sees each piece of text as it comes.
+    /// Continues samples whose prompts have one length; `show` gets each piece of text as soon as it is decoded.
     fn write(&self, samples: &mut [Sample], show: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
         let decode = |tokens: &[u32]| self.tokenizer.decode(tokens);
         let mut add = |sample: &mut Sample, piece: String| {
@@ -154,7 +158,7 @@ impl Writer<'_> {
         for step in 1..=self.tokens {
             let mut chosen = Vec::with_capacity(samples.len());
             for (sample, logits) in samples.iter_mut().zip(logits.chunks(vocab)) {
-                // One that has ended keeps its row, whatever follows in it.
+                // A sample that has ended keeps its row; what is fed to it does not matter.
                 let token = if sample.ended { 0 } else { sample.sampler.choose(logits)? };
                 chosen.push(token);
                 sample.ended |= Some(token) == self.tokenizer.eos();
@@ -175,8 +179,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The cache after the samples' prompts, one row a sample, and the logits [samples, vocab] of what comes next. Neighbours of one
-    /// prompt share the work.
+    /// The cache after the samples' prompts, one row per sample, and the logits [samples, vocab] of the next token. A prompt shared
+    /// by adjacent samples is processed once.
     fn read_prompts(&self, samples: &[Sample]) -> Result<(KvCache, Vec<f32>), Failure> {
         let mut prompts: Vec<(KvCache, Vec<f32>)> = Vec::new();
         let mut rows = Vec::new();

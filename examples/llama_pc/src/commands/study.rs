@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     study::run(&request, || args.machine(&request))
 }
 
-/// The most runs at a time, unless the user asks for more: hardly ever are there more that need no other's result.
+/// Maximum concurrent runs by default: more are rarely independent of each other's results.
 const MOST_JOBS: usize = 8;
 
 impl Args {

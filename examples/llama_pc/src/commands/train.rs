@@ -102,7 +102,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    // Signs of life come every second. A year keeps sums of times far from their limit.
+    // Heartbeats come every second. A year keeps sums of durations from overflowing.
     seconds.filter(|seconds| (3..=31_536_000).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
 }
 

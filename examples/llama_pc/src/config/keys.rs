@@ -52,8 +52,8 @@ impl Config {
     }
 }
 
-/// The keys whose values differ, in the order of the reference: what others follow from comes first. A key that `expected` lacks is one that did not exist when it was
-/// recorded, where `found` has its default.
+/// The keys whose values differ, in the order of the reference: a key comes before those derived from it. A key that `expected` lacks
+/// did not exist when it was recorded; its default is expected.
 pub fn differences(found: &Keys, expected: &Keys) -> Vec<Difference> {
     let defaults = Config::default().keys();
     let mut all: Vec<&String> = found.keys().chain(expected.keys()).collect();

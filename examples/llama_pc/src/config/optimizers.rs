@@ -8,7 +8,7 @@ use super::Optimizer;
 #[derive(Debug)]
 pub struct OptimizerKind {
     pub name: &'static str,
-    /// As people write it.
+    /// Name for display.
     pub title: &'static str,
     /// Whether it orthogonalizes the updates of matrices.
     pub newton_schulz: bool,

@@ -49,9 +49,9 @@ pub struct Model {
     pub kv_heads: usize,
     /// Width of a head, an even number. Default: `dim / heads`.
     pub head_dim: usize,
-    /// Width of the MLP. Default: [`LlamaConfig::default_intermediate_size`].
+    /// Width of the MLP. Default: 8·dim/3, rounded up to a multiple of 256.
     pub intermediate_size: usize,
-    /// Vocabulary size; `None` until [`Config::resolve_vocab`] has taken it from the tokenizer.
+    /// Vocabulary size. Default: the tokenizer's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
     /// Added to the mean square in RMSNorm for numerical stability.
@@ -144,11 +144,11 @@ pub enum Target {
     Down,
 }
 
-/// The optimizer; `momentum` and the keys after it apply to Muon and NorMuon only.
+/// The optimizer; the keys from `momentum` on apply to the optimizers that orthogonalize.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Optimizer {
-    /// AdamW for all parameters; or Muon or NorMuon for the matrices and Adam for the rest.
+    /// AdamW for all parameters; the others for matrices, with Adam for the rest.
     pub kind: String,
     /// Peak learning rate.
     pub lr: f64,
@@ -234,7 +234,7 @@ pub struct Train {
     /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
     /// Leaves of the tree in which a step's gradients are summed: a power of two that divides `grad_accumulation`. Any number of ranks
-    /// (`mpirun -n`) that divides it gives the same bits, one process included.
+    /// (`mpirun -n`) that divides it gives the same bits, one process included. A new run on several ranks replaces 1 by their number.
     pub replicas: usize,
     /// Gradients and weights between ranks: f32, or rounded to bf16, half the bytes. No effect in a single process.
     pub exchange: Wire,
@@ -263,6 +263,14 @@ pub struct Train {
     pub log_layers_every: u64,
     /// Skip a step whose gradient norm is more than this many standard deviations above its running mean; 0 skips none.
     pub skip_spikes: f64,
+}
+
+impl Train {
+    /// The replicas of a run that begins on this many ranks: where there is 1, which is for a single process, one for each rank.
+    pub fn replicas_on(&self, ranks: usize) -> usize {
+        let will_do = ranks.is_power_of_two() && self.grad_accumulation.is_multiple_of(ranks);
+        if self.replicas == 1 && will_do { ranks } else { self.replicas }
+    }
 }
 
 impl Default for Config {

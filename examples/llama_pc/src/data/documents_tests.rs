@@ -114,7 +114,7 @@ fn a_long_file_comes_in_pieces() {
 
 #[test]
 fn what_a_parquet_file_lacks_is_said() {
-    use crate::readers::samples::parquet;
+    use crate::data::parquet_samples::parquet;
     use ::parquet::basic::Compression;
 
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -132,7 +132,7 @@ fn what_a_parquet_file_lacks_is_said() {
 /// The library would make room for all that a dictionary announces, and end the process where there is none.
 #[test]
 fn a_parquet_dictionary_that_announces_more_than_it_holds_is_refused() {
-    use crate::readers::samples::parquet;
+    use crate::data::parquet_samples::parquet;
     use ::parquet::basic::Compression;
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
 

@@ -22,10 +22,10 @@ const QUEUE: usize = 2;
 /// Pieces that are encoded together, about [`PIECE_BYTES`] in all, so that short documents cause little synchronization.
 type Batch = Vec<Piece>;
 
-/// Pieces with their tokens, and what those do not say of the text.
+/// Pieces with their tokens, and what was lost in tokenization.
 type Encoded = (Vec<(Piece, Vec<u32>)>, Losses);
 
-/// What was written: the totals of both splits, and what no token says.
+/// What was written: the totals of both splits, and what was lost in tokenization.
 pub struct Written {
     pub train: Part,
     pub val: Part,

@@ -1,4 +1,4 @@
-//! How tokens stand in a file.
+//! How tokens are stored in a file.
 
 /// The type of a file's tokens, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Encoding {
     }
 }
 
-/// A stretch of a file whose tokens lie one behind the other.
+/// A contiguous range of tokens in a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     /// The number of its first token in the shard.

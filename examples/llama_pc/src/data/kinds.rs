@@ -13,7 +13,7 @@ use super::packing::{Packing, unpacked_name};
 use super::source::{Entry, Kind, TextFile};
 use crate::terminal::failure::Failure;
 
-/// Something that the user should know of the choice.
+/// Something that the user should know about the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remark {
     /// JSON under another name.
@@ -66,7 +66,7 @@ pub fn look(entry: Entry, field: &str, named: bool) -> Result<(TextFile, Option<
     Ok((file, remark.or(not_packed).or(split)))
 }
 
-/// Whether a name, or that of a folder, has the word that data sets use for what is not trained on.
+/// Whether a name, or that of a folder, contains a word that data sets use for held-out data.
 fn is_named_as_split(name: &str) -> bool {
     const WORDS: [&str; 7] = ["val", "valid", "validation", "dev", "eval", "test", "heldout"];
     name.to_lowercase().split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word))
@@ -79,7 +79,7 @@ fn kind(file: &TextFile, head: &[u8], extension: &str, field: &str, named: bool)
         // A picture among sources, for instance.
         return Ok((Kind::Other(foreign::LFS.what), None));
     }
-    // A page in place of data is what a failed download leaves.
+    // A failed download leaves a web page in place of data.
     let in_place = extension == "json" || (file.packing == Packing::Plain && named_packed);
     if let Some(foreign) = known.filter(|foreign| *foreign == foreign::LFS || (foreign.is_text && in_place)) {
         return Err(foreign.failure(&file.path, "text"));

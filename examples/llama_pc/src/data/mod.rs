@@ -19,6 +19,8 @@ pub mod meta;
 mod packing;
 mod parquet;
 mod parquet_column;
+#[cfg(any(test, feature = "samples"))]
+pub mod parquet_samples;
 mod pieces;
 mod protobuf;
 pub mod sentencepiece;

@@ -130,10 +130,10 @@ mod tests {
 
     #[test]
     fn the_order_of_texts_does_not_matter_and_small_vocabularies_hold() {
-        let mut turned = texts();
-        turned.reverse();
-        let turned = Tokenizer::train_sentencepiece(&turned, 330).expect("a tokenizer");
-        assert_eq!(trained(330).json(), turned.json());
+        let mut reversed = texts();
+        reversed.reverse();
+        let reversed = Tokenizer::train_sentencepiece(&reversed, 330).expect("a tokenizer");
+        assert_eq!(trained(330).json(), reversed.json());
         let least = trained(MIN_VOCAB);
         assert_eq!(least.vocab_size(), MIN_VOCAB);
         assert_eq!(least.decode(&least.encode("größe").expect("tokens")).expect("text"), "größe");

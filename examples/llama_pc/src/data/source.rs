@@ -15,7 +15,7 @@ pub struct Entry {
     pub name: String,
 }
 
-/// How the documents stand in a file.
+/// How documents are laid out in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The file is one document.
@@ -106,7 +106,7 @@ impl Document<'_> {
     }
 }
 
-/// What reading documents came across, for the user to know.
+/// What was found while reading documents, to report to the user.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// Files that were left out, and what they are.

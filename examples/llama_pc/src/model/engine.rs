@@ -9,8 +9,7 @@ use polytape::{AdapterChoice, Gpu, GpuOptions};
 use crate::config::{self, Config, Pc, Target};
 use crate::terminal::failure::Failure;
 
-/// Opens the adapter of a device again, for checks: each hears of the compilers' errors itself. What is worth a warning was said the first
-/// time.
+/// Opens the adapter of a device again, for checks, so that each gets its own compiler errors. Warnings were given the first time.
 pub fn open_again(gpu: &Gpu, kernels: KernelTier) -> Result<Gpu, Failure> {
     let adapter = AdapterChoice::Index(gpu.adapter().index);
     Ok(Gpu::open(&GpuOptions { adapter, kernels: Some(kernels), compile_ahead: false, warn: |_| (), ..Default::default() })?)
@@ -84,7 +83,7 @@ pub fn stem(layer: usize, target: Target) -> String {
     names::in_layer(layer, part)
 }
 
-/// The learning rate's course.
+/// The learning-rate schedule.
 pub fn schedule(config: &Config) -> Schedule {
     let config::Schedule { kind, warmup_steps, end_ratio, decay_steps, decay } = config.schedule;
     Schedule { kind, total_steps: config.train.steps, warmup_steps, end_ratio, decay_steps, decay }

@@ -9,7 +9,7 @@ use crate::data::windows::{Batch, Windows};
 use crate::terminal::failure::Failure;
 
 /// Mean loss in nats per token, and the number of tokens.
-pub struct Measured {
+pub struct Evaluation {
     pub loss: f64,
     pub tokens: u64,
 }
@@ -26,7 +26,7 @@ pub fn mean_loss(
     batch: usize,
     seq_len: usize,
     seen: impl FnMut(u64),
-) -> Result<Measured, Failure> {
+) -> Result<Evaluation, Failure> {
     let all = 0..batches(windows, limit, batch);
     Ok(mean(&batch_losses(llama, params, windows, (limit, batch, seq_len), all, seen)?, seq_len))
 }
@@ -37,10 +37,10 @@ pub fn batches(windows: &Windows, limit: u64, batch: usize) -> u64 {
 }
 
 /// The mean over batches.
-pub fn mean(losses: &Losses, seq_len: usize) -> Measured {
+pub fn mean(losses: &Losses, seq_len: usize) -> Evaluation {
     let total: u64 = losses.iter().map(|(_, count)| count).sum();
     let sum: f64 = losses.iter().map(|(loss, count)| f64::from(*loss) * *count as f64).sum();
-    Measured { loss: sum / total as f64, tokens: total * seq_len as u64 }
+    Evaluation { loss: sum / total as f64, tokens: total * seq_len as u64 }
 }
 
 /// Losses of the batches `own` out of up to `limit` windows from the current position, `batch` of `seq_len` tokens at a time; `seen` gets the

@@ -82,7 +82,7 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Goes on after tokens whose text is shown already.
+    /// Continues after tokens whose text is already shown.
     pub fn after(context: &[u32]) -> Self {
         Self { tokens: context.to_vec(), start: 0, shown: context.len() }
     }

@@ -35,7 +35,7 @@ pub struct Locked {
 }
 
 /// How long a killed process may take to release its lock.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Locked {
     /// Takes the folder's lock; fails if another process holds it.
@@ -45,7 +45,7 @@ impl Locked {
         let lock = lock.map_err(|error| Failure::io("open", &file, &error))?;
         let asked = Instant::now();
         let mut taken = lock.try_lock();
-        while matches!(taken, Err(TryLockError::WouldBlock)) && asked.elapsed() < PATIENCE {
+        while matches!(taken, Err(TryLockError::WouldBlock)) && asked.elapsed() < TIMEOUT {
             std::thread::sleep(Duration::from_millis(50));
             taken = lock.try_lock();
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::grid::Rate;
+use super::grid::Lr;
 
 /// The optimizers under which everything is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ impl Optimizer {
         }
     }
 
-    /// As people write it.
+    /// Name for display.
     pub fn title(self) -> &'static str {
         match self {
             Self::AdamW => "AdamW",
@@ -138,21 +138,22 @@ pub struct Spec {
     /// Number of the model size, from 0.
     pub size: usize,
     pub arm: Arm,
-    pub rate: Rate,
+    #[serde(rename = "rate")]
+    pub lr: Lr,
     pub seed: u64,
     /// Power iterations per step.
     pub iterations: usize,
 }
 
 impl Spec {
-    pub fn new(size: usize, arm: Arm, rate: Rate, seed: u64) -> Self {
-        Self { size, arm, rate, seed, iterations: ITERATIONS }
+    pub fn new(size: usize, arm: Arm, lr: Lr, seed: u64) -> Self {
+        Self { size, arm, lr, seed, iterations: ITERATIONS }
     }
 
     /// The name of its folder.
     pub fn name(&self) -> String {
         let iterations = if self.iterations == ITERATIONS { String::new() } else { format!("-iterations{}", self.iterations) };
-        format!("size{}-{}{iterations}-lr{:.2e}-seed{}", self.size + 1, self.arm.slug(), self.rate.value(), self.seed)
+        format!("size{}-{}{iterations}-lr{:.2e}-seed{}", self.size + 1, self.arm.slug(), self.lr.value(), self.seed)
     }
 }
 
@@ -165,17 +166,17 @@ mod tests {
         let mut names = Vec::new();
         for optimizer in Optimizer::ALL {
             for arm in Arm::all(optimizer) {
-                for (size, rate, seed) in [(0, -1, 1), (0, 0, 1), (1, 0, 1), (0, 0, 2)] {
-                    names.push(Spec::new(size, arm, Rate(rate), seed).name());
+                for (size, lr, seed) in [(0, -1, 1), (0, 0, 1), (1, 0, 1), (0, 0, 2)] {
+                    names.push(Spec::new(size, arm, Lr(lr), seed).name());
                 }
-                names.push(Spec { iterations: 2, ..Spec::new(0, arm, Rate(0), 1) }.name());
+                names.push(Spec { iterations: 2, ..Spec::new(0, arm, Lr(0), 1) }.name());
             }
         }
         let count = names.len();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
-        let example = Spec::new(0, Arm::new(Optimizer::Muon, Treatment::Level(2)), Rate(7), 3);
+        let example = Spec::new(0, Arm::new(Optimizer::Muon, Treatment::Level(2)), Lr(7), 3);
         assert_eq!(example.name(), "size1-muon-pc2-lr1.13e-2-seed3");
     }
 

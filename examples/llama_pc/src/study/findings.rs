@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::arms::{Arm, FEWER_ITERATIONS, ITERATIONS, Optimizer, Spec};
-use super::grid::{Best, Rate};
+use super::grid::{Best, Lr};
 use super::queue::{self, Choices, STRESS};
 use super::record::{Kept, Record};
 use super::statistics::{Paired, Summary, first_at, mean, paired, peak, spikes, summary};
@@ -18,7 +18,7 @@ pub struct Findings<'a> {
     pub arms: Vec<ArmResult<'a>>,
 }
 
-/// An arm at its best rate.
+/// An arm at its best learning rate.
 pub struct ArmResult<'a> {
     pub size: usize,
     pub arm: Arm,
@@ -63,7 +63,7 @@ impl<'a> Findings<'a> {
         let mut findings = Self { kept, choices, arms: Vec::new() };
         for size in 0..kept.header.sizes.len() {
             for optimizer in Optimizer::ALL {
-                let tried = Arm::all(optimizer).into_iter().filter(|arm| findings.choices.rates.contains_key(&(size, *arm)));
+                let tried = Arm::all(optimizer).into_iter().filter(|arm| findings.choices.best.contains_key(&(size, *arm)));
                 let results = tried.map(|arm| findings.arm(size, arm)).collect::<Result<Vec<_>, _>>()?;
                 findings.arms.extend(results);
             }
@@ -82,7 +82,7 @@ impl<'a> Findings<'a> {
         Ok(ArmResult {
             size,
             arm,
-            best: self.choices.rates[&(size, arm)],
+            best: self.choices.best[&(size, arm)],
             loss: summary(&losses),
             difference: others.and_then(|others| paired(&losses, &others)),
             tokens: self.tokens_to_plain(size, arm, &records),
@@ -102,9 +102,9 @@ impl<'a> Findings<'a> {
         Some(mean(&shares))
     }
 
-    /// The runs of an arm at its best rate, by seed.
+    /// The runs of an arm at its best learning rate, by seed.
     fn best(&self, size: usize, arm: Arm) -> Vec<&'a Record> {
-        self.seeds(Spec::new(size, arm, self.choices.rates[&(size, arm)].rate, 1))
+        self.seeds(Spec::new(size, arm, self.choices.best[&(size, arm)].lr, 1))
     }
 
     fn seeds(&self, spec: Spec) -> Vec<&'a Record> {
@@ -123,18 +123,18 @@ impl<'a> Findings<'a> {
         arms.into_iter().filter_map(|arm| self.result(size, arm)).collect()
     }
 
-    /// The final losses of an arm's first seed over the rates that were tried, those of the stability tests included.
-    pub fn grid(&self, size: usize, arm: Arm) -> BTreeMap<Rate, f64> {
+    /// The final losses of an arm's first seed over the learning rates that were tried, those of the stability tests included.
+    pub fn grid(&self, size: usize, arm: Arm) -> BTreeMap<Lr, f64> {
         let of_arm = self.kept.records.values().filter(|record| {
             let spec = record.spec;
-            spec == Spec::new(size, arm, spec.rate, 1)
+            spec == Spec::new(size, arm, spec.lr, 1)
         });
-        of_arm.map(|record| (record.spec.rate, record.final_loss())).collect()
+        of_arm.map(|record| (record.spec.lr, record.final_loss())).collect()
     }
 
-    /// The stability of an arm at its best rate times a power of two, 1 included.
+    /// The stability of an arm at its best learning rate times a power of two, 1 included.
     pub fn stability(&self, arm: Arm) -> Vec<Stability<'a>> {
-        let best = self.choices.rates[&(0, arm)].rate;
+        let best = self.choices.best[&(0, arm)].lr;
         let at = |power: i32| Stability::of(power, self.seeds(Spec::new(0, arm, best.times_two_to(power), 1)));
         std::iter::once(0).chain(STRESS).map(at).collect()
     }
@@ -142,7 +142,7 @@ impl<'a> Findings<'a> {
     /// What the number of power iterations does, from few to many; the last is the usual one, with which the others are compared.
     pub fn iterations(&self) -> Vec<Iterations<'a>> {
         let arm = queue::iterated();
-        let spec = Spec::new(0, arm, self.choices.rates[&(0, arm)].rate, 1);
+        let spec = Spec::new(0, arm, self.choices.best[&(0, arm)].lr, 1);
         let usual = final_losses(&self.seeds(spec));
         let of = |iterations: usize| {
             let records = self.seeds(Spec { iterations, ..spec });
@@ -158,9 +158,9 @@ fn final_losses(records: &[&Record]) -> Vec<f64> {
     records.iter().map(|record| record.final_loss()).collect()
 }
 
-/// How an arm bears a rate that is too high.
+/// An arm's stability at a learning rate that is too high.
 pub struct Stability<'a> {
-    /// Of two: the rate over the best one.
+    /// log₂ of the learning rate over the best one.
     pub power: i32,
     pub diverged: usize,
     /// Absent where a run diverged.
@@ -256,14 +256,14 @@ mod tests {
 
         let mut kept = kept();
         let arm = Arm::plain(Optimizer::Muon);
-        let last = Findings::new(&kept).expect("finished").choices.rates[&(0, arm)].rate;
+        let last = Findings::new(&kept).expect("finished").choices.best[&(0, arm)].lr;
         let spec = Spec::new(0, arm, last.times_two_to(2), 2);
         kept.records.get_mut(&spec).expect("a run").outcome.diverged_at = Some(3);
         let findings = Findings::new(&kept).expect("a finished study");
         let at = &findings.stability(arm)[2];
         assert!(at.diverged == 1 && at.loss.is_none());
 
-        // Nobody gets to the final loss of a plain run that has none.
+        // No run reaches the final loss of a plain run that diverged.
         let plain = Spec::new(0, arm, last, 2);
         kept.records.get_mut(&plain).expect("a run").outcome.diverged_at = Some(3);
         let findings = Findings::new(&kept).expect("a finished study");

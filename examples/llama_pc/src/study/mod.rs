@@ -53,7 +53,7 @@ use workers::Workers;
 /// What to study.
 pub struct Request {
     pub scale: Scale,
-    /// The folder of the runs; one that exists is gone on with.
+    /// The folder of the runs; an existing one is resumed.
     pub out: PathBuf,
     /// The folder of `study.md` and `study/`.
     pub docs: PathBuf,
@@ -105,7 +105,7 @@ pub fn run(request: &Request, open: impl FnOnce() -> Result<Machine, Failure>) -
     if request.plan_only {
         return Ok(());
     }
-    // Only now: a plan that was refused is measured anew, perhaps in a quieter hour.
+    // Written only now, so that a refused plan is measured again.
     let json = serde_json::to_string(&header).expect("bug: a header does not serialise");
     files::replace(&out.join(HEADER), json.as_bytes())?;
     let workers = Workers::start(out, jobs - 1, &worker)?;
@@ -283,10 +283,10 @@ fn train_all(
     Ok(Some(records))
 }
 
-/// Of every arm at its best rate, the first seed's spectrum; of those with PC layers, what export does to the loss, too.
+/// Of every arm at its best learning rate, the first seed's spectrum; of those with PC layers, what export does to the loss, too.
 fn measure_ends(gpu: &Gpu, out: &Path, choices: &Choices, records: &mut BTreeMap<Spec, Record>) -> Result<(), Failure> {
-    for (&(size, arm), best) in &choices.rates {
-        let spec = Spec::new(size, arm, best.rate, 1);
+    for (&(size, arm), best) in &choices.best {
+        let spec = Spec::new(size, arm, best.lr, 1);
         let folder = runs::folder(out, &spec);
         let Some(record) = records.get_mut(&spec).filter(|record| record.outcome.diverged_at.is_none()) else { continue };
         let spectrum = runs::measured(&folder.join("spectrum.json"), || Quantiles::measure(gpu, &folder))?;

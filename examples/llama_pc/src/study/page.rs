@@ -124,7 +124,7 @@ fn sentence(findings: &Findings<'_>, size: usize, optimizer: Optimizer) -> Strin
 
 /// `3.412 ± 0.004`.
 fn spread(summary: Option<Summary>) -> String {
-    summary.map_or("diverged".to_owned(), |Summary { mean, deviation }| format!("{mean:.4} ± {deviation:.4}"))
+    summary.map_or("diverged".to_owned(), |Summary { mean, std }| format!("{mean:.4} ± {std:.4}"))
 }
 
 /// `-0.012 (-0.020 to -0.004): better`.
@@ -168,7 +168,7 @@ fn loss_row(result: &ArmResult<'_>) -> String {
         "| {}, {} | {:.2e}{edge} | {} | {} | {} | {} | {:.2} |\n",
         result.arm.optimizer.title(),
         result.arm.title(),
-        result.best.rate.value(),
+        result.best.lr.value(),
         spread(result.loss),
         difference(result.difference),
         share(result.tokens),
@@ -207,7 +207,7 @@ fn stability(findings: &Findings<'_>, pictures: &str) -> String {
         + &picture(pictures, "stability", "Gradient norms at one, two and four times the best rate")
 }
 
-/// Where one of these rates has a lower mean loss than the one that seed 1 chose: what the comparison would be with it.
+/// Where one of these learning rates has a lower mean loss than the one that seed 1 chose: what the comparison would be with it.
 fn better_rates(findings: &Findings<'_>) -> String {
     let mut text = String::new();
     for optimizer in Optimizer::ALL {
@@ -319,10 +319,10 @@ fn rates(findings: &Findings<'_>, pictures: &str) -> String {
     text += &picture(pictures, "rates", "Final validation loss over the learning rate");
     text += "| | final losses |\n|---|---|\n";
     for result in &findings.arms {
-        let grid = findings.grid(result.size, result.arm).into_iter().map(|(rate, loss)| {
+        let grid = findings.grid(result.size, result.arm).into_iter().map(|(lr, loss)| {
             let loss = if loss.is_finite() { format!("{loss:.4}") } else { "diverged".to_owned() };
-            let entry = format!("{:.2e}: {loss}", rate.value());
-            if rate == result.best.rate { format!("**{entry}**") } else { entry }
+            let entry = format!("{:.2e}: {loss}", lr.value());
+            if lr == result.best.lr { format!("**{entry}**") } else { entry }
         });
         let grid = grid.collect::<Vec<_>>().join(", ");
         let size = size_title(&findings.kept.header, result.size);
@@ -413,10 +413,10 @@ mod tests {
         let mut kept = kept();
         assert_eq!(better_rates(&Findings::new(&kept).expect("a finished study")), "");
         let arm = Arm::plain(Optimizer::Muon);
-        let rate = Findings::new(&kept).expect("a finished study").choices.rates[&(0, arm)].rate.times_two_to(1);
-        // Of the other seeds, by which no rate is chosen.
+        let lr = Findings::new(&kept).expect("a finished study").choices.best[&(0, arm)].lr.times_two_to(1);
+        // Of the other seeds, by which no learning rate is chosen.
         for seed in 2..=kept.header.design.seeds {
-            let record = kept.records.get_mut(&Spec::new(0, arm, rate, seed)).expect("a run");
+            let record = kept.records.get_mut(&Spec::new(0, arm, lr, seed)).expect("a run");
             record.validation.last_mut().expect("a validation").1 = 0.5;
         }
         let text = better_rates(&Findings::new(&kept).expect("a finished study"));

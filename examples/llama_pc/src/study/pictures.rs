@@ -107,7 +107,7 @@ fn rates(findings: &Findings<'_>) -> Vec<Panel> {
     each(findings, |size, optimizer| {
         let of = |result: &&ArmResult<'_>| {
             let grid = findings.grid(size, result.arm);
-            let points = grid.into_iter().map(|(rate, loss)| (rate.value(), loss)).collect();
+            let points = grid.into_iter().map(|(lr, loss)| (lr.value(), loss)).collect();
             Line { has_dots: true, ..line(result.arm.title(), color(result.arm.treatment), points) }
         };
         let arms = findings.arms.iter().filter(|result| (result.size, result.arm.optimizer) == (size, optimizer));
@@ -181,7 +181,7 @@ fn gammas(findings: &Findings<'_>) -> Vec<Panel> {
     })
 }
 
-/// The gradient norms at one, two and four times the best rate: first seed, the largest of every hundredth of the steps.
+/// The gradient norms at one, two and four times the best learning rate: first seed, the largest of every hundredth of the steps.
 fn stabilities(findings: &Findings<'_>) -> Vec<Panel> {
     let mut list = Vec::new();
     for optimizer in Optimizer::ALL {

@@ -47,7 +47,7 @@ pub fn rows(setup: &Setup, times: &[StepTime], jobs: usize) -> Result<Vec<Row>, 
             add(format!("{}, {}, {}: rates and seeds", label(0)?, optimizer.title(), arm.title()), tuning, minutes(0, arm)?);
         }
     }
-    // Which level will be the best is not known yet: the dearest.
+    // The best level is not known yet: assume the most expensive one.
     let level = LEVELS[LEVELS.len() - 1];
     for optimizer in Optimizer::ALL {
         for arm in queue::arms_of_second(optimizer, level) {

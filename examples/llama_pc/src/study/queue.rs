@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::arms::{Arm, FEWER_ITERATIONS, LEVELS, Optimizer, Spec, Treatment};
-use super::grid::{self, Best, Next, Rate};
+use super::grid::{self, Best, Lr, Next};
 
 /// What decides on the runs of a study.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Design {
-    /// Seeds of every arm at its best rate: 1 to this.
+    /// Seeds of every arm at its best learning rate: 1 to this.
     pub seeds: u64,
-    /// The most rates that are tried for an arm.
+    /// Maximum number of learning rates tried per arm.
     pub points: usize,
     /// Where the grids of plain AdamW and of plain Muon begin.
-    pub centers: [Rate; 2],
+    pub centers: [Lr; 2],
 }
 
-/// How many times the best rate the stability is tested at, as powers of two.
+/// Multiples of the best learning rate at which stability is tested, as powers of two.
 pub const STRESS: [i32; 2] = [1, 2];
 
 /// The final validation loss of every finished run, infinite where it diverged.
@@ -27,8 +27,8 @@ pub type Losses = BTreeMap<Spec, f64>;
 /// What a finished study chose.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Choices {
-    /// The best rate of each arm by size.
-    pub rates: BTreeMap<(usize, Arm), Best>,
+    /// The best learning rate of each arm by size.
+    pub best: BTreeMap<(usize, Arm), Best>,
     /// The best level of each optimizer at the first size.
     pub levels: BTreeMap<Optimizer, u8>,
 }
@@ -93,19 +93,19 @@ impl Queue<'_> {
         if missing.is_empty() { Ok(found) } else { Err(missing) }
     }
 
-    /// The grid of an arm, and the other seeds of its best rate.
-    fn tune(&self, size: usize, arm: Arm, center: Rate) -> Result<Best, Vec<Spec>> {
+    /// The grid of an arm, and the other seeds of its best learning rate.
+    fn tune(&self, size: usize, arm: Arm, center: Lr) -> Result<Best, Vec<Spec>> {
         let mut tried = BTreeMap::new();
         let best = loop {
             match grid::next(&tried, center, self.design.points) {
-                Next::Try(rates) => {
-                    let losses = self.losses(rates.iter().map(|rate| Spec::new(size, arm, *rate, 1)))?;
-                    tried.extend(rates.into_iter().zip(losses));
+                Next::Try(lrs) => {
+                    let losses = self.losses(lrs.iter().map(|lr| Spec::new(size, arm, *lr, 1)))?;
+                    tried.extend(lrs.into_iter().zip(losses));
                 }
                 Next::Best(best) => break best,
             }
         };
-        self.losses(self.all_seeds(Spec::new(size, arm, best.rate, 1)))?;
+        self.losses(self.all_seeds(Spec::new(size, arm, best.lr, 1)))?;
         Ok(best)
     }
 
@@ -113,7 +113,7 @@ impl Queue<'_> {
         (1..=self.design.seeds).map(move |seed| Spec { seed, ..spec })
     }
 
-    /// All arms. Each grid begins at the best rate of the nearest arm before.
+    /// All arms. Each grid begins at the best learning rate of the nearest arm before.
     fn first_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Vec<Spec>> {
         let mut center = self.design.centers[optimizer as usize];
         for arm in Arm::all(optimizer) {
@@ -124,14 +124,14 @@ impl Queue<'_> {
                 _ => Some(Treatment::Plain),
             };
             if let Some(treatment) = nearest {
-                center = choices.rates[&(0, Arm::new(optimizer, treatment))].rate;
+                center = choices.best[&(0, Arm::new(optimizer, treatment))].lr;
             }
-            choices.rates.insert((0, arm), self.tune(0, arm, center)?);
+            choices.best.insert((0, arm), self.tune(0, arm, center)?);
         }
         let mut best = (f64::INFINITY, LEVELS[0]);
         for level in LEVELS {
             let arm = Arm::new(optimizer, Treatment::Level(level));
-            let losses = self.losses(self.all_seeds(Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1)))?;
+            let losses = self.losses(self.all_seeds(Spec::new(0, arm, choices.best[&(0, arm)].lr, 1)))?;
             let mean = losses.iter().sum::<f64>() / losses.len() as f64;
             if mean < best.0 {
                 best = (mean, level);
@@ -143,22 +143,22 @@ impl Queue<'_> {
 
     fn second_size(&self, optimizer: Optimizer, choices: &mut Choices) -> Result<(), Vec<Spec>> {
         for arm in arms_of_second(optimizer, choices.levels[&optimizer]) {
-            let best = self.tune(1, arm, choices.rates[&(0, arm)].rate)?;
-            choices.rates.insert((1, arm), best);
+            let best = self.tune(1, arm, choices.best[&(0, arm)].lr)?;
+            choices.best.insert((1, arm), best);
         }
         Ok(())
     }
 
     fn stability(&self, optimizer: Optimizer, choices: &Choices) -> Vec<Spec> {
         let arms = stressed(optimizer, choices.levels[&optimizer]).into_iter();
-        let rates = |arm: Arm| STRESS.map(|power| choices.rates[&(0, arm)].rate.times_two_to(power));
-        let specs = arms.flat_map(|arm| rates(arm).map(|rate| Spec::new(0, arm, rate, 1)));
+        let lrs = |arm: Arm| STRESS.map(|power| choices.best[&(0, arm)].lr.times_two_to(power));
+        let specs = arms.flat_map(|arm| lrs(arm).map(|lr| Spec::new(0, arm, lr, 1)));
         specs.flat_map(|spec| self.all_seeds(spec)).collect()
     }
 
     fn iterations(&self, choices: &Choices) -> Vec<Spec> {
         let arm = iterated();
-        let spec = Spec::new(0, arm, choices.rates[&(0, arm)].rate, 1);
+        let spec = Spec::new(0, arm, choices.best[&(0, arm)].lr, 1);
         FEWER_ITERATIONS.into_iter().flat_map(|iterations| self.all_seeds(Spec { iterations, ..spec })).collect()
     }
 }
@@ -169,13 +169,13 @@ pub mod tests {
 
     use super::*;
 
-    pub const DESIGN: Design = Design { seeds: 3, points: 7, centers: [Rate(4), Rate(7)] };
+    pub const DESIGN: Design = Design { seeds: 3, points: 7, centers: [Lr(4), Lr(7)] };
 
-    /// A loss whose best rate depends on the arm; level 3 is the best.
+    /// A loss whose best learning rate depends on the arm; level 3 is the best.
     pub fn loss(spec: &Spec) -> f64 {
         let level = f64::from(spec.arm.level().unwrap_or(0));
         let optimum = 5.0 + level / 2.0 + spec.size as f64;
-        let distance = f64::from(spec.rate.0) - optimum;
+        let distance = f64::from(spec.lr.0) - optimum;
         3.0 + 0.01 * distance * distance + 0.1 * (level - 3.0).abs() + 0.001 * spec.seed as f64
     }
 
@@ -198,15 +198,15 @@ pub mod tests {
     fn a_study_comes_to_its_end_and_repeats_no_run() {
         let (order, losses, choices) = all(&DESIGN);
         assert_eq!(choices.levels.values().collect::<Vec<_>>(), [&3, &3]);
-        assert_eq!(choices.rates.len(), 2 * (8 + 3));
-        assert!(choices.rates.values().all(|best| best.is_inside));
-        for (&(size, arm), best) in &choices.rates {
-            assert!((1..=3).all(|seed| losses.contains_key(&Spec::new(size, arm, best.rate, seed))), "{arm:?}");
-            let neighbors = [-1, 1].map(|place| Spec::new(size, arm, best.rate.up(place), 1));
-            assert!(neighbors.iter().all(|spec| losses[spec] >= losses[&Spec::new(size, arm, best.rate, 1)]), "{arm:?}");
+        assert_eq!(choices.best.len(), 2 * (8 + 3));
+        assert!(choices.best.values().all(|best| best.is_inside));
+        for (&(size, arm), best) in &choices.best {
+            assert!((1..=3).all(|seed| losses.contains_key(&Spec::new(size, arm, best.lr, seed))), "{arm:?}");
+            let neighbors = [-1, 1].map(|place| Spec::new(size, arm, best.lr.up(place), 1));
+            assert!(neighbors.iter().all(|spec| losses[spec] >= losses[&Spec::new(size, arm, best.lr, 1)]), "{arm:?}");
         }
         let stressed = order.iter().filter(|spec| spec.seed == 3).count();
-        // Best rates, twofold and fourfold rates, fewer iterations.
+        // Best learning rates, two and four times as high, fewer iterations.
         assert_eq!(stressed, 22 + 8 + 3);
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::arms::Spec;
-use super::grid::Rate;
+use super::grid::Lr;
 use super::merged::Merged;
 use super::plan::Row;
 use super::queue::{Design, Losses};
@@ -246,7 +246,7 @@ pub struct Kept {
     pub records: BTreeMap<Spec, Record>,
 }
 
-/// How hard to compress: the file is written once, and stays in the repository.
+/// Compression level: the file is written once, and stays in the repository.
 const EFFORT: i32 = 19;
 
 /// The most seeds that a study may have.
@@ -311,9 +311,9 @@ impl Kept {
         if let Some(time) = times.iter().find(|time| !(time.seconds > 0.0 && time.seconds.is_finite())) {
             return Err(format!("{} seconds of a step, expected more than 0", time.seconds));
         }
-        let rates = self.records.keys().map(|spec| spec.rate).chain(design.centers);
-        if let Some(rate) = rates.into_iter().find(|rate| !Rate::RANGE.contains(rate)) {
-            return Err(format!("learning rate {} of the grid, expected one within 1e-12 to 1e12", rate.0));
+        let lrs = self.records.keys().map(|spec| spec.lr).chain(design.centers);
+        if let Some(lr) = lrs.into_iter().find(|lr| !Lr::RANGE.contains(lr)) {
+            return Err(format!("learning rate {} of the grid, expected one within 1e-12 to 1e12", lr.0));
         }
         let wrong = |record: &&Record| record.spec.size >= sizes.len() || !record.is_consistent(*steps);
         match self.records.values().find(wrong) {
@@ -424,7 +424,7 @@ pub mod tests {
         refused(&|kept| kept.header.sizes.truncate(1), "1 model sizes");
         refused(&|kept| kept.header.steps = u64::MAX, "steps of");
         refused(&|kept| kept.header.times[0].seconds = -1.0, "seconds of a step");
-        refused(&|kept| kept.header.design.centers[1] = Rate(i32::MAX), "learning rate");
+        refused(&|kept| kept.header.design.centers[1] = Lr(i32::MAX), "learning rate");
         let first = |kept: &mut Kept, change: fn(&mut Record)| change(kept.records.values_mut().next().expect("a record"));
         refused(&|kept| first(kept, |record| record.grad_norm.truncate(7)), "do not fit together");
         refused(&|kept| first(kept, |record| record.validation[0].0 = 101), "do not fit together");

@@ -23,7 +23,7 @@ pub struct Outcome {
     pub diverged_at: Option<u64>,
 }
 
-/// How a run stands after [`train`].
+/// The status of a run after [`train`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stand {
     Finished(Outcome),

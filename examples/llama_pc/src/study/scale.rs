@@ -3,15 +3,16 @@
 //! `small` is made for six hours on two CPU cores that train the demo's model, 1.1 million parameters, at 5,300 tokens a second. That is
 //! some 10⁸ tokens at that size in all, to be shared like this:
 //!
-//! - The arms are given: 8 treatments by 2 optimizers. Each needs 3 rates or more, and further seeds at the best: 7 runs with four
-//!   seeds. With the tests of stability and of the power iterations that makes some 156 runs of the first size, and 42 of the second.
+//! - The arms are given: 8 treatments by 2 optimizers. Each needs 3 learning rates or more, and further seeds at the best: 7 runs
+//!   with four seeds. With the tests of stability and of the power iterations that makes some 156 runs of the first size, and 42 of
+//!   the second.
 //! - Four seeds rather than three: Student's t makes the interval of a paired difference 1.6 deviations wide to each side, not 2.5.
 //! - Tokens at 20 per parameter make a run's cost grow with the square of the size, so the runs' number decides on the size. 0.1M
 //!   parameters (dim 48, 2 blocks, the table tied, or most of the parameters would be embeddings) train at some 30,000 tokens a
 //!   second: 70 seconds a run, 3 hours in all. 0.5M and 2M would need days.
 //! - The second size has 4 times the parameters, at the same tokens, and only the arms that a trend is asked of: 3 minutes a run, 2 hours.
 //! - A batch of 2,048 tokens makes a thousand steps of it: with more, Muon would have too few steps; with fewer, PC layers, whose cost
-//!   is one per step, would look dearer than anywhere else.
+//!   is one per step, would look more expensive than anywhere else.
 //! - Warm-up for a twentieth of the steps, cosine to a tenth, weight decay and clipping as published, the same for all.
 //!
 //! The plan is computed from measured step times before the first run, and refused above its limit.
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::arms::{Arm, Optimizer, Spec, Treatment};
-use super::grid::Rate;
+use super::grid::Lr;
 use super::queue::Design;
 use crate::config::{Config, Target};
 use crate::model::engine;
@@ -70,7 +71,7 @@ pub const SMALL: Scale = Scale {
     tokens_per_parameter: 20.0,
     seq_len: 128,
     batch_size: 16,
-    design: Design { seeds: 4, points: 9, centers: [Rate(5), Rate(7)] },
+    design: Design { seeds: 4, points: 9, centers: [Lr(5), Lr(7)] },
     validations: 16,
     val_sequences: 256,
     measurements: 16,
@@ -88,7 +89,7 @@ pub const TINY: Scale = Scale {
     tokens_per_parameter: 0.5,
     seq_len: 32,
     batch_size: 8,
-    design: Design { seeds: 2, points: 4, centers: [Rate(8), Rate(8)] },
+    design: Design { seeds: 2, points: 4, centers: [Lr(8), Lr(8)] },
     validations: 4,
     val_sequences: 16,
     measurements: 2,
@@ -110,7 +111,7 @@ pub struct Setup {
 impl Setup {
     /// Parameters of a size.
     pub fn parameters(&self, size: usize) -> Result<usize, Failure> {
-        let config = self.config(&Spec::new(size, Arm::plain(Optimizer::AdamW), Rate(0), 1), 1)?;
+        let config = self.config(&Spec::new(size, Arm::plain(Optimizer::AdamW), Lr(0), 1), 1)?;
         Ok(engine::model(&config).parameters().iter().map(|parameter| parameter.numel()).sum())
     }
 
@@ -145,7 +146,7 @@ impl Setup {
             "model.tied=true".to_owned(),
             format!("model.qk_norm={}", spec.arm.has_qk_norm()),
             format!("optimizer.kind={}", spec.arm.optimizer.key()),
-            format!("optimizer.lr={:e}", spec.rate.value()),
+            format!("optimizer.lr={:e}", spec.lr.value()),
             format!("schedule.warmup_steps={}", steps / 20),
             format!("data.train={}", path(&self.part("train"))),
             format!("data.val={}", path(&self.part("val"))),
@@ -194,7 +195,7 @@ pub mod tests {
     fn a_run_differs_from_plain_in_its_treatment_only() {
         let setup = setup();
         let config = |treatment, iterations| {
-            let spec = Spec::new(0, Arm::new(Optimizer::Muon, treatment), Rate(7), 2);
+            let spec = Spec::new(0, Arm::new(Optimizer::Muon, treatment), Lr(7), 2);
             setup.config(&Spec { iterations, ..spec }, 100).expect("a good configuration")
         };
         let plain = config(Treatment::Plain, 10);

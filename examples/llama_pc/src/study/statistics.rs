@@ -5,7 +5,7 @@
 pub struct Summary {
     pub mean: f64,
     /// 0 of a single value.
-    pub deviation: f64,
+    pub std: f64,
 }
 
 /// `None` of nothing, or of values that are not finite.
@@ -15,7 +15,7 @@ pub fn summary(values: &[f64]) -> Option<Summary> {
     }
     let mean = mean(values);
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    Some(Summary { mean, deviation: (squares / (values.len() - 1).max(1) as f64).sqrt() })
+    Some(Summary { mean, std: (squares / (values.len() - 1).max(1) as f64).sqrt() })
 }
 
 /// A difference over pairs of runs, with its 95 % interval.
@@ -52,8 +52,8 @@ pub fn paired(own: &[f64], others: &[f64]) -> Option<Paired> {
         return None;
     }
     let differences: Vec<f64> = own.iter().zip(others).map(|(own, other)| own - other).collect();
-    let Summary { mean, deviation } = summary(&differences)?;
-    let reach = student_95(differences.len() - 1) * deviation / (differences.len() as f64).sqrt();
+    let Summary { mean, std } = summary(&differences)?;
+    let reach = student_95(differences.len() - 1) * std / (differences.len() as f64).sqrt();
     Some(Paired { mean, low: mean - reach, high: mean + reach })
 }
 
@@ -98,7 +98,7 @@ pub fn spikes(losses: &[f32]) -> usize {
     let (window, deviations) = SPIKE;
     let is_spike = |at: &usize| {
         let before: Vec<f64> = losses[at - window..*at].iter().map(|loss| f64::from(*loss)).collect();
-        summary(&before).is_some_and(|before| f64::from(losses[*at]) > before.mean + deviations * before.deviation)
+        summary(&before).is_some_and(|before| f64::from(losses[*at]) > before.mean + deviations * before.std)
     };
     (window..losses.len()).filter(is_spike).count()
 }
@@ -122,8 +122,8 @@ mod tests {
     #[test]
     fn a_summary_is_the_textbooks() {
         let found = summary(&[2.0, 4.0, 4.0, 6.0]).expect("four values");
-        assert!((found.mean - 4.0).abs() < 1e-12 && (found.deviation - (8.0f64 / 3.0).sqrt()).abs() < 1e-12);
-        assert_eq!(summary(&[3.0]), Some(Summary { mean: 3.0, deviation: 0.0 }));
+        assert!((found.mean - 4.0).abs() < 1e-12 && (found.std - (8.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(summary(&[3.0]), Some(Summary { mean: 3.0, std: 0.0 }));
         assert_eq!((summary(&[]), summary(&[1.0, f64::INFINITY])), (None, None));
         assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0]), median(&[])), (Some(2.0), Some(2.5), None));
     }
@@ -134,7 +134,7 @@ mod tests {
         let others = [3.0, 3.1, 3.2];
         let own = [2.989, 3.090, 3.191];
         let found = paired(&own, &others).expect("three pairs");
-        // By hand: mean -0.010, deviation 0.001, t = 4.303.
+        // By hand: mean -0.010, standard deviation 0.001, t = 4.303.
         let reach = 4.303 * 0.001 / 3f64.sqrt();
         assert!((found.mean + 0.010).abs() < 1e-9 && (found.high - (reach - 0.010)).abs() < 1e-9, "{found:?}");
         assert_eq!(found.verdict(), Verdict::Better);

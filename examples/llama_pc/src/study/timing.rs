@@ -8,7 +8,7 @@ use polytape::{Gpu, Params, Trainer};
 use serde::{Deserialize, Serialize};
 
 use super::arms::{Arm, Optimizer, SCALED_AS, Spec, Treatment};
-use super::grid::Rate;
+use super::grid::Lr;
 use super::scale::Setup;
 use super::statistics::{mean, median};
 use crate::config::Target;
@@ -45,8 +45,8 @@ struct Timed {
     seconds: Vec<f64>,
 }
 
-/// A rate at which nothing diverges in a few steps: the time does not depend on it.
-const RATE: Rate = Rate(0);
+/// A learning rate at which nothing diverges in a few steps: the time does not depend on it.
+const LR: Lr = Lr(0);
 
 /// Median seconds of a step of every arm.
 pub fn measure(gpu: &Gpu, setup: &Setup) -> Result<Vec<StepTime>, Failure> {
@@ -54,7 +54,7 @@ pub fn measure(gpu: &Gpu, setup: &Setup) -> Result<Vec<StepTime>, Failure> {
     let mut arms = Vec::new();
     for size in 0..setup.scale.sizes.len() {
         for arm in timed_arms(size) {
-            let config = setup.config(&Spec::new(size, arm, RATE, 1), 1)?;
+            let config = setup.config(&Spec::new(size, arm, LR, 1), 1)?;
             let (llama, trainer, windows) = train::rehearse(gpu, &config)?;
             arms.push(Timed { size, arm, llama, trainer, windows, seconds: Vec::new() });
         }
@@ -91,7 +91,7 @@ impl Timed {
     fn step(&mut self, gpu: &Gpu, setup: &Setup) -> Result<(), Failure> {
         let (inputs, targets) = upload(gpu, &self.windows.next_batch(setup.scale.batch_size)?)?;
         let llama = &self.llama;
-        self.trainer.step(1, RATE.value() as f32, |tape, _| llama.loss(tape, &inputs, &targets, setup.scale.seq_len))?;
+        self.trainer.step(1, LR.value() as f32, |tape, _| llama.loss(tape, &inputs, &targets, setup.scale.seq_len))?;
         Ok(())
     }
 }
@@ -100,7 +100,7 @@ impl Timed {
 /// over that of W. It depends on a matrix's shape, not on its scale: blocks count alike.
 pub fn initial_scales(gpu: &Gpu, setup: &Setup, size: usize) -> Result<BTreeMap<Target, f64>, Failure> {
     let arm = Arm::new(Optimizer::AdamW, Treatment::Level(SCALED_AS));
-    let config = setup.config(&Spec::new(size, arm, RATE, 1), 1)?;
+    let config = setup.config(&Spec::new(size, arm, LR, 1), 1)?;
     let (_, trainer, _) = train::rehearse(gpu, &config)?;
     let effective = trainer.effective_params()?;
     let squares = |params: &Params, stem: &str| -> Result<f64, Failure> {

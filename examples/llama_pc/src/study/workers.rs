@@ -40,7 +40,7 @@ pub fn take_study(out: &Path) -> Result<File, Failure> {
 }
 
 /// How long workers have to exit by themselves: enough for a step and a checkpoint.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Processes that train runs of a study until none is left.
 pub struct Workers {
@@ -80,7 +80,7 @@ impl Workers {
     /// Waits until all have ended, as they do after the last run or Ctrl-C.
     fn wait(&mut self) {
         let asked = Instant::now();
-        while !self.running.is_empty() && asked.elapsed() < PATIENCE {
+        while !self.running.is_empty() && asked.elapsed() < TIMEOUT {
             self.check();
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -101,13 +101,13 @@ impl Drop for Workers {
 #[cfg(test)]
 mod tests {
     use super::super::arms::{Arm, Optimizer};
-    use super::super::grid::Rate;
+    use super::super::grid::Lr;
     use super::*;
 
     #[test]
     fn a_run_is_of_one_process_until_it_lets_go() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let [one, two] = [1, 2].map(|seed| Spec::new(0, Arm::plain(Optimizer::Muon), Rate(1), seed));
+        let [one, two] = [1, 2].map(|seed| Spec::new(0, Arm::plain(Optimizer::Muon), Lr(1), seed));
         let taken = take_run(folder.path(), &one).expect("a lock");
         assert!(taken.is_some());
         assert!(take_run(folder.path(), &one).expect("a lock").is_none());

@@ -9,7 +9,7 @@ use crate::run::measured::Layers;
 
 /// Measures a step before its update. `gradients` are those of the raw parameters times `loss_scale`; `residuals` holds a pair (RMS,
 /// largest) per micro-batch and block.
-pub fn measure(
+pub fn layer_metrics(
     params: &Params,
     gradients: &Gradients,
     loss_scale: f32,

@@ -1,6 +1,6 @@
 //! Training: `start` begins or resumes a run, `session` is its loop.
 //!
-//! Several ranks train a run together in a `world`; `signals` end it in good order. What a step measures (`layers`), why it may be
+//! Several ranks train a run together in a `world`; `signals` shut it down cleanly. What a step measures (`layers`), why it may be
 //! skipped (`spikes`) and what a run says before it (`scaling`, `schedule`) have files of their own.
 
 mod layers;

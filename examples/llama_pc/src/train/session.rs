@@ -102,7 +102,7 @@ struct Hook<'a> {
 impl StepHook for Hook<'_> {
     fn observe(&mut self, params: &Params, gradients: &Gradients, loss_scale: f32) -> polytape::Result<()> {
         if let Some(residuals) = self.residuals {
-            self.layers = Some(layers::measure(params, gradients, loss_scale, &residuals.borrow(), self.blocks)?);
+            self.layers = Some(layers::layer_metrics(params, gradients, loss_scale, &residuals.borrow(), self.blocks)?);
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl Session {
             writer: Writer::new(&start.path, start.run.is_some(), config.train.keep_checkpoints, start.newest),
             mfu_per_speed: start.peak_tflops.map(|peak| per_token / (peak * 1e12)),
             clock: Clock::new(&start.state),
-            signals: Signals::listen(!start.world.is_alone(), &start.path, start.world.resume_command(&start.path))?,
+            signals: Signals::listen(&start.world, &start.path)?,
             exchanged: start.trainer.traffic(),
             smoothed,
             config,
@@ -229,7 +229,7 @@ impl Session {
     fn is_asked_to_end(&mut self) -> Result<bool, Failure> {
         let (stop, complete) = self.world.call(self.signals.stop(), self.writer.complete())?;
         self.writer.hear(complete);
-        self.signals.tell(self.state.step);
+        self.signals.tell(self.state.step, self.writer.complete());
         Ok(stop)
     }
 
@@ -369,7 +369,7 @@ impl Session {
         }
     }
 
-    /// The failure of all ranks at a number that is not finite: the first tells of it.
+    /// The failure for a non-finite value, which all ranks see; rank 0 reports it.
     fn not_finite(&self, message: String) -> Failure {
         self.world.leave_it_to_the_first();
         let range = if self.trainer.loss_scale.is_some() { ", or the wider range of train.precision = \"f32\"" } else { "" };
@@ -425,7 +425,7 @@ impl Session {
         self.state.milliseconds = self.clock.elapsed().as_millis() as u64;
         self.world.busy(|| {
             self.run.as_ref().map_or(Ok(()), Run::sync)?;
-            self.writer.save(&self.trainer, &self.state)
+            self.writer.save(&self.trainer, &self.state, |error| self.world.explain(error))
         })
     }
 

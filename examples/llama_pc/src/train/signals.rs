@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::world::World;
 #[cfg(unix)]
 use crate::run::paths;
 use crate::terminal::failure::Failure;
@@ -19,39 +20,48 @@ pub struct Signals {
     interrupted: Arc<AtomicBool>,
     asked: Arc<AtomicBool>,
     step: AtomicU64,
+    /// One more than the step of the newest checkpoint; 0 without one.
+    saved: AtomicU64,
 }
 
 impl Signals {
-    /// Listens from now on; of several ranks, each does. `resume` is the command that resumes the run.
-    pub fn listen(several: bool, run: &Path, resume: String) -> Result<Arc<Self>, Failure> {
-        let signals =
-            Arc::new(Self { interrupted: interrupt::flag(INTERRUPTED)?, asked: Arc::default(), step: AtomicU64::default() });
-        signals.listen_to_others(several, run, resume)?;
+    /// Listens from now on; of several ranks, each does.
+    pub fn listen(world: &World, run: &Path) -> Result<Arc<Self>, Failure> {
+        let interrupted = interrupt::flag(INTERRUPTED)?;
+        let signals = Self { interrupted, asked: Arc::default(), step: AtomicU64::default(), saved: AtomicU64::default() };
+        let signals = Arc::new(signals);
+        signals.listen_to_others(world, run)?;
         Ok(signals)
     }
 
     #[cfg(unix)]
-    fn listen_to_others(self: &Arc<Self>, several: bool, run: &Path, resume: String) -> Result<(), Failure> {
+    fn listen_to_others(self: &Arc<Self>, world: &World, run: &Path) -> Result<(), Failure> {
         use signal_hook::consts::{SIGTERM, SIGUSR1};
 
         let failed = |error| Failure::other(format!("cannot listen for signals: {error}"));
         signal_hook::flag::register(SIGUSR1, self.asked.clone()).map_err(failed)?;
-        if !several {
+        if world.is_alone() {
             return Ok(());
         }
         let mut ends = signal_hook::iterator::Signals::new([SIGTERM]).map_err(failed)?;
-        let (signals, run) = (self.clone(), run.to_owned());
+        let (signals, run, rank, resume) = (self.clone(), run.to_owned(), world.rank(), world.resume_command(run));
         let listen = move || {
             for _ in ends.forever() {
                 signals.asked.store(true, Ordering::Relaxed);
-                output::note(&signals.farewell(&run, &resume));
+                let farewell = signals.farewell(&run, &resume);
+                match rank {
+                    0 => output::note(&farewell),
+                    // The rank that has died may be the first.
+                    1 => output::note(&format!("warning: {farewell}")),
+                    _ => {}
+                }
             }
         };
         std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map(drop).map_err(failed)
     }
 
     #[cfg(not(unix))]
-    fn listen_to_others(self: &Arc<Self>, _several: bool, _run: &Path, _resume: String) -> Result<(), Failure> {
+    fn listen_to_others(self: &Arc<Self>, _world: &World, _run: &Path) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -59,8 +69,9 @@ impl Signals {
     #[cfg(unix)]
     fn farewell(&self, run: &Path, resume: &str) -> String {
         let step = self.step.load(Ordering::Relaxed);
-        // Where they cannot be listed, the next attempt says why.
-        let newest = paths::newest(paths::checkpoints(run).unwrap_or_default().last().copied());
+        let told = self.saved.load(Ordering::Relaxed).checked_sub(1);
+        // One may have been completed since. Where they cannot be listed, the next attempt says why; other hosts may have none.
+        let newest = paths::newest(paths::checkpoints(run).unwrap_or_default().last().copied().max(told));
         format!("received SIGTERM after step {step}; {newest}; to resume: {resume}")
     }
 
@@ -69,8 +80,9 @@ impl Signals {
         self.interrupted.load(Ordering::Relaxed) || self.asked.load(Ordering::Relaxed)
     }
 
-    /// Remembers how far the run is.
-    pub fn tell(&self, step: u64) {
+    /// Remembers how far the run is, and its newest checkpoint.
+    pub fn tell(&self, step: u64, checkpoint: Option<u64>) {
         self.step.store(step, Ordering::Relaxed);
+        self.saved.store(checkpoint.map_or(0, |step| step + 1), Ordering::Relaxed);
     }
 }

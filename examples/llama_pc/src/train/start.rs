@@ -47,6 +47,7 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     std::fs::metadata(&data).map_err(|error| Failure::io("read", &data, &error))?;
     let tokenizer = tokenizer_of(&data).as_deref().map(Tokenizer::load).transpose()?;
     config.resolve_vocab(tokenizer.as_ref().map(Tokenizer::vocab_size))?;
+    choose_replicas(&world, &mut config);
     world.check(&config)?;
     if let (true, NewRun::At(path)) = (world.is_first(), &out) {
         refuse_existing("--out", path, "folder")?;
@@ -82,6 +83,18 @@ pub fn begin(request: Request, open: impl FnOnce() -> Result<Gpu, Failure>) -> R
     }
     session.write_config()?;
     Ok(session)
+}
+
+/// A replica for each rank, where the configuration has one for a single process.
+fn choose_replicas(world: &World, config: &mut Config) {
+    let (ranks, train) = (world.ranks(), &mut config.train);
+    let replicas = train.replicas_on(ranks);
+    if replicas != train.replicas {
+        output::note(&format!(
+            "train.replicas = {replicas}, one for each rank; any number of ranks that divides it can resume the run, with the same bits"
+        ));
+        train.replicas = replicas;
+    }
 }
 
 /// Resumes from the newest checkpoint or, if the run was killed before it had one, from its beginning.

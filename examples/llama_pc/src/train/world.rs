@@ -38,8 +38,20 @@ pub struct World {
 
 /// The number of processes that a launcher says it has started, if it is more than one, and the variable that says so.
 fn launched() -> Option<(&'static str, usize)> {
-    let number = |name: &&'static str| Some((*name, std::env::var(name).ok()?.trim().parse::<usize>().ok()?));
+    launched_in(|name| std::env::var(name).ok())
+}
+
+fn launched_in(environment: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize)> {
+    let number = |&name: &&'static str| Some((name, environment(name)?.trim().parse::<usize>().ok()?));
     LAUNCHERS.iter().filter_map(number).find(|(_, count)| *count > 1)
+}
+
+/// What a build without MPI says as one of several processes: each would train alone, into the same folder.
+#[cfg(any(test, not(feature = "mpi")))]
+fn refuse_launcher(launched: Option<(&str, usize)>) -> Result<(), Failure> {
+    let Some((variable, count)) = launched else { return Ok(()) };
+    Err(Failure::usage(format!("found {variable} = {count}, expected a single process: this build has no MPI"))
+        .hint("build it with `cargo build --release -p llama_pc --features mpi`; docs/distributed.md says what that needs"))
 }
 
 /// The version, and a checksum of the file: builds of a version may differ.
@@ -81,16 +93,10 @@ impl World {
         Ok(world)
     }
 
-    /// Refuses to be one of several: each would train alone, into the same folder.
+    /// Refuses to be one of several.
     #[cfg(not(feature = "mpi"))]
     pub fn join(_patience: Duration, _overlap: bool) -> Result<Self, Failure> {
-        match launched() {
-            None => Ok(Self::alone()),
-            Some((variable, count)) => Err(Failure::usage(format!(
-                "found {variable} = {count}, expected a single process: this build has no MPI"
-            ))
-            .hint("build it with `cargo build --release -p llama_pc --features mpi`; docs/distributed.md says what that needs")),
-        }
+        refuse_launcher(launched()).map(|()| Self::alone())
     }
 
     /// A single process, for what several cannot do together.
@@ -287,10 +293,12 @@ impl World {
     pub fn check(&self, config: &Config) -> Result<(), Failure> {
         let (ranks, replicas) = (self.ranks(), config.train.replicas);
         if !replicas.is_multiple_of(ranks) {
+            let accumulation = config.train.grad_accumulation;
             return Err(Failure::usage(format!("train.replicas: found {replicas}, expected a multiple of the {ranks} ranks"))
-                .hint(
-                    "the number of replicas is fixed when a run begins; any number of ranks that divides it can train the run",
-                ));
+                .hint(format!(
+                    "it is fixed when a run begins, as a power of two that divides train.grad_accumulation = {accumulation}; \
+                     any number of ranks that divides it can train the run"
+                )));
         }
         if ranks > 1 && config.train.log_layers_every > 0 {
             let found = config.train.log_layers_every;
@@ -304,7 +312,7 @@ impl World {
     pub fn has_started(&self) {
         #[cfg(feature = "mpi")]
         if let Some((mpi, patience)) = &self.mpi {
-            mpi.set_patience(*patience);
+            mpi.set_timeout(*patience);
         }
     }
 
@@ -370,6 +378,21 @@ mod tests {
         assert!(text.contains(" as on rank 0 (host a); the checkpoint was not written"), "{text}");
         let text = agree(0).expect_err("other weights");
         assert!(text.contains(" on rank 0 (host a), ") && text.contains(" as on rank 1 (host b); "), "most are right: {text}");
+    }
+
+    #[test]
+    fn a_build_without_mpi_refuses_to_be_one_of_several() {
+        let refused = |name: &str, count: &str| {
+            let set = |asked: &str| (asked == name).then(|| count.to_owned());
+            refuse_launcher(launched_in(set)).map_err(|failure| failure.to_string())
+        };
+        for variable in LAUNCHERS {
+            let text = refused(variable, " 4").expect_err("one of four");
+            let expected = format!("found {variable} = 4, expected a single process: this build has no MPI\nhint: build it with");
+            assert!(text.starts_with(&expected) && text.contains("--features mpi"), "{text}");
+            assert_eq!(refused(variable, "1"), Ok(()));
+        }
+        assert_eq!(refused("SLURM_NTASKS", "4"), Ok(()), "those of the job, of which this step may have one");
     }
 
     #[test]

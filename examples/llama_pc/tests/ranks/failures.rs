@@ -40,6 +40,15 @@ fn different(folder: &Path, parts: &[(&str, &Path, &Path)], args: &[&str]) -> (O
     Job::start(mpirun(folder, &launch.iter().map(String::as_str).collect::<Vec<_>>())).end()
 }
 
+/// A program of these shell commands.
+fn script(folder: &Path, commands: &str) -> PathBuf {
+    let path = folder.join("script");
+    fs::write(&path, format!("#!/bin/sh\n{commands}\n")).expect("a script");
+    let chmod = Command::new("chmod").arg("+x").arg(&path).status();
+    assert!(chmod.expect("chmod runs").success());
+    path
+}
+
 #[test]
 fn a_killed_rank_ends_all_and_the_run_goes_on() {
     let _turn = turn();
@@ -60,6 +69,21 @@ fn a_killed_rank_ends_all_and_the_run_goes_on() {
         let bytes = |run: &str| fs::read(folder.path().join(format!("{run}/checkpoints/step-{}/{file}", newest + 3)));
         assert!(bytes("whole").expect("a file") == bytes("run").expect("a file"), "{file}");
     }
+}
+
+/// It prints what is to be said once, and writes what is written.
+#[test]
+fn of_a_killed_first_rank_the_second_tells() {
+    let _turn = turn();
+    let folder = prepared();
+    let mut job = ranks(folder.path(), "4", &begin("run", &["train.steps=100000"]));
+    job.wait_for(&folder.path().join("run/checkpoints/step-4"));
+    kill("KILL", process_of(folder.path(), "run", 0));
+    let (status, text) = job.end();
+    assert!(status != Some(0) && text.contains("rank 0"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("warning: rank 1 (host ") && line.contains("received SIGTERM")), "{text}");
+    assert_resumable(&text);
+    assert_goes_on(folder.path(), "run");
 }
 
 #[test]
@@ -167,12 +191,8 @@ fn another_rank_needs_no_disk() {
     let folder = prepared();
     let Some(disk) = Disk::small(folder.path().join("small"), "64k") else { return };
     assert!(fs::write(disk.0.join("fill"), vec![0; 1 << 20]).is_err());
-    let script = folder.path().join("full");
-    let text = format!("#!/bin/sh\nHOME={0} XDG_CACHE_HOME={0} TMPDIR={0} exec {1} \"$@\"\n", disk.0.display(), program());
-    fs::write(&script, text).expect("a script");
-    let sh = Command::new("chmod").arg("+x").arg(&script).status();
-    assert!(sh.expect("chmod runs").success());
     let here = folder.path();
+    let script = script(here, &format!("HOME={0} XDG_CACHE_HOME={0} TMPDIR={0} exec {1} \"$@\"", disk.0.display(), program()));
     let parts = [("1", here, Path::new(program())), ("1", here, script.as_path())];
     let (status, text) = different(here, &parts, &begin("run", &["train.steps=3"]));
     assert_eq!(status, Some(0), "{text}");
@@ -284,4 +304,22 @@ fn a_loss_that_is_not_finite_is_told_once() {
     assert_eq!(status, Some(1), "{text}");
     let told = text.lines().filter(|line| line.starts_with("error: ")).collect::<Vec<_>>();
     assert!(told.len() == 1 && told[0].starts_with("error: rank 0 ") && told[0].contains("step "), "{text}");
+}
+
+#[test]
+fn a_rank_may_start_late_but_not_never() {
+    let _turn = turn();
+    let folder = prepared();
+    let here = folder.path();
+    let begin = begin("run", &["train.steps=3"]);
+    let args = [&["train", "--patience", "3s"], &begin[1..]].concat();
+    let start = |commands: &str| {
+        let script = script(here, commands);
+        different(here, &[("1", here, Path::new(program())), ("1", here, script.as_path())], &args)
+    };
+    let (status, text) = start("exec sleep 100");
+    assert!(status != Some(0) && text.contains("MPI did not start within 15 s: a rank has not started"), "{text}");
+    assert!(!here.join("run").exists());
+    let (status, text) = start(&format!("sleep 5\nexec {} \"$@\"", program()));
+    assert_eq!(status, Some(0), "{text}");
 }

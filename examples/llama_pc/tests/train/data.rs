@@ -60,8 +60,8 @@ fn damaged_token_files_are_named_with_the_place() {
     for (file, bytes, expected) in cases {
         fs::write(path.join(file), bytes).expect("it is damaged");
         refused(path, &["data.order=sequential", "model.vocab=299"], &expected);
-        fs::write(path.join(SHARD), &bin).expect("it is mended");
-        fs::write(path.join(INDEX), &idx).expect("it is mended");
+        fs::write(path.join(SHARD), &bin).expect("it is restored");
+        fs::write(path.join(INDEX), &idx).expect("it is restored");
     }
     fs::write(path.join("text.txt"), "This is no token file.").expect("a file");
     let foreign = "text.txt: at byte 20: found 22 bytes, expected a multiple of 4";

@@ -218,7 +218,7 @@ fn a_flipped_byte_anywhere_in_a_checkpoint_is_found_and_named() {
         assert!(error_of(&mut resume(path, "run", &["--steps", "6"]), 1).contains(hint));
         fs::remove_file(&file).expect("it is removed");
         assert!(error_of(&mut resume(path, "run", &["--steps", "6"]), 1).contains(hint));
-        fs::write(&file, &good).expect("it is mended");
+        fs::write(&file, &good).expect("it is restored");
     }
     let model = newest.join("model.safetensors");
     let mut bad = fs::read(&model).expect("a file");
@@ -269,10 +269,10 @@ fn what_cannot_be_resumed_has_its_sentence() {
     let shard = path.join("data/train/00000.bin");
     let tokens = fs::read(&shard).expect("tokens");
     let (head, tail) = tokens.split_at(64);
-    fs::write(&shard, [tail, head].concat()).expect("they are turned round");
+    fs::write(&shard, [tail, head].concat()).expect("they are swapped");
     let error = error_of(&mut resume(path, "run", &["--steps", "6"]), 1);
     assert!(error.contains("error: data/train: found other tokens, expected those that the run began with"), "{error}");
-    fs::write(&shard, &tokens).expect("they are mended");
+    fs::write(&shard, &tokens).expect("they are restored");
     // A configuration that was edited no longer fits the tensors.
     let config = path.join("run/config.toml");
     let text = fs::read_to_string(&config).expect("a configuration");

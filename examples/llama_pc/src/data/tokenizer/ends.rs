@@ -1,7 +1,7 @@
 //! Which tokens begin and end documents (BOS and EOS).
 //!
-//! A `tokenizer.json` does not say. The first of these does: the user; the files that lie beside it in Hugging Face's layout; what its
-//! post-processor adds; a SentencePiece model itself; a special token with a usual name.
+//! A `tokenizer.json` does not say, so the first of these that does is used: the user's flags; the files beside it in Hugging
+//! Face's layout; its post-processor; the SentencePiece model itself; a special token with a usual name.
 
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ pub struct End {
     pub why: String,
 }
 
-/// What of a `tokenizer.json` may speak of them.
+/// The part of a `tokenizer.json` that may name them.
 #[derive(Deserialize)]
 struct Processor {
     #[serde(default)]

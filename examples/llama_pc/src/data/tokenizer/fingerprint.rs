@@ -1,4 +1,4 @@
-//! Whether data and a model speak of the same tokens.
+//! Whether data and a model use the same tokens.
 //!
 //! A fingerprint is a hash of what changes the ids of a text: vocabulary, merges, normalizer, pre-tokenizer and added tokens, not the
 //! layout of the JSON, nor BOS and EOS. It is in the `meta.json` of prepared data and, beside `tokenizer.json`, in the
@@ -62,7 +62,7 @@ fn hash_model(encoder: &SentencePiece, hash: &mut Hash) {
     }
 }
 
-/// FNV-1a of 64 bits: accidents, not attacks, are to be told apart.
+/// 64-bit FNV-1a: guards against accidents, not attacks.
 struct Hash(u64);
 
 impl Hash {

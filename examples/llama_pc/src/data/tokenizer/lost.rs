@@ -16,7 +16,7 @@ const MOST_LOST: f64 = 0.01;
 /// Lost characters that a message shows.
 const EXAMPLES: usize = 8;
 
-/// What tokens do not say of the text.
+/// What was lost in tokenization.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     characters: u64,

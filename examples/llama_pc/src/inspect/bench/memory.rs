@@ -15,7 +15,7 @@ const THETA: f64 = 10_000.0;
 const EPS: f32 = 1e-5;
 const VOCABULARY: usize = 32_000;
 /// AdamW's learning rate.
-const RATE: f32 = 1e-3;
+const LR: f32 = 1e-3;
 /// Repetitions, of which the best counts, each of some calls.
 const SAMPLES: usize = 5;
 const CALLS: usize = 4;
@@ -30,12 +30,12 @@ struct Data {
     row: Tensor,
 }
 
-/// A kernel to measure.
-struct Measured<'a> {
+/// A kernel that memory bounds.
+struct MemoryKernel<'a> {
     /// Its name in the profile.
     kernel: &'static str,
-    /// Minimum traffic, in tensors read and written.
-    passes: usize,
+    /// Minimum number of tensors read and written.
+    tensors_moved: usize,
     run: Box<dyn Fn() -> Result<Tensor> + 'a>,
     /// An element of the expected result, in f64.
     want: Box<dyn Fn(usize) -> f64 + 'a>,
@@ -87,14 +87,14 @@ impl Data {
     fn case<'a>(
         &'a self,
         kernel: &'static str,
-        passes: usize,
+        tensors_moved: usize,
         run: impl Fn() -> Result<Tensor> + 'a,
         want: impl Fn(usize) -> f64 + 'a,
-    ) -> Measured<'a> {
-        Measured { kernel, passes, run: Box::new(run), want: Box::new(want) }
+    ) -> MemoryKernel<'a> {
+        MemoryKernel { kernel, tensors_moved, run: Box::new(run), want: Box::new(want) }
     }
 
-    fn maps(&self) -> Vec<Measured<'_>> {
+    fn maps(&self) -> Vec<MemoryKernel<'_>> {
         let silu = |x: f64| x / (1.0 + (-x).exp());
         vec![
             self.case("weighted_sum", 3, || self.x.weighted_sum(1.0, &self.y, 1.0), |i| self.at(i)[0] + self.at(i)[1]),
@@ -121,7 +121,7 @@ impl Data {
         ]
     }
 
-    fn rows(&self) -> Vec<Measured<'_>> {
+    fn rows(&self) -> Vec<MemoryKernel<'_>> {
         vec![
             self.case(
                 "rms_norm",
@@ -153,8 +153,8 @@ impl Data {
         ]
     }
 
-    fn lookups<'a>(&'a self, table: &'a RotaryTable, ids: &'a Indices) -> Vec<Measured<'a>> {
-        let turned = |i: usize| {
+    fn lookups<'a>(&'a self, table: &'a RotaryTable, ids: &'a Indices) -> Vec<MemoryKernel<'a>> {
+        let rotated = |i: usize| {
             let (position, place, half) = (i / self.columns, i % HEAD_DIM, HEAD_DIM / 2);
             let angle = position as f64 * THETA.powf(-((place % half) as f64) / half as f64);
             if place < half {
@@ -164,7 +164,7 @@ impl Data {
             }
         };
         vec![
-            self.case("rotary", 2, || self.record(None, |[x, _, _]| x.rotary(table, self.rows)), turned),
+            self.case("rotary", 2, || self.record(None, |[x, _, _]| x.rotary(table, self.rows)), rotated),
             self.case(
                 "embedding",
                 2,
@@ -175,7 +175,7 @@ impl Data {
     }
 
     /// The gradient norm with x as the gradient, and an AdamW step with it.
-    fn optimizer<'a>(&'a self, state: &'a RefCell<(Params, AdamW)>) -> Vec<Measured<'a>> {
+    fn optimizer<'a>(&'a self, state: &'a RefCell<(Params, AdamW)>) -> Vec<MemoryKernel<'a>> {
         let gradients = || -> Result<Gradients> {
             let mut gradients = Gradients::new();
             let (params, _) = &*state.borrow();
@@ -185,13 +185,13 @@ impl Data {
         let norm = move || Clip::new(self.x.gpu(), &gradients()?, f32::INFINITY);
         let first = |i: usize| {
             // m/c₁ is g after one step and v/c₂ is g².
-            let ([g, w, _], rate) = (self.at(i), f64::from(RATE));
-            w * (1.0 - rate * 0.1) - rate * g / (g.abs() + 1e-8)
+            let ([g, w, _], lr) = (self.at(i), f64::from(LR));
+            w * (1.0 - lr * 0.1) - lr * g / (g.abs() + 1e-8)
         };
         let step = move || -> Result<Tensor> {
             let (gradients, clip) = (gradients()?, norm()?);
             let (params, adam) = &mut *state.borrow_mut();
-            adam.step(params, gradients, &clip, RATE)?;
+            adam.step(params, gradients, &clip, LR)?;
             Ok(params.get(params.id("w")?)?.tensor.clone())
         };
         vec![
@@ -205,7 +205,7 @@ impl Data {
     }
 }
 
-impl Measured<'_> {
+impl MemoryKernel<'_> {
     /// Compares elements spread over the result with float64.
     fn check(&self) -> Case {
         let found = (self.run)()?;
@@ -298,10 +298,10 @@ fn kernels(session: &mut Session, gpu: &Gpu) -> Case {
     let others = [data.maps(), data.rows(), data.lookups(&table, &ids), data.optimizer(&state)].into_iter().flatten();
     for case in std::iter::once(copy).chain(others) {
         let what = format!("{} on {rows} × {columns}", if case.kernel == "scaled" { "scaled, a copy," } else { case.kernel });
-        session.case(&what.clone(), estimate(session, case.passes * rows * columns), |session| {
+        session.case(&what.clone(), estimate(session, case.tensors_moved * rows * columns), |session| {
             case.check()?;
             let timing = time(gpu, case.kernel, &|| (case.run)().map(drop))?;
-            session.row(row(session, what, (4 * case.passes * rows * columns) as f64, timing));
+            session.row(row(session, what, (4 * case.tensors_moved * rows * columns) as f64, timing));
             Ok(())
         });
     }

@@ -39,7 +39,7 @@ impl Product {
     /// A, B, and zeros for the product.
     fn operands(&self, session: &Session) -> Case<[Tensor; 3]> {
         let ([rows, inner, columns], [ta, tb], gpu) = (self.size, self.transposed, &session.gpu);
-        let stored = |first, second, turned: bool| if turned { [second, first] } else { [first, second] };
+        let stored = |first, second, transposed: bool| if transposed { [second, first] } else { [first, second] };
         let a = tensor(gpu, &stored(rows, inner, ta), 1.0, 1)?;
         let b = tensor(gpu, &stored(inner, columns, tb), 1.0, 2)?;
         Ok([a, b, Tensor::zeros(gpu, &[rows, columns])?])
@@ -128,7 +128,7 @@ fn products(session: &mut Session, products: &[Product], rates: &mut [f64]) {
 /// FLOP/s of a product.
 fn measure(session: &mut Session, product: &Product, precision: Precision, [a, b, out]: &[Tensor; 3]) -> Case<f64> {
     let [ta, tb] = product.transposed;
-    let view = |tensor, turned| Matrix::new(tensor).map(|matrix| if turned { matrix.t() } else { matrix });
+    let view = |tensor, transposed| Matrix::new(tensor).map(|matrix| if transposed { matrix.t() } else { matrix });
     let gemm = Gemm { precision, ..Gemm::new(view(a, ta)?, view(b, tb)?) };
     gemm.compute_into(Matrix::new(out)?)?;
     check(product, precision, out)?;

@@ -42,7 +42,7 @@ pub struct Row {
     /// The share of the measured limit that it reaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of_limit: Option<f64>,
-    /// What else there is to say.
+    /// A remark, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

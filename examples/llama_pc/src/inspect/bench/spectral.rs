@@ -37,7 +37,7 @@ pub fn run(session: &mut Session) -> Case {
     Ok(())
 }
 
-/// Measures what there is time for, in seconds; whether that is anything.
+/// Measures as many blocks as fit in `share` of the time; false if none did.
 fn model(session: &mut Session, name: &str, share: f64) -> Case<bool> {
     let rate = session.limits.product.map_or(SLOW * session.limits.multiply_adds, |best| best / 2.0);
     // The blocks are alike.
@@ -331,7 +331,7 @@ impl Rotated {
 
     /// Compares what Muon made of zeros in one step with float64: -lr·s·O, where O has the singular values that Newton–Schulz makes of
     /// σ/‖σ‖.
-    fn check(&self, w: &Tensor, name: &str, rate: f64) -> Case {
+    fn check(&self, w: &Tensor, name: &str, lr: f64) -> Case {
         let [rows, columns] = self.shape;
         let small = rows.min(columns);
         let size = norm(&(0..small).map(|at| self.singular(at)).collect::<Vec<_>>());
@@ -343,7 +343,7 @@ impl Rotated {
             })
         };
         let middle = self.middle(&orthogonal);
-        let scale = -rate * 0.2 * (rows.max(columns) as f64).sqrt();
+        let scale = -lr * 0.2 * (rows.max(columns) as f64).sqrt();
         // The elements' root mean square.
         let typical = scale.abs() / (rows.max(columns) as f64).sqrt();
         for row in [0, rows / 2, rows - 1] {

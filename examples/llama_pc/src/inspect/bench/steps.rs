@@ -231,7 +231,7 @@ fn milliseconds(what: &str, column: &str, seconds: f64) -> Row {
     Row { what, column, unit: Unit::Milliseconds, value: 1e3 * seconds, ..Row::default() }
 }
 
-/// Of weights that know nothing, the loss is near the logarithm of the vocabulary.
+/// Untrained weights have a loss near ln(vocabulary).
 fn check_first(losses: &[f32], sizes: &LlamaConfig) -> Case {
     let want = (sizes.vocab as f64).ln();
     let is_near = |loss: f32| (f64::from(loss) - want).abs() < 1.5; // not so for a NaN

@@ -7,7 +7,7 @@ use super::model::Model;
 use super::{bindings, memory};
 use crate::terminal::format::binary;
 
-/// What there is.
+/// What a plan must fit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Bytes of device memory; `None` where unknown.

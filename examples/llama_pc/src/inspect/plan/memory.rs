@@ -140,7 +140,7 @@ struct Estimate<'a> {
     model: &'a Model,
     /// What is there throughout; no gradients, activations or workspace.
     base: Moment,
-    /// Of all trained parameters.
+    /// Of all trainable parameters.
     gradients: u64,
     /// Of the embedding, or of the head.
     table: u64,
@@ -155,14 +155,14 @@ struct Estimate<'a> {
 impl<'a> Estimate<'a> {
     fn new(model: &'a Model) -> Self {
         let sizes = &model.sizes;
-        let trained: u64 = model.parameters.iter().map(|parameter| bytes(parameter.numel())).sum();
+        let trainable: u64 = model.parameters.iter().map(|parameter| bytes(parameter.numel())).sum();
         let gammas = if model.learnable_gamma { model.pc.iter().map(|layer| bytes(layer.heads)).sum() } else { 0 };
         let vectors: u64 =
             model.pc.iter().map(|layer| bytes(layer.heads * layer.rows) + bytes(layer.heads * layer.columns)).sum();
         let rotary = bytes(sizes.max_seq_len * sizes.head_dim());
         let base = Moment {
             name: "",
-            parameters: trained + gammas + vectors + rotary,
+            parameters: trainable + gammas + vectors + rotary,
             optimizer: model.optimizer_state,
             effective_weights: model.pc.iter().map(|layer| bytes(layer.numel())).sum(),
             gradients: 0,
@@ -185,7 +185,7 @@ impl<'a> Estimate<'a> {
         Self {
             model,
             base,
-            gradients: trained + gammas,
+            gradients: trainable + gammas,
             table: bytes(sizes.vocab * dim),
             stream: bytes(tokens * dim),
             block: kept.iter().map(|&(count, width)| count * bytes(tokens * width)).sum(),

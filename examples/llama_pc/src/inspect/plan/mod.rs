@@ -78,10 +78,10 @@ struct Adapter {
     /// Absent where it cannot be bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     attention: Option<Attention>,
-    /// What stands against running the plan there: what it would bind beyond the limit.
+    /// Why it cannot run there: a binding beyond the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     binding_problem: Option<String>,
-    /// The same: the buffer beyond `buffer_limit`.
+    /// Why it cannot run there: a buffer beyond `buffer_limit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     buffer_problem: Option<String>,
 }

@@ -11,8 +11,8 @@ use crate::model::engine;
 use crate::terminal::failure::Failure;
 
 /// Bytes of a float32 buffer.
-pub fn bytes(elements: usize) -> u64 {
-    (4 * elements as u64).next_multiple_of(GRANULE)
+pub fn bytes(numel: usize) -> u64 {
+    (4 * numel as u64).next_multiple_of(GRANULE)
 }
 
 /// A preconditioned matrix: `heads` blocks [rows, columns].

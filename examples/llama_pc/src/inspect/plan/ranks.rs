@@ -1,9 +1,9 @@
 //! What a step needs on several ranks: memory of each, bytes between them, and the time that both take.
 //!
 //! A rank holds all effective weights and, for a while, all gradients; what it owns (raw weights of PC layers, rows of the tables, u, v, γ,
-//! moments) it holds alone. With P ranks, N parameters, β the bandwidth that TCP leaves and α the latency, a rank sends (P−1)/P·N values to the owners of
-//! gradients and as many to the readers of weights, each in X = (P−1)·α + bytes/β, and takes part in three small exchanges of (P−1)·α:
-//! T(P) = model/P/F + most PC and optimizer work of a rank/F + 2X + 3(P−1)·α, of which the overlap hides the gradients' X as far as the
+//! moments) it holds alone. With P ranks, N parameters, β the bandwidth that TCP leaves and α the latency, a rank sends (P−1)/P·N values to
+//! the owners of gradients and as many to the readers of weights, each in X = (P−1)·α + bytes/β, and takes part in three small exchanges of
+//! (P−1)·α: T(P) = model/P/F + most PC and optimizer work of a rank/F + 2X + 3(P−1)·α, of which the overlap hides the gradients' X as far as the
 //! backward of the last micro-batch lasts, all but the last bucket. The efficiency is T(1)/(P·T(P)).
 
 use polytape::exchange::{Dealt, deal, step_bytes};
@@ -43,6 +43,8 @@ pub struct Ask {
 #[derive(Debug, Serialize)]
 pub struct Ranks {
     pub ranks: usize,
+    /// `train.replicas`, as a run that begins on these ranks has it.
+    pub replicas: usize,
     /// Bytes at the peak, of the rank that owns most.
     pub memory: Moment,
     pub memory_bytes: u64,
@@ -79,8 +81,9 @@ struct Own {
 impl Ranks {
     pub fn new(config: &Config, model: &Model, flops: StepFlops, ask: Ask) -> Result<Self, Failure> {
         let ranks = ask.ranks;
+        let replicas = config.train.replicas_on(ranks);
+        let model = &Model { replicas, leaves: replicas, ..model.clone() };
         if ranks == 0 || !model.replicas.is_multiple_of(ranks) {
-            let replicas = model.replicas;
             let accumulation = config.train.grad_accumulation;
             return Err(Failure::usage(format!("--ranks: found {ranks}, expected a divisor of train.replicas = {replicas}"))
                 .hint(format!(
@@ -94,7 +97,7 @@ impl Ranks {
         let heaviest = own.iter().map(|own| own.work).fold(0.0, f64::max);
         let memory = memory::peak_of_rank(model, ranks, most.parameters, most.optimizer);
         let gammas = if model.learnable_gamma { model.pc.len() } else { 0 };
-        let sent_by_all = step_bytes(&division.parameters(), gammas, model.replicas, ranks, config.train.exchange);
+        let sent_by_all = step_bytes(&division.parameters(), gammas, replicas, ranks, config.train.exchange);
         let sent_per_step = sent_by_all / ranks as u64;
         // Half to the owners, half from them.
         let one_way_seconds = sent_per_step as f64 / 2.0 / (PAYLOAD * ask.bandwidth);
@@ -110,11 +113,21 @@ impl Ranks {
             Prediction { one_rank, step, step_without_overlap, efficiency: one_rank / (ranks as f64 * step) }
         });
         let memory_bytes = memory.total();
-        Ok(Self { ranks, memory, memory_bytes, sent_by_all, sent_per_step, exchange_seconds, largest_share, prediction })
+        Ok(Self {
+            ranks,
+            replicas,
+            memory,
+            memory_bytes,
+            sent_by_all,
+            sent_per_step,
+            exchange_seconds,
+            largest_share,
+            prediction,
+        })
     }
 
     pub fn lines(&self) -> Vec<String> {
-        let Self { ranks, memory, memory_bytes, sent_per_step, exchange_seconds, largest_share, prediction, .. } = self;
+        let Self { ranks, replicas, memory, memory_bytes, sent_per_step, exchange_seconds, largest_share, prediction, .. } = self;
         let mut lines = vec![
             format!(
                 "on {:<16}{} each at its peak, the {}, of the rank that owns most",
@@ -122,6 +135,7 @@ impl Ranks {
                 binary(*memory_bytes),
                 memory.name
             ),
+            format!("train.replicas     {replicas}, {} for each rank", replicas / ranks),
             format!("sent per step      {} by each rank, in {}", binary(*sent_per_step), seconds(*exchange_seconds)),
             format!(
                 "PC and optimizer   {:.1} % of the work on one rank, {:.1} % at best",
@@ -203,5 +217,38 @@ impl<'a> Division<'a> {
             }
         }
         own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polytape::Stacks;
+
+    use super::*;
+
+    /// The plan of a small model for that many ranks, as JSON and as text.
+    fn plan(ranks: usize, sets: &[&str]) -> Result<(String, String), String> {
+        let small = ["model.dim=64", "model.vocab=4000", "train.grad_accumulation=24"];
+        let sets: Vec<String> = small.iter().chain(sets).map(|set| (*set).to_owned()).collect();
+        let mut config = Config::load(None, &sets).expect("a good configuration");
+        config.resolve_vocab(None).expect("a vocabulary");
+        let model = Model::new(&config, Stacks::default()).expect("a model");
+        let ask = Ask { ranks, bandwidth: 1e9, speed: Some(1e12) };
+        let plan = Ranks::new(&config, &model, StepFlops::new(&model), ask).map_err(|failure| failure.to_string())?;
+        Ok((serde_json::to_string(&plan).expect("JSON"), plan.lines().join("\n")))
+    }
+
+    #[test]
+    fn ranks_have_a_replica_each_unless_the_configuration_says_otherwise() {
+        let (json, text) = plan(8, &[]).expect("a plan");
+        assert_eq!(plan(8, &["train.replicas=8"]), Ok((json, text.clone())));
+        assert!(text.contains("train.replicas     8, 1 for each rank"), "{text}");
+        let (_, text) = plan(2, &["train.replicas=8"]).expect("a plan");
+        assert!(text.contains("train.replicas     8, 4 for each rank"), "{text}");
+        let refused: [(usize, &[&str]); 4] = [(0, &[]), (3, &[]), (16, &[]), (8, &["train.replicas=4"])];
+        for (ranks, sets) in refused {
+            let text = plan(ranks, sets).expect_err("not that many");
+            assert!(text.contains(&format!("--ranks: found {ranks}, expected a divisor of train.replicas = ")), "{text}");
+        }
     }
 }

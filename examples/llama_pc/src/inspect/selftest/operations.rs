@@ -19,7 +19,7 @@ use super::check::{Check, Part, differentiable, differentiable_at, shape, upload
 
 /// Every check of this group.
 pub fn checks(kernels: KernelTier) -> Vec<Check> {
-    let groups = [matmuls(), elementwise(), activations(), rows(), layouts(), transformer(kernels)];
+    let groups = [matmuls(), elementwise(), broadcasts_and_sums(), activations(), rows(), layouts(), transformer(kernels)];
     groups.into_iter().flatten().collect()
 }
 
@@ -33,13 +33,13 @@ fn multiply<'t>(x: &[Var<'t>], transposes: [bool; 2]) -> Result<Var<'t>> {
 }
 
 fn matmuls() -> Vec<Check> {
-    let turned = |[a, b]: [usize; 2], turn: bool| if turn { [b, a] } else { [a, b] };
+    let stored = |[a, b]: [usize; 2], transposed: bool| if transposed { [b, a] } else { [a, b] };
     let mut lines = Vec::new();
     for [rows, inner, columns] in [[67, 37, 101], [130, 68, 260]] {
         for transposes in [[false, false], [false, true], [true, false], [true, true]] {
             let [ta, tb] = transposes;
             let name = format!("matmul {}·{}", if ta { "Aᵀ" } else { "A" }, if tb { "Bᵀ" } else { "B" });
-            let (a, b) = (turned([rows, inner], ta), turned([inner, columns], tb));
+            let (a, b) = (stored([rows, inner], ta), stored([inner, columns], tb));
             lines.push(differentiable(
                 &name,
                 random_arrays(11, [&a, &b]),
@@ -82,7 +82,7 @@ fn rounded() -> Vec<Check> {
     precisions.into_iter().flat_map(|precision| [[7, 37, 101], [130, 68, 260]].map(|sizes| line(precision, sizes))).collect()
 }
 
-/// α·f·A·B + β·C + δ·I + κ·out.
+/// α·f·A·B + β·out + σ·C + δ·I.
 fn epilogue() -> Check {
     let [rows, inner, columns] = [68, 36, 132];
     let [a, b, c, old, factors] =
@@ -122,10 +122,6 @@ fn symmetric() -> Check {
 
 fn elementwise() -> Vec<Check> {
     let pair = || random_arrays(21, [&[37, 101], &[37, 101]]);
-    let with_row = || random_arrays(22, [&[65, 257], &[257]]);
-    let one = || random_arrays(23, [&[67, 301]]);
-    let sums = [ELEMENTWISE, EXACT, reduction(65)];
-    let (add_row, mul_row) = (host::add_row_vjp, host::mul_row_vjp);
     vec![
         differentiable(
             "add",
@@ -153,19 +149,28 @@ fn elementwise() -> Vec<Check> {
         ),
         differentiable(
             "scale",
-            one(),
+            random_arrays(23, [&[67, 301]]),
             |x| x[0].scale(-0.75),
             |x| host::scale(&x[0], -0.75),
             |_, dy| host::scale_vjp(-0.75, dy),
             &[ELEMENTWISE],
         ),
+    ]
+}
+
+/// Rows that are added or multiplied to every row, and sums over all elements.
+fn broadcasts_and_sums() -> Vec<Check> {
+    let with_row = || random_arrays(22, [&[65, 257], &[257]]);
+    let one = || random_arrays(23, [&[67, 301]]);
+    let (add_row, mul_row) = (host::add_row_vjp, host::mul_row_vjp);
+    vec![
         differentiable(
             "add_row",
             with_row(),
             |x| x[0].add_row(&x[1]),
             |x| host::add_row(&x[0], &x[1]),
             move |_, dy| add_row(dy),
-            &sums,
+            &[ELEMENTWISE, EXACT, reduction(65)],
         ),
         differentiable(
             "mul_row",

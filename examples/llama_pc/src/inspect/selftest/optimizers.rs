@@ -5,12 +5,12 @@ use polytape::{Gpu, Gradients, Params, Result, Role};
 use polytape_reference::Array;
 use polytape_reference::array::seeded;
 use polytape_reference::newton_schulz::Coefficients;
-use polytape_reference::optimizer::{self as host, Adam, Moments, Ratio, adamw, auxiliary_adam};
+use polytape_reference::optimizer::{self as host, Adam, LrScale, Moments, adamw, auxiliary_adam};
 use polytape_reference::tolerance::{self, ELEMENTWISE, Tolerance, reduction};
 
 use super::check::{Check, Part, rounded, shape, upload};
 
-const RATE: f32 = 0.02;
+const LR: f32 = 0.02;
 const DECAY: f64 = 0.1;
 const STEPS: usize = 3;
 
@@ -48,7 +48,7 @@ fn follow(
         let mut gradients = Gradients::new();
         gradients.add(id, upload(gpu, &g)?)?;
         let clip = Clip::new(gpu, &gradients, f32::INFINITY)?;
-        optimizer.step(&mut params, gradients, &clip, RATE)?;
+        optimizer.step(&mut params, gradients, &clip, LR)?;
         reference(&mut w, &g);
         parts.push(Part::of(&params.get(id)?.tensor, &w, limit)?);
     }
@@ -63,19 +63,19 @@ fn adam(gpu: &Gpu, sizes: &[usize], role: Role, is_auxiliary: bool) -> Result<Ve
     };
     let mut moments = Moments::zeros(sizes);
     let rule = if is_auxiliary { auxiliary_adam } else { adamw };
-    let step = |w: &mut Array, g: &Array| rule(w, g, &mut moments, Adam::default(), f64::from(RATE), DECAY);
+    let step = |w: &mut Array, g: &Array| rule(w, g, &mut moments, Adam::default(), f64::from(LR), DECAY);
     follow(gpu, role, random(sizes, 80), optimizer, step, ELEMENTWISE)
 }
 
 fn muon(gpu: &Gpu, sizes: [usize; 2]) -> Result<Vec<Part>> {
     let adam = AdamConfig { weight_decay: DECAY, ..Default::default() };
     let optimizer = Box::new(Muon::new(MuonConfig { adam, ..Default::default() }));
-    let settings = host::Muon::new(Coefficients::Simple, Ratio::Moonlight);
+    let settings = host::Muon::new(Coefficients::Simple, LrScale::Moonlight);
     let mut momentum = Array::zeros(&sizes);
-    let step = |w: &mut Array, g: &Array| host::muon(w, g, &mut momentum, settings, f64::from(RATE), DECAY);
-    // An orthogonal update has elements of the rms 1/√max(rows, columns), times the rate and its ratio; w has the rms 1.
+    let step = |w: &mut Array, g: &Array| host::muon(w, g, &mut momentum, settings, f64::from(LR), DECAY);
+    // An orthogonal update has elements of the rms 1/√max(rows, columns), times the learning rate and its scale; w has the rms 1.
     let (short, long) = (sizes[0].min(sizes[1]), sizes[0].max(sizes[1]));
-    let size = f64::from(RATE) * Ratio::Moonlight.of(sizes[0], sizes[1]) / (long as f64).sqrt();
+    let size = f64::from(LR) * LrScale::Moonlight.of(sizes[0], sizes[1]) / (long as f64).sqrt();
     let limit = ELEMENTWISE.and(tolerance::newton_schulz(5, short, long).times(STEPS as f64 * size));
     follow(gpu, Role::Matrix, random(&sizes, 80), optimizer, step, limit)
 }
@@ -90,8 +90,8 @@ fn clip(gpu: &Gpu) -> Result<Vec<Part>> {
         gradients.add(id, upload(gpu, array)?)?;
     }
     let norm = arrays.iter().map(|g| g.dot(g)).sum::<f64>().sqrt();
-    let elements = arrays.iter().map(Array::len).sum();
+    let numel = arrays.iter().map(Array::len).sum();
     let found = Clip::new(gpu, &gradients, 1.0)?.values().to_vec()?;
-    let part = |found: f32, wanted: f64| Part::of_values(&[found], &Array::scalar(wanted), reduction(elements));
+    let part = |found: f32, wanted: f64| Part::of_values(&[found], &Array::scalar(wanted), reduction(numel));
     Ok(vec![part(found[0], norm), part(found[1], 1.0 / (norm + 1e-6))])
 }

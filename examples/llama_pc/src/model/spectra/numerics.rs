@@ -125,16 +125,16 @@ mod tests {
         for (i, value) in singular.iter().enumerate() {
             values[i * columns + i] = *value;
         }
-        // Of two different rows each time; a single one has nothing to turn with.
+        // Of two different rows each time; a single row has no other to rotate with.
         let pairs = |n: usize| (0..4 * n).filter(move |_| n > 1).map(move |k| (k % n, (k + 1 + k % (n - 1)) % n, 0.3 + k as f64));
         for (i, j, angle) in pairs(rows) {
             rotate_rows(&mut values, columns, i, j, angle);
         }
-        let mut turned = transpose(&values, columns);
+        let mut transposed = transpose(&values, columns);
         for (i, j, angle) in pairs(columns) {
-            rotate_rows(&mut turned, rows, i, j, angle);
+            rotate_rows(&mut transposed, rows, i, j, angle);
         }
-        transpose(&turned, rows).into_iter().map(|value| value as f32).collect()
+        transpose(&transposed, rows).into_iter().map(|value| value as f32).collect()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crc32c::crc32c_append;
 use polytape::exchange::{Exchange, Stored};
 use polytape::gpu::Slice;
 use polytape::safetensors::{Dtype, Header, pytorch_metadata};
-use polytape::{Gpu, Params, Role};
+use polytape::{Error, Gpu, Params, Role};
 
 use crate::terminal::failure::Failure;
 
@@ -50,7 +50,12 @@ impl TensorFile {
 
     /// Reads all values in file order and passes them to `take`, which stops by returning false. Of several ranks, which all call this, the
     /// first takes what the others read and send to it.
-    pub fn read(&self, gpu: &Gpu, ranks: Option<&dyn Exchange>, mut take: impl FnMut(Vec<Piece>) -> bool) -> Result<(), Failure> {
+    pub fn read(
+        &self,
+        gpu: &Gpu,
+        ranks: Option<&dyn Exchange>,
+        mut take: impl FnMut(Vec<Piece>) -> bool,
+    ) -> polytape::Result<()> {
         let mut group = Group::default();
         for stored in &self.tensors {
             for part in &stored.parts {
@@ -74,10 +79,10 @@ impl TensorFile {
     }
 }
 
-/// The CRC-32C of what is trained, by name.
+/// The CRC-32C of each trainable parameter, by name.
 pub fn checksum(params: &Params) -> Result<u32, Failure> {
-    let trained = params.iter().filter(|(_, param)| param.role != Role::State);
-    let stored = trained.map(|(_, param)| Stored::whole(param.name.clone(), param.tensor.clone()));
+    let trainable = params.iter().filter(|(_, param)| param.role != Role::State);
+    let stored = trainable.map(|(_, param)| Stored::whole(param.name.clone(), param.tensor.clone()));
     let mut sum = 0;
     TensorFile::new("weights", stored.collect()).read(params.gpu(), None, |pieces| {
         sum = pieces.iter().fold(sum, |sum, piece| crc32c_append(sum, &piece.bytes));
@@ -93,7 +98,7 @@ impl Group<'_> {
         gpu: &Gpu,
         ranks: Option<&dyn Exchange>,
         take: &mut dyn FnMut(Vec<Piece>) -> bool,
-    ) -> Result<bool, Failure> {
+    ) -> polytape::Result<bool> {
         let Self { rank, pieces, slices, .. } = std::mem::take(self);
         if pieces.is_empty() {
             return Ok(true);
@@ -113,8 +118,8 @@ impl Group<'_> {
                 let message = ranks.receive(rank)?;
                 let expected: u64 = pieces.iter().map(|(_, size)| size).sum();
                 if message.len() as u64 != expected {
-                    let found = message.len();
-                    return Err(Failure::other(format!("rank {rank} sent {found} bytes of a checkpoint, expected {expected}")));
+                    let problem = format!("sent {} bytes of a checkpoint, {expected} expected", message.len());
+                    return Err(Error::Rank { rank, problem });
                 }
                 let mut rest = message.as_slice();
                 let cut = |(_, size): &(&str, u64)| {

@@ -1,13 +1,17 @@
 //! Checkpoints on disk: what is written is what is read, and a failed save leaves nothing.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use polytape::exchange::{Exchange, ExchangeOptions, Local, in_process};
 use polytape::optim::{AdamConfig, AdamW};
 use polytape::{Gpu, GpuOptions, Params, Role, Tensor, Trainer};
 
 use super::*;
 use crate::config::Config;
 use crate::run::paths;
+use crate::terminal::failure::Failure;
 
 fn gpu() -> Gpu {
     Gpu::open(&GpuOptions { warn: |_| (), ..Default::default() }).expect("the tests need an adapter, a software one at least")
@@ -34,8 +38,8 @@ fn a_saved_checkpoint_holds_the_values_under_their_names() {
     let params = &trainer.params;
     let state = State { step: 7, position: u64::MAX, ..State::default() };
     let mut writer = Writer::new(folder.path(), true, 1, None);
-    writer.save(&trainer, &State { step: 3, ..State::default() }).expect("it is begun");
-    writer.save(&trainer, &state).expect("it is begun");
+    writer.save(&trainer, &State { step: 3, ..State::default() }, Failure::from).expect("it is begun");
+    writer.save(&trainer, &state, Failure::from).expect("it is begun");
     writer.wait().expect("it is written");
     assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [7], "the older one is removed");
     let saved = Saved::newest(folder.path()).expect("it is whole").expect("it is there");
@@ -59,13 +63,34 @@ fn values_that_are_not_finite_are_not_saved() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
     let mut trainer = trainer(&gpu);
     let mut writer = Writer::new(folder.path(), true, 3, None);
-    writer.save(&trainer, &State { step: 1, ..State::default() }).expect("it is begun");
+    writer.save(&trainer, &State { step: 1, ..State::default() }, Failure::from).expect("it is begun");
     let id = trainer.params.id("b").expect("a name");
     let bad = Tensor::from_slice(&gpu, &[f32::NAN; 15], &[3, 5]).expect("a tensor");
     trainer.params.set(id, bad).expect("its shape");
-    let failed = writer.save(&trainer, &State { step: 2, ..State::default() }).and_then(|()| writer.wait());
+    let failed = writer.save(&trainer, &State { step: 2, ..State::default() }, Failure::from).and_then(|()| writer.wait());
     let text = failed.expect_err("not finite").to_string();
     assert_eq!(text, "step 2: found NaN in b, expected finite numbers; the checkpoint was not written");
     assert_eq!(paths::checkpoints(folder.path()).expect("a list"), [1]);
     assert!(!folder.path().join("checkpoints/step-2.partial").exists());
+}
+
+#[test]
+fn a_rank_that_keeps_its_part_is_explained() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().expect("a folder"));
+    let save = |local: Local| {
+        let is_first = local.rank() == 0;
+        let trainer = trainer(&gpu).with_replicas(2).expect("a power of two");
+        let trainer = trainer.on_ranks(Arc::new(local), ExchangeOptions::default()).expect("a rank");
+        let mut writer = Writer::new(folder.path(), is_first, 1, None);
+        let explain = |error: polytape::Error| Failure::other(format!("explained: {error}"));
+        // The second ends instead of sending what it owns.
+        if is_first { writer.save(&trainer, &State::default(), explain) } else { Ok(()) }
+    };
+    let saved: Vec<Result<(), Failure>> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            in_process(2, Duration::from_secs(60)).into_iter().map(|local| scope.spawn(|| save(local))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(saved[0].as_ref().expect_err("a part is missing").to_string(), "explained: rank 1 has ended");
+    assert!(paths::checkpoints(folder.path()).expect("a list").is_empty());
 }

@@ -12,8 +12,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use crc32c::crc32c_append;
-use polytape::Trainer;
 use polytape::safetensors::{self, Header};
+use polytape::{Error, Trainer};
 
 use super::document::{Document, MODEL, OPTIMIZER, Recorded, STATE, hexadecimal};
 use super::state::State;
@@ -62,8 +62,9 @@ impl Writer {
         }
     }
 
-    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error. All ranks call it together.
-    pub fn save(&mut self, trainer: &Trainer, state: &State) -> Result<(), Failure> {
+    /// Saves the current state. Returns once the tensors are read; a later call reports a disk error. All ranks call it together; `explain`
+    /// names the host of one that fails.
+    pub fn save(&mut self, trainer: &Trainer, state: &State, explain: impl Fn(Error) -> Failure) -> Result<(), Failure> {
         self.wait()?;
         let (model, optimizer) = trainer.stored()?;
         let files = [TensorFile::new(MODEL, model), TensorFile::new(OPTIMIZER, optimizer)];
@@ -75,6 +76,7 @@ impl Writer {
                 listening = sender.as_ref().is_none_or(|sender| sender.send(pieces).is_ok());
                 listening
             });
+            let read = read.map_err(&explain);
             if read.is_err() || !listening {
                 // Where reading failed, all that the thread knows is that the rest did not come.
                 drop(sender);
