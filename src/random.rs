@@ -1,6 +1,12 @@
 //! Normal random numbers for initialization.
 
+use rand::rngs::ChaCha12Rng;
 use rand::{Rng, RngExt};
+
+/// Words of the generator that a sample takes.
+const WORDS: u128 = 4;
+/// Samples that earn a thread.
+const PER_THREAD: usize = 1 << 16;
 
 /// A sample from N(0, 1), by the Box–Muller transform.
 pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
@@ -9,7 +15,10 @@ pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
 }
 
 /// `count` samples from N(0, std²), truncated at `limit` standard deviations by rejection.
-pub(crate) fn normals(rng: &mut impl Rng, count: usize, std: f64, limit: f64) -> Vec<f32> {
+pub(crate) fn normals(rng: &mut ChaCha12Rng, count: usize, std: f64, limit: f64) -> Vec<f32> {
+    if limit == f64::INFINITY {
+        return on_all_cores(rng, count, std);
+    }
     let draw = |_| {
         loop {
             let value = normal(rng);
@@ -19,4 +28,45 @@ pub(crate) fn normals(rng: &mut impl Rng, count: usize, std: f64, limit: f64) ->
         }
     };
     (0..count).map(draw).collect()
+}
+
+/// The samples in their order, whatever the number of cores: the generator can be set to any place.
+fn on_all_cores(rng: &mut ChaCha12Rng, count: usize, std: f64) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (start, step) = (rng.get_word_pos(), count.div_ceil(cores).max(PER_THREAD));
+    std::thread::scope(|scope| {
+        for (at, part) in values.chunks_mut(step).enumerate() {
+            let mut rng = rng.clone();
+            rng.set_word_pos(start + WORDS * (at * step) as u128);
+            scope.spawn(move || part.iter_mut().for_each(|value| *value = (std * normal(&mut rng)) as f32));
+        }
+    });
+    rng.set_word_pos(start + WORDS * count as u128);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn threads_draw_what_one_draws() {
+        for count in [0, 1, 1000, 2 * PER_THREAD + 37] {
+            let mut rngs = [7, 7].map(ChaCha12Rng::seed_from_u64);
+            let _ = rngs.each_mut().map(normal); // not from the start
+            let found = normals(&mut rngs[0], count, 0.5, f64::INFINITY);
+            let want: Vec<f32> = (0..count).map(|_| (0.5 * normal(&mut rngs[1])) as f32).collect();
+            assert_eq!(found, want);
+            assert_eq!(rngs[0], rngs[1]);
+        }
+    }
+
+    #[test]
+    fn truncated_samples_are_within_their_limit() {
+        let values = normals(&mut ChaCha12Rng::seed_from_u64(3), 10_000, 2.0, 1.5);
+        assert!(values.iter().all(|value| value.abs() <= 3.0));
+    }
 }

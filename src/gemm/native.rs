@@ -4,12 +4,14 @@
 //! An output's sum runs over the inner index in order, in one chain of fused multiply-adds, whatever the width of the registers and
 //! wherever the output stands in a block: all processors and all numbers of threads give the same bits.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::gpu::host::simd::to_half;
 
 /// Inner indices per pass of the microkernel: the panels of a pass fit the first-level caches.
-const PASS: usize = 384;
+const PASS: usize = 512;
 /// Side of the blocks that packing transposes.
 const BLOCK: usize = 8;
 
@@ -160,11 +162,20 @@ impl Operand<'_> {
     }
 }
 
-/// A block of a product: whole panels of A against whole panels of B.
+/// The rows of A in a block.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// Packed panels.
+    Packed(&'a [f32]),
+    /// So many rows, each contiguous, read where they are.
+    InPlace(Operand<'a>, usize),
+}
+
+/// A block of a product: rows of A against whole panels of B.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
+    pub(super) a: Rows<'a>,
     /// Packed panels.
-    pub(super) a: &'a [f32],
     pub(super) b: &'a [f32],
     /// Length of a row of packed A or a column of packed B: the inner size times the number of terms.
     pub(super) inner: usize,
@@ -204,31 +215,86 @@ impl<F: FnMut(usize, usize, &mut [f32])> Computation<'_, F> {
         let is_wanted = |row: usize, column: usize| {
             lower_from.is_none_or(|[first_row, first_column]| first_row + row + ROWS > first_column + column)
         };
-        let (a_panels, b_panels) = (a.chunks_exact(ROWS * inner), b.chunks_exact(columns * inner));
+        let panels = b.len() / (columns * inner);
+        let row_panels = match a {
+            Rows::Packed(a) => a.len() / (ROWS * inner),
+            Rows::InPlace(_, rows) => rows.div_ceil(ROWS),
+        };
         let passes = inner.div_ceil(PASS);
         // One pass needs no more room than a tile.
-        let scratch = room(scratch, if passes == 1 { size } else { a_panels.len() * b_panels.len() * size });
+        let scratch = room(scratch, if passes == 1 { size } else { row_panels * panels * size });
         for pass in 0..passes {
             let range = pass * PASS..inner.min((pass + 1) * PASS);
-            for (j, b) in b_panels.clone().enumerate() {
-                let b = &b[range.start * columns..range.end * columns];
-                for (i, a) in a_panels.clone().enumerate().filter(|(i, _)| is_wanted(i * ROWS, j * columns)) {
-                    let a = &a[range.start * ROWS..range.end * ROWS];
-                    let at = if passes == 1 { 0 } else { j * a_panels.len() + i };
-                    let sums = &mut scratch[at * size..][..size];
-                    microkernel::<S, ROWS>(simd, a, b, sums, pass > 0);
-                    if pass + 1 == passes {
-                        store(i * ROWS, j * columns, sums);
-                    }
+            for at in 0..row_panels * panels {
+                // Packed rows stay in the cache while columns go by; rows in place are read once.
+                let is_packed = matches!(a, Rows::Packed(_));
+                let (i, j) = if is_packed { (at % row_panels, at / row_panels) } else { (at / panels, at % panels) };
+                if !is_wanted(i * ROWS, j * columns) {
+                    continue;
+                }
+                let b = &b[j * columns * inner..][range.start * columns..range.end * columns];
+                let place = if passes == 1 { 0 } else { at };
+                let sums = &mut scratch[place * size..][..size];
+                a.multiply::<S, ROWS>(simd, [i, inner], range.clone(), b, sums);
+                if pass + 1 == passes {
+                    store(i * ROWS, j * columns, sums);
                 }
             }
         }
     }
 }
 
-/// sums ← [sums +] A·B for a panel of A with `ROWS` rows and one of B with two vectors of columns.
+impl Rows<'_> {
+    /// [`microkernel`] on panel `i` of rows with `inner` elements, of which it takes a range.
+    #[inline(always)]
+    fn multiply<S: Simd, const ROWS: usize>(
+        self,
+        simd: S,
+        [i, inner]: [usize; 2],
+        range: Range<usize>,
+        b: &[f32],
+        sums: &mut [f32],
+    ) {
+        let is_continued = range.start > 0;
+        match self {
+            Rows::Packed(a) => {
+                let a = &a[i * ROWS * inner..][range.start * ROWS..range.end * ROWS];
+                let a = a.as_chunks::<ROWS>().0;
+                microkernel::<S, ROWS>(
+                    simd,
+                    #[inline(always)]
+                    |k, row| a[k][row],
+                    b,
+                    sums,
+                    is_continued,
+                );
+            }
+            Rows::InPlace(a, rows) => {
+                // The last row stands in for those after it.
+                let row = |row: usize| &a.values[a.at((i * ROWS + row).min(rows - 1), range.start)..][..range.len()];
+                let a: [&[f32]; ROWS] = std::array::from_fn(row);
+                microkernel::<S, ROWS>(
+                    simd,
+                    #[inline(always)]
+                    |k, row| a[row][k],
+                    b,
+                    sums,
+                    is_continued,
+                );
+            }
+        }
+    }
+}
+
+/// sums ← [sums +] A·B for `ROWS` rows of A, whose elements `a` gives by inner index and row, and a panel of B with two vectors of columns.
 #[inline(always)]
-fn microkernel<S: Simd, const ROWS: usize>(simd: S, a: &[f32], b: &[f32], sums: &mut [f32], continued: bool) {
+fn microkernel<S: Simd, const ROWS: usize>(
+    simd: S,
+    a: impl Fn(usize, usize) -> f32,
+    b: &[f32],
+    sums: &mut [f32],
+    continued: bool,
+) {
     let (sums, _) = S::as_mut_simd_f32s(sums);
     let (sums, _) = sums.as_chunks_mut::<2>();
     let sums = &mut sums[..ROWS];
@@ -237,9 +303,9 @@ fn microkernel<S: Simd, const ROWS: usize>(simd: S, a: &[f32], b: &[f32], sums: 
         own.copy_from_slice(sums);
     }
     let (b, _) = S::as_simd_f32s(b);
-    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<2>().0) {
-        for (own, a) in own.iter_mut().zip(a) {
-            let a = simd.splat_f32s(*a);
+    for (k, b) in b.as_chunks::<2>().0.iter().enumerate() {
+        for (row, own) in own.iter_mut().enumerate() {
+            let a = simd.splat_f32s(a(k, row));
             own[0] = simd.mul_add_f32s(a, b[0], own[0]);
             own[1] = simd.mul_add_f32s(a, b[1], own[1]);
         }
@@ -292,12 +358,17 @@ fn transpose_avx(rows: [&[f32; BLOCK]; BLOCK]) -> [[f32; BLOCK]; BLOCK] {
     })
 }
 
-/// The first `numel` elements of a buffer that is kept, and grows if it must; their values are whatever they were.
+/// Floats of a cache line.
+const LINE: usize = 16;
+
+/// `numel` elements of a buffer that is kept, and grows if it must; their values are whatever they were. They begin with a cache line, so
+/// that no vector is in two.
 pub(super) fn room(buffer: &mut Vec<f32>, numel: usize) -> &mut [f32] {
-    if buffer.len() < numel {
-        buffer.resize(numel, 0.0);
+    if buffer.len() < numel + LINE {
+        buffer.resize(numel + LINE, 0.0);
     }
-    &mut buffer[..numel]
+    let first = buffer.as_ptr().align_offset(4 * LINE).min(LINE);
+    &mut buffer[first..][..numel]
 }
 
 /// Packed operands of [`multiply`], and its sums.
@@ -319,11 +390,16 @@ pub(crate) fn multiply(
     mut store: impl FnMut(usize, usize, &[f32]),
 ) {
     let tile = Tile::new();
-    let packed_a = room(&mut panels.a, rows.next_multiple_of(tile.rows) * inner);
     let packed_b = room(&mut panels.b, columns.next_multiple_of(tile.columns) * inner);
-    a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), packed_a);
     b.pack(columns, inner, tile.columns, std::iter::once(Term::Exact), packed_b);
-    let block = Block { a: packed_a, b: packed_b, inner, lower_from: None };
+    let a = if a.inner_stride == 1 {
+        Rows::InPlace(a, rows)
+    } else {
+        let packed_a = room(&mut panels.a, rows.next_multiple_of(tile.rows) * inner);
+        a.pack(rows, inner, tile.rows, std::iter::once(Term::Exact), packed_a);
+        Rows::Packed(packed_a)
+    };
+    let block = Block { a, b: packed_b, inner, lower_from: None };
     block.compute(
         &mut panels.sums,
         #[inline(always)]
@@ -366,7 +442,7 @@ mod tests {
 
     #[test]
     fn every_width_of_registers_gives_the_same_bits() {
-        fn product<S: Simd>(simd: S) -> Vec<u32> {
+        fn product<S: Simd>(simd: S, in_place: bool) -> Vec<u32> {
             let (rows, columns, inner) = (19, 37, 2 * PASS + 5);
             let tile = Tile { rows: if S::REGISTER_COUNT >= 32 { 8 } else { 6 }, columns: 2 * S::F32_LANES };
             let values = |count: usize| (0..count).map(|i| (i as f32 * 12.9898).sin()).collect::<Vec<f32>>();
@@ -374,7 +450,8 @@ mod tests {
             let mut a = vec![0.0; rows.next_multiple_of(tile.rows) * inner];
             let mut b = vec![0.0; columns.next_multiple_of(tile.columns) * inner];
             let exact = || std::iter::once(Term::Exact);
-            Operand { values: &x, offset: 0, stride: inner, inner_stride: 1 }.pack(rows, inner, tile.rows, exact(), &mut a);
+            let x = Operand { values: &x, offset: 0, stride: inner, inner_stride: 1 };
+            x.pack(rows, inner, tile.rows, exact(), &mut a);
             Operand { values: &y, offset: 0, stride: 1, inner_stride: columns }.pack(
                 columns,
                 inner,
@@ -390,15 +467,17 @@ mod tests {
                     }
                 }
             };
-            let block = Block { a: &a, b: &b, inner, lower_from: None };
+            let block =
+                Block { a: if in_place { Rows::InPlace(x, rows) } else { Rows::Packed(&a) }, b: &b, inner, lower_from: None };
             simd.vectorize(Computation { block, scratch: &mut Vec::new(), store });
             found
         }
-        let want = product(pulp::Scalar::new());
+        let want = product(pulp::Scalar::new(), false);
+        assert_eq!(product(pulp::Scalar::new(), true), want, "in place");
         #[cfg(target_arch = "x86_64")]
-        {
-            assert!(pulp::x86::V3::try_new().is_none_or(|simd| product(simd) == want), "AVX2");
-            assert!(pulp::x86::V4::try_new().is_none_or(|simd| product(simd) == want), "AVX-512");
+        for in_place in [false, true] {
+            assert!(pulp::x86::V3::try_new().is_none_or(|simd| product(simd, in_place) == want), "AVX2");
+            assert!(pulp::x86::V4::try_new().is_none_or(|simd| product(simd, in_place) == want), "AVX-512");
         }
         assert!(want.iter().all(|bits| f32::from_bits(*bits).is_finite()));
     }

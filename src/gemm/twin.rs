@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::Arguments;
-use super::native::{Block, Operand, Term, Tile, room};
+use super::native::{Block, Operand, Rows, Term, Tile, room};
 use crate::gpu::host::simd::{LANES, dispatch, total};
 use crate::gpu::host::{Host, Shared};
 
@@ -14,6 +14,10 @@ const MOST_ROWS: usize = 64;
 const MOST_COLUMNS: usize = 1024;
 /// Tasks that even a small product is divided into, if it has enough tiles.
 const FEWEST_TASKS: usize = 16;
+/// Most rows and columns of a task that reads the rows of A where they are.
+const STRIP: [usize; 2] = [512, 128];
+/// The longest inner size for that: longer rows would come from memory again for every strip.
+const MOST_IN_PLACE: usize = 8192;
 /// Products with at most this many rows are computed by dot products with rows of B, where these are contiguous.
 const FEW_ROWS: usize = 8;
 /// Columns of a task of dot products.
@@ -55,10 +59,12 @@ pub(super) fn product(host: &Host<'_>) {
         symmetric: host.flag("SYMMETRIC"),
     };
     product.check(out.len());
-    let [rows, ..] = product.sizes();
-    let by_dots = rows <= FEW_ROWS && host.flag("TRANSPOSE_B") && !host.flag("TRANSPOSE_A") && host.constant("F16_TERMS") == 0;
-    if by_dots && !product.symmetric {
+    let [rows, _, inner] = product.sizes();
+    let is_in_place = !host.flag("TRANSPOSE_A") && host.constant("F16_TERMS") == 0;
+    if is_in_place && rows <= FEW_ROWS && host.flag("TRANSPOSE_B") && !product.symmetric {
         product.by_dots();
+    } else if is_in_place && inner <= MOST_IN_PLACE {
+        product.by_strips();
     } else {
         COLUMNS.with_borrow_mut(|panels| product.by_panels(panels));
     }
@@ -103,6 +109,54 @@ impl<'a> Product<'a> {
         Operand { values: [self.a, self.b][side], offset, stride, inner_stride }
     }
 
+    /// Rows of A are read where they are, and a task packs the columns that it needs: no core reads what another has packed.
+    fn by_strips(&self) {
+        let (tile, [rows, columns, inner]) = (Tile::new(), self.sizes());
+        let [row_step, column_step] = strip(self.batch(), [rows, columns], tile);
+        let column_tasks = columns.div_ceil(column_step);
+        let per_matrix = rows.div_ceil(row_step) * column_tasks;
+        let tasks = self.batch() * per_matrix;
+        self.host.threads().run(tasks, &|task| {
+            let task = if self.symmetric { tasks - 1 - task } else { task }; // the last rows have most tiles
+            let (matrix, task) = (task / per_matrix, task % per_matrix);
+            let first = [task / column_tasks * row_step, task % column_tasks * column_step];
+            let count = [row_step.min(rows - first[0]), column_step.min(columns - first[1])];
+            if self.symmetric && first[0] + count[0] <= first[1] {
+                return;
+            }
+            SCRATCH.with_borrow_mut(|[panels, sums]| {
+                let b = room(panels, count[1].next_multiple_of(tile.columns) * inner);
+                let operand = self.operand(1, matrix).from(first[1]);
+                dispatch(
+                    #[inline(always)]
+                    || operand.pack(count[1], inner, tile.columns, std::iter::once(Term::Exact), b),
+                );
+                let a = Rows::InPlace(self.operand(0, matrix).from(first[0]), count[0]);
+                let block = Block { a, b, inner, lower_from: self.symmetric.then_some(first) };
+                self.compute(block, matrix, first, count, sums);
+            });
+        });
+    }
+
+    /// Computes a block of [rows, columns] of a matrix and stores it from `first` on.
+    fn compute(&self, block: Block<'_>, matrix: usize, first: [usize; 2], [rows, columns]: [usize; 2], sums: &mut Vec<f32>) {
+        let tile = Tile::new();
+        block.compute(
+            sums,
+            #[inline(always)]
+            |row, column, sums| {
+                let [rows, columns] = [tile.rows.min(rows - row), tile.columns.min(columns - column)];
+                let [row, column] = [first[0] + row, first[1] + column];
+                for (at, sums) in sums.chunks_exact_mut(tile.columns).enumerate().take(rows) {
+                    self.store(matrix, row + at, column, &mut sums[..columns]);
+                }
+                if self.symmetric {
+                    self.mirror(matrix, [row, column], [rows, columns]);
+                }
+            },
+        );
+    }
+
     fn by_panels(&self, panels: &mut Vec<f32>) {
         let [rows, columns, inner] = self.sizes();
         let terms = Term::pairs(self.host.constant("F16_TERMS"));
@@ -127,7 +181,9 @@ impl<'a> Product<'a> {
         let [row_step, column_step] = task_panels(part.batch[1], [part.rows[1].div_ceil(tile.rows), b.count], tile);
         let rows_per_task = row_step * tile.rows;
         let (row_tasks, column_tasks) = (part.rows[1].div_ceil(rows_per_task), b.count.div_ceil(column_step));
-        self.host.threads().run(part.batch[1] * row_tasks * column_tasks, &|task| {
+        let tasks = part.batch[1] * row_tasks * column_tasks;
+        self.host.threads().run(tasks, &|task| {
+            let task = if self.symmetric { tasks - 1 - task } else { task }; // the last rows have most tiles
             let (matrix, task) = (task / (row_tasks * column_tasks), task % (row_tasks * column_tasks));
             let (i, j) = (task / column_tasks * rows_per_task, task % column_tasks * column_step);
             let rows = rows_per_task.min(part.rows[1] - i);
@@ -143,20 +199,10 @@ impl<'a> Product<'a> {
                     #[inline(always)]
                     || operand.pack(rows, inner, tile.rows, terms.iter().map(|pair| pair[0]), a),
                 );
-                let lower_from = self.symmetric.then_some(first);
-                let block = Block { a, b: b.range(matrix, j, column_step), inner: inner * terms.len(), lower_from };
-                block.compute(
-                    sums,
-                    #[inline(always)]
-                    |row, column, sums| {
-                        let rows = tile.rows.min(rows - row);
-                        let [row, column] = [first[0] + row, first[1] + column];
-                        let columns = tile.columns.min(part.columns[0] + part.columns[1] - column);
-                        for (at, sums) in sums.chunks_exact_mut(tile.columns).enumerate().take(rows) {
-                            self.store(part.batch[0] + matrix, row + at, column, &mut sums[..columns]);
-                        }
-                    },
-                );
+                let (a, b) = (Rows::Packed(a), b.range(matrix, j, column_step));
+                let block = Block { a, b, inner: inner * terms.len(), lower_from: self.symmetric.then_some(first) };
+                let columns = (column_step * tile.columns).min(part.columns[1] - j * tile.columns);
+                self.compute(block, part.batch[0] + matrix, first, [rows, columns], sums);
             });
         });
     }
@@ -241,10 +287,15 @@ impl<'a> Product<'a> {
                 *out = beta.mul_add(*out, alpha * sum);
             }
         }
-        if self.symmetric {
-            for (at, value) in out.iter().enumerate().filter(|(at, _)| column + at < row) {
-                // SAFETY: as above.
-                unsafe { *self.out.at(base + (column + at) * stride + row) = *value };
+    }
+
+    /// Copies what a tile has below the diagonal to its mirror image, line by line.
+    fn mirror(&self, matrix: usize, [row, column]: [usize; 2], [rows, columns]: [usize; 2]) {
+        let (base, stride) = (self.out_at(matrix), self.arguments.strides[3] as usize);
+        for column in column..(column + columns).min(row + rows) {
+            for row in row.max(column + 1)..row + rows {
+                // SAFETY: within the output, as `check` has asserted, and of this tile alone.
+                unsafe { *self.out.at(base + column * stride + row) = *self.out.at(base + row * stride + column) };
             }
         }
     }
@@ -264,6 +315,15 @@ impl Packed<'_> {
         let before = if self.is_shared { 0 } else { matrix * self.count };
         &self.values[(before + first) * self.size..(before + self.count.min(first + step)) * self.size]
     }
+}
+
+/// Rows and columns of a task of [`Product::by_strips`].
+fn strip(batch: usize, [rows, columns]: [usize; 2], tile: Tile) -> [usize; 2] {
+    let (panels, row_tasks) = (columns.div_ceil(tile.columns), rows.div_ceil(STRIP[0]));
+    let width = (batch * row_tasks * panels / (2 * FEWEST_TASKS)).clamp(1, STRIP[1] / tile.columns);
+    let column_tasks = batch * panels.div_ceil(width);
+    let row_tasks = row_tasks.max(FEWEST_TASKS.div_ceil(column_tasks).min(rows.div_ceil(64)));
+    [rows.div_ceil(row_tasks).next_multiple_of(tile.rows), width * tile.columns]
 }
 
 /// Panels of A and of B per task: all columns, so that its rows are packed once, unless that makes too few tasks.

@@ -165,20 +165,43 @@ mod twins {
             #[inline(always)]
             |range, [logits, losses]| {
                 let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
+                let mut tops = Vec::new();
                 for ((x, &target), loss) in rows.zip(losses) {
-                    let (logit, top) = (x[target as usize], simd::maximum(x));
-                    let sum = if gradient { exponentials(x, top) } else { sum_of_exponentials(x, top) };
-                    *loss = top + sum.ln() - logit;
+                    let logit = x[target as usize];
                     if gradient {
-                        let factor = scale / sum;
-                        for x in x.iter_mut() {
-                            *x *= factor;
+                        let (top, sum) = exponentials_by_blocks(x, &mut tops);
+                        *loss = top + sum.ln() - logit;
+                        for (block, block_top) in x.chunks_mut(BLOCK).zip(&tops) {
+                            let factor = scale / sum * simd::exp(block_top - top);
+                            block.iter_mut().for_each(|x| *x *= factor);
                         }
                         x[target as usize] -= scale;
+                    } else {
+                        let top = simd::maximum(x);
+                        *loss = top + sum_of_exponentials(x, top).ln() - logit;
                     }
                 }
             },
         );
+    }
+
+    /// Columns at a time: they stay in the first-level cache while the next are fetched.
+    const BLOCK: usize = 2048;
+
+    /// x ← exp(x - top) block by block, with the largest value up to there as top, which `tops` gets → (the largest, Σ exp(x - it)).
+    #[inline(always)]
+    fn exponentials_by_blocks(x: &mut [f32], tops: &mut Vec<f32>) -> (f32, f32) {
+        let (mut top, mut sum, mut copy) = (f32::MIN, 0.0, [0.0; BLOCK]);
+        tops.clear();
+        for block in x.chunks_mut(BLOCK) {
+            let (next, x) = (block.as_ptr().wrapping_add(BLOCK), &mut copy[..block.len()]);
+            x.copy_from_slice(block);
+            let highest = simd::maximum(x).max(top);
+            sum = sum * simd::exp(top - highest) + exponentials(x, block, highest, next);
+            top = highest;
+            tops.push(top);
+        }
+        (top, sum)
     }
 
     /// Σ exp(x - top).

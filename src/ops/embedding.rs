@@ -157,7 +157,7 @@ fn launch(
 
 #[cfg(feature = "host")]
 mod twins {
-    use crate::gpu::host::Host;
+    use crate::gpu::host::{Host, simd};
 
     pub(super) fn forward(host: &Host<'_>) {
         let (ids, table, [y]) = (host.indices(0), host.input(1), host.outputs());
@@ -168,10 +168,20 @@ mod twins {
             [(y, columns)],
             #[inline(always)]
             |range, [y]| {
-                for (y, &id) in y.chunks_exact_mut(columns).zip(&ids[range]) {
-                    let row = (id as usize).wrapping_sub(first_row); // wraps around below the window
+                let row_of = |id: u32| (id as usize).wrapping_sub(first_row); // wraps around below the window
+                for (at, y) in range.zip(y.chunks_exact_mut(columns)) {
+                    let row = row_of(ids[at]);
                     if row < table_rows {
-                        y.copy_from_slice(&table[row * columns..][..columns]);
+                        let next = ids.get(at + 1).map_or(row, |&id| row_of(id));
+                        let ahead = (next as isize).wrapping_sub(row as isize).wrapping_mul(columns as isize);
+                        let x = &table[row * columns..][..columns];
+                        simd::ahead(
+                            columns,
+                            [x],
+                            ahead,
+                            #[inline(always)]
+                            |at| y[at.clone()].copy_from_slice(&x[at]),
+                        );
                     }
                 }
             },

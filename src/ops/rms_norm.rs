@@ -101,9 +101,17 @@ mod twins {
                 for ((r, y), x) in r.iter_mut().zip(y.chunks_exact_mut(columns)).zip(x) {
                     let scale = 1.0 / (simd::dot(x, x) / columns as f32 + eps).sqrt();
                     *r = scale;
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                        *y = w * x * scale;
-                    }
+                    simd::ahead(
+                        columns,
+                        [x],
+                        columns as isize,
+                        #[inline(always)]
+                        |at| {
+                            for ((y, x), w) in y[at.clone()].iter_mut().zip(&x[at.clone()]).zip(&w[at]) {
+                                *y = w * x * scale;
+                            }
+                        },
+                    );
                 }
             },
         );

@@ -76,7 +76,7 @@ impl<'t> Var<'t> {
 #[cfg(feature = "host")]
 pub(super) mod twins {
     use crate::gpu::host::Host;
-    use crate::gpu::host::simd::{LANES, dot, exp, maximum, total};
+    use crate::gpu::host::simd::{LANES, dot, exp, maximum, prefetch, total};
 
     pub(super) fn forward(host: &Host<'_>) {
         let (x, [y]) = (host.input(0), host.outputs());
@@ -88,8 +88,8 @@ pub(super) mod twins {
             #[inline(always)]
             |range, [y]| {
                 for (y, x) in y.chunks_exact_mut(columns).zip(x[range.start * columns..].chunks_exact(columns)) {
-                    y.copy_from_slice(x);
-                    let factor = 1.0 / exponentials(y, maximum(x));
+                    let next_row = x.as_ptr().wrapping_add(columns);
+                    let factor = 1.0 / exponentials(x, y, maximum(x), next_row);
                     for y in y {
                         *y *= factor;
                     }
@@ -118,20 +118,21 @@ pub(super) mod twins {
         );
     }
 
-    /// Overwrites the values by exp(x - top) → their sum.
+    /// y ← exp(x - top) → their sum. Prefetches what is at `next`.
     #[inline(always)]
-    pub(in crate::ops) fn exponentials(values: &mut [f32], top: f32) -> f32 {
+    pub(in crate::ops) fn exponentials(x: &[f32], y: &mut [f32], top: f32, next: *const f32) -> f32 {
         let mut sums = [0.0; LANES];
-        let (chunks, rest) = values.as_chunks_mut::<LANES>();
-        for chunk in chunks {
-            for (sum, value) in sums.iter_mut().zip(chunk) {
-                *value = exp(*value - top);
-                *sum += *value;
+        let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks_mut::<LANES>());
+        for (at, (x, y)) in x.iter().zip(y).enumerate() {
+            prefetch(next.wrapping_add(LANES * at));
+            for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+                *y = exp(x - top);
+                *sum += *y;
             }
         }
-        for (sum, value) in sums.iter_mut().zip(rest) {
-            *value = exp(*value - top);
-            *sum += *value;
+        for ((sum, x), y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
+            *y = exp(x - top);
+            *sum += *y;
         }
         total(sums)
     }

@@ -57,7 +57,7 @@ impl<'t> Var<'t> {
 #[cfg(feature = "host")]
 mod twins {
     use crate::gpu::host::Host;
-    use crate::gpu::host::simd::sigmoid;
+    use crate::gpu::host::simd::{exp, sigmoid};
 
     pub(super) fn forward(host: &Host<'_>) {
         let (gate, up, [y]) = (host.input(0), host.input(1), host.outputs());
@@ -67,7 +67,7 @@ mod twins {
             #[inline(always)]
             |range, [y]| {
                 for ((y, gate), up) in y.iter_mut().zip(&gate[range.clone()]).zip(&up[range]) {
-                    *y = gate * sigmoid(*gate) * up;
+                    *y = gate / (1.0 + exp(-gate)) * up;
                 }
             },
         );
@@ -83,8 +83,9 @@ mod twins {
                 let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&dy[range]);
                 for ((dgate, dup), ((gate, up), dy)) in dgate.iter_mut().zip(dup).zip(inputs) {
                     let s = sigmoid(*gate);
-                    *dgate = dy * up * s * (1.0 + gate * (1.0 - s));
-                    *dup = dy * gate * s;
+                    let scaled = dy * s;
+                    *dgate = scaled * up * gate.mul_add(1.0 - s, 1.0);
+                    *dup = scaled * gate;
                 }
             },
         );

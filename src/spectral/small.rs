@@ -4,7 +4,7 @@
 use super::Norm;
 use super::pass::{Divisor, Gamma, Pass, R, SCALARS, SOURCE, Teams, W};
 use crate::error::Result;
-use crate::gpu::{Kernel, strides};
+use crate::gpu::{Kernel, KernelTier, strides};
 use crate::tensor::Tensor;
 
 static ITERATE: Kernel = Kernel::trusted("spectral iterate", SOURCE, "iterate", &[R, R, R, W, W]);
@@ -23,7 +23,8 @@ const MOST_ITERATIONS: usize = 60_000;
 pub(super) fn is_small(w: &Tensor) -> Result<bool> {
     let [_, rows, columns] = w.dims("pc")?;
     let (_, one_subgroup) = Teams::new(w.gpu(), columns).workgroup;
-    Ok(one_subgroup == 0 && rows * columns <= SMALL)
+    // The host tier has twins of the passes instead.
+    Ok(w.gpu().kernels() != KernelTier::Host && one_subgroup == 0 && rows * columns <= SMALL)
 }
 
 /// `iterations` of the power iteration → (u, v), [`Iteration`](super::kernels::Iteration)'s; `None` for matrices that are not small.

@@ -11,7 +11,7 @@ mod products;
 mod torch;
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::polytape::llama::LlamaConfig;
 
@@ -26,6 +26,7 @@ const EPS: f64 = 1e-8;
 const WEIGHT_DECAY: f64 = 0.1;
 
 const ROUNDS: usize = 5;
+const REST: Duration = Duration::from_millis(200);
 const STEPS: usize = 4;
 const TOLERANCE: f32 = 1e-3;
 
@@ -59,13 +60,21 @@ trait Peer {
     fn wait(&self) -> Result<()>;
 }
 
-/// Tokens per second over `steps` steps, the last with its loss read back.
-fn speed(steps: usize, mut step: impl FnMut(bool) -> Result<()>) -> Result<f64> {
+/// Seconds of `work`, from when the peer before it has come to rest: threads without work spin for a while, OpenMP's for some
+/// milliseconds, on a core that the next peer needs. `warm_up` wakes this peer's own.
+fn seconds(mut warm_up: impl FnMut() -> Result<()>, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    std::thread::sleep(REST);
+    warm_up()?;
     let start = Instant::now();
-    for index in 0..steps {
-        step(index + 1 == steps)?;
-    }
-    Ok((steps * TOKENS) as f64 / start.elapsed().as_secs_f64())
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Tokens per second over `steps` steps, the last with its loss read back.
+fn speed(steps: usize, step: impl FnMut(bool) -> Result<()>) -> Result<f64> {
+    let step = std::cell::RefCell::new(step);
+    let run = |steps: usize| (1..=steps).try_for_each(|at| step.borrow_mut()(at == steps));
+    Ok((steps * TOKENS) as f64 / seconds(|| run(1), || run(steps))?)
 }
 
 fn full(peer: &mut dyn Peer) -> Result<f64> {
@@ -110,9 +119,7 @@ fn preset() -> Result<()> {
     let mut speeds = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
         for (peer, speeds) in [&mut ours as &mut dyn Peer, &mut torch].into_iter().zip(&mut speeds) {
-            let start = Instant::now();
-            peer.step(true)?;
-            speeds.push(count / start.elapsed().as_secs_f64());
+            speeds.push(count / seconds(|| Ok(()), || peer.step(true).map(drop))?);
         }
     }
     let [ours, torch] = speeds.map(median);

@@ -1,13 +1,12 @@
 //! Single products in the libraries, interleaved: cubes, and the largest of a training step.
 
 use std::cell::RefCell;
-use std::time::Instant;
 
 use ::burn::tensor::{Device, DeviceKind, TensorData};
 use ::polytape::gpu::Tuning;
 use ::polytape::{Gemm, Gpu, GpuOptions, Matrix};
 
-use crate::{Result, median, torch};
+use crate::{Result, median, seconds, torch};
 
 /// Rows, inner size, columns of x·wᵀ.
 const SHAPES: [[usize; 3]; 6] =
@@ -112,9 +111,9 @@ pub fn run(pytorch: Option<torch::Run>) -> Result<()> {
         let mut rates = vec![Vec::new(); peers.len()];
         for _ in 0..ROUNDS {
             for (peer, rates) in peers.iter().zip(&mut rates) {
-                let start = Instant::now();
-                (peer.multiply)(CALLS)?;
-                rates.push(2e-9 * (CALLS * rows * inner * columns) as f64 / start.elapsed().as_secs_f64());
+                let run = |calls: usize| (peer.multiply)(calls).map(drop);
+                let seconds = seconds(|| run(2), || run(CALLS))?;
+                rates.push(2e-9 * (CALLS * rows * inner * columns) as f64 / seconds);
             }
         }
         let medians: Vec<f64> = rates.into_iter().map(median).collect();
