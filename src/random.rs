@@ -1,7 +1,7 @@
 //! Normal random numbers for initialization.
 
 use rand::rngs::ChaCha12Rng;
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
 
 /// Words of the generator that a sample takes.
 const WORDS: u128 = 4;
@@ -37,7 +37,7 @@ fn on_all_cores(rng: &mut ChaCha12Rng, count: usize, std: f64) -> Vec<f32> {
     let (start, step) = (rng.get_word_pos(), count.div_ceil(cores).max(PER_THREAD));
     std::thread::scope(|scope| {
         for (at, part) in values.chunks_mut(step).enumerate() {
-            let mut rng = rng.clone();
+            let mut rng = ChaCha12Rng::from_seed(rng.get_seed());
             rng.set_word_pos(start + WORDS * (at * step) as u128);
             scope.spawn(move || part.iter_mut().for_each(|value| *value = (std * normal(&mut rng)) as f32));
         }
@@ -48,8 +48,6 @@ fn on_all_cores(rng: &mut ChaCha12Rng, count: usize, std: f64) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
 
     #[test]
