@@ -80,8 +80,15 @@ fn k_range(z: u32) -> KRange {
 // The residual x - `high`, `high` = to_half(x), rounded to f16 at a scale of 2¹¹ so that it does not underflow.
 fn low_half(x: vec4f, high: vec4f) -> vec4f { return to_half((x - high) * 2048.0) * 0.00048828125; }
 
-// The epilogue for four outputs of one row: α·f·sum + β·out + σ·C + δ·I.
-fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
+// α·f: read once, before the epilogues of a tile.
+fn alpha_of(batch: u32) -> f32 {
+    var alpha = args.alpha;
+    if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
+    return alpha;
+}
+
+// The epilogue for four outputs of one row: alpha·sum + β·out + σ·C + δ·I.
+fn finish(row: u32, column: u32, batch: u32, alpha: f32, sum: vec4f) {
     if (row >= args.rows || column >= args.columns) { return; }
     let valid = args.columns - column;
     @if ANY_EPILOGUE {
@@ -93,8 +100,6 @@ fn finish(row: u32, column: u32, batch: u32, sum: vec4f) {
         let has_diagonal = DIAGONAL == 1u;
         let has_old = BETA == 1u;
     }
-    var alpha = args.alpha;
-    if (args.has_factor == 1u) { alpha *= factor[args.factor_index + batch * args.factor_batch]; }
     var value = alpha * sum;
     if (has_addend) {
         value = fma(vec4f(args.addend_scale), load_c(args.c_offset + batch * args.c_batch + row * args.c_stride + column, valid), value);

@@ -138,6 +138,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // Compile time on Mesa 22 is quadratic in the accesses to an array: copying all sums at once would take seconds. The array is
     // oversized because Mesa 25 then aligns the stack, where most of the sums are spilled.
     var done: array<vec4f, ROWS * SPAN>;
+    let alpha = alpha_of(group.z);
     for (var part = 0u; part < PARTS && row + part * LANES < args.rows; part++) {
         @unroll for (var i = 0u; i < LANES; i++) {
             @unroll for (var j = 0u; j < SPAN; j++) {
@@ -149,7 +150,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
         }
         for (var i = 0u; i < LANES * SPAN; i++) {
-            finish(row + part * LANES + i / SPAN, column + (i % SPAN) * 4u * LANES, group.z, done[i]);
+            finish(row + part * LANES + i / SPAN, column + (i % SPAN) * 4u * LANES, group.z, alpha, done[i]);
         }
     }
 }

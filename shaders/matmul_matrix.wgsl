@@ -114,6 +114,7 @@ fn main(
         }
         workgroupBarrier();
     }
+    let alpha = alpha_of(group.z);
     // One block per region at a time through shared memory: the lane layout of a cooperative matrix is opaque.
     @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
         @unroll for (var i = 0u; i < REGION_ROWS; i++) {
@@ -139,7 +140,7 @@ fn main(
                 let offset = index % (BLOCK * BLOCK / 4u);
                 if (source < REGIONS) {
                     let at = row + block_row * BLOCK + offset / (BLOCK / 4u);
-                    finish(at, column + block_column * BLOCK + offset % (BLOCK / 4u) * 4u, group.z, value);
+                    finish(at, column + block_column * BLOCK + offset % (BLOCK / 4u) * 4u, group.z, alpha, value);
                 }
             }
             workgroupBarrier();

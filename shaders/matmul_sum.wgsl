@@ -13,5 +13,5 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         let at = (group.z * args.split_k + slice) * args.a_batch + row * args.a_stride + column;
         sum += load_a(args.a_offset + at, args.columns - column);
     }
-    finish(row, column, group.z, sum);
+    finish(row, column, group.z, alpha_of(group.z), sum);
 }

@@ -114,11 +114,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
         }
         workgroupBarrier();
     }
+    let alpha = alpha_of(group.z);
     @unroll for (var i = 0u; i < GROUPS; i++) {
         @unroll for (var q = 0u; q < 4; q++) {
             @unroll for (var j = 0u; j < GROUPS; j++) {
                 let first = row + i * 64u + mine_row * 4u;
-                finish(first + q, column + j * 64u + mine_column * 4u, group.z, sum[(i * 4u + q) * GROUPS + j]);
+                finish(first + q, column + j * 64u + mine_column * 4u, group.z, alpha, sum[(i * 4u + q) * GROUPS + j]);
             }
         }
     }

@@ -73,25 +73,45 @@ fn workgroups(gpu: &Gpu, config: LlamaConfig, tokens: Tokens, rule: Box<dyn Opti
     Ok(workgroups)
 }
 
-/// Steps of the 20M preset, of which the first ten are not counted.
-const STEPS: usize = 60;
+/// What a GPU of the size meant does in a second.
+const FLOPS: f64 = 50e12;
 
+/// Milliseconds of a step on an adapter that takes no time, and their share of the time that the step's arithmetic (6 operations per parameter and
+/// token) would take on a GPU of [`FLOPS`]. Of the large sizes one layer, which is what their steps are made of.
 fn host_time(gpu: &Gpu) -> Result<()> {
+    let layer = |name| Ok::<_, Error>(LlamaConfig { layers: 1, vocab: 1024, ..LlamaConfig::preset(name)? });
+    let cases = [
+        ("20M", LlamaConfig::preset("20M")?, [2, 256, 8], 60),
+        ("a layer of 271M", layer("271M")?, [4, 2048, 8], 12),
+        ("a layer of 1B", layer("1B")?, [4, 2048, 8], 12),
+    ];
     println!(
-        "\n| 20M, 8 × 2 × 256 tokens | dispatches | ms a step: least | median | µs a dispatch, least |\n|---|---:|---:|---:|---:|"
+        "\n| host time | | dispatches | ms a step: least | median | µs a dispatch, least | of the arithmetic at {:.0} TFLOP/s |\n|---|---|---:|---:|---:|---:|---:|",
+        FLOPS / 1e12
     );
-    for (name, rule) in rules() {
-        let (mut steps, mut last, mut dispatches) = (Vec::new(), Instant::now(), gpu.counters().dispatches);
-        train(gpu, LlamaConfig::preset("20M")?, [2, 256, 8], rule, STEPS, || {
-            steps.push((last.elapsed().as_secs_f64(), gpu.counters().dispatches - dispatches));
-            (last, dispatches) = (Instant::now(), gpu.counters().dispatches);
-            Ok(())
-        })?;
-        let count = steps[STEPS - 1].1;
-        let mut seconds: Vec<f64> = steps[10..].iter().map(|(seconds, _)| *seconds).collect();
-        seconds.sort_by(f64::total_cmp);
-        let (least, median) = (1e3 * seconds[0], 1e3 * seconds[seconds.len() / 2]);
-        println!("| {name} | {count} | {least:.2} | {median:.2} | {:.2} |", 1e3 * least / count as f64);
+    for (name, config, tokens, count) in cases {
+        for (optimizer, rule) in rules() {
+            let (mut steps, mut last, mut dispatches) = (Vec::new(), Instant::now(), gpu.counters().dispatches);
+            train(gpu, config.clone(), tokens, rule, count, || {
+                steps.push((last.elapsed().as_secs_f64(), gpu.counters().dispatches - dispatches));
+                (last, dispatches) = (Instant::now(), gpu.counters().dispatches);
+                Ok(())
+            })?;
+            let dispatches = steps[count - 1].1;
+            // The first steps compile.
+            let mut seconds: Vec<f64> = steps[count / 6..].iter().map(|(seconds, _)| *seconds).collect();
+            seconds.sort_by(f64::total_cmp);
+            let (least, median) = (seconds[0], seconds[seconds.len() / 2]);
+            let parameters: usize = config.parameters().iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum();
+            let arithmetic = 6.0 * (parameters * tokens.iter().product::<usize>()) as f64 / FLOPS;
+            println!(
+                "| {name} | {optimizer} | {dispatches} | {:.2} | {:.2} | {:.2} | {:.1} % |",
+                1e3 * least,
+                1e3 * median,
+                1e6 * least / dispatches as f64,
+                100.0 * least / arithmetic
+            );
+        }
     }
     Ok(())
 }

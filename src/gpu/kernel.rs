@@ -206,12 +206,27 @@ impl Gpu {
         }
         let pipeline = self.pipeline(kernel, launch.constants, launch.arguments.len() as u32)?;
         let bind_group = self.bind_group(&pipeline, launch.buffers);
+        let pace = &self.inner.pace;
+        let limit = pace.limit(&pipeline);
         match kernel.split {
-            Some(split) if launch.work > self.inner.pace.limit(&pipeline) => {
-                self.dispatch_in_pieces(split, &pipeline, &bind_group, launch)
+            Some(split) if launch.work > limit => self.dispatch_in_pieces(split, &pipeline, &bind_group, launch),
+            // The adapter may be slower than assumed.
+            Some(_) if launch.work > limit / 8 && pace.wants_first_trial(&pipeline) => {
+                self.dispatch_timed(&pipeline, &bind_group, launch)
             }
             _ => self.recorder().dispatch(&pipeline, &bind_group, launch),
         }
+    }
+
+    /// Dispatches and waits, to learn the kernel's speed.
+    fn dispatch_timed(&self, pipeline: &Arc<Pipeline>, bind_group: &wgpu::BindGroup, launch: &Launch<'_>) -> Result<()> {
+        self.synchronize()?;
+        pipeline.wait()?;
+        let trial = Trial::begin();
+        self.recorder().dispatch(pipeline, bind_group, launch)?;
+        self.synchronize()?;
+        trial.end(pipeline, launch.work);
+        Ok(())
     }
 
     /// Splits a long dispatch. The first pieces of a kernel are timed, and the next are as long as that allows.
@@ -236,12 +251,7 @@ impl Gpu {
             let piece = Launch { arguments: &arguments, workgroups, work, ..*launch };
             first += count;
             if first < groups && pace.wants_trial(pipeline) {
-                self.synchronize()?;
-                pipeline.wait()?;
-                let trial = Trial::begin();
-                self.recorder().dispatch(pipeline, bind_group, &piece)?;
-                self.synchronize()?;
-                trial.end(pipeline, work);
+                self.dispatch_timed(pipeline, bind_group, &piece)?;
             } else {
                 self.recorder().dispatch(pipeline, bind_group, &piece)?;
             }

@@ -1,8 +1,8 @@
 //! How long dispatches and submits may take: drivers take a device away that does not answer for some seconds.
 //!
 //! A dispatch that may be long is split to stay under [`Pace::DISPATCH`]. How much work that is, follows from its kernel's speed: a
-//! guess for a slow adapter of the kind, until the first pieces of a long dispatch have been timed. Splitting changes no bit, so that
-//! a speed measured anew in every run changes none.
+//! guess for a slow adapter of the kind, until its first dispatch of an eighth of that work, or the first pieces of a longer one, have been
+//! timed. Splitting changes no bit, so that a speed measured anew in every run changes none.
 
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,11 @@ impl Pace {
     /// Seconds that a dispatch takes, estimated from its FLOP and the bytes that it binds.
     pub(super) fn seconds(&self, pipeline: &Pipeline, work: u64, bytes: u64) -> f64 {
         (work as f64 / self.speed(pipeline)).max(OPERATIONS_PER_BYTE * bytes as f64 / self.speed)
+    }
+
+    /// Whether a dispatch that need not be split is to be timed.
+    pub(super) fn wants_first_trial(&self, pipeline: &Pipeline) -> bool {
+        self.fixed.is_none() && pipeline.trials() == 0
     }
 
     /// Whether the next piece of a dispatch is to be timed.

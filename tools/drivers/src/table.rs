@@ -165,7 +165,13 @@ fn faults(report: &Report) -> Vec<String> {
     let failed =
         report.steps.iter().filter_map(|step| Some(format!("{}: {}: {}", report.chip, step.name, step.problem.as_ref()?)));
     let none = report.steps.is_empty().then(|| format!("{}: no training step was run", report.chip));
-    spilled.chain(refused(report, |kernel| !is_foreign(kernel))).chain(failed).chain(none).collect()
+    let is_untold = |kernel: &&KernelReport| {
+        is_run(kernel) && kernel.refusal.is_none() && [SPILLS, SCRATCH].iter().all(|metric| metric.read(kernel).is_none())
+    };
+    let untold = report.kernels.iter().filter(is_untold).count();
+    let untold =
+        (untold > 0).then(|| format!("{}: the driver tells neither spills nor scratch memory of {untold} kernels", report.chip));
+    spilled.chain(untold).chain(refused(report, |kernel| !is_foreign(kernel))).chain(failed).chain(none).collect()
 }
 
 /// Those of some kernels that were refused.
