@@ -286,7 +286,7 @@ impl Gradients {
         let Some(Watch { expected, done }) = &self.watch else { return Ok(()) };
         let (found, expected) = (self.additions[id.0], expected.get(id.0).copied().unwrap_or(0));
         if expected > 0 && found > expected {
-            let problem = "more gradient arrived after it was sent; disable overlap (--no-overlap)";
+            let problem = "more gradient arrived after it was sent; disable `ExchangeOptions::overlap` (`--no-overlap`)";
             return Err(Error::Value(format!("parameter {}: {problem}", id.0)));
         }
         if found == expected

@@ -135,7 +135,7 @@ impl Trainer {
     /// parameters by it.
     pub fn with_replicas(self, replicas: usize) -> Result<Self> {
         if self.ranks.is_some() {
-            return Err(Error::Value(format!("{replicas} replicas of one of several ranks: expected before `on_ranks`")));
+            return Err(Error::Value("with_replicas: expected before `on_ranks`".into()));
         }
         if !replicas.is_power_of_two() {
             return Err(Error::Value(format!("{replicas} replicas: a power of two expected")));
@@ -279,7 +279,8 @@ impl Trainer {
             let (losses, earlier): (Vec<Tensor>, Vec<Gradients>) =
                 tree.into_waiting().map(|leaf| (leaf.loss, leaf.gradients)).unzip();
             let sending = ranks.begin_sending(earlier)?;
-            let Leaf { loss, gradients } = leaf(leaves - 1, Gradients::watched(additions, sending.sender()))?;
+            let last = leaf(leaves - 1, Gradients::watched(additions, sending.sender()));
+            let Leaf { loss, gradients } = last.inspect_err(|_| ranks.exchange().set_computing(false))?;
             let loss = losses.into_iter().rev().try_fold(loss, |sum, left| left.accumulate(sum))?;
             return Ok(EffectiveGradients { loss, gradients, effective, sending: Some(sending) });
         }

@@ -186,8 +186,7 @@ impl Mpi {
         Error::Rank { rank, problem }
     }
 
-    /// Waits until `ready` returns something, at most as long as ranks wait for `rank`; `sends` says that it is to make room for a
-    /// message.
+    /// Waits until `ready` returns something, at most as long as ranks wait for `rank`; `sends`: for room for a message.
     fn wait_for<T>(&self, rank: usize, sends: bool, mut ready: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
         let mut started = Instant::now();
         let mut state = self.shared.lock();
@@ -196,9 +195,10 @@ impl Mpi {
                 state.waits_for = None;
                 return Ok(value);
             }
-            state.waits_for = Some(rank);
+            // While this rank computes, the others wait for that, not for whom its sender waits.
+            state.waits_for = (!(sends && state.is_computing)).then_some(rank);
             let last = &state.peers[self.last_of_chain(&state, rank)];
-            // One that computes makes no room, and may do so for as long as this rank does. Once this rank has done, its time counts.
+            // A computing rank makes no room. That is excused while this rank computes, too; afterwards its time counts.
             let is_excused = last.is_busy || (sends && state.is_computing);
             if is_excused && last.seen.elapsed() < SILENCE {
                 started = Instant::now();
@@ -468,7 +468,13 @@ mod tests {
 
     /// One of two ranks, without MPI: the other one was seen `silent` ago, and its messages fill what there is for them.
     fn full(silent: Duration) -> (Mpi, Receiver<Command>) {
-        let seen = Instant::now().checked_sub(silent).expect("the machine has run for longer");
+        // One that lives does so however slow this machine is.
+        let now = Instant::now();
+        let seen = if silent.is_zero() {
+            now + Duration::from_secs(3600)
+        } else {
+            now.checked_sub(silent).expect("the machine has run for longer")
+        };
         let peer = || Peer { arrived: VecDeque::new(), bytes: 0, seen, waits_for: None, is_busy: false };
         let state = State { peers: vec![peer(), peer()], sending: MOST_BYTES, timeout: TIMEOUT, ..State::default() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -488,6 +494,7 @@ mod tests {
             let sender = scope.spawn(|| mpi.send(1, message()));
             std::thread::sleep(4 * TIMEOUT);
             assert!(!sender.is_finished(), "it may take as long as this rank computes");
+            assert_eq!(mpi.shared.lock().waits_for, None, "it computes: nobody else is to blame");
             mpi.set_computing(false);
             let sent = sender.join().expect("no panic");
             assert!(matches!(sent, Err(Error::Rank { rank: 1, .. })), "now its time counts: {sent:?}");

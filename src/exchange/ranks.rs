@@ -104,8 +104,9 @@ impl Ranks {
 
     /// A thread that sends gradients as they come, added to those of `earlier` leaves, the nearest last.
     pub(crate) fn begin_sending(&self, earlier: Vec<Gradients>) -> Result<Sending> {
+        let sending = Sending::start(&self.connection, earlier)?;
         self.exchange().set_computing(true);
-        Sending::start(&self.connection, earlier)
+        Ok(sending)
     }
 
     /// Learns from a leaf's gradients how often something is added to each.

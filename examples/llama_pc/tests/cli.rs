@@ -102,7 +102,7 @@ fn prepare_refuses_before_it_reads() {
         path,
         &prepare(&["--train-bpe", "300", "--out", "there"]),
         2,
-        &["error: --out there: found an existing one, expected a new folder"],
+        &["error: --out there: found an existing path, expected a new folder"],
     );
     refused(
         path,

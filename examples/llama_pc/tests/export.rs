@@ -157,8 +157,8 @@ fn a_checkpoint_can_be_chosen_and_nothing_is_overwritten() {
     assert!(weights("first") != weights("last"));
     assert!(weights("again") == weights("last"), "the export of an export is the same");
     let cases: [(&[&str], i32, &str); 7] = [
-        (&["run", "--format", "hf", "--out", "first"], 2, "--out first: found an existing one, expected a new folder"),
-        (&["run", "--format", "gguf", "--out", "first"], 2, "--out first: found an existing one, expected a new file"),
+        (&["run", "--format", "hf", "--out", "first"], 2, "--out first: found an existing path, expected a new folder"),
+        (&["run", "--format", "gguf", "--out", "first"], 2, "--out first: found an existing path, expected a new file"),
         (&["run", "--format", "hf", "--dtype", "q8_0", "--out", "x"], 2, "expected f32, f16 or bf16 with --format hf"),
         (
             &["run", "--format", "hf", "--step", "7", "--out", "x"],

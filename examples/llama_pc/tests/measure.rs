@@ -122,8 +122,8 @@ fn wrong_use_has_its_sentence() {
         (&["bench", "--compare", "metrics.jsonl"], 1, "metrics.jsonl: line 1: not a measurement of `bench --json`"),
         (&["bench", "--compare", "there"], 1, "there: found no measurement, expected lines of `bench --json`"),
         (&["spectrum", "data"], 1, "data: found neither config.toml nor config.json, expected a run or an exported folder"),
-        (&["spectrum", "data", "--json", "there"], 2, "--json there: found an existing one, expected a new file"),
-        (&["report", "data", "--out", "there"], 2, "--out there: found an existing one, expected a new file"),
+        (&["spectrum", "data", "--json", "there"], 2, "--json there: found an existing path, expected a new file"),
+        (&["report", "data", "--out", "there"], 2, "--out there: found an existing path, expected a new file"),
         (&["report", "data", "--out", "new.html"], 1, "cannot read data/config.toml: no such file or folder"),
         (
             &["selftest", "--kernels", "fast"],

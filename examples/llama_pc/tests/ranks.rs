@@ -215,13 +215,19 @@ fn a_run_without_replicas_has_one_for_each_rank_and_keeps_them() {
     assert_eq!(text.matches("train.replicas = 2, one for each rank").count(), 1, "{text}");
     let config = fs::read_to_string(folder.path().join("run/config.toml")).expect("a configuration");
     assert!(config.lines().any(|line| line == "replicas = 2"), "{config}");
-    let text = run(folder.path(), "1", &["train", "--resume", "run", "--steps", "6"]);
-    assert!(!text.contains("one for each rank"), "{text}");
+    run(folder.path(), "1", &["train", "--resume", "run", "--steps", "6"]);
     run(folder.path(), "2", &["train", "--resume", "run", "--steps", "9"]);
     assert_same(folder.path(), "whole", "run", 9);
     let (status, text) = ranks(folder.path(), "4", &["train", "--resume", "run", "--steps", "12"]).end();
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("train.replicas: found 2, expected a multiple of the 4 ranks"), "{text}");
+    // A run of one process keeps its plain sum.
+    let mut args = begin("alone", &["train.steps=3"]);
+    args.retain(|arg| !arg.starts_with("train.replicas="));
+    run(folder.path(), "1", &args);
+    let (status, text) = ranks(folder.path(), "2", &["train", "--resume", "alone", "--steps", "6"]).end();
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("train.replicas: found 1, expected a multiple of the 2 ranks"), "{text}");
 }
 
 fn newest(run: &Path) -> u64 {
@@ -250,7 +256,7 @@ fn sigusr1_saves_and_ends_all_at_one_step() {
 fn sigterm_to_mpirun_saves_before_it_kills() {
     let _turn = turn();
     let folder = prepared();
-    let launch = ["--mca", "odls_base_sigkill_timeout", "10", "-n", "2", program()];
+    let launch = ["--mca", "odls_base_sigkill_timeout", "20", "-n", "2", program()];
     let mut job = Job::start(mpirun(folder.path(), &[&launch[..], &begin("run", &["train.steps=100000"])[..]].concat()));
     job.wait_for(&folder.path().join("run/checkpoints/step-2"));
     job.signal("TERM");

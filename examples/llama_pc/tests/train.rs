@@ -207,7 +207,7 @@ fn wrong_use_has_its_sentence_and_its_exit_status() {
     fs::create_dir(folder.path().join("there")).expect("a folder");
     let tiny = |out: &'static str| [&["train", "--out", out, "--set"], &TINY[..]].concat();
     let cases: [(Vec<&str>, i32, &str); 6] = [
-        (tiny("there"), 2, "--out there: found an existing one"),
+        (tiny("there"), 2, "--out there: found an existing path"),
         ([&tiny("run")[..], &["--adapter", "nonsense"]].concat(), 2, "a name containing `nonsense`"),
         ([&tiny("run")[..], &["--init", "none"]].concat(), 1, "none: found neither model.safetensors"),
         ([&tiny("run")[..], &["data.train=nowhere"]].concat(), 1, "nowhere"),

@@ -315,7 +315,7 @@ fn replicas_and_ranks_must_divide_the_step() {
     };
     assert_eq!(text(rank(8).map(drop)), "8 ranks: a divisor of the 4 replicas expected");
     let again = rank(1).expect("a rank").with_replicas(1);
-    assert_eq!(text(again.map(drop)), "1 replicas of one of several ranks: expected before `on_ranks`");
+    assert_eq!(text(again.map(drop)), "with_replicas: expected before `on_ranks`");
 }
 
 #[test]

@@ -234,7 +234,8 @@ pub struct Train {
     /// Micro-batches per optimizer step.
     pub grad_accumulation: usize,
     /// Leaves of the tree in which a step's gradients are summed: a power of two that divides `grad_accumulation`. Any number of ranks
-    /// (`mpirun -n`) that divides it gives the same bits, one process included. A new run on several ranks replaces 1 by their number.
+    /// (`mpirun -n`) that divides it gives the same bits, one process included. A new run on several ranks replaces 1 by their number, if that
+    /// is such a power of two.
     pub replicas: usize,
     /// Gradients and weights between ranks: f32, or rounded to bf16, half the bytes. No effect in a single process.
     pub exchange: Wire,
@@ -268,8 +269,8 @@ pub struct Train {
 impl Train {
     /// The replicas of a run that begins on this many ranks: where there is 1, which is for a single process, one for each rank.
     pub fn replicas_on(&self, ranks: usize) -> usize {
-        let will_do = ranks.is_power_of_two() && self.grad_accumulation.is_multiple_of(ranks);
-        if self.replicas == 1 && will_do { ranks } else { self.replicas }
+        let is_allowed = ranks.is_power_of_two() && self.grad_accumulation.is_multiple_of(ranks);
+        if self.replicas == 1 && is_allowed { ranks } else { self.replicas }
     }
 }
 

@@ -105,7 +105,7 @@ pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Failure> 
 /// An output that exists is a usage error.
 pub fn refuse_existing(flag: &str, out: &Path, kind: &str) -> Result<(), Failure> {
     if out.symlink_metadata().is_ok() {
-        return Err(Failure::usage(format!("{flag} {}: found an existing one, expected a new {kind}", out.display())));
+        return Err(Failure::usage(format!("{flag} {}: found an existing path, expected a new {kind}", out.display())));
     }
     Ok(())
 }

@@ -66,7 +66,7 @@ impl NewRun {
         match self {
             Self::At(path) if made(path)? => Ok(path.clone()),
             Self::At(path) => {
-                Err(Failure::usage(format!("--out {}: found an existing one, expected a new folder", path.display())))
+                Err(Failure::usage(format!("--out {}: found an existing path, expected a new folder", path.display())))
             }
             Self::Numbered { folder, name } => loop {
                 let next = numbered(folder, &format!("{name}-"))?.last().map_or(1, |highest| highest + 1);

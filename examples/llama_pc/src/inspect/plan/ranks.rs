@@ -26,7 +26,7 @@ const BACKWARD: f64 = 2.0 / 3.0;
 const LAST: f64 = 1.0 / 16.0;
 /// Latency of a message between hosts, in seconds: of TCP on Ethernet.
 const LATENCY: f64 = 50e-6;
-/// Of a link's bandwidth, what TCP on Ethernet carries: 1,448 bytes of the 1,538 that a frame occupies on the wire.
+/// Share of a link's bandwidth that TCP on Ethernet carries: 1,448 bytes of the 1,538 that a frame occupies on the wire.
 const PAYLOAD: f64 = 1448.0 / 1538.0;
 
 /// What the user says about the ranks.
