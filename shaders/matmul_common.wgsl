@@ -10,8 +10,8 @@
 // F16_TERMS is the number of f16 values per operand element: 0 keeps f32, 1 rounds, 2 (F16X3) adds the rounding residual.
 // Accumulation and epilogue are f32.
 
-// With HALVES (and VECTORS), A and B have been rounded to f16 beforehand.
-@if HALVES { alias Operand = vec4<f16>; } @else { alias Operand = Element; }
+// With F16_OPERANDS (and VECTORS), A and B have been rounded to f16 beforehand.
+@if F16_OPERANDS { alias Operand = vec4<f16>; } @else { alias Operand = Element; }
 
 @group(0) @binding(0) var<storage, read> a: array<Operand>;
 @group(0) @binding(1) var<storage, read> b: array<Operand>;

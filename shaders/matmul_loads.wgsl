@@ -1,8 +1,8 @@
 // Loads of the operands' tiles, [ROWS] and [COLUMNS] × DEPTH, a vec4 per invocation at a time.
 //
-// Constants: ROWS, COLUMNS, DEPTH, TRANSPOSE_A, TRANSPOSE_B, VECTORS, HALVES.
+// Constants: ROWS, COLUMNS, DEPTH, TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_OPERANDS.
 
-@if HALVES { alias Loaded = vec4<f16>; } @else { alias Loaded = vec4f; }
+@if F16_OPERANDS { alias Loaded = vec4<f16>; } @else { alias Loaded = vec4f; }
 
 // Tile coordinates of the vec4 that an invocation loads: four consecutive rows or columns at one inner index (of a tile `side`
 // wide), or four consecutive inner indices of one row or column.

@@ -31,7 +31,7 @@ fn store_a(index: u32, fetched: Loaded, k: u32, end: u32) {
     let at = place_a(index);
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_A + at.side / 4u, TRANSPOSE_A == 1u);
     let values = select(Loaded(), fetched, k + at.depth < end);
-    @if HALVES { let high = values; } @else { let high = half(values); }
+    @if F16_OPERANDS { let high = values; } @else { let high = half(values); }
     a_tile[to] = high;
     @if F16X3 { a_low[to] = half((values - vec4f(high)) * 2048.0); }
 }
@@ -40,7 +40,7 @@ fn store_b(index: u32, fetched: Loaded, k: u32, end: u32) {
     let at = place_b(index);
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_B + at.side / 4u, TRANSPOSE_B == 0u);
     let values = select(Loaded(), fetched, k + at.depth < end);
-    @if HALVES { let high = values; } @else { let high = half(values); }
+    @if F16_OPERANDS { let high = values; } @else { let high = half(values); }
     b_tile[to] = high;
     @if F16X3 { b_low[to] = half((values - vec4f(high)) * 2048.0); }
 }

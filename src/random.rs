@@ -1,11 +1,13 @@
 //! Normal random numbers for initialization.
 
+use std::sync::{Mutex, PoisonError};
+
 use rand::rngs::ChaCha12Rng;
 use rand::{Rng, RngExt, SeedableRng};
 
 /// Words of the generator that a sample takes.
 const WORDS: u128 = 4;
-/// Samples that earn a thread.
+/// Minimum samples per thread.
 const PER_THREAD: usize = 1 << 16;
 
 /// A sample from N(0, 1), by the Box–Muller transform.
@@ -30,18 +32,29 @@ pub(crate) fn normals(rng: &mut ChaCha12Rng, count: usize, std: f64, limit: f64)
     (0..count).map(draw).collect()
 }
 
-/// The samples in their order, whatever the number of cores: the generator can be set to any place.
+/// The samples in their order, whatever the number of cores: the generator can seek.
 fn on_all_cores(rng: &mut ChaCha12Rng, count: usize, std: f64) -> Vec<f32> {
     let mut values = vec![0.0; count];
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (start, step) = (rng.get_word_pos(), count.div_ceil(cores).max(PER_THREAD));
-    std::thread::scope(|scope| {
-        for (at, part) in values.chunks_mut(step).enumerate() {
-            let mut rng = ChaCha12Rng::from_seed(rng.get_seed());
+    let (seed, start, step) = (rng.get_seed(), rng.get_word_pos(), count.div_ceil(cores).max(PER_THREAD));
+    let parts = Mutex::new(values.chunks_mut(step).enumerate());
+    let work = || {
+        loop {
+            let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((at, part)) = next else { return };
+            let mut rng = ChaCha12Rng::from_seed(seed);
             rng.set_word_pos(start + WORDS * (at * step) as u128);
-            scope.spawn(move || part.iter_mut().for_each(|value| *value = (std * normal(&mut rng)) as f32));
+            part.iter_mut().for_each(|value| *value = (std * normal(&mut rng)) as f32);
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..count.div_ceil(step) {
+            // If the system has no thread left, this one does the work.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, &work);
+        }
+        work();
     });
+    drop(parts);
     rng.set_word_pos(start + WORDS * count as u128);
     values
 }

@@ -131,7 +131,7 @@ impl Trainer {
     }
 
     /// The same trainer with gradients that are summed in a tree of `replicas` leaves, of equally many micro-batches each. Any number of
-    /// ranks that divides it gives the same bits. An error unless it is a power of two, and for one of several ranks, which have divided the
+    /// ranks that divides it gives the same bits. An error unless it is a power of two, or after `on_ranks`, which has divided the
     /// parameters by it.
     pub fn with_replicas(self, replicas: usize) -> Result<Self> {
         if self.ranks.is_some() {
@@ -279,8 +279,7 @@ impl Trainer {
             let (losses, earlier): (Vec<Tensor>, Vec<Gradients>) =
                 tree.into_waiting().map(|leaf| (leaf.loss, leaf.gradients)).unzip();
             let sending = ranks.begin_sending(earlier)?;
-            let last = leaf(leaves - 1, Gradients::watched(additions, sending.sender()));
-            let Leaf { loss, gradients } = last.inspect_err(|_| ranks.exchange().set_computing(false))?;
+            let Leaf { loss, gradients } = leaf(leaves - 1, Gradients::watched(additions, sending.sender()))?;
             let loss = losses.into_iter().rev().try_fold(loss, |sum, left| left.accumulate(sum))?;
             return Ok(EffectiveGradients { loss, gradients, effective, sending: Some(sending) });
         }

@@ -73,7 +73,7 @@ fn workgroups(gpu: &Gpu, config: LlamaConfig, tokens: Tokens, rule: Box<dyn Opti
     Ok(workgroups)
 }
 
-/// What a GPU of the size meant does in a second.
+/// FLOP/s assumed of the GPU.
 const FLOPS: f64 = 50e12;
 
 /// Milliseconds of a step on an adapter that takes no time, and their share of the time that the step's arithmetic (6 operations per parameter and

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -18,9 +19,32 @@ use crate::tensor::Tensor;
 /// A bucket's parameters at one rank: `None` where no gradient flowed.
 type Filled = (usize, Vec<Option<Tensor>>);
 
+/// While it lives, the exchange knows that this rank computes.
+struct Computing(Arc<Connection>);
+
+impl Computing {
+    fn new(connection: &Arc<Connection>) -> Self {
+        connection.exchange.set_computing(true);
+        Self(connection.clone())
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        self.0.exchange.set_computing(false);
+    }
+}
+
+impl fmt::Debug for Computing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Computing")
+    }
+}
+
 /// A thread that sends gradients as they become final.
 #[derive(Debug)]
 pub(crate) struct Sending {
+    computing: Option<Computing>,
     sender: Sender<(ParamId, Tensor)>,
     /// What is left for this rank to add up, as it becomes final.
     own: Receiver<Filled>,
@@ -37,7 +61,12 @@ impl Sending {
         let run = move || Assembly::new(&connection, earlier, to_own).run(&gradients);
         let thread = std::thread::Builder::new().name("gradients".into()).spawn(run);
         let thread = thread.map_err(|error| Error::Value(format!("cannot start a thread for gradients: {error}")))?;
-        Ok(Self { sender, own, thread })
+        Ok(Self { computing: None, sender, own, thread })
+    }
+
+    /// The same while this rank computes on, until [`Sending::finish`].
+    pub(super) fn while_computing(self, connection: &Arc<Connection>) -> Self {
+        Self { computing: Some(Computing::new(connection)), ..self }
     }
 
     /// Where final gradients go.
@@ -47,7 +76,7 @@ impl Sending {
 
     /// The sums of all ranks over what this one owns, once `rest` is on its way, too; the bytes sent and received.
     pub(super) fn finish(self, connection: &Connection, rest: Gradients) -> Result<(Gradients, u64, u64)> {
-        connection.exchange.set_computing(false);
+        drop(self.computing);
         for gradient in rest.into_present() {
             // A closed channel: the thread has failed, and says why below.
             let _ = self.sender.send(gradient);

@@ -9,7 +9,7 @@ use crate::optim::Optimizer;
 use crate::params::{Param, ParamId, Params, Role};
 use crate::spectral::Preconditioner;
 
-/// Values of a bucket at most: with a word for each of its parts, of which there may be as many, they are less than the 2 GiB of a message.
+/// Maximum values per bucket: even with a flag word per value, a message stays below 2 GiB.
 const MOST_VALUES: usize = 1 << 27;
 /// FLOP that take about as long as an optimizer's pass over one value.
 const PASS: usize = 32;

@@ -104,9 +104,7 @@ impl Ranks {
 
     /// A thread that sends gradients as they come, added to those of `earlier` leaves, the nearest last.
     pub(crate) fn begin_sending(&self, earlier: Vec<Gradients>) -> Result<Sending> {
-        let sending = Sending::start(&self.connection, earlier)?;
-        self.exchange().set_computing(true);
-        Ok(sending)
+        Ok(Sending::start(&self.connection, earlier)?.while_computing(&self.connection))
     }
 
     /// Learns from a leaf's gradients how often something is added to each.

@@ -19,7 +19,7 @@ const STAGING: u32 = 16 << 10;
 impl MatrixTile {
     /// All tiles, the largest first.
     const ALL: [Self; 3] = [
-        // Few subgroups with large regions load shared memory least; only halves leave them registers for the next operands.
+        // Few subgroups with large regions load shared memory least; only f16 operands leave them registers for the next operands.
         Self { rows: 128, columns: 128, depth: 32, invocations: 128 },
         Self { rows: 128, columns: 128, depth: 16, invocations: 256 },
         Self { rows: 64, columns: 64, depth: 16, invocations: 256 },
@@ -48,7 +48,7 @@ impl MatrixTile {
             let [rows, columns] = [tile.rows, tile.columns];
             let is_filled = columns == 64 || (problem.rows >= rows as usize && problem.columns >= columns as usize);
             // Two subgroups of 64 lanes have regions of 8 × 4 blocks, whose operands spill on RDNA 3.
-            let has_registers = tile.invocations == 256 || (problem.halves && tile.invocations >= 4 * units.lanes.1);
+            let has_registers = tile.invocations == 256 || (problem.f16_operands && tile.invocations >= 4 * units.lanes.1);
             let is_new = tiles.last().is_none_or(|last| (last.rows, last.columns) != (rows, columns));
             if is_new && is_filled && has_registers && tile.shared(units, problem.f16_terms) <= caps.shared {
                 tiles.push(tile);

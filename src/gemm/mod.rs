@@ -217,7 +217,7 @@ impl<'a> Gemm<'a> {
             diagonal: self.delta != 0.0,
             beta: self.beta != 0.0,
             symmetric: self.symmetric,
-            halves: false,
+            f16_operands: false,
         }
     }
 
@@ -248,9 +248,10 @@ impl<'a> Gemm<'a> {
             split_k: [split_k as u32, depth as u32],
         };
         let mut problem = self.problem(&out, depth);
-        problem.halves = problem.halves_pay(DeviceCaps::of(gpu)) && self.a.is_dense() && self.b.is_dense();
-        let halves = if problem.halves { Some([round::round(gpu, &a_slice)?, round::round(gpu, &b_slice)?]) } else { None };
-        let [a_slice, b_slice] = halves.as_ref().map_or([a_slice, b_slice], |[a, b]| [a.slice(), b.slice()]);
+        problem.f16_operands = problem.f16_operands_pay(DeviceCaps::of(gpu)) && self.a.is_dense() && self.b.is_dense();
+        let rounded =
+            if problem.f16_operands { Some([round::round(gpu, &a_slice)?, round::round(gpu, &b_slice)?]) } else { None };
+        let [a_slice, b_slice] = rounded.as_ref().map_or([a_slice, b_slice], |[a, b]| [a.slice(), b.slice()]);
         let plans = plans(&problem);
         let launch = |plan: &Plan, out_slice: Slice<'_>| {
             gpu.launch(&Launch {

@@ -1,4 +1,4 @@
-//! Products on the host: operands packed into panels, a microkernel whose sums stay in registers (Goto and van de Geijn, "Anatomy of
+//! Products on the host: B packed into panels, A packed or read in place, a microkernel whose sums stay in registers (Goto and van de Geijn, "Anatomy of
 //! High-Performance Matrix Multiplication", 2008), and dot products where there are few rows.
 //!
 //! An output's sum runs over the inner index in order, in one chain of fused multiply-adds, whatever the width of the registers and
@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::gpu::host::simd::to_half;
 
-/// Inner indices per pass of the microkernel: the panels of a pass fit the first-level caches.
+/// Inner indices per pass of the microkernel: its rows of A fit the first-level cache, its panels of B the second.
 const PASS: usize = 512;
 /// Side of the blocks that packing transposes.
 const BLOCK: usize = 8;

@@ -77,7 +77,7 @@ pub(super) struct Plan {
 }
 
 /// FLOP from which the operands of an f16 product are rounded beforehand.
-const MIN_HALVES_FLOP: u64 = 1 << 30;
+const MIN_F16_OPERANDS_FLOP: u64 = 1 << 30;
 
 /// Minimum inner size per split-K slice, also in tiles of 128 × 128: below, writing and reading the partial products takes too long.
 const MIN_SPLIT_K_DEPTH: usize = 256;
@@ -108,8 +108,8 @@ impl Problem {
 
     /// Whether rounding A and B to f16 beforehand, in two more dispatches, pays: each tile loads half the bytes and converts
     /// nothing. On an H200 it nearly doubles the rate of products from 1024³ on.
-    pub(super) fn halves_pay(&self, caps: DeviceCaps) -> bool {
-        caps.tier == KernelTier::Matrix && self.f16_terms == 1 && self.vectors && self.work() >= MIN_HALVES_FLOP
+    pub(super) fn f16_operands_pay(&self, caps: DeviceCaps) -> bool {
+        caps.tier == KernelTier::Matrix && self.f16_terms == 1 && self.vectors && self.work() >= MIN_F16_OPERANDS_FLOP
     }
 
     /// Candidate output tiles of the tiled kernel, [rows, columns], the heuristic's choice first: the largest that the shape fills and
@@ -258,7 +258,7 @@ impl Plan {
                 ("QUOTA", (regions * block * block).div_ceil(4 * tile.invocations)),
                 ("HARDWARE_F16", units.rounds_f16.into()),
                 ("WHOLE", (units.lanes.0 == lanes && regions * lanes == tile.invocations).into()),
-                ("HALVES", problem.halves.into()),
+                ("F16_OPERANDS", problem.f16_operands.into()),
             ],
             tile_rows: tile.rows as usize,
             tile_columns: tile.columns as usize,
@@ -293,7 +293,9 @@ mod tests {
             })
         };
         let products = choices.flat_map(product);
-        products.flat_map(|problem| [problem, Problem { halves: problem.f16_terms == 1 && problem.vectors, ..problem }]).collect()
+        products
+            .flat_map(|problem| [problem, Problem { f16_operands: problem.f16_terms == 1 && problem.vectors, ..problem }])
+            .collect()
     }
 
     fn portable() -> DeviceCaps {

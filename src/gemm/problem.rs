@@ -20,7 +20,7 @@ pub(super) struct Problem {
     pub(super) beta: bool,
     pub(super) symmetric: bool,
     /// A and B are rounded to f16 beforehand.
-    pub(super) halves: bool,
+    pub(super) f16_operands: bool,
 }
 
 /// The properties of a device that kernel selection depends on.

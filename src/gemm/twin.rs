@@ -26,7 +26,7 @@ const DOT_COLUMNS: usize = 64;
 thread_local! {
     /// Packed B, kept by the thread that launches.
     static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Packed A and the sums of a task, kept by each thread.
+    /// A task's packed operand (A, or B in [`Product::by_strips`]) and its sums, kept by each thread.
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([const { Vec::new() }; 2]) };
 }
 

@@ -38,7 +38,7 @@ pub struct GpuOptions {
     /// Autotuning of kernels per shape class.
     pub tuning: Tuning,
     /// Compile the kernels of this crate on all cores while the host records on. The error of a compiler, which a kernel of this crate
-    /// has only on a faulty driver, then comes from a later call. Off: a launch waits for its kernel and returns it.
+    /// has only on a faulty driver, then comes from a later call. A dispatch that is timed waits for its compiler. Off: a launch waits for its kernel and returns it.
     pub compile_ahead: bool,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
@@ -276,8 +276,8 @@ impl Gpu {
         summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16 })
     }
 
-    /// Workgroups of 256 invocations taken to fill the device: 16 with [`KernelTier::Fallback`], 64 on an integrated GPU, else 256. No API
-    /// tells the number of cores. Products with fewer tiles split their inner dimension (split-K), so that results depend on it; it
+    /// Workgroups taken to fill the device: 16 with [`KernelTier::Fallback`], 64 on an integrated GPU, else 256. No API
+    /// reports the number of cores. Products with fewer tiles split their inner dimension (split-K), so that results depend on it; it
     /// depends on the kernel tier and the kind of the adapter alone.
     pub fn full_occupancy(&self) -> usize {
         match (self.kernels(), self.adapter().kind) {

@@ -1,8 +1,8 @@
 //! How long dispatches and submits may take: drivers take a device away that does not answer for some seconds.
 //!
 //! A dispatch that may be long is split to stay under [`Pace::DISPATCH`]. How much work that is, follows from its kernel's speed: a
-//! guess for a slow adapter of the kind, until its first dispatch of an eighth of that work, or the first pieces of a longer one, have been
-//! timed. Splitting changes no bit, so that a speed measured anew in every run changes none.
+//! guess for a slow adapter of the kind, until the first pieces of a long dispatch have been timed; where the guess may be too high, already
+//! its first dispatch of an eighth of that work. Splitting changes no bit, so that a speed measured anew in every run changes none.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ pub(super) struct Pace {
     fixed: Option<u64>,
     /// FLOP/s assumed of a kernel that was not measured.
     speed: f64,
+    /// Whether the adapter may be slower than that and have a watchdog: not a discrete GPU, nor the CPU.
+    is_doubtful: bool,
 }
 
 /// FLOP/s of a software adapter with two cores and of a small integrated GPU.
@@ -41,7 +43,8 @@ impl Pace {
     pub(super) const SUBMIT: f64 = 0.3;
 
     pub(super) fn new(adapter: &AdapterSummary, fixed: Option<u64>) -> Self {
-        Self { fixed, speed: adapter.assumed_speed() }
+        let is_doubtful = !adapter.is_software() && adapter.kind != wgpu::DeviceType::DiscreteGpu;
+        Self { fixed, speed: adapter.assumed_speed(), is_doubtful }
     }
 
     fn speed(&self, pipeline: &Pipeline) -> f64 {
@@ -60,7 +63,7 @@ impl Pace {
 
     /// Whether a dispatch that need not be split is to be timed.
     pub(super) fn wants_first_trial(&self, pipeline: &Pipeline) -> bool {
-        self.fixed.is_none() && pipeline.trials() == 0
+        self.is_doubtful && self.fixed.is_none() && pipeline.trials() == 0
     }
 
     /// Whether the next piece of a dispatch is to be timed.

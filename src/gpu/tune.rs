@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -76,7 +77,9 @@ fn write(path: &Path, choices: &BTreeMap<String, String>) -> Result<()> {
     }
     let lines: String = choices.iter().map(|(class, name)| format!("{class} = {name}\n")).collect();
     let text = format!("{HEADER}\n{lines}");
-    files::replace(path, &format!("{}.partial", std::process::id()), |file| file.write_all(text.as_bytes()).map_err(io))
+    static WRITES: AtomicU64 = AtomicU64::new(0); // several devices of a process may write, too
+    let suffix = format!("{}-{}.partial", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
+    files::replace(path, &suffix, |file| file.write_all(text.as_bytes()).map_err(io))
 }
 
 /// Reads the cached choices; empty if there is no file yet.

@@ -188,7 +188,7 @@ mod twins {
     /// Columns at a time: they stay in the first-level cache while the next are fetched.
     const BLOCK: usize = 2048;
 
-    /// x ← exp(x - top) block by block, with the largest value up to there as top, which `tops` gets → (the largest, Σ exp(x - it)).
+    /// x ← exp(x - top) per block, where top is the running maximum, stored in `tops` → (the row's maximum, Σ exp(x - maximum)).
     #[inline(always)]
     fn exponentials_by_blocks(x: &mut [f32], tops: &mut Vec<f32>) -> (f32, f32) {
         let (mut top, mut sum, mut copy) = (f32::MIN, 0.0, [0.0; BLOCK]);

@@ -15,7 +15,7 @@ pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Asks for the cache line of a place that will be read soon; the place need not exist.
+/// Asks for the cache line of an address that will be read soon; it need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -27,7 +27,7 @@ pub(crate) fn prefetch(place: *const f32) {
     let _ = place;
 }
 
-/// Calls `f` with ranges that together make 0..`count`, and prefetches what the inputs have `ahead` places after each: a kernel of rows
+/// Calls `f` with ranges that together make 0..`count`, and prefetches what the inputs have `ahead` elements after each: a kernel of rows
 /// reads the next row from memory while it computes this one.
 #[inline(always)]
 pub(crate) fn ahead<const N: usize>(count: usize, inputs: [&[f32]; N], ahead: isize, mut f: impl FnMut(Range<usize>)) {

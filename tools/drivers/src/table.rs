@@ -150,7 +150,7 @@ fn size(kernels: &[&KernelReport]) -> String {
     told.join(" / ")
 }
 
-/// Refusals, failed steps, and kernels of steps with spills or scratch.
+/// Refusals, failed steps, and kernels of steps with spills or scratch memory, or for which the driver reports neither.
 fn faults(report: &Report) -> Vec<String> {
     let mut worst: BTreeMap<String, Vec<&KernelReport>> = BTreeMap::new();
     for kernel in report.kernels.iter().filter(|kernel| is_run(kernel) && spills(kernel)) {
@@ -169,8 +169,8 @@ fn faults(report: &Report) -> Vec<String> {
         is_run(kernel) && kernel.refusal.is_none() && [SPILLS, SCRATCH].iter().all(|metric| metric.read(kernel).is_none())
     };
     let untold = report.kernels.iter().filter(is_untold).count();
-    let untold =
-        (untold > 0).then(|| format!("{}: the driver tells neither spills nor scratch memory of {untold} kernels", report.chip));
+    let untold = (untold > 0)
+        .then(|| format!("{}: the driver reports neither spills nor scratch memory for {untold} kernels", report.chip));
     spilled.chain(untold).chain(refused(report, |kernel| !is_foreign(kernel))).chain(failed).chain(none).collect()
 }
 
