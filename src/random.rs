@@ -50,11 +50,10 @@ fn on_all_cores(rng: &mut ChaCha12Rng, count: usize, std: f64) -> Vec<f32> {
     std::thread::scope(|scope| {
         for _ in 1..count.div_ceil(step) {
             // If the system has no thread left, this one does the work.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, &work);
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();
     });
-    drop(parts);
     rng.set_word_pos(start + WORDS * count as u128);
     values
 }
