@@ -76,8 +76,8 @@ fn workgroups(gpu: &Gpu, config: LlamaConfig, tokens: Tokens, rule: Box<dyn Opti
 /// FLOP/s assumed of the GPU.
 const FLOPS: f64 = 50e12;
 
-/// Milliseconds of a step on an adapter that takes no time, and their share of the time that the step's arithmetic (6 operations per parameter and
-/// token) would take on a GPU of [`FLOPS`]. Of the large sizes one layer, which is what their steps are made of.
+/// Milliseconds of a step on an adapter that takes no time, and their share of the time that the step's arithmetic (6 operations per
+/// parameter and token) would take on a GPU of [`FLOPS`]. Of the large sizes one layer, which is what their steps are made of.
 fn host_time(gpu: &Gpu) -> Result<()> {
     let layer = |name| Ok::<_, Error>(LlamaConfig { layers: 1, vocab: 1024, ..LlamaConfig::preset(name)? });
     let cases = [

@@ -1,5 +1,5 @@
-//! Products on the host: B packed into panels, A packed or read in place, a microkernel whose sums stay in registers (Goto and van de Geijn, "Anatomy of
-//! High-Performance Matrix Multiplication", 2008), and dot products where there are few rows.
+//! Products on the host: B packed into panels, A packed or read in place, a microkernel whose sums stay in registers (Goto and van de
+//! Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008), and dot products where there are few rows.
 //!
 //! An output's sum runs over the inner index in order, in one chain of fused multiply-adds, whatever the width of the registers and
 //! wherever the output stands in a block: all processors and all numbers of threads give the same bits.
@@ -167,7 +167,7 @@ impl Operand<'_> {
 pub(super) enum Rows<'a> {
     /// Packed panels.
     Packed(&'a [f32]),
-    /// So many rows, each contiguous, read where they are.
+    /// The number of rows, each contiguous and read where it is.
     InPlace(Operand<'a>, usize),
 }
 
@@ -286,7 +286,8 @@ impl Rows<'_> {
     }
 }
 
-/// sums ← [sums +] A·B for `ROWS` rows of A, whose elements `a` gives by inner index and row, and a panel of B with two vectors of columns.
+/// sums ← [sums +] A·B for `ROWS` rows of A, whose elements `a` gives by inner index and row, and a panel of B with two vectors of
+/// columns.
 #[inline(always)]
 fn microkernel<S: Simd, const ROWS: usize>(
     simd: S,

@@ -9,8 +9,9 @@ use crate::tensor::Tensor;
 /// `out ← Σᵢ Aᵢ·Bᵢ + β·out` over products of one shape, A `[rows, inner]` and B `[inner, columns]`.
 ///
 /// Where each alone has too few results to fill the device, all of them are computed at once, as slices of one product along its inner
-/// dimension are, and added up in their order; else one after the other, the last first, adds to the output. Which of the two depends on shape, tier and kind of adapter
-/// only, as the rounding does, and not on whether operands lie one after the other: if so, all slices are one dispatch.
+/// dimension are, and added up in their order; else one after the other, the last first, adds to the output. Which of the
+/// two depends on shape, tier and kind of adapter only, as the rounding does, and not on whether operands lie one after the other: if so,
+/// all slices are one dispatch.
 pub(crate) fn sum_of_products(products: &[[&Tensor; 2]], precision: Precision, beta: f32, out: &Tensor) -> Result<()> {
     let gemm = |[a, b]: [&Tensor; 2], beta| -> Result<()> {
         Gemm { beta, precision, ..Gemm::new(Matrix::new(a)?, Matrix::new(b)?) }.compute_into(Matrix::new(out)?)

@@ -38,7 +38,8 @@ pub struct GpuOptions {
     /// Autotuning of kernels per shape class.
     pub tuning: Tuning,
     /// Compile the kernels of this crate on all cores while the host records on. The error of a compiler, which a kernel of this crate
-    /// has only on a faulty driver, then comes from a later call. A dispatch that is timed waits for its compiler. Off: a launch waits for its kernel and returns it.
+    /// has only on a faulty driver, then comes from a later call. A dispatch that is timed waits for its compiler.
+    /// Off: a launch waits for its kernel and returns it.
     pub compile_ahead: bool,
     /// Compile shaders with bounds checks. On in debug builds; the kernels of this crate do not rely on them.
     pub checked_shaders: bool,
