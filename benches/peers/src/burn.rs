@@ -1,9 +1,9 @@
-//! The step in burn, on its wgpu backend with kernel fusion and autotuning at their defaults.
+//! The step in burn, on one of its devices: wgpu with kernel fusion and autotuning at their defaults, or flex, which computes on the CPU.
 
 use burn::module::{Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::activation::{log_softmax, silu, softmax};
-use burn::tensor::{Bool, Device, DeviceKind, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Gradients, Int, Tensor, TensorData};
 
 use crate::{BETAS, EPS, Peer, RATE, Result, SEQ_LEN, SEQUENCES, Setup, TOKENS, WEIGHT_DECAY};
 
@@ -101,9 +101,8 @@ impl Fixed {
 }
 
 impl Run {
-    pub fn new(setup: &Setup) -> Result<Self> {
-        let plain = Device::wgpu(DeviceKind::DefaultDevice);
-        let device = plain.clone().autodiff();
+    pub fn new(setup: &Setup, device: Device) -> Result<Self> {
+        let device = device.autodiff();
         let data = |name: &str| {
             let (shape, values) = &setup.weights[&format!("{name}.weight")];
             TensorData::new(values.clone(), shape.clone())

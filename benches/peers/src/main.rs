@@ -13,6 +13,7 @@ mod torch;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use ::burn::tensor::{Device, DeviceKind};
 use ::polytape::llama::LlamaConfig;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -132,17 +133,18 @@ fn main() -> Result<()> {
     let (inputs, targets) = tokens(TOKENS, config.vocab);
     let (mut ours, setup) = polytape::Run::new(config, 1, inputs, targets)?;
     println!("adapter: {}, kernels: {}", ours.adapter(), ours.kernels());
-    let mut burn = burn::Run::new(&setup)?;
+    let mut burn = burn::Run::new(&setup, Device::wgpu(DeviceKind::DefaultDevice))?;
+    let mut burn_cpu = burn::Run::new(&setup, Device::flex())?;
     let mut candle = candle::Run::new(&setup)?;
     let mut torch = torch::Run::new(&setup)?;
 
     for step in 1..=2 {
         let mut losses = Vec::new();
-        let peers = [&mut ours as &mut dyn Peer, &mut burn, &mut candle];
+        let peers = [&mut ours as &mut dyn Peer, &mut burn, &mut burn_cpu, &mut candle];
         for peer in peers.into_iter().chain(torch.as_mut().map(|torch| torch as &mut dyn Peer)) {
             losses.push(peer.step(true)?.ok_or("no loss")?);
         }
-        println!("loss at step {step}, polytape, burn, candle, PyTorch: {losses:.5?}");
+        println!("loss at step {step}, polytape, burn (wgpu), burn (flex), candle, PyTorch: {losses:.5?}");
         // Negated so that a NaN fails too.
         if !losses.iter().all(|loss| (loss - losses[0]).abs() <= TOLERANCE) {
             return Err(format!("the losses of step {step} differ by more than {TOLERANCE}").into());
@@ -157,6 +159,7 @@ fn main() -> Result<()> {
         "polytape, full step".to_owned(),
         "burn (wgpu), forward and backward only".to_owned(),
         "burn (wgpu), full step".to_owned(),
+        "burn (flex, CPU), full step".to_owned(),
         "candle (CPU), full step".to_owned(),
     ];
     names.extend(torch.as_ref().map(|torch| format!("PyTorch {} (CPU), full step", torch.version)));
@@ -165,9 +168,10 @@ fn main() -> Result<()> {
         speeds[0].push(full(&mut ours)?);
         speeds[1].push(speed(STEPS, |last| burn.forward_backward(last))?);
         speeds[2].push(full(&mut burn)?);
-        speeds[3].push(full(&mut candle)?);
+        speeds[3].push(full(&mut burn_cpu)?);
+        speeds[4].push(full(&mut candle)?);
         if let Some(torch) = &mut torch {
-            speeds[4].push(full(torch)?);
+            speeds[5].push(full(torch)?);
         }
     }
 

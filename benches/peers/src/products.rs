@@ -39,7 +39,13 @@ fn polytape<'a>(gpu: &'a Gpu, [rows, inner, columns]: [usize; 3], x: &[f32], w: 
     Ok(Peer { name: "polytape", multiply: Box::new(multiply) })
 }
 
-fn burn<'a>(device: &'a Device, [rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Result<Peer<'a>> {
+fn burn<'a>(
+    name: &'static str,
+    device: &'a Device,
+    [rows, inner, columns]: [usize; 3],
+    x: &[f32],
+    w: &[f32],
+) -> Result<Peer<'a>> {
     let x = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(x.to_vec(), [rows, inner]), device);
     let w = ::burn::tensor::Tensor::<2>::from_data(TensorData::new(w.to_vec(), [columns, inner]), device);
     let multiply = move |calls: usize| {
@@ -53,7 +59,7 @@ fn burn<'a>(device: &'a Device, [rows, inner, columns]: [usize; 3], x: &[f32], w
         device.sync().map_err(|error| format!("burn: {error:?}"))?;
         Ok(values)
     };
-    Ok(Peer { name: "burn (wgpu)", multiply: Box::new(multiply) })
+    Ok(Peer { name, multiply: Box::new(multiply) })
 }
 
 fn candle<'a>([rows, inner, columns]: [usize; 3], x: &[f32], w: &[f32]) -> Result<Peer<'a>> {
@@ -92,14 +98,19 @@ fn agrees(result: &[f32], want: &[f32]) -> bool {
 pub fn run(pytorch: Option<torch::Run>) -> Result<()> {
     let pytorch = pytorch.map(RefCell::new);
     let gpu = Gpu::open(&GpuOptions { tuning: Tuning::Process, ..Default::default() })?; // as burn does
-    let device = Device::wgpu(DeviceKind::DefaultDevice);
+    let (wgpu, flex) = (Device::wgpu(DeviceKind::DefaultDevice), Device::flex());
     println!("\n| x·wᵀ, rows × inner × columns | library | GFLOP/s, median of {ROUNDS} | polytape / this |\n|---|---|---:|---:|");
     for shape @ [rows, inner, columns] in SHAPES {
         let values = |count: usize, seed: usize| -> Vec<f32> {
             (0..count).map(|i| ((i * 7_919 + seed) % 1_009) as f32 / 504.5 - 1.0).collect()
         };
         let (x, w) = (values(rows * inner, 1), values(columns * inner, 2));
-        let mut peers = vec![polytape(&gpu, shape, &x, &w)?, burn(&device, shape, &x, &w)?, candle(shape, &x, &w)?];
+        let mut peers = vec![
+            polytape(&gpu, shape, &x, &w)?,
+            burn("burn (wgpu)", &wgpu, shape, &x, &w)?,
+            burn("burn (flex, CPU)", &flex, shape, &x, &w)?,
+            candle(shape, &x, &w)?,
+        ];
         peers.extend(pytorch.as_ref().map(|run| torch(run, shape)));
         let results = peers.iter().map(|peer| (peer.multiply)(1)).collect::<Result<Vec<_>>>()?;
         for (peer, result) in peers.iter().zip(&results) {
