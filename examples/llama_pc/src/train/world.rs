@@ -293,12 +293,23 @@ impl World {
     pub fn check(&self, config: &Config) -> Result<(), Failure> {
         let (ranks, replicas) = (self.ranks(), config.train.replicas);
         if !replicas.is_multiple_of(ranks) {
-            let accumulation = config.train.grad_accumulation;
-            return Err(Failure::usage(format!("train.replicas: found {replicas}, expected a multiple of the {ranks} ranks"))
-                .hint(format!(
+            let (accumulation, sequences) = (config.train.grad_accumulation, config.train.batch_size);
+            let is_too_coarse = !accumulation.is_multiple_of(ranks) && sequences.is_multiple_of(ranks);
+            let hint = if is_too_coarse && ranks.is_power_of_two() {
+                let (accumulation, sequences) = (accumulation * ranks, sequences / ranks);
+                format!(
+                    "ranks share out micro-batches: a new run with --set train.grad_accumulation={accumulation} train.batch_size={sequences} \
+                     has enough of them, for the same batch"
+                )
+            } else {
+                format!(
                     "it is fixed when a run begins, as a power of two that divides train.grad_accumulation = {accumulation}; \
                      any number of ranks that divides it can train the run"
-                )));
+                )
+            };
+            return Err(
+                Failure::usage(format!("train.replicas: found {replicas}, expected a multiple of the {ranks} ranks")).hint(hint)
+            );
         }
         if ranks > 1 && config.train.log_layers_every > 0 {
             let found = config.train.log_layers_every;
