@@ -165,11 +165,11 @@ mod twins {
             #[inline(always)]
             |range, [logits, losses]| {
                 let rows = logits.chunks_exact_mut(columns).zip(&targets[range]);
-                let mut tops = Vec::new();
+                let (mut copy, mut tops) = ([0.0; BLOCK], Vec::new());
                 for ((x, &target), loss) in rows.zip(losses) {
                     let logit = x[target as usize];
                     if gradient {
-                        let (top, sum) = exponentials_by_blocks(x, &mut tops);
+                        let (top, sum) = exponentials_by_blocks(x, &mut copy, &mut tops);
                         *loss = top + sum.ln() - logit;
                         for (block, block_top) in x.chunks_mut(BLOCK).zip(&tops) {
                             let factor = scale / sum * simd::exp(block_top - top);
@@ -190,8 +190,8 @@ mod twins {
 
     /// x ← exp(x - top) per block, where top is the running maximum, stored in `tops` → (the row's maximum, Σ exp(x - maximum)).
     #[inline(always)]
-    fn exponentials_by_blocks(x: &mut [f32], tops: &mut Vec<f32>) -> (f32, f32) {
-        let (mut top, mut sum, mut copy) = (f32::MIN, 0.0, [0.0; BLOCK]);
+    fn exponentials_by_blocks(x: &mut [f32], copy: &mut [f32; BLOCK], tops: &mut Vec<f32>) -> (f32, f32) {
+        let (mut top, mut sum) = (f32::MIN, 0.0);
         tops.clear();
         for block in x.chunks_mut(BLOCK) {
             let (next, x) = (block.as_ptr().wrapping_add(BLOCK), &mut copy[..block.len()]);

@@ -228,6 +228,12 @@ fn a_run_without_replicas_has_one_for_each_rank_and_keeps_them() {
     let (status, text) = ranks(folder.path(), "2", &["train", "--resume", "alone", "--steps", "6"]).end();
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("train.replicas: found 1, expected a multiple of the 2 ranks"), "{text}");
+    // One micro-batch cannot be shared out.
+    let mut args = begin("coarse", &["train.grad_accumulation=1", "train.batch_size=4"]);
+    args.retain(|arg| !arg.starts_with("train.replicas="));
+    let (status, text) = ranks(folder.path(), "2", &args).end();
+    assert_eq!(status, Some(2), "{text}");
+    assert!(text.contains("with --set train.grad_accumulation=2 train.batch_size=2"), "{text}");
 }
 
 fn newest(run: &Path) -> u64 {

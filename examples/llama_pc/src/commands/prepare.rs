@@ -191,7 +191,7 @@ fn summarize(survey: &Survey) {
     }
 }
 
-/// Warns if documents are so few or so unequal that the split misses the requested fraction by far.
+/// Warns if there are too few documents, or too uneven ones, for the split to come close to the requested fraction.
 fn check_shares(train: Part, val: Part, fraction: f64) {
     let share = val.bytes as f64 / (train.bytes + val.bytes).max(1) as f64;
     if share > (4.0 * fraction).max(0.5) || share < fraction / 10.0 {

@@ -51,7 +51,7 @@ fn launched_in(environment: impl Fn(&str) -> Option<String>) -> Option<(&'static
 fn refuse_launcher(launched: Option<(&str, usize)>) -> Result<(), Failure> {
     let Some((variable, count)) = launched else { return Ok(()) };
     Err(Failure::usage(format!("found {variable} = {count}, expected a single process: this build has no MPI"))
-        .hint("build it with `cargo build --release -p llama_pc --features mpi`; docs/distributed.md says what that needs"))
+        .hint("build it with `cargo build --release -p llama_pc --features mpi`; docs/distributed.md lists what that requires"))
 }
 
 /// The version, and a checksum of the file: builds of a version may differ.
