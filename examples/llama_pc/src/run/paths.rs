@@ -85,7 +85,7 @@ fn numbered(folder: &Path, prefix: &str) -> Result<Vec<u64>, Failure> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         // A link that leads nowhere is not an absent folder.
-        Err(error) if error.kind() == ErrorKind::NotFound && folder.symlink_metadata().is_err() => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound && !folder.is_symlink() => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
     };
     let mut numbers = Vec::new();
