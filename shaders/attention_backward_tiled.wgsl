@@ -32,11 +32,9 @@ fn is_seen(near: Rows, far: Rows, near_row: u32, far_row: u32) -> bool {
     }
 }
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) index: u32) {
+fn walk(group: vec3u, lane: Lane) {
     let head = group.y;
     let batch = group.z;
-    let lane = lane_of(index);
     @if QUERY_SIDE {
         // The last queries see the most keys: first.
         let first = ((args.queries - 1u) / NEAR_ROWS - args.first_group - group.x) * NEAR_ROWS;
@@ -48,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
         let first = (args.first_group + group.x) * NEAR_ROWS;
         let far_head_first = head * args.group + args.group_first;
         let far_head_end = head * args.group + args.group_end;
-        let begin = max(first, args.offset) - args.offset;
+        let begin = (max(first, args.offset) - args.offset) / FAR_ROWS * FAR_ROWS;
         let end = args.queries;
     }
     let near = rows_of(batch, near_count(), near_heads(), head, first);
@@ -73,6 +71,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
             }
         }
     }
+    hold_near(near, lane);
     for (var far_head = far_head_first; far_head < far_head_end; far_head++) {
         for (var far_row = begin; far_row < end; far_row += FAR_ROWS) {
             let far = rows_of(batch, far_count(), far_heads(), far_head, far_row);
@@ -90,23 +89,26 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
                         let seen = is_seen(near, far, i * NEAR_LANES + lane.near, lane.far * FAR + j);
                         p[r] = select(0.0, exp(args.scale * score[i * FAR + j] - sum), seen);
                     }
-                    weights[weight_place(lane, i, lane.far * FAR_GROUPS + g)] = p;
+                    put_weights(lane, i, lane.far * FAR_GROUPS + g, p);
                 }
             }
-            @if QUERY_SIDE {} @else { accumulate(1u, far, lane, &sum_second); }
-            score_pair(1u, near, far, lane, &score);
+            @if QUERY_SIDE {
+                score_pair(1u, near, far, lane, &score);
+            } @else {
+                accumulate(1u, far, lane, &sum_second);
+                score_held(1u, near, far, lane, &score);
+            }
             // All lanes have read the probabilities that were accumulated; each turns its own into gradients of the scores.
             @unroll for (var i = 0u; i < OWN; i++) {
                 @unroll for (var g = 0u; g < FAR_GROUPS; g++) {
-                    let at = weight_place(lane, i, lane.far * FAR_GROUPS + g);
-                    let p = weights[at];
+                    let p = weights_at(lane, i, lane.far * FAR_GROUPS + g);
                     var ds = vec4f();
                     @unroll for (var r = 0u; r < 4; r++) {
                         let j = g * 4u + r;
                         @if QUERY_SIDE { let product = statistics[i].delta; } @else { let product = statistics[j].delta; }
                         ds[r] = p[r] * (score[i * FAR + j] - product) * args.scale;
                     }
-                    weights[at] = ds;
+                    put_weights(lane, i, lane.far * FAR_GROUPS + g, ds);
                 }
             }
             accumulate(0u, far, lane, &sum_first);

@@ -6,11 +6,9 @@ fn load_far(pair: u32, row: u32, d: u32) -> vec4f {
     return load_v(row, d);
 }
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) index: u32) {
+fn walk(group: vec3u, lane: Lane) {
     let head = group.y;
     let batch = group.z;
-    let lane = lane_of(index);
     // The last queries see the most keys: first.
     let first = ((args.queries - 1u) / NEAR_ROWS - args.first_group - group.x) * NEAR_ROWS;
     let near = Rows(head_row(batch, args.queries, 0u, args.heads, head), args.heads * DIM, first, args.queries - 1u);
@@ -29,6 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
         mass[g] = vec4f();
     }
     let end = min(args.keys, first + NEAR_ROWS + args.offset);
+    hold_near(near, lane);
     for (; far.first < end; far.first += FAR_ROWS) {
         score_pair(0u, near, far, lane, &score);
         // What this lane's keys raise the highest scores to, then all lanes'.
@@ -58,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
                 let at = i * FAR + g * 4u;
                 let weight = exp(vec4f(score[at], score[at + 1u], score[at + 2u], score[at + 3u]) - highest);
                 mass[i / 4u][i % 4u] += (weight.x + weight.y) + (weight.z + weight.w);
-                weights[weight_place(lane, i, lane.far * FAR_GROUPS + g)] = weight;
+                put_weights(lane, i, lane.far * FAR_GROUPS + g, weight);
             }
         }
         accumulate(1u, far, lane, &sum);

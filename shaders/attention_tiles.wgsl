@@ -1,7 +1,5 @@
-// For GPUs: attention as a chain of tiled products. NEAR_LANES × FAR_LANES invocations hold the scores of NEAR_ROWS near rows with
-// FAR_ROWS far rows in registers, OWN × FAR of them each, and walk the far side tile by tile:
-//   score(pair):  near·farᵀ, from DEPTH quarters (vec4s of a row) at a time of both sides in shared memory;
-//   accumulate:   sum += weights·far, from the weights in shared memory and VALUE_ROWS far rows at a time.
+// The parts of a chain of tiled products in f32, for a workgroup as in attention_workgroup.wgsl.
+//
 // Near rows are dealt out in turn (a lane's OWN rows are i·NEAR_LANES + its own), far rows in runs of FAR, so that a lane's weights of
 // one near row are vec4s. All shared memory is read in vec4s, by lanes that share an address or have banks of their own: per
 // multiply-add, (OWN + FAR) / (4·OWN·FAR) loads for a score and (OWN + 4·COLUMNS) / (16·OWN·COLUMNS) for a sum.
@@ -9,13 +7,9 @@
 // Every sum is one chain of fused multiply-adds in the order of the far rows, and a masked pair adds zero: neither windows nor the
 // place of a row in its tile change a bit.
 //
-// Constants: DIM, QUARTERS = ⌈DIM/4⌉, NEAR_LANES, FAR_LANES, OWN, FAR, DEPTH, VALUE_ROWS, COLUMNS (vec4s of a sum's row per lane); the
-// bounds of unrolled loops, OWN_GROUPS = ⌈OWN/4⌉ and FAR_GROUPS = FAR/4, and the vec4s that a lane fetches, NEAR_PARTS, FAR_PARTS
-// and VALUE_PARTS.
+// Constants: DIM, QUARTERS, DEPTH, VALUE_ROWS, the vec4s that a lane fetches, NEAR_PARTS, FAR_PARTS and VALUE_PARTS, and those of
+// attention_workgroup.wgsl.
 
-const LANES: u32 = NEAR_LANES * FAR_LANES;
-const NEAR_ROWS: u32 = NEAR_LANES * OWN;
-const FAR_ROWS: u32 = FAR_LANES * FAR;
 // vec4s from row to row: odd, for the banks.
 const PITCH: u32 = DEPTH + 1u;
 const WIDE: u32 = COLUMNS * FAR_LANES;
@@ -28,15 +22,11 @@ var<workgroup> tile: array<vec4f, max(max(PAIR_TILE, VALUE_TILE), LANES * OWN_GR
 // [NEAR_ROWS][WEIGHT_QUARTERS], each row's quarters swizzled.
 var<workgroup> weights: array<vec4f, NEAR_ROWS * WEIGHT_QUARTERS>;
 
-// A head's rows from `first` on; those beyond `last` are replaced by it.
-struct Rows { start: u32, stride: u32, first: u32, last: u32 }
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) index: u32) { walk(group, lane_of(index, 0u)); }
 
-fn place(rows: Rows, row: u32) -> u32 { return rows.start + min(rows.first + row, rows.last) * rows.stride; }
-
-// A lane's place in the workgroup.
-struct Lane { index: u32, near: u32, far: u32 }
-
-fn lane_of(index: u32) -> Lane { return Lane(index, index / FAR_LANES, index % FAR_LANES); }
+// Near rows are fetched with the far rows.
+fn hold_near(near: Rows, lane: Lane) {}
 
 // `count`, which compilers cannot know: they would unroll a loop over tiles, overflow the instruction cache and spend registers.
 fn rolled(count: u32) -> u32 { return min(count, args.heads * count); }
@@ -44,6 +34,10 @@ fn rolled(count: u32) -> u32 { return min(count, args.heads * count); }
 fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 {
     return (i * NEAR_LANES + lane.near) * WEIGHT_QUARTERS + (quarter ^ (lane.near % min(8u, WEIGHT_QUARTERS)));
 }
+
+fn weights_at(lane: Lane, i: u32, quarter: u32) -> vec4f { return weights[weight_place(lane, i, quarter)]; }
+
+fn put_weights(lane: Lane, i: u32, quarter: u32, value: vec4f) { weights[weight_place(lane, i, quarter)] = value; }
 
 // What a row has at a quarter: zero beyond its end.
 fn within(value: vec4f, quarter: u32) -> vec4f {
@@ -102,6 +96,11 @@ fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
     }
 }
 
+// The same: no tile is held.
+fn score_held(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function, array<f32, OWN * FAR>>) {
+    score_pair(pair, near, far, lane, score);
+}
+
 // Fetches VALUE_ROWS far rows from `first` on.
 fn fetch_values(pair: u32, far: Rows, first: u32, lane: Lane) {
     var next: array<vec4f, VALUE_PARTS>;
@@ -118,7 +117,7 @@ fn fetch_values(pair: u32, far: Rows, first: u32, lane: Lane) {
 fn multiply_values(quarter: u32, lane: Lane, sum: ptr<function, array<vec4f, OWN * COLUMNS>>) {
     for (var four = 0u; four < VALUE_ROWS; four += 4u) {
         var weight: array<vec4f, OWN>;
-        @unroll for (var i = 0u; i < OWN; i++) { weight[i] = weights[weight_place(lane, i, quarter + four / 4u)]; }
+        @unroll for (var i = 0u; i < OWN; i++) { weight[i] = weights_at(lane, i, quarter + four / 4u); }
         @unroll for (var r = 0u; r < 4; r++) {
             @unroll for (var c = 0u; c < COLUMNS; c++) {
                 let y = tile[(four + r) * WIDE + c * FAR_LANES + lane.far];

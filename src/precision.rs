@@ -1,5 +1,5 @@
-//! [`Precision`]: the format that a model's products round their operands to. Set per tape; optimizers, norms, softmax, attention
-//! and PC layers always compute in f32.
+//! [`Precision`]: the format that a model's products round their operands to. Set per tape; optimizers, norms, softmax and PC layers
+//! always compute in f32, and so does attention, except with f16 on matrix units.
 
 use std::fmt;
 use std::str::FromStr;

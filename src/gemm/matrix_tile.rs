@@ -25,13 +25,9 @@ impl MatrixTile {
         Self { rows: 64, columns: 64, depth: 16, invocations: 256 },
     ];
 
-    /// Number of regions by rows and by columns, one region per subgroup, as square as possible.
+    /// Number of regions by rows and by columns, one region per subgroup.
     pub(super) fn regions(self, units: MatrixUnits) -> (u32, u32) {
-        let [rows, columns] = [self.rows, self.columns].map(|side| side / units.block);
-        let regions = (self.invocations / units.lanes.1).min(rows * columns).min(STAGING / (4 * units.block * units.block));
-        let grids = (0..=regions.ilog2()).map(|bits| (1 << bits, regions >> bits));
-        let fitting = grids.filter(|(down, across)| rows.is_multiple_of(*down) && columns.is_multiple_of(*across));
-        fitting.min_by_key(|(down, across)| rows / down + columns / across).unwrap_or((1, 1))
+        units.regions(self.rows, self.columns, self.invocations, STAGING / (4 * units.block * units.block))
     }
 
     /// Bytes of shared memory: operand tiles, padded, and the staging.

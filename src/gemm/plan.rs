@@ -234,7 +234,7 @@ impl Plan {
 
     /// The kernel on matrix units; every region of the tile is whole blocks.
     fn matrix(units: MatrixUnits, tile: &MatrixTile, problem: &Problem) -> Self {
-        let (block, lanes) = (units.block, units.lanes.1);
+        let block = units.block;
         let (down, across) = tile.regions(units);
         let (region_rows, region_columns) = (tile.rows / block / down, tile.columns / block / across);
         let regions = down * across;
@@ -257,7 +257,7 @@ impl Plan {
                 ("BLOCKS", region_rows * region_columns),
                 ("QUOTA", (regions * block * block).div_ceil(4 * tile.invocations)),
                 ("HARDWARE_F16", units.rounds_f16.into()),
-                ("WHOLE", (units.lanes.0 == lanes && regions * lanes == tile.invocations).into()),
+                ("WHOLE", units.is_whole(regions, tile.invocations).into()),
                 ("F16_OPERANDS", problem.f16_operands.into()),
             ],
             tile_rows: tile.rows as usize,

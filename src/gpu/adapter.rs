@@ -105,7 +105,7 @@ pub struct AdapterSummary {
     /// 32-bit registers of an invocation in a workgroup of 256, as far as known: 256 unless its name tells of fewer. Tiles are chosen by
     /// it, so that none spills.
     pub registers: u32,
-    /// Bytes of device memory that this process may use, where the driver reports them (Vulkan). `None` for a software adapter,
+    /// Bytes of device memory that this process may use, where the driver reports them. `None` for a software adapter,
     /// whose memory is the host's.
     pub memory: Option<u64>,
     /// The tier used by default; `None` if it cannot run this crate, see [`AdapterSummary::missing`].

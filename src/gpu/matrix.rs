@@ -35,6 +35,23 @@ pub(crate) struct MatrixUnits {
     pub(crate) rounds_f16: bool,
 }
 
+impl MatrixUnits {
+    /// How rows × columns results divide into regions, one per subgroup of a workgroup and at most `most` in all, of whole blocks and as
+    /// square as possible: the number of regions by rows and by columns.
+    pub(crate) fn regions(self, rows: u32, columns: u32, invocations: u32, most: u32) -> (u32, u32) {
+        let [rows, columns] = [rows, columns].map(|side| side / self.block);
+        let regions = (invocations / self.lanes.1).min(rows * columns).min(most);
+        let grids = (0..=regions.ilog2()).map(|bits| (1 << bits, regions >> bits));
+        let fitting = grids.filter(|(down, across)| rows.is_multiple_of(*down) && columns.is_multiple_of(*across));
+        fitting.min_by_key(|(down, across)| rows / down + columns / across).unwrap_or((1, 1))
+    }
+
+    /// Whether every subgroup of a workgroup has a region.
+    pub(crate) fn is_whole(self, regions: u32, invocations: u32) -> bool {
+        self.lanes.0 == self.lanes.1 && regions * self.lanes.1 == invocations
+    }
+}
+
 /// Values and what they are rounded to f16: ties, the ends of the subnormals, overflow.
 const ROUNDINGS: [(f32, f32); 16] = [
     (0.1, 0.099_975_586),

@@ -1,8 +1,9 @@
 //! Causal attention with grouped heads: o = softmax(q·kᵀ/√head_dim)·v per head. q [batch·queries, heads·head_dim], k and v
 //! [batch·keys, kv_heads·head_dim] → o like q. Query i sees the keys up to i + keys - queries. Saves q, k, v, o and the
 //! log-sum-exp [batch·queries, heads]; the backward recomputes the probabilities. No queries × keys tensor exists. What exceeds the
-//! binding limit is cut by sequences, or by the queries of one.
+//! binding limit is cut by sequences, or by the queries of one. With f16 operands it runs on matrix units, where a device has them.
 
+mod matrices;
 mod tiling;
 #[cfg(feature = "host")]
 mod twins;
@@ -14,8 +15,10 @@ pub use windows::AttentionWindows;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Gpu, Kernel, KernelTier, Launch, Slice, vectors, with_twin};
+use crate::precision::Precision;
 use crate::tape::Var;
 use crate::tensor::{Rows, Tensor};
+use matrices::MatrixTiling;
 use tiling::{LaneRows, Room, Tiling};
 use windows::{Side, Window};
 
@@ -24,27 +27,44 @@ const W: Access = Access::ReadWrite;
 const FORWARD_BINDINGS: &[Access] = &[R, R, R, W, W];
 const QUERY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W];
 const KEY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W, W];
-/// The text of a kernel of a family: common definitions, the bindings of a direction, the family's parts, the direction's.
+/// The text of a kernel: common definitions, the bindings of a direction, then the parts given.
 macro_rules! source {
-    ($direction:literal, $family:literal, $parts:literal) => {
+    ($direction:literal, $($part:literal),+) => {
         concat!(
             include_str!("../../shaders/attention_common.wgsl"),
             include_str!(concat!("../../shaders/attention_", $direction, ".wgsl")),
-            include_str!(concat!("../../shaders/attention_", $parts, ".wgsl")),
-            include_str!(concat!("../../shaders/attention_", $direction, "_", $family, ".wgsl")),
+            $(include_str!(concat!("../../shaders/", $part, ".wgsl")),)+
         )
     };
 }
-const BACKWARD_LANES: &str = source!("backward", "lanes", "lanes");
-const BACKWARD_TILED: &str = source!("backward", "tiled", "tiles");
+const FORWARD_LANES: &str = source!("forward", "attention_lanes", "attention_forward_lanes");
+const FORWARD_TILED: &str = source!("forward", "attention_workgroup", "attention_tiles", "attention_forward_tiled");
+const FORWARD_MATRICES: &str = source!(
+    "forward",
+    "half",
+    "half_storage",
+    "matrices",
+    "attention_workgroup",
+    "attention_matrices",
+    "attention_forward_tiled"
+);
+const BACKWARD_LANES: &str = source!("backward", "attention_lanes", "attention_backward_lanes");
+const BACKWARD_TILED: &str = source!("backward", "attention_workgroup", "attention_tiles", "attention_backward_tiled");
+const BACKWARD_MATRICES: &str = source!(
+    "backward",
+    "half",
+    "half_storage",
+    "matrices",
+    "attention_workgroup",
+    "attention_matrices",
+    "attention_backward_tiled"
+);
 
-const FORWARD_LANES: &str = source!("forward", "lanes", "lanes");
-const FORWARD_TILED: &str = source!("forward", "tiled", "tiles");
-
-/// A pass's kernels: for software rasterizers, and for GPUs.
+/// A pass's kernels: for software rasterizers, for GPUs, and for matrix units, with f16 operands.
 struct Family {
     lanes: Kernel,
     tiled: Kernel,
+    matrices: Kernel,
 }
 
 const fn kernel(name: &'static str, source: &'static str, bindings: &'static [Access]) -> Kernel {
@@ -54,6 +74,7 @@ const fn kernel(name: &'static str, source: &'static str, bindings: &'static [Ac
 static FORWARD: Family = Family {
     lanes: with_twin!(kernel("attention", FORWARD_LANES, FORWARD_BINDINGS), twins::forward),
     tiled: with_twin!(kernel("attention", FORWARD_TILED, FORWARD_BINDINGS), twins::forward),
+    matrices: kernel("attention", FORWARD_MATRICES, FORWARD_BINDINGS),
 };
 static DELTA: Kernel = with_twin!(
     Kernel::trusted("attention delta", include_str!("../../shaders/attention_delta.wgsl"), "main", &[R, R, W]),
@@ -62,10 +83,12 @@ static DELTA: Kernel = with_twin!(
 static QUERY_BACKWARD: Family = Family {
     lanes: with_twin!(kernel("attention backward q", BACKWARD_LANES, QUERY_BINDINGS), twins::query_backward),
     tiled: with_twin!(kernel("attention backward q", BACKWARD_TILED, QUERY_BINDINGS), twins::query_backward),
+    matrices: kernel("attention backward q", BACKWARD_MATRICES, QUERY_BINDINGS),
 };
 static KEY_BACKWARD: Family = Family {
     lanes: with_twin!(kernel("attention backward kv", BACKWARD_LANES, KEY_BINDINGS), twins::key_backward),
     tiled: with_twin!(kernel("attention backward kv", BACKWARD_TILED, KEY_BINDINGS), twins::key_backward),
+    matrices: kernel("attention backward kv", BACKWARD_MATRICES, KEY_BINDINGS),
 };
 static STEP: Kernel = with_twin!(
     Kernel::trusted("attention step", include_str!("../../shaders/attention_step.wgsl"), "main", &[R, R, R, W]),
@@ -98,6 +121,7 @@ struct Sizes {
     keys: usize,
     /// Rows of k and v from one sequence to the next; a cache has room for more than `keys`.
     key_stride: usize,
+    precision: Precision,
 }
 
 /// What a dispatch computes, and by that the side that its workgroups own.
@@ -109,7 +133,7 @@ enum Pass {
 }
 
 impl AttentionShape {
-    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Sizes> {
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, precision: Precision) -> Result<Sizes> {
         let ([q_rows, q_columns], [k_rows, k_columns]) = (q.dims("attention")?, k.dims("attention")?);
         let Self { batch, heads, kv_heads, head_dim } = *self;
         let fail = |what: String| {
@@ -129,7 +153,7 @@ impl AttentionShape {
             return fail(format!("{batch} whole sequences with at least as many keys as queries expected"));
         }
         let keys = k_rows / batch;
-        Ok(Sizes { shape: *self, queries: q_rows / batch, keys, key_stride: keys })
+        Ok(Sizes { shape: *self, queries: q_rows / batch, keys, key_stride: keys, precision })
     }
 }
 
@@ -193,15 +217,14 @@ impl Sizes {
             Pass::KeyBackward => (self.keys, queries, kv_heads, step.group.len()),
             _ => (queries, self.keys, heads, 1),
         };
-        let (kernel, mut constants, near_rows, iterations) = match gpu.shader_tier() {
-            KernelTier::Fallback => {
-                let rows = LaneRows::of(gpu.lanes() as usize, pass, head_dim);
-                (&family.lanes, rows.constants(head_dim), rows.near(), rows.iterations(far))
-            }
-            _ => {
-                let tiling = Tiling::of(Room::of(gpu), pass, head_dim);
-                (&family.tiled, tiling.constants(head_dim), tiling.near(), tiling.iterations(pass, head_dim, far))
-            }
+        let (kernel, mut constants, near_rows, iterations) = if let Some(tiling) = self.matrix_tiling(gpu, pass) {
+            (&family.matrices, tiling.constants(), tiling.near(), tiling.iterations(far))
+        } else if gpu.shader_tier() == KernelTier::Fallback {
+            let rows = LaneRows::of(gpu.lanes() as usize, pass, head_dim);
+            (&family.lanes, rows.constants(head_dim), rows.near(), rows.iterations(far))
+        } else {
+            let tiling = Tiling::of(Room::of(gpu), pass, head_dim);
+            (&family.tiled, tiling.constants(head_dim), tiling.near(), tiling.iterations(pass, head_dim, far))
         };
         constants.extend([
             ("VECTORS", vectors(head_dim)),
@@ -232,6 +255,15 @@ impl Sizes {
 }
 
 impl Sizes {
+    /// The tiles on matrix units, where operands may be rounded to f16, the device has such units, and the heads fit.
+    fn matrix_tiling(&self, gpu: &Gpu, pass: Pass) -> Option<MatrixTiling> {
+        if self.precision != Precision::F16 || gpu.shader_tier() != KernelTier::Matrix {
+            return None;
+        }
+        let shared = gpu.adapter().limits.max_compute_workgroup_storage_size;
+        MatrixTiling::of(gpu.matrices()?, shared, pass, self.shape.head_dim)
+    }
+
     /// One query per sequence, which would leave most lanes of the general kernel without a row.
     fn launch_step(&self, gpu: &Gpu, buffers: &[Slice<'_>]) -> Result<()> {
         let AttentionShape { batch, heads, kv_heads, head_dim } = self.shape;
@@ -262,14 +294,9 @@ impl Sizes {
 }
 
 impl Tensor {
-    /// The attention of the queries self over `k` and `v`: (o, log-sum-exp).
-    pub(crate) fn attention(&self, k: &Tensor, v: &Tensor, shape: AttentionShape) -> Result<(Tensor, Tensor)> {
-        self.attend(k, v, shape.check(self, k, v)?)
-    }
-
-    /// [`Tensor::attention`] over the first `keys` rows of each sequence of `k` and `v`.
+    /// Attention of the queries self over the first `keys` rows of each sequence of `k` and `v`.
     pub(crate) fn attention_within(&self, k: &Tensor, v: &Tensor, keys: usize, shape: AttentionShape) -> Result<Tensor> {
-        let sizes = shape.check(self, k, v)?;
+        let sizes = shape.check(self, k, v, Precision::F32)?;
         assert!((sizes.queries..=sizes.keys).contains(&keys), "bug: {keys} keys of {k:?} for {} queries", sizes.queries);
         let sizes = Sizes { keys, ..sizes };
         // The kernel for one query binds its tensors whole; the general one cuts them.
@@ -282,6 +309,7 @@ impl Tensor {
         Ok(o)
     }
 
+    /// (o, log-sum-exp)
     fn attend(&self, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<(Tensor, Tensor)> {
         let shape = sizes.shape;
         let o = Tensor::uninitialized(self.gpu(), self.shape())?;
@@ -297,7 +325,8 @@ impl<'t> Var<'t> {
     /// i + keys - queries. self `[batch·queries, heads·head_dim]`, k and v `[batch·keys, kv_heads·head_dim]` → like self.
     /// Backward, with `dP = dy·vᵀ` and `dS = P∘(dP - rowsum(P∘dP))`: `dself = dS·k/√head_dim`, `dk = dSᵀ·self/√head_dim`,
     /// `dv = Pᵀ·dy`, the last two summed over the query heads that share them. Memory is linear in the length: P is recomputed in
-    /// tiles. Errors: shapes that do not divide as `shape` says, head_dim above 256, more queries than keys.
+    /// tiles. At [`Precision::F16`] a device with matrix units rounds the operands of these products, P and dS included, to f16 for
+    /// head_dim up to some 128; otherwise all is f32. Errors: shapes that do not divide as `shape` says, head_dim above 256, more queries than keys.
     ///
     /// ```
     /// # use polytape::*;
@@ -313,8 +342,8 @@ impl<'t> Var<'t> {
     /// ```
     pub fn attention(&self, k: &Var<'t>, v: &Var<'t>, shape: AttentionShape) -> Result<Var<'t>> {
         let (q, key, value) = (self.value().clone(), k.value().clone(), v.value().clone());
-        let sizes = shape.check(&q, &key, &value)?;
-        let (o, lse) = q.attention(&key, &value, shape)?;
+        let sizes = shape.check(&q, &key, &value, self.tape().precision())?;
+        let (o, lse) = q.attend(&key, &value, sizes)?;
         let saved = o.clone();
         self.tape().record("attention", o, [self, k, v], move |dy, _| {
             let delta = delta(&saved, &dy, &lse, shape.head_dim)?;

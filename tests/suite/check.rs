@@ -77,6 +77,22 @@ pub fn check_windows<const N: usize>(
     tolerances: &[Tolerance],
     rounded_otherwise: &[usize],
 ) {
+    check_windows_at(Precision::F32, name, inputs, record, forward, vjp, tolerances, rounded_otherwise);
+}
+
+/// [`check_windows`] on tapes with this precision.
+#[track_caller]
+#[expect(clippy::too_many_arguments, reason = "those of check_windows and a precision")]
+pub fn check_windows_at<const N: usize>(
+    precision: Precision,
+    name: &str,
+    inputs: [Array; N],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>> + 'static,
+    forward: impl Fn(&[Array]) -> Array,
+    vjp: impl Fn(&[Array], &Array) -> [Array; N],
+    tolerances: &[Tolerance],
+    rounded_otherwise: &[usize],
+) {
     let value = forward(&inputs);
     let dy = Array::random(&value.shape, &mut seeded(979));
     let gradients = vjp(&inputs, &dy);
@@ -84,9 +100,9 @@ pub fn check_windows<const N: usize>(
     assert!(largest > Some(device::NARROW), "{name}: {largest:?} bytes need no windows");
     let record = Rc::new(record);
     for (whole, narrow) in device::all().iter().zip(device::all_narrow()) {
-        let context = format!("{name} in windows with {} kernels", narrow.kernels());
+        let context = format!("{name} at {precision} in windows with {} kernels", narrow.kernels());
         for way in [Way::Plain, Way::Accumulated] {
-            let on = |gpu| match run((gpu, Precision::F32), &inputs, &dy, &record, way) {
+            let on = |gpu| match run((gpu, precision), &inputs, &dy, &record, way) {
                 Ok(results) => results,
                 Err(error) => panic!("{context}: {error}"),
             };

@@ -1,6 +1,6 @@
-use polytape::AttentionShape;
+use polytape::{AttentionShape, Precision};
 
-use crate::check::{assert_refused, check, upload};
+use crate::check::{assert_refused, check, check_at, upload};
 use crate::reference::Array;
 use crate::reference::attention::{self, attention, attention_vjp};
 use crate::reference::differences::random_arrays;
@@ -16,33 +16,73 @@ fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attenti
     attention::AttentionShape { batch, seq, heads, kv_heads, head_dim }
 }
 
+/// Attention of [batch, heads, kv_heads, head_dim] at a length.
+fn matches(sizes: [usize; 4], seq: usize) {
+    let [batch, heads, kv_heads, head_dim] = sizes;
+    let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
+    check(
+        &format!("attention of {:?}", shape(sizes)),
+        random_arrays(1701, [&q, &kv, &kv]),
+        move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
+        |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
+        |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
+        &[tolerance::attention(seq, head_dim)],
+    );
+}
+
+// Lengths: fewer than a block of keys, primes, several workgroups of queries (of 16 to 64). Each head_dim is three shaders to compile:
+// few widths, and a test for each, because a compiler may keep gigabytes of them.
+
 #[test]
-fn attention_matches() {
-    // [batch, heads, kv_heads, head_dim] and lengths: fewer than a block of keys, primes, several workgroups of queries (of 16
-    // to 64). Each head_dim is three shaders to compile: many lengths, few widths.
-    let cases: [([usize; 4], &[usize]); 8] = [
-        ([2, 2, 1, 1], &[7]),
-        ([1, 3, 3, 4], &[3, 101]),
-        ([2, 4, 1, 7], &[13, 67]),
-        ([2, 4, 2, 32], &[130]),
-        ([1, 4, 1, 64], &[67]),
-        ([1, 2, 1, 80], &[37]),
-        ([1, 2, 2, 128], &[68]),
-        ([1, 2, 1, 132], &[37]),
-    ];
-    for (sizes, lengths) in cases {
+fn narrow_heads_match() {
+    matches([2, 2, 1, 1], 7);
+    matches([1, 3, 3, 4], 3);
+    matches([1, 3, 3, 4], 101);
+    matches([2, 4, 1, 7], 13);
+    matches([2, 4, 1, 7], 67);
+}
+
+#[test]
+fn heads_of_32_match() {
+    matches([2, 4, 2, 32], 130);
+}
+
+#[test]
+fn heads_of_64_match() {
+    matches([1, 4, 1, 64], 67);
+}
+
+#[test]
+fn heads_of_80_match() {
+    matches([1, 2, 1, 80], 37);
+}
+
+#[test]
+fn heads_of_128_match() {
+    matches([1, 2, 2, 128], 68);
+}
+
+#[test]
+fn heads_of_132_match() {
+    matches([1, 2, 1, 132], 37);
+}
+
+/// On matrix units the operands are rounded to f16, elsewhere they are not: the reference's are not, and the tolerance is for both.
+#[test]
+fn at_f16_it_is_as_close_as_its_operands() {
+    for (sizes, seq) in [([2, 2, 1, 1], 7), ([2, 4, 1, 7], 67), ([2, 4, 2, 32], 130), ([1, 4, 1, 64], 131), ([1, 2, 2, 128], 68)]
+    {
         let [batch, heads, kv_heads, head_dim] = sizes;
-        for &seq in lengths {
-            let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
-            check(
-                &format!("attention of {:?}", shape(sizes)),
-                random_arrays(1701, [&q, &kv, &kv]),
-                move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
-                |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
-                |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
-                &[tolerance::attention(seq, head_dim)],
-            );
-        }
+        let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
+        check_at(
+            Precision::F16,
+            &format!("attention of {:?}", shape(sizes)),
+            random_arrays(1705, [&q, &kv, &kv]),
+            move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
+            |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
+            |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
+            &[tolerance::ATTENTION_F16],
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! Long dispatches are split because of driver watchdogs: the bits are those of a single dispatch. The host tier has no watchdog.
 
 use polytape::gpu::KernelTier;
-use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Result, Tape, Tensor};
+use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Precision, Result, Tape, Tensor};
 
 use crate::device;
 
@@ -47,18 +47,21 @@ fn a_symmetric_product_with_a_diagonal_is_cut() -> Result<()> {
 
 #[test]
 fn attention_is_split_along_its_queries_and_its_keys() -> Result<()> {
-    check("attention", |gpu| {
-        let shape = AttentionShape { batch: 2, heads: 4, kv_heads: 2, head_dim: 32 };
-        let params = Params::new(gpu);
-        let tape = Tape::new(&params);
-        let leaf = |columns: usize, seed: u64| Ok(tape.leaf(Tensor::normal(gpu, &[2 * 300, columns], 1.0, seed)?));
-        let (q, k, v) = (leaf(128, 5)?, leaf(64, 6)?, leaf(64, 7)?);
-        let o = q.attention(&k, &v, shape)?;
-        let dy = Tensor::normal(gpu, o.shape(), 1.0, 8)?;
-        let leaves = tape.backward_from(&[(&o, dy)], &mut Gradients::new())?;
-        let gradients = [&q, &k, &v].map(|leaf| leaves.get(leaf).expect("a gradient").clone());
-        Ok([o.value().clone()].into_iter().chain(gradients).collect())
-    })
+    for precision in [Precision::F32, Precision::F16] {
+        check(&format!("attention at {precision}"), |gpu| {
+            let shape = AttentionShape { batch: 2, heads: 4, kv_heads: 2, head_dim: 32 };
+            let params = Params::new(gpu);
+            let tape = Tape::new(&params).with_precision(precision);
+            let leaf = |columns: usize, seed: u64| Ok(tape.leaf(Tensor::normal(gpu, &[2 * 300, columns], 1.0, seed)?));
+            let (q, k, v) = (leaf(128, 5)?, leaf(64, 6)?, leaf(64, 7)?);
+            let o = q.attention(&k, &v, shape)?;
+            let dy = Tensor::normal(gpu, o.shape(), 1.0, 8)?;
+            let leaves = tape.backward_from(&[(&o, dy)], &mut Gradients::new())?;
+            let gradients = [&q, &k, &v].map(|leaf| leaves.get(leaf).expect("a gradient").clone());
+            Ok([o.value().clone()].into_iter().chain(gradients).collect())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

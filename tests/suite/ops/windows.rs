@@ -2,11 +2,11 @@
 //! that binds them whole.
 
 use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz, newton_schulz_binding};
-use polytape::{AttentionShape, Indices, Params, Result, Role, RotaryTable, Tensor, Var, rms_and_abs_max};
+use polytape::{AttentionShape, Indices, Params, Precision, Result, Role, RotaryTable, Tensor, Var, rms_and_abs_max};
 use rand::RngExt;
 
 use super::matmul::{TRANSPOSES, multiply, sizes_of};
-use crate::check::{assert_refused_on, check_windows, upload};
+use crate::check::{assert_refused_on, check_windows, check_windows_at, upload};
 use crate::device;
 use crate::reference::Array;
 use crate::reference::array::seeded;
@@ -318,18 +318,22 @@ fn check_attention(shape: AttentionShape, queries: usize, keys: usize) {
         last.reshape(&[batch * queries, columns])
     };
     let kv = [batch * keys, kv_heads * head_dim];
-    check_windows(
-        &format!("attention of {queries} queries and {keys} keys as {shape:?}"),
-        random_arrays(2118, [&[batch * queries, columns], &kv, &kv]),
-        move |x| x[0].attention(&x[1], &x[2], shape),
-        |x| narrow(&attention(&widen(&x[0]), &x[1], &x[2], square)),
-        |x, dy| {
-            let [dq, dk, dv] = attention_vjp(&widen(&x[0]), &x[1], &x[2], square, &widen(dy));
-            [narrow(&dq), dk, dv]
-        },
-        &[tolerance::attention(keys, head_dim)],
-        &[],
-    );
+    let tolerances = [tolerance::attention(keys, head_dim), tolerance::ATTENTION_F16];
+    for (precision, tolerance) in [Precision::F32, Precision::F16].into_iter().zip(tolerances) {
+        check_windows_at(
+            precision,
+            &format!("attention of {queries} queries and {keys} keys as {shape:?}"),
+            random_arrays(2118, [&[batch * queries, columns], &kv, &kv]),
+            move |x| x[0].attention(&x[1], &x[2], shape),
+            |x| narrow(&attention(&widen(&x[0]), &x[1], &x[2], square)),
+            |x, dy| {
+                let [dq, dk, dv] = attention_vjp(&widen(&x[0]), &x[1], &x[2], square, &widen(dy));
+                [narrow(&dq), dk, dv]
+            },
+            &[tolerance],
+            &[],
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Llama on the device against the float64 reference: logits, every gradient, and incremental decoding.
 
+use polytape::gpu::KernelTier;
 use polytape::llama::{KvCache, Llama, LlamaConfig, RopeScaling};
 use polytape::{Error, Gpu, GpuOptions, Gradients, Indices, Params, Precision, Tape, Tensor};
 use rand::RngExt;
@@ -226,8 +227,9 @@ fn distance(found: &Array, want: &Array) -> f64 {
     found.minus(want).norm() / want.norm()
 }
 
-/// Against a reference that rounds where the device does: an activation off by an f32 rounding error sometimes rounds to another
-/// f16, so the device is not as close as at f32, but much closer than to the exact model.
+/// Against a reference that rounds the operands of linear layers: an activation off by an f32 rounding error sometimes rounds to another
+/// f16, so the device is not as close as at f32, but much closer than to the exact model. Matrix units round those of attention, too,
+/// which the reference does not: there f16 is about as far from both.
 #[test]
 fn gradients_at_lower_precision_are_those_of_rounded_linear_layers() {
     let config = config();
@@ -246,13 +248,18 @@ fn gradients_at_lower_precision_are_those_of_rounded_linear_layers() {
             let rounded = llama::LlamaConfig { operands: operands(precision), ..exact };
             let (want, wanted) = llama::loss_and_gradients(&rounded, &weights, &host);
             let loss = f64::from(loss.value().item().expect("read-back"));
-            assert!((loss - want).abs() < 1e-5 * want, "{precision}: loss {loss}, want {want}");
+            let rounds_attention = precision == Precision::F16 && gpu.kernels() == KernelTier::Matrix;
+            let limit = if rounds_attention { 1e-3 } else { 1e-5 };
+            assert!((loss - want).abs() < limit * want, "{precision}: loss {loss}, want {want}");
             for (short, stored) in &names {
                 let gradient = gradients.get(params.id(stored).expect("the same names")).expect("a gradient");
                 let gradient = Array::from_f32(gradient.shape(), &gradient.to_vec().expect("read-back"));
                 let (to_rounded, to_exact) = (distance(&gradient, &wanted[short]), distance(&gradient, &unrounded[short]));
                 let context = format!("{stored} at {precision}, {} kernels: {to_rounded:e}, {to_exact:e}", gpu.kernels());
                 match precision {
+                    Precision::F16 if rounds_attention => {
+                        assert!(to_rounded < 1e-2 && (1e-4..1e-2).contains(&to_exact), "{context}")
+                    }
                     Precision::F16 => assert!(to_rounded < 0.5 * to_exact && (1e-4..1e-2).contains(&to_exact), "{context}"),
                     _ => assert!(to_rounded < 2e-6 && to_exact < 2e-6, "{context}"),
                 }

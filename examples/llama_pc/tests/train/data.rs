@@ -1,6 +1,9 @@
 //! Training data as a user may have it: llm.c's files, very long ones, and damaged ones.
 
-use std::fs::{self, File};
+use std::fs;
+#[cfg(unix)]
+use std::fs::File;
+#[cfg(unix)]
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -10,6 +13,7 @@ const SHARD: &str = "data/train/00000.bin";
 const INDEX: &str = "data/train/00000.idx";
 
 /// Writes over part of a file.
+#[cfg(unix)]
 fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     let mut file = File::options().write(true).open(path).expect("the file is there");
     file.seek(SeekFrom::Start(at)).expect("a place");

@@ -1,6 +1,8 @@
-//! Attention of one sequence, forward and backward, at the head sizes of the published models.
+//! Attention of one sequence, forward and backward, at the head sizes of the published models: in f32, and on matrix units with f16
+//! operands, too.
 
-use polytape::{AttentionShape, Gpu, Gradients, Params, Result, Tape, Tensor, Var};
+use polytape::gpu::KernelTier;
+use polytape::{AttentionShape, Gpu, Gradients, Params, Precision, Result, Tape, Tensor, Var};
 
 use super::report::{Row, Unit};
 use super::session::{Case, Session, Timing, agree};
@@ -18,10 +20,13 @@ const RUNS: f64 = 5.0;
 /// Every line of the part.
 pub fn run(session: &mut Session) -> Case {
     let mut rate = SLOW * session.limits.multiply_adds;
+    let on_matrix_units = session.gpu.kernels() == KernelTier::Matrix;
+    let precisions = if on_matrix_units { &[Precision::F32, Precision::F16][..] } else { &[Precision::F32] };
+    let runs = RUNS * precisions.len() as f64;
     for (at, name) in PUBLISHED.into_iter().enumerate() {
         let shape = preset(name)?.attention_shape(1);
         let share = session.left() / (PUBLISHED.len() - at) as f64;
-        let estimate = |positions| RUNS * operations(shape, positions, FORWARD + BACKWARD) / rate;
+        let estimate = |positions| runs * operations(shape, positions, FORWARD + BACKWARD) / rate;
         let what = format!("{} heads of {}", shape.heads, shape.head_dim);
         let Some(positions) = tokens(share, estimate) else {
             let (least, needed) = (TOKENS[TOKENS.len() - 1], table::seconds(estimate(TOKENS[TOKENS.len() - 1])));
@@ -30,7 +35,13 @@ pub fn run(session: &mut Session) -> Case {
         };
         let (what, estimate) = (format!("{what}, {positions} positions"), estimate(positions));
         session.case(&what.clone(), estimate, |session| {
-            rate = measure(session, &what, shape, positions)?;
+            let inputs = Inputs::new(&session.gpu, shape, positions)?;
+            for &precision in precisions {
+                let found = measure(session, &what, &inputs, precision)?;
+                if precision == Precision::F32 {
+                    rate = found;
+                }
+            }
             Ok(())
         });
     }
@@ -48,20 +59,24 @@ fn operations(shape: AttentionShape, positions: usize, products: f64) -> f64 {
 }
 
 /// Measures both and returns the FLOP/s of both together.
-fn measure(session: &mut Session, what: &str, shape: AttentionShape, positions: usize) -> Case<f64> {
-    let inputs = Inputs::new(&session.gpu, shape, positions)?;
-    inputs.check(&inputs.run(true)?)?;
-    let forward = session.time(|| inputs.run(false).map(drop))?;
-    let both = session.time(|| inputs.run(true).map(drop))?;
+fn measure(session: &mut Session, what: &str, inputs: &Inputs, precision: Precision) -> Case<f64> {
+    let Inputs { shape, positions, .. } = *inputs;
+    inputs.check(&inputs.run(precision, true)?, precision)?;
+    let forward = session.time(|| inputs.run(precision, false).map(drop))?;
+    let both = session.time(|| inputs.run(precision, true).map(drop))?;
     let backward = Timing { seconds: (both.seconds - forward.seconds).max(1e-9), ..both };
+    let (suffix, limit) = match (precision, session.limits.matrices) {
+        (Precision::F16, Some(matrices)) => (" at f16", matrices),
+        _ => ("", session.limits.multiply_adds),
+    };
     for (column, timing, products) in [("forward", forward, FORWARD), ("backward", backward, BACKWARD)] {
         let rate = operations(shape, positions, products) / timing.seconds;
         session.row(Row {
             what: what.to_owned(),
-            column: column.to_owned(),
+            column: format!("{column}{suffix}"),
             unit: Unit::Teraflops,
             value: rate / 1e12,
-            of_limit: Some(rate / session.limits.multiply_adds),
+            of_limit: Some(rate / limit),
             spread: timing.spread,
             ..Row::default()
         });
@@ -85,9 +100,9 @@ impl Inputs {
     }
 
     /// o, and with `backward` dq, dk and dv.
-    fn run(&self, backward: bool) -> Result<Vec<Tensor>> {
+    fn run(&self, precision: Precision, backward: bool) -> Result<Vec<Tensor>> {
         let params = Params::new(self.tensors[0].gpu());
-        let tape = Tape::new(&params);
+        let tape = Tape::new(&params).with_precision(precision);
         let leaves: [Var<'_>; 3] = [0, 1, 2].map(|at| tape.leaf(self.tensors[at].clone()));
         let o = leaves[0].attention(&leaves[1], &leaves[2], self.shape)?;
         let mut found = vec![o.value().clone()];
@@ -124,13 +139,14 @@ impl Inputs {
     }
 
     /// Compares o and dq of some positions, and dk and dv of the last ones, which few queries see, with float64.
-    fn check(&self, found: &[Tensor]) -> Case {
+    fn check(&self, found: &[Tensor], precision: Precision) -> Case {
+        // That of a sum of values of about 1.
+        let tolerance = if precision == Precision::F16 { 2e-2 } else { 2e-4 };
         let width = self.shape.head_dim;
         let compare = |name: &str, tensor: &Tensor, position: usize, want: &dyn Fn(usize) -> f64| -> Case {
             let start = self.start(position);
             let found = tensor.read(start..start + width)?;
-            // The tolerance is that of a sum of values of about 1.
-            (0..width).try_for_each(|d| agree(|| format!("{name}[{position}, {d}]"), f64::from(found[d]), want(d), 2e-4))
+            (0..width).try_for_each(|d| agree(|| format!("{name}[{position}, {d}]"), f64::from(found[d]), want(d), tolerance))
         };
         let [o, dq, dk, dv] = found else { return Err(polytape::Error::Value("attention: a gradient is missing".into()).into()) };
         for position in [0, self.positions / 2 + 1, self.positions - 1] {

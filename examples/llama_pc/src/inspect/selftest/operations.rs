@@ -310,17 +310,27 @@ fn transformer(kernels: KernelTier) -> Vec<Check> {
     ));
     // The fallback kernels hold rows in registers: the same code for each width from 65 to 128, but a compiler takes long for the widest.
     let wide = if kernels == KernelTier::Fallback { 80 } else { 128 };
-    for [batch, seq, heads, kv_heads, head_dim] in [[2, 67, 4, 2, 32], [1, 130, 2, 1, 64], [1, 37, 2, 2, wide]] {
+    let shapes = [[2, 67, 4, 2, 32], [1, 130, 2, 1, 64], [1, 37, 2, 2, wide]];
+    // Attention has f16 operands on matrix units only.
+    let halves = if kernels == KernelTier::Matrix { &shapes[1..] } else { &[] };
+    let at = |precision, shapes: &[[usize; 5]]| shapes.iter().map(move |shape| (precision, *shape)).collect::<Vec<_>>();
+    for (precision, [batch, seq, heads, kv_heads, head_dim]) in [at(Precision::F32, &shapes), at(Precision::F16, halves)].concat()
+    {
         let on_device = AttentionShape { batch, heads, kv_heads, head_dim };
         let on_host = attention::AttentionShape { batch, seq, heads, kv_heads, head_dim };
         let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
-        lines.push(differentiable(
-            &format!("attention, {heads} heads of {head_dim}, {kv_heads} for k, v"),
+        let (suffix, tolerance) = match precision {
+            Precision::F16 => (" at f16", tolerance::ATTENTION_F16),
+            _ => ("", tolerance::attention(seq, head_dim)),
+        };
+        lines.push(differentiable_at(
+            precision,
+            &format!("attention{suffix}, {heads} heads of {head_dim}, {kv_heads} for k, v"),
             random_arrays(63, [&q, &kv, &kv]),
             move |x| x[0].attention(&x[1], &x[2], on_device),
             move |x| attention(&x[0], &x[1], &x[2], on_host),
             move |x, dy| attention_vjp(&x[0], &x[1], &x[2], on_host, dy),
-            &[tolerance::attention(seq, head_dim)],
+            &[tolerance],
         ));
     }
     let targets = || (0..68).map(|at| at * 31 % 260).collect::<Vec<u32>>();
