@@ -41,11 +41,11 @@ fn walk(group: vec3u, lane: Lane) {
             }
         }
         workgroupBarrier();
-        @unroll for (var g = 0u; g < OWN_GROUPS; g++) { tile[(g * FAR_LANES + lane.far) * NEAR_LANES + lane.near] = top[g]; }
+        @unroll for (var g = 0u; g < OWN_GROUPS; g++) { exchange((g * FAR_LANES + lane.far) * NEAR_LANES + lane.near, top[g]); }
         workgroupBarrier();
         @unroll for (var g = 0u; g < OWN_GROUPS; g++) {
             @unroll for (var other = 0u; other < FAR_LANES; other++) {
-                top[g] = max(top[g], tile[(g * FAR_LANES + other) * NEAR_LANES + lane.near]);
+                top[g] = max(top[g], exchanged((g * FAR_LANES + other) * NEAR_LANES + lane.near));
             }
             mass[g] *= exp(old[g] - top[g]);
         }
@@ -63,11 +63,11 @@ fn walk(group: vec3u, lane: Lane) {
         accumulate(1u, far, lane, &sum);
     }
     workgroupBarrier();
-    @unroll for (var g = 0u; g < OWN_GROUPS; g++) { tile[(g * FAR_LANES + lane.far) * NEAR_LANES + lane.near] = mass[g]; }
+    @unroll for (var g = 0u; g < OWN_GROUPS; g++) { exchange((g * FAR_LANES + lane.far) * NEAR_LANES + lane.near, mass[g]); }
     workgroupBarrier();
     @unroll for (var g = 0u; g < OWN_GROUPS; g++) {
         mass[g] = vec4f();
-        @unroll for (var other = 0u; other < FAR_LANES; other++) { mass[g] += tile[(g * FAR_LANES + other) * NEAR_LANES + lane.near]; }
+        @unroll for (var other = 0u; other < FAR_LANES; other++) { mass[g] += exchanged((g * FAR_LANES + other) * NEAR_LANES + lane.near); }
     }
     @unroll for (var i = 0u; i < OWN; i++) {
         let query = first + i * NEAR_LANES + lane.near;

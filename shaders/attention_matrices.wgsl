@@ -1,12 +1,12 @@
 // The parts of a chain of products of f16 tiles on matrix units, accumulated in f32, for a workgroup as in attention_workgroup.wgsl.
 //
-// Both products give NEAR_ROWS × 4·FAR_LANES results (FAR is 4), which are divided into REGIONS regions, ACROSS per row, of REGION_ROWS ×
-// REGION_COLUMNS blocks; one subgroup computes each, see matmul_matrix.wgsl. Results go through shared memory, because the lane
+// Both products give NEAR_ROWS × 4·FAR_LANES results, which are divided into REGIONS regions, ACROSS per row, of REGION_ROWS ×
+// REGION_COLUMNS blocks; one subgroup computes each, see matmul_matrix.wgsl. FAR is 4, and NEAR_LANES is FAR_LANES. Results go through shared memory, because the lane
 // layout of a cooperative matrix is opaque: scores to the lanes that hold them, sums to be added to theirs. What a tile of far rows
 // gives a sum is one such product; the tiles add up in order.
 //
-// Constants: DIM, QUARTERS, PAIRS (near operands), FAR_PARTS (vec4s of a far tile per lane), LARGE, STEPS = ⌈DIM / BLOCK⌉, FAR_STEPS =
-// FAR_ROWS / BLOCK, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS, WHOLE, HARDWARE_F16, F16_TERMS, and those of attention_workgroup.wgsl.
+// Constants: those of attention_workgroup.wgsl, PAIRS (near operands), STEPS = ⌈DIM / BLOCK⌉, FAR_STEPS = FAR_ROWS / BLOCK, and of
+// matmul_matrix.wgsl LARGE, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS, WHOLE, HARDWARE_F16 and F16_TERMS.
 
 // vec4s of a row, whole groups of 4·FAR_LANES columns; from row to row, padded by eight f16 against bank conflicts.
 const WIDE: u32 = COLUMNS * FAR_LANES;
@@ -14,11 +14,11 @@ const PITCH: u32 = WIDE + 2u;
 const WEIGHT_PITCH: u32 = FAR_ROWS / 4u + 2u;
 
 // [PAIRS][NEAR_ROWS][PITCH], [FAR_ROWS][PITCH], [NEAR_ROWS][WEIGHT_PITCH].
-var<workgroup> near_tile: array<vec4<f16>, PAIRS * NEAR_ROWS * PITCH>;
-var<workgroup> far_tile: array<vec4<f16>, FAR_ROWS * PITCH>;
-var<workgroup> weights: array<vec4<f16>, NEAR_ROWS * WEIGHT_PITCH>;
+var<workgroup> near_tile: array<Halves, UNIT * PAIRS * NEAR_ROWS * PITCH>;
+var<workgroup> far_tile: array<Halves, UNIT * FAR_ROWS * PITCH>;
+var<workgroup> weights: array<Halves, UNIT * NEAR_ROWS * WEIGHT_PITCH>;
 // Results [NEAR_ROWS][FAR_LANES], or what lanes exchange about their rows.
-var<workgroup> tile: array<vec4f, NEAR_ROWS * FAR_LANES>;
+var<workgroup> tile: array<Singles, UNIT * NEAR_ROWS * FAR_LANES>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -29,11 +29,33 @@ fn main(
     walk(group, lane_of(index, subgroup));
 }
 
+@if SCALARS {
+    fn put_near(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { near_tile[4u * to + e] = x[e]; } }
+    fn put_far(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { far_tile[4u * to + e] = x[e]; } }
+    fn put_weight(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { weights[4u * to + e] = x[e]; } }
+    fn weight(at: u32) -> vec4<f16> {
+        return vec4<f16>(weights[4u * at], weights[4u * at + 1u], weights[4u * at + 2u], weights[4u * at + 3u]);
+    }
+    fn put_result(to: u32, x: vec4f) { @unroll for (var e = 0u; e < 4; e++) { tile[4u * to + e] = x[e]; } }
+    fn result(at: u32) -> vec4f { return vec4f(tile[4u * at], tile[4u * at + 1u], tile[4u * at + 2u], tile[4u * at + 3u]); }
+} @else {
+    fn put_near(to: u32, x: vec4<f16>) { near_tile[to] = x; }
+    fn put_far(to: u32, x: vec4<f16>) { far_tile[to] = x; }
+    fn put_weight(to: u32, x: vec4<f16>) { weights[to] = x; }
+    fn weight(at: u32) -> vec4<f16> { return weights[at]; }
+    fn put_result(to: u32, x: vec4f) { tile[to] = x; }
+    fn result(at: u32) -> vec4f { return tile[at]; }
+}
+
+fn exchange(to: u32, x: vec4f) { put_result(to, x); }
+
+fn exchanged(at: u32) -> vec4f { return result(at); }
+
 fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 { return (i * NEAR_LANES + lane.near) * WEIGHT_PITCH + quarter; }
 
-fn weights_at(lane: Lane, i: u32, quarter: u32) -> vec4f { return vec4f(weights[weight_place(lane, i, quarter)]); }
+fn weights_at(lane: Lane, i: u32, quarter: u32) -> vec4f { return vec4f(weight(weight_place(lane, i, quarter))); }
 
-fn put_weights(lane: Lane, i: u32, quarter: u32, value: vec4f) { weights[weight_place(lane, i, quarter)] = half(value); }
+fn put_weights(lane: Lane, i: u32, quarter: u32, value: vec4f) { put_weight(weight_place(lane, i, quarter), half(value)); }
 
 // What a row has at a quarter: zero beyond its end.
 fn within(value: vec4f, quarter: u32) -> vec4f { return select(vec4f(), value, quarter < QUARTERS); }
@@ -41,30 +63,34 @@ fn within(value: vec4f, quarter: u32) -> vec4f { return select(vec4f(), value, q
 // Fetches the near rows of all pairs, to stay.
 fn hold_near(near: Rows, lane: Lane) {
     @unroll for (var pair = 0u; pair < PAIRS; pair++) {
-        for (var at = lane.index; at < NEAR_ROWS * WIDE; at += LANES) {
-            let value = load_near(pair, place(near, at / WIDE), min(at % WIDE, QUARTERS - 1u));
-            near_tile[(pair * NEAR_ROWS + at / WIDE) * PITCH + at % WIDE] = half(within(value, at % WIDE));
+        for (var c = 0u; c < rolled(COLUMNS); c++) {
+            let quarter = c * FAR_LANES + lane.far;
+            @unroll for (var i = 0u; i < OWN; i++) {
+                let row = i * NEAR_LANES + lane.near;
+                let value = load_near(pair, place(near, row), min(quarter, QUARTERS - 1u));
+                put_near((pair * NEAR_ROWS + row) * PITCH + quarter, half(within(value, quarter)));
+            }
         }
     }
 }
 
 // Fetches a tile of far rows.
 fn fetch_far(pair: u32, far: Rows, lane: Lane) {
-    var next: array<vec4<f16>, FAR_PARTS>;
-    @unroll for (var p = 0u; p < FAR_PARTS; p++) {
-        let at = p * LANES + lane.index;
-        next[p] = half(within(load_far(pair, place(far, at / WIDE), min(at % WIDE, QUARTERS - 1u)), at % WIDE));
-    }
     workgroupBarrier();
-    @unroll for (var p = 0u; p < FAR_PARTS; p++) {
-        let at = p * LANES + lane.index;
-        far_tile[at / WIDE * PITCH + at % WIDE] = next[p];
+    for (var c = 0u; c < rolled(COLUMNS); c++) {
+        let quarter = c * FAR_LANES + lane.far;
+        var next: array<vec4<f16>, FAR>;
+        @unroll for (var j = 0u; j < FAR; j++) {
+            let value = load_far(pair, place(far, j * NEAR_LANES + lane.near), min(quarter, QUARTERS - 1u));
+            next[j] = half(within(value, quarter));
+        }
+        @unroll for (var j = 0u; j < FAR; j++) { put_far((j * NEAR_LANES + lane.near) * PITCH + quarter, next[j]); }
     }
     workgroupBarrier();
 }
 
 // A lane's results.
-fn result(lane: Lane, i: u32) -> vec4f { return tile[(i * NEAR_LANES + lane.near) * FAR_LANES + lane.far]; }
+fn result_of(lane: Lane, i: u32) -> vec4f { return result((i * NEAR_LANES + lane.near) * FAR_LANES + lane.far); }
 
 // The scores of a tile.
 fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function, array<f32, OWN * FAR>>) {
@@ -81,10 +107,12 @@ fn score_held(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
         var left: array<Left, REGION_ROWS>;
         for (var s = 0u; s < STEPS; s++) {
             @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                left[i] = coopLoadT<Left>(&near_tile[(pair * NEAR_ROWS + first_row + i * BLOCK) * PITCH + s * BLOCK / 4u], PITCH);
+                let at = (pair * NEAR_ROWS + first_row + i * BLOCK) * PITCH + s * BLOCK / 4u;
+                left[i] = coopLoadT<Left>(&near_tile[UNIT * at], UNIT * PITCH);
             }
             @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
-                let right = coopLoad<Right>(&far_tile[(first_column + j * BLOCK) * PITCH + s * BLOCK / 4u], PITCH);
+                let at = (first_column + j * BLOCK) * PITCH + s * BLOCK / 4u;
+                let right = coopLoad<Right>(&far_tile[UNIT * at], UNIT * PITCH);
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     product[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, product[j * REGION_ROWS + i]);
                 }
@@ -93,13 +121,13 @@ fn score_held(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
         @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
             @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                 let at = (first_row + i * BLOCK) * FAR_LANES + (first_column + j * BLOCK) / 4u;
-                coopStoreT(product[j * REGION_ROWS + i], &tile[at], FAR_LANES);
+                coopStoreT(product[j * REGION_ROWS + i], &tile[UNIT * at], UNIT * FAR_LANES);
             }
         }
     }
     workgroupBarrier();
     @unroll for (var i = 0u; i < OWN; i++) {
-        let four = result(lane, i);
+        let four = result_of(lane, i);
         @unroll for (var j = 0u; j < FAR; j++) { (*score)[i * FAR + j] = four[j]; }
     }
 }
@@ -115,11 +143,12 @@ fn accumulate(pair: u32, far: Rows, lane: Lane, sum: ptr<function, array<vec4f, 
             var left: array<Left, REGION_ROWS>;
             for (var s = 0u; s < FAR_STEPS; s++) {
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                    left[i] = coopLoadT<Left>(&weights[(first_row + i * BLOCK) * WEIGHT_PITCH + s * BLOCK / 4u], WEIGHT_PITCH);
+                    let at = (first_row + i * BLOCK) * WEIGHT_PITCH + s * BLOCK / 4u;
+                    left[i] = coopLoadT<Left>(&weights[UNIT * at], UNIT * WEIGHT_PITCH);
                 }
                 @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
                     let at = s * BLOCK * PITCH + c * FAR_LANES + (first_column + j * BLOCK) / 4u;
-                    let right = coopLoadT<Right>(&far_tile[at], PITCH);
+                    let right = coopLoadT<Right>(&far_tile[UNIT * at], UNIT * PITCH);
                     @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                         product[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, product[j * REGION_ROWS + i]);
                     }
@@ -128,12 +157,12 @@ fn accumulate(pair: u32, far: Rows, lane: Lane, sum: ptr<function, array<vec4f, 
             @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     let at = (first_row + i * BLOCK) * FAR_LANES + (first_column + j * BLOCK) / 4u;
-                    coopStoreT(product[j * REGION_ROWS + i], &tile[at], FAR_LANES);
+                    coopStoreT(product[j * REGION_ROWS + i], &tile[UNIT * at], UNIT * FAR_LANES);
                 }
             }
         }
         workgroupBarrier();
-        @unroll for (var i = 0u; i < OWN; i++) { (*sum)[i * COLUMNS + c] += result(lane, i); }
+        @unroll for (var i = 0u; i < OWN; i++) { (*sum)[i * COLUMNS + c] += result_of(lane, i); }
         workgroupBarrier();
     }
 }

@@ -28,9 +28,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
 // Near rows are fetched with the far rows.
 fn hold_near(near: Rows, lane: Lane) {}
 
-// `count`, which compilers cannot know: they would unroll a loop over tiles, overflow the instruction cache and spend registers.
-fn rolled(count: u32) -> u32 { return min(count, args.heads * count); }
-
 fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 {
     return (i * NEAR_LANES + lane.near) * WEIGHT_QUARTERS + (quarter ^ (lane.near % min(8u, WEIGHT_QUARTERS)));
 }
@@ -38,6 +35,10 @@ fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 {
 fn weights_at(lane: Lane, i: u32, quarter: u32) -> vec4f { return weights[weight_place(lane, i, quarter)]; }
 
 fn put_weights(lane: Lane, i: u32, quarter: u32, value: vec4f) { weights[weight_place(lane, i, quarter)] = value; }
+
+fn exchange(to: u32, x: vec4f) { tile[to] = x; }
+
+fn exchanged(at: u32) -> vec4f { return tile[at]; }
 
 // What a row has at a quarter: zero beyond its end.
 fn within(value: vec4f, quarter: u32) -> vec4f {

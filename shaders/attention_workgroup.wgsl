@@ -2,7 +2,8 @@
 // FAR_ROWS far rows in registers, OWN × FAR of them each, and walk the far side tile by tile:
 //   score_pair(pair):  near·farᵀ;
 //   score_held(pair):  the same right after an accumulate with the same far rows;
-//   accumulate(pair):  sum += weights·far, from the weights in shared memory.
+//   accumulate(pair):  sum += weights·far, from the weights in shared memory, which lanes put there.
+// `exchange` and `exchanged` are for what lanes tell each other between these.
 // A lane has the near rows i·NEAR_LANES + its own, FAR far rows in a run, and the columns c·FAR_LANES + its own of a sum, in vec4s.
 // The files attention_tiles.wgsl (f32) and attention_matrices.wgsl (f16, on matrix units) have these parts.
 //
@@ -22,3 +23,6 @@ fn place(rows: Rows, row: u32) -> u32 { return rows.start + min(rows.first + row
 struct Lane { index: u32, near: u32, far: u32, subgroup: u32 }
 
 fn lane_of(index: u32, subgroup: u32) -> Lane { return Lane(index, index / FAR_LANES, index % FAR_LANES, subgroup); }
+
+// `count`, which compilers cannot know: they would unroll a loop over tiles, overflow the instruction cache and spend registers.
+fn rolled(count: u32) -> u32 { return min(count, args.heads * count); }

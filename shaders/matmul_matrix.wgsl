@@ -16,15 +16,31 @@ const WIDE_A: u32 = ROWS / 4u + 2u;
 const WIDE_B: u32 = COLUMNS / 4u + 2u;
 
 // op(A): [ROWS][DEEP], or [DEPTH][WIDE_A] if A is transposed. op(B): [DEPTH][WIDE_B], or [COLUMNS][DEEP] if B is transposed.
-var<workgroup> a_tile: array<vec4<f16>, max(ROWS * DEEP, DEPTH * WIDE_A)>;
-var<workgroup> b_tile: array<vec4<f16>, max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
+var<workgroup> a_tile: array<Halves, UNIT * max(ROWS * DEEP, DEPTH * WIDE_A)>;
+var<workgroup> b_tile: array<Halves, UNIT * max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
 @if F16X3 {
     // Rounding residuals, times 2¹¹.
-    var<workgroup> a_low: array<vec4<f16>, max(ROWS * DEEP, DEPTH * WIDE_A)>;
-    var<workgroup> b_low: array<vec4<f16>, max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
+    var<workgroup> a_low: array<Halves, UNIT * max(ROWS * DEEP, DEPTH * WIDE_A)>;
+    var<workgroup> b_low: array<Halves, UNIT * max(COLUMNS * DEEP, DEPTH * WIDE_B)>;
 }
 // Staging: one block of sums per region.
-var<workgroup> staged: array<vec4f, REGIONS * BLOCK * BLOCK / 4u>;
+var<workgroup> staged: array<Singles, UNIT * REGIONS * BLOCK * BLOCK / 4u>;
+
+@if SCALARS {
+    fn put_a(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { a_tile[4u * to + e] = x[e]; } }
+    fn put_b(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { b_tile[4u * to + e] = x[e]; } }
+    @if F16X3 {
+        fn put_a_low(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { a_low[4u * to + e] = x[e]; } }
+        fn put_b_low(to: u32, x: vec4<f16>) { @unroll for (var e = 0u; e < 4; e++) { b_low[4u * to + e] = x[e]; } }
+    }
+} @else {
+    fn put_a(to: u32, x: vec4<f16>) { a_tile[to] = x; }
+    fn put_b(to: u32, x: vec4<f16>) { b_tile[to] = x; }
+    @if F16X3 {
+        fn put_a_low(to: u32, x: vec4<f16>) { a_low[to] = x; }
+        fn put_b_low(to: u32, x: vec4<f16>) { b_low[to] = x; }
+    }
+}
 
 // Zeros from `end` on: those inner indices are of the next slice.
 fn store_a(index: u32, fetched: Loaded, k: u32, end: u32) {
@@ -32,8 +48,8 @@ fn store_a(index: u32, fetched: Loaded, k: u32, end: u32) {
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_A + at.side / 4u, TRANSPOSE_A == 1u);
     let values = select(Loaded(), fetched, k + at.depth < end);
     @if F16_OPERANDS { let high = values; } @else { let high = half(values); }
-    a_tile[to] = high;
-    @if F16X3 { a_low[to] = half((values - vec4f(high)) * 2048.0); }
+    put_a(to, high);
+    @if F16X3 { put_a_low(to, half((values - vec4f(high)) * 2048.0)); }
 }
 
 fn store_b(index: u32, fetched: Loaded, k: u32, end: u32) {
@@ -41,12 +57,19 @@ fn store_b(index: u32, fetched: Loaded, k: u32, end: u32) {
     let to = select(at.side * DEEP + at.depth / 4u, at.depth * WIDE_B + at.side / 4u, TRANSPOSE_B == 0u);
     let values = select(Loaded(), fetched, k + at.depth < end);
     @if F16_OPERANDS { let high = values; } @else { let high = half(values); }
-    b_tile[to] = high;
-    @if F16X3 { b_low[to] = half((values - vec4f(high)) * 2048.0); }
+    put_b(to, high);
+    @if F16X3 { put_b_low(to, half((values - vec4f(high)) * 2048.0)); }
 }
 
 // Clamped beyond the end.
-fn staged_vec4(index: u32) -> vec4f { return staged[min(index, REGIONS * BLOCK * BLOCK / 4u - 1u)]; }
+fn staged_vec4(index: u32) -> vec4f {
+    let at = min(index, REGIONS * BLOCK * BLOCK / 4u - 1u);
+    @if SCALARS {
+        return vec4f(staged[4u * at], staged[4u * at + 1u], staged[4u * at + 2u], staged[4u * at + 3u]);
+    } @else {
+        return staged[at];
+    }
+}
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -84,23 +107,23 @@ fn main(
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     @if TRANSPOSE_A {
                         let at = s * BLOCK * WIDE_A + (first_row + i * BLOCK) / 4u;
-                        left[i] = coopLoad<Left>(&a_tile[at], WIDE_A);
-                        @if F16X3 { left_low[i] = coopLoad<Left>(&a_low[at], WIDE_A); }
+                        left[i] = coopLoad<Left>(&a_tile[UNIT * at], UNIT * WIDE_A);
+                        @if F16X3 { left_low[i] = coopLoad<Left>(&a_low[UNIT * at], UNIT * WIDE_A); }
                     } @else {
                         let at = (first_row + i * BLOCK) * DEEP + s * BLOCK / 4u;
-                        left[i] = coopLoadT<Left>(&a_tile[at], DEEP);
-                        @if F16X3 { left_low[i] = coopLoadT<Left>(&a_low[at], DEEP); }
+                        left[i] = coopLoadT<Left>(&a_tile[UNIT * at], UNIT * DEEP);
+                        @if F16X3 { left_low[i] = coopLoadT<Left>(&a_low[UNIT * at], UNIT * DEEP); }
                     }
                 }
                 @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
                     @if TRANSPOSE_B {
                         let at = (first_column + j * BLOCK) * DEEP + s * BLOCK / 4u;
-                        let right = coopLoad<Right>(&b_tile[at], DEEP);
-                        @if F16X3 { let right_low = coopLoad<Right>(&b_low[at], DEEP); }
+                        let right = coopLoad<Right>(&b_tile[UNIT * at], UNIT * DEEP);
+                        @if F16X3 { let right_low = coopLoad<Right>(&b_low[UNIT * at], UNIT * DEEP); }
                     } @else {
                         let at = s * BLOCK * WIDE_B + (first_column + j * BLOCK) / 4u;
-                        let right = coopLoadT<Right>(&b_tile[at], WIDE_B);
-                        @if F16X3 { let right_low = coopLoadT<Right>(&b_low[at], WIDE_B); }
+                        let right = coopLoadT<Right>(&b_tile[UNIT * at], UNIT * WIDE_B);
+                        @if F16X3 { let right_low = coopLoadT<Right>(&b_low[UNIT * at], UNIT * WIDE_B); }
                     }
                     @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                         sum[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, sum[j * REGION_ROWS + i]);
@@ -120,14 +143,14 @@ fn main(
         @unroll for (var i = 0u; i < REGION_ROWS; i++) {
             @if F16X3 {
                 @unless WHOLE for (var turn = region; turn < REGIONS; turn += REGIONS) {
-                    coopStoreT(rest[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK / 4u], BLOCK / 4u);
+                    coopStoreT(rest[j * REGION_ROWS + i], &staged[UNIT * region * BLOCK * BLOCK / 4u], UNIT * BLOCK / 4u);
                 }
                 workgroupBarrier();
                 @unroll for (var n = 0u; n < QUOTA; n++) { low[n] = staged_vec4(n * INVOCATIONS + local); }
                 workgroupBarrier();
             }
             @unless WHOLE for (var turn = region; turn < REGIONS; turn += REGIONS) {
-                coopStoreT(sum[j * REGION_ROWS + i], &staged[region * BLOCK * BLOCK / 4u], BLOCK / 4u);
+                coopStoreT(sum[j * REGION_ROWS + i], &staged[UNIT * region * BLOCK * BLOCK / 4u], UNIT * BLOCK / 4u);
             }
             workgroupBarrier();
             @unroll for (var n = 0u; n < QUOTA; n++) {

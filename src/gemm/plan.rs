@@ -241,14 +241,13 @@ impl Plan {
         let loads = |side: u32| side * tile.depth / 4 / tile.invocations;
         Self {
             kernel: &MATRIX,
-            constants: vec![
+            constants: [
                 ("ROWS", tile.rows),
                 ("COLUMNS", tile.columns),
                 ("DEPTH", tile.depth),
                 ("INVOCATIONS", tile.invocations),
                 ("A_LOADS", loads(tile.rows)),
                 ("B_LOADS", loads(tile.columns)),
-                ("LARGE", u32::from(block == 16)),
                 ("STEPS", tile.depth / block),
                 ("REGIONS", regions),
                 ("ACROSS", across),
@@ -256,10 +255,12 @@ impl Plan {
                 ("REGION_COLUMNS", region_columns),
                 ("BLOCKS", region_rows * region_columns),
                 ("QUOTA", (regions * block * block).div_ceil(4 * tile.invocations)),
-                ("HARDWARE_F16", units.rounds_f16.into()),
                 ("WHOLE", units.is_whole(regions, tile.invocations).into()),
                 ("F16_OPERANDS", problem.f16_operands.into()),
-            ],
+            ]
+            .into_iter()
+            .chain(units.constants())
+            .collect(),
             tile_rows: tile.rows as usize,
             tile_columns: tile.columns as usize,
             iterations: problem.inner.div_ceil(tile.depth as usize),
@@ -327,7 +328,12 @@ mod tests {
             [(false, 32 << 10), (true, 64 << 10)].map(|(rounds_f16, shared)| DeviceCaps {
                 tier: KernelTier::Matrix,
                 shader_tier: KernelTier::Matrix,
-                matrices: Some(MatrixUnits { lanes: (lanes / if rounds_f16 { 1 } else { 2 }, lanes), block, rounds_f16 }),
+                matrices: Some(MatrixUnits {
+                    lanes: (lanes / if rounds_f16 { 1 } else { 2 }, lanes),
+                    block,
+                    rounds_f16,
+                    scalars: block == 8 && rounds_f16,
+                }),
                 shared,
                 ..portable()
             })

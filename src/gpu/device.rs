@@ -236,7 +236,7 @@ impl Gpu {
         if tier == KernelTier::Matrix {
             needed |= wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: experimental features may have bugs that break memory safety. Only cooperative matrices are requested, for
-            // two kernels of this crate that stay in bounds.
+            // kernels of this crate that stay in bounds.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {
@@ -274,7 +274,8 @@ impl Gpu {
     pub(crate) fn matrices(&self) -> Option<MatrixUnits> {
         let summary = &self.inner.summary;
         let rounds_f16 = self.inner.rounds_f16;
-        summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16 })
+        let scalars = summary.backend == wgpu::Backend::Metal;
+        summary.matrix_block.map(|block| MatrixUnits { lanes: summary.subgroup_lanes, block, rounds_f16, scalars })
     }
 
     /// Workgroups taken to fill the device: 16 with [`KernelTier::Fallback`], 64 on an integrated GPU, else 256. No API

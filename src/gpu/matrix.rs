@@ -33,9 +33,16 @@ pub(crate) struct MatrixUnits {
     pub(crate) block: u32,
     /// Whether f16() rounds to nearest, ties to even, with subnormals and infinities: WGSL leaves it open.
     pub(crate) rounds_f16: bool,
+    /// Whether they are loaded from shared memory, and stored there, by pointers to scalars only: on Metal.
+    pub(crate) scalars: bool,
 }
 
 impl MatrixUnits {
+    /// The constants of shaders/matrices.wgsl and shaders/half_storage.wgsl.
+    pub(crate) fn constants(self) -> [(&'static str, u32); 3] {
+        [("LARGE", (self.block == 16).into()), ("SCALARS", self.scalars.into()), ("HARDWARE_F16", self.rounds_f16.into())]
+    }
+
     /// How rows × columns results divide into regions, one per subgroup of a workgroup and at most `most` in all, of whole blocks and as
     /// square as possible: the number of regions by rows and by columns.
     pub(crate) fn regions(self, rows: u32, columns: u32, invocations: u32, most: u32) -> (u32, u32) {
@@ -72,23 +79,23 @@ const ROUNDINGS: [(f32, f32); 16] = [
     (1e-9, 0.0),
 ];
 
-fn constants(block: u32) -> [(&'static str, u32); 2] {
-    [("LARGE", u32::from(block == 16)), ("ROUNDED", ROUNDINGS.len() as u32)]
+fn constants(units: MatrixUnits) -> Vec<(&'static str, u32)> {
+    [&units.constants()[..], &[("ROUNDED", ROUNDINGS.len() as u32)]].concat()
 }
 
 /// Notes the kernel of the self-test, which every device of the tier runs.
 pub(super) fn note(gpu: &Gpu) {
     if let (KernelTier::Matrix, Some(units)) = (gpu.kernels(), gpu.matrices()) {
-        gpu.note(&CHECK, &constants(units.block), 0);
+        gpu.note(&CHECK, &constants(units), 0);
     }
 }
 
 /// The self-test: products of small integer matrices, which are exact, compared with the host. Whether f16() rounds as it should.
 pub(super) async fn check(gpu: &Gpu) -> Result<bool> {
-    let Some(MatrixUnits { block, .. }) = gpu.matrices() else {
+    let Some(units) = gpu.matrices() else {
         return Err(CHECK.error("no cooperative matrices"));
     };
-    let side = block as usize;
+    let side = units.block as usize;
     let matrix = |step: usize, range: usize| (0..side * side).map(move |i| (i * step % range) as f32 - (range / 2) as f32);
     let [a, b, c] = [(7, 13), (5, 11), (3, 17)].map(|(step, range)| matrix(step, range).collect::<Vec<f32>>());
     let by_rows = |i: usize, j: usize| (0..side).map(|k| a[i * side + k] * b[k * side + j]).sum::<f32>();
@@ -102,7 +109,7 @@ pub(super) async fn check(gpu: &Gpu) -> Result<bool> {
     let slices = [&operands, &out].map(|buffer| Slice { buffer, offset: 0, size: buffer.bytes() });
     gpu.launch(&Launch {
         kernel: &CHECK,
-        constants: &constants(block),
+        constants: &constants(units),
         buffers: &slices,
         arguments: &[],
         workgroups: [1, 1, 1],

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::device::Gpu;
 use super::kernel::{Access, Kernel, Launch, Slice, grid, with_twin};
+use super::matrix::MatrixUnits;
 use super::pool::Buffer;
 use crate::error::{Error, Result};
 
@@ -95,8 +96,8 @@ impl Peak {
         let (kernel, constants, workgroups) = match self.unit {
             Unit::MultiplyAdd => (&MULTIPLY_ADDS, vec![], grid(u64::from(self.count), 64)),
             Unit::Matrix => {
-                let (lanes, block) = self.matrices();
-                let constants = vec![("LARGE", u32::from(block == 16)), ("REGIONS", MATRIX_WORKGROUP / lanes)];
+                let units = self.matrices();
+                let constants = [&units.constants()[..], &[("REGIONS", MATRIX_WORKGROUP / units.lanes.1)]].concat();
                 (&MATRICES, constants, [self.count, 1, 1])
             }
         };
@@ -118,10 +119,8 @@ impl Peak {
         Slice { buffer: &self.out, offset: 0, size: self.out.bytes() }
     }
 
-    /// (Most invocations of a subgroup, side of a matrix).
-    fn matrices(&self) -> (u32, u32) {
-        let units = self.gpu.matrices().expect("bug: the matrix kernels have matrices");
-        (units.lanes.1, units.block)
+    fn matrices(&self) -> MatrixUnits {
+        self.gpu.matrices().expect("bug: the matrix kernels have matrices")
     }
 
     /// FLOP of a dispatch.
@@ -131,8 +130,8 @@ impl Peak {
             // Eight times eight multiply-adds of four values.
             Unit::MultiplyAdd => rounds * 8.0 * 8.0 * 4.0 * 2.0,
             Unit::Matrix => {
-                let (lanes, block) = self.matrices();
-                rounds * f64::from(MATRIX_WORKGROUP / lanes) * 8.0 * 2.0 * f64::from(block).powi(3)
+                let MatrixUnits { lanes, block, .. } = self.matrices();
+                rounds * f64::from(MATRIX_WORKGROUP / lanes.1) * 8.0 * 2.0 * f64::from(block).powi(3)
             }
         }
     }
@@ -142,7 +141,7 @@ impl Peak {
         self.run()?;
         let want = match self.unit {
             Unit::MultiplyAdd => 8.0,
-            Unit::Matrix => 8.0 * self.steps as f32 * self.matrices().1 as f32 / 16.0,
+            Unit::Matrix => 8.0 * self.steps as f32 * self.matrices().block as f32 / 16.0,
         };
         let bytes = self.gpu.read(&[self.slice()])?;
         let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[0]);

@@ -61,7 +61,7 @@ impl MatrixTiling {
         let block = units.block;
         let (down, across) = units.regions(NEAR_LANES * own, WIDE, LANES, LANES);
         let (region_rows, region_columns) = (NEAR_LANES * own / block / down, WIDE / block / across);
-        vec![
+        [
             ("DIM", head_dim),
             ("QUARTERS", head_dim.div_ceil(4)),
             ("NEAR_LANES", NEAR_LANES),
@@ -72,8 +72,6 @@ impl MatrixTiling {
             ("OWN_GROUPS", 1),
             ("FAR_GROUPS", 1),
             ("PAIRS", self.pairs()),
-            ("FAR_PARTS", FAR * self.columns()),
-            ("LARGE", u32::from(block == 16)),
             ("STEPS", head_dim.div_ceil(block)),
             ("FAR_STEPS", WIDE / block),
             ("REGIONS", down * across),
@@ -82,9 +80,11 @@ impl MatrixTiling {
             ("REGION_COLUMNS", region_columns),
             ("BLOCKS", region_rows * region_columns),
             ("WHOLE", units.is_whole(down * across, LANES).into()),
-            ("HARDWARE_F16", units.rounds_f16.into()),
             ("F16_TERMS", 1),
         ]
+        .into_iter()
+        .chain(units.constants())
+        .collect()
     }
 
     /// Loop iterations over `far` rows of a head.
@@ -111,7 +111,10 @@ mod tests {
     fn kernels_are_valid_and_regions_cover_their_tiles() {
         let sizes = [8, 32, 64].into_iter().flat_map(|lanes| [8, 16].map(|block| (lanes, block)));
         let units = sizes.flat_map(|(lanes, block)| {
-            [false, true].map(|rounds_f16| MatrixUnits { lanes: (if rounds_f16 { lanes } else { 8 }, lanes), block, rounds_f16 })
+            [false, true].map(|rounds_f16| {
+                let lanes = (if rounds_f16 { lanes } else { 8 }, lanes);
+                MatrixUnits { lanes, block, rounds_f16, scalars: block == 8 && rounds_f16 }
+            })
         });
         for (units, head_dim) in units.flat_map(|units| [1, 7, 64, 80, 128].map(|head_dim| (units, head_dim))) {
             for (family, pass) in
@@ -134,7 +137,7 @@ mod tests {
 
     #[test]
     fn heads_too_wide_for_the_shared_memory_have_none() {
-        let units = MatrixUnits { lanes: (32, 32), block: 16, rounds_f16: true };
+        let units = MatrixUnits { lanes: (32, 32), block: 16, rounds_f16: true, scalars: false };
         let near = |pass, head_dim, shared| MatrixTiling::of(units, shared, pass, head_dim).map(MatrixTiling::near);
         assert_eq!([64, 128].map(|dim| near(Pass::Forward, dim, 48 << 10)), [Some(64), Some(32)]);
         assert_eq!([64, 128].map(|dim| near(Pass::KeyBackward, dim, 48 << 10)), [Some(32), Some(32)]);

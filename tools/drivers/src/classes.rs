@@ -26,6 +26,8 @@ pub fn classes() -> Vec<Class> {
         let adapter = AdapterSummary { subgroup_lanes: (lanes, lanes), matrix_block: Some(block), ..with_matrices() };
         Class { name: format!("matrix, blocks of {block}, {lanes} lanes"), adapter, tier: KernelTier::Matrix }
     });
+    let metal = AdapterSummary { backend: Backend::Metal, matrix_block: Some(8), ..with_matrices() };
+    let metal = Class { name: "matrix, on Metal".into(), adapter: metal, tier: KernelTier::Matrix };
     // As on NVIDIA, where a workgroup may have more shared memory, and attention's tiles are deeper.
     let mut roomy = with_matrices();
     roomy.limits.max_compute_workgroup_storage_size = 48 << 10;
@@ -45,7 +47,7 @@ pub fn classes() -> Vec<Class> {
     };
     let others = [few, software, many(KernelTier::Portable), subgroup, many(KernelTier::Subgroup)];
     // The first class that has a text sets its limits: that of more shared memory comes last.
-    fallback.into_iter().chain(others).chain(few_registers).chain(matrix).chain(roomy).collect()
+    fallback.into_iter().chain(others).chain(few_registers).chain(matrix).chain([metal]).chain(roomy).collect()
 }
 
 /// A GPU with subgroups, and otherwise what the library asks for at least.

@@ -93,13 +93,13 @@ fn check(case: &Case, folder: &Path) -> Result<(), String> {
         }
     }
     let has_matrices = variant.text().is_ok_and(|text| text.contains("coop_mat"));
-    // wgpu has cooperative matrices on Vulkan and on Metal, and there only in blocks of 8.
+    // wgpu has cooperative matrices on Vulkan and on Metal.
     if !has_matrices {
         for model in [hlsl::ShaderModel::V6_0, hlsl::ShaderModel::V6_2] {
             to_hlsl(&parsed, variant, model)?;
         }
     }
-    if !has_matrices || variant.constant("LARGE") == Some(0) {
+    if !has_matrices || variant.constant("SCALARS") == Some(1) {
         let versions: &[(u8, u8)] = if has_matrices { &[(2, 4), (3, 1), (3, 2)] } else { &[(2, 4), (3, 0), (3, 2)] };
         versions.iter().try_for_each(|version| to_msl(&parsed, variant, *version))?;
     }
