@@ -22,9 +22,14 @@ pub(super) struct MatrixTiling {
 }
 
 impl MatrixTiling {
-    /// The most near rows that fit `shared` bytes and leave room for other registers; none where even the fewest do not.
+    /// The most near rows that fit `shared` bytes and leave room for other registers. None where the fewest of any pass do not: all passes
+    /// round their operands, or none.
     pub(super) fn of(units: MatrixUnits, shared: u32, pass: Pass, head_dim: usize) -> Option<Self> {
-        let tilings = [4, 2, 1].map(|own| Self { units, pass, head_dim: head_dim as u32, own });
+        let tiling = |pass, own| Self { units, pass, head_dim: head_dim as u32, own };
+        if tiling(Pass::KeyBackward, 1).shared() > shared {
+            return None;
+        }
+        let tilings = [4, 2, 1].map(|own| tiling(pass, own));
         tilings.into_iter().find(|tiling| tiling.shared() <= shared && tiling.sum_registers() <= 64)
     }
 
@@ -141,7 +146,9 @@ mod tests {
         let near = |pass, head_dim, shared| MatrixTiling::of(units, shared, pass, head_dim).map(MatrixTiling::near);
         assert_eq!([64, 128].map(|dim| near(Pass::Forward, dim, 48 << 10)), [Some(64), Some(32)]);
         assert_eq!([64, 128].map(|dim| near(Pass::KeyBackward, dim, 48 << 10)), [Some(32), Some(32)]);
-        assert_eq!(near(Pass::KeyBackward, MAX_HEAD_DIM, 48 << 10), None);
-        assert_eq!(near(Pass::Forward, 128, 16 << 10), None);
+        assert_eq!(near(Pass::KeyBackward, 128, 32 << 10), Some(16));
+        for pass in [Pass::Forward, Pass::QueryBackward, Pass::KeyBackward] {
+            assert_eq!([near(pass, MAX_HEAD_DIM, 48 << 10), near(pass, 128, 31 << 10)], [None; 2]);
+        }
     }
 }

@@ -246,7 +246,7 @@ pub struct Train {
     /// Operands of the matrix products of the linear layers and the head, forward and backward: f32, the sum of two f16 (about as
     /// accurate as f32), or f16. The latter two scale the loss. All else stays in f32:
     /// accumulation, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix` kernels run on matrix
-    /// units; other kernels emulate the rounding, which is slower than f32.
+    /// units, with f16 those of attention as well; other kernels emulate the rounding, which is slower than f32.
     pub precision: Precision,
     /// Steps between validations.
     pub val_every: u64,
