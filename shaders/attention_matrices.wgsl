@@ -1,12 +1,13 @@
 // The parts of a chain of products of f16 tiles on matrix units, accumulated in f32, for a workgroup as in attention_workgroup.wgsl.
 //
 // Both products give NEAR_ROWS × 4·FAR_LANES results, which are divided into REGIONS regions, ACROSS per row, of REGION_ROWS ×
-// REGION_COLUMNS blocks; one subgroup computes each, see matmul_matrix.wgsl. FAR is 4, and NEAR_LANES is FAR_LANES. Results go through shared memory, because the lane
-// layout of a cooperative matrix is opaque: scores to the lanes that hold them, sums to be added to theirs. What a tile of far rows
-// gives a sum is one such product; the tiles add up in order.
+// REGION_COLUMNS blocks; one subgroup computes each, see matmul_matrix.wgsl. FAR is 4, and NEAR_LANES is FAR_LANES. Results go
+// through shared memory, because the lane layout of a cooperative matrix is opaque: scores to the lanes that hold them, sums to be
+// added to theirs. What a tile of far rows gives a sum is one such product; the tiles add up in order. Windows of queries begin at
+// whole tiles (windows.rs), so that they change no bit, unless a binding holds fewer than 64 queries.
 //
 // Constants: those of attention_workgroup.wgsl, PAIRS (near operands), STEPS = ⌈DIM / BLOCK⌉, FAR_STEPS = FAR_ROWS / BLOCK, and of
-// matmul_matrix.wgsl LARGE, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS, WHOLE, HARDWARE_F16 and F16_TERMS.
+// matmul_matrix.wgsl LARGE, SCALARS, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS, WHOLE, HARDWARE_F16 and F16_TERMS.
 
 // vec4s of a row, whole groups of 4·FAR_LANES columns; from row to row, padded by eight f16 against bank conflicts.
 const WIDE: u32 = COLUMNS * FAR_LANES;

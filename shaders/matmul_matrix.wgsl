@@ -2,13 +2,14 @@
 //
 // A workgroup computes an output tile of ROWS × COLUMNS. It loads operand tiles of DEPTH inner indices to shared memory in their
 // storage order; the cooperative loads transpose. The output tile is divided into REGIONS regions, ACROSS per row, of
-// REGION_ROWS × REGION_COLUMNS blocks; one subgroup accumulates each region. REGIONS is the number of subgroups at the maximum
-// subgroup size; with smaller subgroups, unless WHOLE, the surplus ones only load. That condition is written as a loop that runs
+// REGION_ROWS × REGION_COLUMNS blocks; one subgroup accumulates each region. REGIONS is at most the number of subgroups at
+// the maximum subgroup size; with smaller subgroups, unless WHOLE, the surplus ones only load. That condition is written as a loop that runs
 // once: naga treats an `if` as divergent control flow, where cooperative operations are not allowed.
 //
-// Constants: ROWS, COLUMNS, DEPTH, INVOCATIONS, A_LOADS and B_LOADS (vec4s per invocation of an operand tile), LARGE, STEPS = DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS = REGION_ROWS ·
-// REGION_COLUMNS, QUOTA (vec4s per invocation of one staged block per region), HARDWARE_F16 (the adapter rounds to f16 as
-// to_half does), TRANSPOSE_A, TRANSPOSE_B, VECTORS, F16_TERMS, F16X3.
+// Constants: ROWS, COLUMNS, DEPTH, INVOCATIONS, A_LOADS and B_LOADS (vec4s per invocation of an operand tile), LARGE, SCALARS, STEPS =
+// DEPTH / BLOCK, REGIONS, ACROSS, REGION_ROWS, REGION_COLUMNS, BLOCKS = REGION_ROWS · REGION_COLUMNS, QUOTA (vec4s per invocation of
+// one staged block per region), HARDWARE_F16 (the adapter rounds to f16 as to_half does), TRANSPOSE_A, TRANSPOSE_B, VECTORS,
+// F16_TERMS, F16X3.
 
 // Row strides, in vec4s, of a tile stored along the inner dimension, or along its side; padded by eight f16 against bank conflicts.
 const DEEP: u32 = DEPTH / 4u + 2u;

@@ -263,7 +263,8 @@ impl Plan {
             .collect(),
             tile_rows: tile.rows as usize,
             tile_columns: tile.columns as usize,
-            iterations: problem.inner.div_ceil(tile.depth as usize),
+            // The tiles, and with too few subgroups the loop that runs once in each, and at the end.
+            iterations: 2 * problem.inner.div_ceil(tile.depth as usize) + 2 * (region_rows * region_columns) as usize,
         }
     }
 }

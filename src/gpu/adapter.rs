@@ -46,8 +46,8 @@ pub enum KernelTier {
     Portable,
     /// GPUs with subgroups of any size: as portable, with subgroup reductions.
     Subgroup,
-    /// GPUs with cooperative matrices: as subgroup, with f16 products on the matrix units. A self-test runs when the device is
-    /// opened; if it fails, the subgroup tier is used, or opening fails if this tier was requested.
+    /// GPUs with cooperative matrices: as subgroup, with `f16` and `f16x3` products, and attention at `f16`, on the matrix units. A
+    /// self-test runs when the device is opened; if it fails, the subgroup tier is used, or opening fails if this tier was requested.
     Matrix,
 }
 

@@ -326,7 +326,7 @@ impl<'t> Var<'t> {
     /// Backward, with `dP = dy·vᵀ` and `dS = P∘(dP - rowsum(P∘dP))`: `dself = dS·k/√head_dim`, `dk = dSᵀ·self/√head_dim`,
     /// `dv = Pᵀ·dy`, the last two summed over the query heads that share them. Memory is linear in the length: P is recomputed in
     /// tiles. At [`Precision::F16`] a device with matrix units rounds the operands of these products, P and dS included, to f16, unless
-    /// the heads are too wide for its shared memory (128 columns need 32 KiB); otherwise all is f32. Errors: shapes that do not divide as `shape` says, head_dim above 256, more queries than keys.
+    /// the heads are too wide for its shared memory (up to 128 columns always fit, 192 need 44 KiB, 256 need 56 KiB); otherwise all is f32. Errors: shapes that do not divide as `shape` says, head_dim above 256, more queries than keys.
     ///
     /// ```
     /// # use polytape::*;

@@ -262,7 +262,7 @@ fn sigusr1_saves_and_ends_all_at_one_step() {
 fn sigterm_to_mpirun_saves_before_it_kills() {
     let _turn = turn();
     let folder = prepared();
-    let launch = ["--mca", "odls_base_sigkill_timeout", "20", "-n", "2", program()];
+    let launch = ["--mca", "odls_base_sigkill_timeout", "10", "-n", "2", program()];
     let mut job = Job::start(mpirun(folder.path(), &[&launch[..], &begin("run", &["train.steps=100000"])[..]].concat()));
     job.wait_for(&folder.path().join("run/checkpoints/step-2"));
     job.signal("TERM");

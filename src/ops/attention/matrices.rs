@@ -94,15 +94,16 @@ impl MatrixTiling {
 
     /// Loop iterations over `far` rows of a head.
     pub(super) fn iterations(self, far: usize) -> usize {
-        let Self { units, head_dim, own, pass, .. } = self;
-        let score = head_dim.div_ceil(units.block);
-        let accumulate = self.columns() * (1 + WIDE / units.block);
+        let Self { units, head_dim, pass, .. } = self;
+        let fetch = self.columns();
+        let score = 1 + head_dim.div_ceil(units.block);
+        let accumulate = fetch + self.columns() * (1 + WIDE / units.block);
         let tile = match pass {
-            Pass::Forward => score + accumulate,
-            Pass::QueryBackward => 2 * score + accumulate,
-            Pass::KeyBackward => 2 * (score + accumulate),
+            Pass::Forward => fetch + score + accumulate,
+            Pass::QueryBackward => 2 * (fetch + score) + accumulate,
+            Pass::KeyBackward => fetch + 2 * (score + accumulate),
         };
-        (self.pairs() * own * self.columns()) as usize + far.div_ceil(WIDE as usize) * (1 + tile as usize)
+        (self.pairs() * self.columns()) as usize + far.div_ceil(WIDE as usize) * (1 + tile as usize)
     }
 }
 

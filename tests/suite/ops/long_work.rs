@@ -1,8 +1,9 @@
 //! Long dispatches are split because of driver watchdogs: the bits are those of a single dispatch. The host tier has no watchdog.
 
 use polytape::gpu::KernelTier;
-use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Precision, Result, Tape, Tensor};
+use polytape::{AttentionShape, Gemm, Gpu, GpuOptions, Gradients, Matrix, Params, Result, Tape, Tensor};
 
+use super::attention::precisions;
 use crate::device;
 
 /// Runs `compute` on two devices per tier, one with short dispatches, and requires the same bits from more dispatches.
@@ -47,7 +48,7 @@ fn a_symmetric_product_with_a_diagonal_is_cut() -> Result<()> {
 
 #[test]
 fn attention_is_split_along_its_queries_and_its_keys() -> Result<()> {
-    for precision in [Precision::F32, Precision::F16] {
+    for &precision in precisions() {
         check(&format!("attention at {precision}"), |gpu| {
             let shape = AttentionShape { batch: 2, heads: 4, kv_heads: 2, head_dim: 32 };
             let params = Params::new(gpu);

@@ -2,9 +2,10 @@
 //! that binds them whole.
 
 use polytape::spectral::{NewtonSchulz, PcConfig, Preconditioner, newton_schulz, newton_schulz_binding};
-use polytape::{AttentionShape, Indices, Params, Precision, Result, Role, RotaryTable, Tensor, Var, rms_and_abs_max};
+use polytape::{AttentionShape, Indices, Params, Result, Role, RotaryTable, Tensor, Var, rms_and_abs_max};
 use rand::RngExt;
 
+use super::attention::precisions;
 use super::matmul::{TRANSPOSES, multiply, sizes_of};
 use crate::check::{assert_refused_on, check_windows, check_windows_at, upload};
 use crate::device;
@@ -319,9 +320,9 @@ fn check_attention(shape: AttentionShape, queries: usize, keys: usize) {
     };
     let kv = [batch * keys, kv_heads * head_dim];
     let tolerances = [tolerance::attention(keys, head_dim), tolerance::ATTENTION_F16];
-    for (precision, tolerance) in [Precision::F32, Precision::F16].into_iter().zip(tolerances) {
+    for (precision, tolerance) in precisions().iter().zip(tolerances) {
         check_windows_at(
-            precision,
+            *precision,
             &format!("attention of {queries} queries and {keys} keys as {shape:?}"),
             random_arrays(2118, [&[batch * queries, columns], &kv, &kv]),
             move |x| x[0].attention(&x[1], &x[2], shape),

@@ -5,7 +5,8 @@ use polytape::llama::LlamaConfig;
 use polytape::optim::{Clip, OPTIMIZERS};
 use polytape::spectral::{NewtonSchulz, Norm, PcConfig, Preconditioner, level_coefficients, newton_schulz};
 use polytape::{
-    AttentionShape, Gpu, Gradients, Indices, MAX_HEAD_DIM, Params, Result, Role, RotaryTable, Tape, Tensor, Var, rms_and_abs_max,
+    AttentionShape, Gpu, Gradients, Indices, MAX_HEAD_DIM, Params, Precision, Result, Role, RotaryTable, Tape, Tensor, Var,
+    rms_and_abs_max,
 };
 
 use crate::steps::sample;
@@ -53,12 +54,21 @@ pub(crate) fn run_wide(gpu: &Gpu) -> Result<()> {
 /// An operation on leaves of these shapes: forward and backward, with new gradients and accumulated into earlier ones, where all
 /// inputs want one and where only one does, and without any.
 fn differentiate(gpu: &Gpu, shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>) -> Result<()> {
+    differentiate_at(Precision::F32, gpu, shapes, record)
+}
+
+fn differentiate_at(
+    precision: Precision,
+    gpu: &Gpu,
+    shapes: &[&[usize]],
+    record: impl for<'t> Fn(&[Var<'t>]) -> Result<Var<'t>>,
+) -> Result<()> {
     let params = Params::new(gpu);
     let tensors = shapes.iter().map(|shape| Tensor::zeros(gpu, shape)).collect::<Result<Vec<_>>>()?;
     let wanted: Vec<Option<usize>> = (0..shapes.len()).map(Some).chain([None]).collect();
     for only in wanted {
         for is_added in [false, true] {
-            let tape = Tape::new(&params);
+            let tape = Tape::new(&params).with_precision(precision);
             let input = |(at, tensor): (usize, &Tensor)| match only {
                 Some(only) if at != only => tape.constant(tensor.clone()),
                 _ => tape.leaf(tensor.clone()),
@@ -75,7 +85,7 @@ fn differentiate(gpu: &Gpu, shapes: &[&[usize]], record: impl for<'t> Fn(&[Var<'
             tape.backward_from(&seeds, &mut Gradients::new())?;
         }
     }
-    let tape = Tape::inference(&params);
+    let tape = Tape::inference(&params).with_precision(precision);
     let inputs: Vec<Var<'_>> = tensors.iter().map(|tensor| tape.constant(tensor.clone())).collect();
     record(&inputs).map(drop)
 }
@@ -129,12 +139,17 @@ fn tables(gpu: &Gpu, columns: usize) -> Result<()> {
 }
 
 fn attention(gpu: &Gpu, head_dim: usize) -> Result<()> {
+    // With f16 operands, matrix units have kernels of their own.
+    let on_matrix_units = gpu.kernels() == KernelTier::Matrix;
+    let precisions = if on_matrix_units { &[Precision::F32, Precision::F16][..] } else { &[Precision::F32] };
     for (heads, kv_heads) in [(1, 1), (4, 2)] {
         // Long enough for windows of a narrow binding, which holds the keys of a sequence.
         let tokens = (12 << 10) / (kv_heads * head_dim);
         let shape = AttentionShape { batch: 2, heads, kv_heads, head_dim };
         let (q, kv) = ([2 * tokens, heads * head_dim], [2 * tokens, kv_heads * head_dim]);
-        differentiate(gpu, &[&q, &kv, &kv], |x| x[0].attention(&x[1], &x[2], shape))?;
+        for &precision in precisions {
+            differentiate_at(precision, gpu, &[&q, &kv, &kv], |x| x[0].attention(&x[1], &x[2], shape))?;
+        }
     }
     Ok(())
 }

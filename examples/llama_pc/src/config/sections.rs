@@ -244,9 +244,9 @@ pub struct Train {
     /// Recompute each block in the backward pass instead of keeping its activations.
     pub checkpoint_activations: bool,
     /// Operands of the matrix products of the linear layers and the head, forward and backward: f32, the sum of two f16 (about as
-    /// accurate as f32), or f16. The latter two scale the loss. All else stays in f32:
-    /// accumulation, weights, optimizer, norms, attention, PC layers, and every evaluation. The `matrix` kernels run on matrix
-    /// units, with f16 those of attention as well; other kernels emulate the rounding, which is slower than f32.
+    /// accurate as f32), or f16. The latter two scale the loss. The `matrix` kernels compute these products on matrix units, and with
+    /// f16 those of attention as well; other kernels emulate the rounding, which is slower than f32, and leave attention in f32. All
+    /// else stays in f32: accumulation, weights, optimizer, norms, softmax, PC layers, and every evaluation.
     pub precision: Precision,
     /// Steps between validations.
     pub val_every: u64,

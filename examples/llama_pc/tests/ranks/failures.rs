@@ -314,15 +314,15 @@ fn a_rank_may_start_late_but_not_never() {
     let folder = prepared();
     let here = folder.path();
     let begin = begin("run", &["train.steps=3"]);
-    let args = [&["train", "--patience", "6s"], &begin[1..]].concat();
-    let start = |commands: &str| {
+    let start = |patience: &str, commands: &str| {
+        let args = [&["train", "--patience", patience], &begin[1..]].concat();
         let script = script(here, commands);
         different(here, &[("1", here, Path::new(program())), ("1", here, script.as_path())], &args)
     };
-    let (status, text) = start("exec sleep 100");
-    assert!(status != Some(0) && text.contains("MPI did not start within 30 s: a rank has not started"), "{text}");
+    let (status, text) = start("3s", "exec sleep 100");
+    assert!(status != Some(0) && text.contains("MPI did not start within 15 s: a rank has not started"), "{text}");
     assert!(!here.join("run").exists());
     // Longer than --patience, shorter than five times.
-    let (status, text) = start(&format!("sleep 9\nexec {} \"$@\"", program()));
+    let (status, text) = start("6s", &format!("sleep 9\nexec {} \"$@\"", program()));
     assert_eq!(status, Some(0), "{text}");
 }

@@ -65,9 +65,10 @@ fn measure(session: &mut Session, what: &str, inputs: &Inputs, precision: Precis
     let forward = session.time(|| inputs.run(precision, false).map(drop))?;
     let both = session.time(|| inputs.run(precision, true).map(drop))?;
     let backward = Timing { seconds: (both.seconds - forward.seconds).max(1e-9), ..both };
-    let (suffix, limit) = match (precision, session.limits.matrices) {
-        (Precision::F16, Some(matrices)) => (" at f16", matrices),
-        _ => ("", session.limits.multiply_adds),
+    let suffix = if precision == Precision::F16 { " at f16" } else { "" };
+    let limit = match (precision, session.limits.matrices) {
+        (Precision::F16, Some(matrices)) => matrices,
+        _ => session.limits.multiply_adds,
     };
     for (column, timing, products) in [("forward", forward, FORWARD), ("backward", backward, BACKWARD)] {
         let rate = operations(shape, positions, products) / timing.seconds;
