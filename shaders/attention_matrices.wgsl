@@ -37,20 +37,16 @@ fn main(
     fn weight(at: u32) -> vec4<f16> {
         return vec4<f16>(weights[4u * at], weights[4u * at + 1u], weights[4u * at + 2u], weights[4u * at + 3u]);
     }
-    fn put_result(to: u32, x: vec4f) { @unroll for (var e = 0u; e < 4; e++) { tile[4u * to + e] = x[e]; } }
-    fn result(at: u32) -> vec4f { return vec4f(tile[4u * at], tile[4u * at + 1u], tile[4u * at + 2u], tile[4u * at + 3u]); }
+    fn exchange(to: u32, x: vec4f) { @unroll for (var e = 0u; e < 4; e++) { tile[4u * to + e] = x[e]; } }
+    fn exchanged(at: u32) -> vec4f { return vec4f(tile[4u * at], tile[4u * at + 1u], tile[4u * at + 2u], tile[4u * at + 3u]); }
 } @else {
     fn put_near(to: u32, x: vec4<f16>) { near_tile[to] = x; }
     fn put_far(to: u32, x: vec4<f16>) { far_tile[to] = x; }
     fn put_weight(to: u32, x: vec4<f16>) { weights[to] = x; }
     fn weight(at: u32) -> vec4<f16> { return weights[at]; }
-    fn put_result(to: u32, x: vec4f) { tile[to] = x; }
-    fn result(at: u32) -> vec4f { return tile[at]; }
+    fn exchange(to: u32, x: vec4f) { tile[to] = x; }
+    fn exchanged(at: u32) -> vec4f { return tile[at]; }
 }
-
-fn exchange(to: u32, x: vec4f) { put_result(to, x); }
-
-fn exchanged(at: u32) -> vec4f { return result(at); }
 
 fn weight_place(lane: Lane, i: u32, quarter: u32) -> u32 { return (i * NEAR_LANES + lane.near) * WEIGHT_PITCH + quarter; }
 
@@ -90,8 +86,22 @@ fn fetch_far(pair: u32, far: Rows, lane: Lane) {
     workgroupBarrier();
 }
 
-// A lane's results.
-fn result_of(lane: Lane, i: u32) -> vec4f { return result((i * NEAR_LANES + lane.near) * FAR_LANES + lane.far); }
+// The first row and column of a subgroup's region.
+fn region_row(lane: Lane) -> u32 { return lane.subgroup / ACROSS * REGION_ROWS * BLOCK; }
+
+fn region_column(lane: Lane) -> u32 { return lane.subgroup % ACROSS * REGION_COLUMNS * BLOCK; }
+
+fn store_region(lane: Lane, product: ptr<function, array<Sum, BLOCKS>>) {
+    @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
+        @unroll for (var i = 0u; i < REGION_ROWS; i++) {
+            let at = (region_row(lane) + i * BLOCK) * FAR_LANES + (region_column(lane) + j * BLOCK) / 4u;
+            coopStoreT((*product)[j * REGION_ROWS + i], &tile[UNIT * at], UNIT * FAR_LANES);
+        }
+    }
+}
+
+// A lane's results of its own row i.
+fn result(lane: Lane, i: u32) -> vec4f { return exchanged((i * NEAR_LANES + lane.near) * FAR_LANES + lane.far); }
 
 // The scores of a tile.
 fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function, array<f32, OWN * FAR>>) {
@@ -101,34 +111,27 @@ fn score_pair(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
 
 // The same of the tile that was fetched last.
 fn score_held(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function, array<f32, OWN * FAR>>) {
-    let first_row = lane.subgroup / ACROSS * REGION_ROWS * BLOCK;
-    let first_column = lane.subgroup % ACROSS * REGION_COLUMNS * BLOCK;
     @unless WHOLE for (var turn = lane.subgroup; turn < REGIONS; turn += REGIONS) {
         var product: array<Sum, BLOCKS>;
         var left: array<Left, REGION_ROWS>;
         for (var s = 0u; s < STEPS; s++) {
             @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                let at = (pair * NEAR_ROWS + first_row + i * BLOCK) * PITCH + s * BLOCK / 4u;
+                let at = (pair * NEAR_ROWS + region_row(lane) + i * BLOCK) * PITCH + s * BLOCK / 4u;
                 left[i] = coopLoadT<Left>(&near_tile[UNIT * at], UNIT * PITCH);
             }
             @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
-                let at = (first_column + j * BLOCK) * PITCH + s * BLOCK / 4u;
+                let at = (region_column(lane) + j * BLOCK) * PITCH + s * BLOCK / 4u;
                 let right = coopLoad<Right>(&far_tile[UNIT * at], UNIT * PITCH);
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                     product[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, product[j * REGION_ROWS + i]);
                 }
             }
         }
-        @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
-            @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                let at = (first_row + i * BLOCK) * FAR_LANES + (first_column + j * BLOCK) / 4u;
-                coopStoreT(product[j * REGION_ROWS + i], &tile[UNIT * at], UNIT * FAR_LANES);
-            }
-        }
+        store_region(lane, &product);
     }
     workgroupBarrier();
     @unroll for (var i = 0u; i < OWN; i++) {
-        let four = result_of(lane, i);
+        let four = result(lane, i);
         @unroll for (var j = 0u; j < FAR; j++) { (*score)[i * FAR + j] = four[j]; }
     }
 }
@@ -136,34 +139,27 @@ fn score_held(pair: u32, near: Rows, far: Rows, lane: Lane, score: ptr<function,
 // sum += weights·far, 4·FAR_LANES columns at a time.
 fn accumulate(pair: u32, far: Rows, lane: Lane, sum: ptr<function, array<vec4f, OWN * COLUMNS>>) {
     fetch_far(pair, far, lane);
-    let first_row = lane.subgroup / ACROSS * REGION_ROWS * BLOCK;
-    let first_column = lane.subgroup % ACROSS * REGION_COLUMNS * BLOCK;
     @unroll for (var c = 0u; c < COLUMNS; c++) {
         @unless WHOLE for (var turn = lane.subgroup; turn < REGIONS; turn += REGIONS) {
             var product: array<Sum, BLOCKS>;
             var left: array<Left, REGION_ROWS>;
             for (var s = 0u; s < FAR_STEPS; s++) {
                 @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                    let at = (first_row + i * BLOCK) * WEIGHT_PITCH + s * BLOCK / 4u;
+                    let at = (region_row(lane) + i * BLOCK) * WEIGHT_PITCH + s * BLOCK / 4u;
                     left[i] = coopLoadT<Left>(&weights[UNIT * at], UNIT * WEIGHT_PITCH);
                 }
                 @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
-                    let at = s * BLOCK * PITCH + c * FAR_LANES + (first_column + j * BLOCK) / 4u;
+                    let at = s * BLOCK * PITCH + c * FAR_LANES + (region_column(lane) + j * BLOCK) / 4u;
                     let right = coopLoadT<Right>(&far_tile[UNIT * at], UNIT * PITCH);
                     @unroll for (var i = 0u; i < REGION_ROWS; i++) {
                         product[j * REGION_ROWS + i] = coopMultiplyAdd(left[i], right, product[j * REGION_ROWS + i]);
                     }
                 }
             }
-            @unroll for (var j = 0u; j < REGION_COLUMNS; j++) {
-                @unroll for (var i = 0u; i < REGION_ROWS; i++) {
-                    let at = (first_row + i * BLOCK) * FAR_LANES + (first_column + j * BLOCK) / 4u;
-                    coopStoreT(product[j * REGION_ROWS + i], &tile[UNIT * at], UNIT * FAR_LANES);
-                }
-            }
+            store_region(lane, &product);
         }
         workgroupBarrier();
-        @unroll for (var i = 0u; i < OWN; i++) { (*sum)[i * COLUMNS + c] += result_of(lane, i); }
+        @unroll for (var i = 0u; i < OWN; i++) { (*sum)[i * COLUMNS + c] += result(lane, i); }
         workgroupBarrier();
     }
 }

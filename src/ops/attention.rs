@@ -27,38 +27,29 @@ const W: Access = Access::ReadWrite;
 const FORWARD_BINDINGS: &[Access] = &[R, R, R, W, W];
 const QUERY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W];
 const KEY_BINDINGS: &[Access] = &[R, R, R, R, R, R, W, W];
-/// The text of a kernel: common definitions, the bindings of a direction, then the parts given.
+/// The text of a kernel: common definitions, the bindings of a direction, parts, and the direction's kernel for a family.
 macro_rules! source {
-    ($direction:literal, $($part:literal),+) => {
+    ($direction:literal, $family:literal, $($part:literal),+) => {
         concat!(
             include_str!("../../shaders/attention_common.wgsl"),
             include_str!(concat!("../../shaders/attention_", $direction, ".wgsl")),
             $(include_str!(concat!("../../shaders/", $part, ".wgsl")),)+
+            include_str!(concat!("../../shaders/attention_", $direction, "_", $family, ".wgsl")),
         )
     };
 }
-const FORWARD_LANES: &str = source!("forward", "attention_lanes", "attention_forward_lanes");
-const FORWARD_TILED: &str = source!("forward", "attention_workgroup", "attention_tiles", "attention_forward_tiled");
-const FORWARD_MATRICES: &str = source!(
-    "forward",
-    "half",
-    "half_storage",
-    "matrices",
-    "attention_workgroup",
-    "attention_matrices",
-    "attention_forward_tiled"
-);
-const BACKWARD_LANES: &str = source!("backward", "attention_lanes", "attention_backward_lanes");
-const BACKWARD_TILED: &str = source!("backward", "attention_workgroup", "attention_tiles", "attention_backward_tiled");
-const BACKWARD_MATRICES: &str = source!(
-    "backward",
-    "half",
-    "half_storage",
-    "matrices",
-    "attention_workgroup",
-    "attention_matrices",
-    "attention_backward_tiled"
-);
+/// That of a kernel on matrix units: the tiled one, of other parts.
+macro_rules! on_matrix_units {
+    ($direction:literal) => {
+        source!($direction, "tiled", "half", "half_storage", "matrices", "attention_workgroup", "attention_matrices")
+    };
+}
+const FORWARD_LANES: &str = source!("forward", "lanes", "attention_lanes");
+const FORWARD_TILED: &str = source!("forward", "tiled", "attention_workgroup", "attention_tiles");
+const FORWARD_MATRICES: &str = on_matrix_units!("forward");
+const BACKWARD_LANES: &str = source!("backward", "lanes", "attention_lanes");
+const BACKWARD_TILED: &str = source!("backward", "tiled", "attention_workgroup", "attention_tiles");
+const BACKWARD_MATRICES: &str = on_matrix_units!("backward");
 
 /// A pass's kernels: for software rasterizers, for GPUs, and for matrix units, with f16 operands.
 struct Family {

@@ -74,7 +74,7 @@ impl From<polytape::Error> for Failure {
     }
 }
 
-/// Characters shown of a long message: of its head, which names the file, and of its tail, which says what was expected.
+/// A longer message is shortened to this many characters of its start, which names the file, and of its end, which says what was expected.
 const SHOWN: [usize; 2] = [260, 130];
 
 /// A message may quote untrusted files: control characters are escaped, and the middle of a very long one is left out.

@@ -311,11 +311,12 @@ fn transformer(kernels: KernelTier) -> Vec<Check> {
     // The fallback kernels hold rows in registers: the same code for each width from 65 to 128, but a compiler takes long for the widest.
     let wide = if kernels == KernelTier::Fallback { 80 } else { 128 };
     let shapes = [[2, 67, 4, 2, 32], [1, 130, 2, 1, 64], [1, 37, 2, 2, wide]];
+    let mut cases = shapes.map(|shape| (Precision::F32, shape)).to_vec();
     // Attention has f16 operands on matrix units only.
-    let halves = if kernels == KernelTier::Matrix { &shapes[1..] } else { &[] };
-    let at = |precision, shapes: &[[usize; 5]]| shapes.iter().map(move |shape| (precision, *shape)).collect::<Vec<_>>();
-    for (precision, [batch, seq, heads, kv_heads, head_dim]) in [at(Precision::F32, &shapes), at(Precision::F16, halves)].concat()
-    {
+    if kernels == KernelTier::Matrix {
+        cases.extend(shapes[1..].iter().map(|shape| (Precision::F16, *shape)));
+    }
+    for (precision, [batch, seq, heads, kv_heads, head_dim]) in cases {
         let on_device = AttentionShape { batch, heads, kv_heads, head_dim };
         let on_host = attention::AttentionShape { batch, seq, heads, kv_heads, head_dim };
         let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
