@@ -2,24 +2,34 @@
 
 use std::sync::OnceLock;
 
-use polytape::gpu::KernelTier;
+use polytape::gpu::{AdapterSummary, KernelTier};
 use polytape::{Gpu, GpuOptions};
 
-/// The best adapter with its default tier, then the same adapter with every other tier that it supports, but for the fallback kernels on a
-/// GPU: they are written for software adapters, and a GPU's compiler takes ten times as long for them as for all others together. Without
-/// an adapter the tests fail; nothing is skipped.
+/// The best adapter with its default tier, then the same adapter with every other tier that it supports, unless [`is_foreign`]. Without an
+/// adapter the tests fail; nothing is skipped.
 pub fn all() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let own = open(&GpuOptions::default()).expect("the tests need an adapter, a software one at least");
-        let is_foreign = |kernels| kernels == KernelTier::Fallback && !own.adapter().is_software();
-        let others = own.adapter().kernel_tiers().filter(|tier| *tier != own.kernels() && !is_foreign(*tier));
+        let adapter = own.adapter();
+        let others = adapter.kernel_tiers().filter(|tier| *tier != own.kernels() && !is_foreign(adapter, *tier));
         let opened = others.map(|tier| {
             open(&GpuOptions { kernels: Some(tier), ..Default::default() })
                 .unwrap_or_else(|error| panic!("{tier} kernels: {error}"))
         });
         std::iter::once(own.clone()).chain(opened).collect()
     })
+}
+
+/// Kernels that an adapter can run, but that its compiler is not made for. The fallback kernels on a GPU: they are written for software
+/// adapters, and a GPU's compiler takes ten times as long for them as for all others together. The subgroup kernels on SwiftShader, whose
+/// compiler needs more than 13 GB for those of attention.
+pub fn is_foreign(adapter: &AdapterSummary, tier: KernelTier) -> bool {
+    match tier {
+        KernelTier::Fallback => !adapter.is_software(),
+        KernelTier::Subgroup => adapter.name.contains("SwiftShader"),
+        _ => false,
+    }
 }
 
 /// The best adapter with its default tier.

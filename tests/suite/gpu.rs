@@ -352,7 +352,7 @@ fn a_software_adapter_of_vulkan_runs_every_tier_but_that_of_matrix_units() {
     let (own, tiers) = (device::default().adapter(), device::all().iter().map(Gpu::kernels).collect::<Vec<_>>());
     if own.is_software() && own.backend == Backend::Vulkan {
         for tier in [KernelTier::Host, KernelTier::Fallback, KernelTier::Portable, KernelTier::Subgroup] {
-            assert!(tiers.contains(&tier), "{tier} is not tested");
+            assert!(tiers.contains(&tier) || device::is_foreign(own, tier), "{tier} is not tested");
         }
     }
 }

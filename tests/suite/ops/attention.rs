@@ -7,7 +7,7 @@ use crate::reference::Array;
 use crate::reference::attention::{self, attention, attention_vjp};
 use crate::reference::differences::random_arrays;
 use crate::reference::layout::{concat, slice};
-use crate::tolerance;
+use crate::tolerance::{self, Tolerance};
 
 fn shape([batch, heads, kv_heads, head_dim]: [usize; 4]) -> AttentionShape {
     AttentionShape { batch, heads, kv_heads, head_dim }
@@ -20,15 +20,20 @@ fn square([batch, heads, kv_heads, head_dim]: [usize; 4], seq: usize) -> attenti
 
 /// Attention of [batch, heads, kv_heads, head_dim] at a length.
 fn matches(sizes: [usize; 4], seq: usize) {
+    matches_at(Precision::F32, sizes, seq, tolerance::attention(seq, sizes[3]));
+}
+
+fn matches_at(precision: Precision, sizes: [usize; 4], seq: usize, tolerance: Tolerance) {
     let [batch, heads, kv_heads, head_dim] = sizes;
     let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
-    check(
+    check_at(
+        precision,
         &format!("attention of {:?}", shape(sizes)),
         random_arrays(1701, [&q, &kv, &kv]),
         move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
         |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
         |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
-        &[tolerance::attention(seq, head_dim)],
+        &[tolerance],
     );
 }
 
@@ -79,17 +84,7 @@ fn heads_of_132_match() {
 #[test]
 fn at_f16_it_is_as_close_as_its_operands() {
     for (sizes, seq) in [([2, 2, 1, 1], 7), ([2, 4, 1, 7], 67), ([1, 4, 1, 64], 131), ([1, 2, 2, 128], 68)] {
-        let [batch, heads, kv_heads, head_dim] = sizes;
-        let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
-        check_at(
-            Precision::F16,
-            &format!("attention of {:?}", shape(sizes)),
-            random_arrays(1705, [&q, &kv, &kv]),
-            move |x| x[0].attention(&x[1], &x[2], shape(sizes)),
-            |x| attention(&x[0], &x[1], &x[2], square(sizes, seq)),
-            |x, dy| attention_vjp(&x[0], &x[1], &x[2], square(sizes, seq), dy),
-            &[tolerance::ATTENTION_F16],
-        );
+        matches_at(Precision::F16, sizes, seq, tolerance::ATTENTION_F16);
     }
 }
 
